@@ -1,0 +1,1 @@
+"""minillm: activation sparsity in large language models, in pure NumPy."""

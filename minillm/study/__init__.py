@@ -1,0 +1,1 @@
+"""6. Studying: sweeps, tables, benchmarks."""

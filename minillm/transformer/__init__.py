@@ -1,0 +1,1 @@
+"""2. From arrays to text: one Llama, every intermediate named."""

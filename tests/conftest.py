@@ -1,0 +1,29 @@
+"""Switches of the test suite: where the shared folder is, and whether a skip counts as a failure."""
+
+from pathlib import Path
+
+import pytest
+
+
+def pytest_addoption(parser):
+    parser.addoption("--shared", default=None, metavar="DIR", help="published models and texts (default: ../shared)")
+    parser.addoption("--no-skips", action="store_true", help="a skipped test is a failure (continuous integration)")
+
+
+@pytest.fixture(scope="session")
+def shared(request) -> Path:
+    """The folder of published models and texts; tests that need it are skipped where it is absent."""
+    given = request.config.getoption("--shared")
+    folder = Path(given) if given else request.config.rootpath.parent / "shared"
+    if not (folder / "models").is_dir():
+        pytest.skip(f"no shared folder at {folder}")
+    return folder
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    outcome = yield
+    report = outcome.get_result()
+    if report.skipped and item.config.getoption("--no-skips") and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid} was skipped under --no-skips: {report.longrepr}"
