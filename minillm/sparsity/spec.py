@@ -1,0 +1,130 @@
+"""What "50 % sparse" means: the one description and the one accounting of every sparsity figure.
+
+The same word is used for a share of gate activations, of inputs, of neurons, of weights. A figure without these
+fields cannot be compared with another:
+
+    tensor, comparison, token scope, layer scope, granularity, target and ACHIEVED value       SparsitySpec
+
+and from the masks of a run, always in the same way:                                         SparsityMeter
+
+    neuron sparsity    share of (token, neuron) pairs whose mid is cut to zero
+    read_exact         share of [gate rows, up rows, down columns] read per token when the policy computes its own
+                       mask: whatever decides the mask has to be read first
+    read_known_mask    the same when the mask is known beforehand for nothing (a free oracle): the density, three times
+    union density      share of neurons that at least one of ``window`` successive tokens needs: what a batch reads
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class SparsitySpec:
+    """The definition behind a sparsity figure.
+
+    tensors: what is compared with a threshold, under the step names. comparison: kept where |value| is that against
+    the threshold. by: what ``target`` counts, "tensor" (share of each cut tensor) or "neuron" (neuron sparsity).
+    achieved: the same quantity as measured on the text that the figure is about. target is None where it is unknown.
+    """
+
+    policy: str
+    tensors: tuple[str, ...]
+    comparison: str
+    by: str
+    target: float | None
+    achieved: float | None = None
+    token_scope: str = "every token, prompt and continuation alike"
+    layer_scope: str = "all layers"
+    granularity: str = "one threshold per layer and tensor, one decision per token and neuron"
+
+    def asdict(self) -> dict:
+        """As plain JSON values."""
+        return asdict(self) | {"tensors": list(self.tensors)}
+
+    def __str__(self) -> str:
+        cut = ", ".join(f"|{t}| {self.comparison} threshold" for t in self.tensors)
+        target = "unknown" if self.target is None else f"{self.target:.3f}"
+        achieved = "" if self.achieved is None else f", achieved {self.achieved:.3f}"
+        return (
+            f"{self.policy}: keep where {cut}; {self.by} sparsity, target {target}{achieved}; "
+            f"{self.token_scope}; {self.layer_scope}; {self.granularity}"
+        )
+
+
+@dataclass(frozen=True)
+class SparsityReport:
+    """The accounting of one run (module docstring). read_* are the shares of gate rows, up rows, down columns."""
+
+    tokens: int
+    neuron_sparsity: float
+    layer_sparsity: tuple[float, ...]
+    tensor_sparsity: dict[str, float]
+    read_exact: tuple[float, float, float]
+    read_known_mask: tuple[float, float, float]
+    union_density: float | None
+    union_window: int
+
+    @property
+    def weight_reads(self) -> float:
+        """Share of the FFN's weights read per token, the mask computed by the policy itself."""
+        return sum(self.read_exact) / 3
+
+    @property
+    def weight_reads_known_mask(self) -> float:
+        """Share of the FFN's weights read per token by a free oracle."""
+        return sum(self.read_known_mask) / 3
+
+    def achieved(self, by: str) -> float:
+        """What a target of kind ``by`` came to: the neuron sparsity, or the mean over the cut tensors."""
+        if by == "neuron" or not self.tensor_sparsity:
+            return self.neuron_sparsity
+        return float(np.mean(list(self.tensor_sparsity.values())))
+
+
+class SparsityMeter:
+    """A tap that counts the masks of a sparse FFN; ``report()`` gives the accounting.
+
+    A dense FFN shows no masks and is reported as sparsity 0, reads 1. Every position counts, the BOS included, and
+    every layer counts alike. window: how many successive tokens a union is taken over.
+    """
+
+    def __init__(self, window: int = 16):
+        self.window = window
+        self.tokens = 0
+        self._kept: dict[str, dict[int, int]] = defaultdict(lambda: defaultdict(int))  # mask name -> layer -> kept
+        self._size: dict[str, dict[int, int]] = defaultdict(lambda: defaultdict(int))
+        self._union, self._union_size = 0, 0
+
+    def __call__(self, name: str, value: np.ndarray) -> np.ndarray:
+        if name == "embed":
+            self.tokens += len(value)
+        elif ".mlp.mask" in name:
+            _, layer, _, mask = name.split(".")
+            self._kept[mask][int(layer)] += int(np.count_nonzero(value))
+            self._size[mask][int(layer)] += value.size
+            if mask == "mask":
+                whole = value[: len(value) // self.window * self.window]
+                union = whole.reshape(-1, self.window, value.shape[-1]).any(axis=1)
+                self._union += int(np.count_nonzero(union))
+                self._union_size += union.size
+        return value
+
+    def _density(self, mask: str) -> float:
+        size = sum(self._size[mask].values())
+        return sum(self._kept[mask].values()) / size if size else 1.0
+
+    def report(self) -> SparsityReport:
+        """The accounting of everything counted so far."""
+        layers = self._size["mask"]
+        per_layer = tuple(1 - self._kept["mask"][i] / layers[i] for i in sorted(layers))
+        density = self._density("mask")
+        # mask_gate is what is known once the gate is computed: only those rows of up are read. mask is what is known
+        # once up is computed as well: only those columns of down are read.
+        reads = (1.0, self._density("mask_gate"), density)
+        cut = {mask.removeprefix("mask_"): 1 - self._density(mask) for mask in self._size if mask != "mask"}
+        union = self._union / self._union_size if self._union_size else None
+        return SparsityReport(self.tokens, 1 - density, per_layer, cut, reads, (density,) * 3, union, self.window)

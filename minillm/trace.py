@@ -1,0 +1,353 @@
+"""The thread through the book: every intermediate of a forward pass has a name, and can be looked at.
+
+The model's source says, at each intermediate,
+
+    h = tap("resid_mid", h)
+
+A *tap* is a function ``tap(name, value) -> value``. That is the whole protocol. ``no_tap`` gives the value
+back; ``scoped(tap, "blocks.3.mlp")`` puts a prefix before the name. The same call serves four users: a
+``Trace`` keeps copies, calibration reduces values while they stream by, a meter counts masks, and an edit
+returns another value (ablation, patching, planted bugs). Nothing is registered and nothing stays installed.
+
+    with Trace(keep="blocks.*.mlp.*") as trace:
+        model.forward(ids, tap=trace)
+    trace["blocks.0.mlp.gate"]        # (T, F)
+    trace.show()                      # a table of every kept step
+    trace.explain("blocks.0.mlp.gate")
+
+A tap that keeps a value must copy it: the model may reuse the array.
+"""
+
+import difflib
+import fnmatch
+import importlib
+import inspect
+import os
+import re
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+
+from .errors import TraceError
+
+Tap: TypeAlias = Callable[[str, np.ndarray], np.ndarray]
+
+
+def no_tap(name: str, value: np.ndarray) -> np.ndarray:
+    """The tap that does nothing."""
+    return value
+
+
+def scoped(tap: Tap, prefix: str) -> Tap:
+    """The same tap, seen from inside a part of the model: its names get ``prefix.`` in front."""
+    if tap is no_tap:  # keeps an untraced pass free of string building
+        return no_tap
+    return lambda name, value: tap(f"{prefix}.{name}", value)
+
+
+class StepInfo(NamedTuple):
+    """What a step is: its dimensions' letters, its equation, Hugging Face's name, and the function that taps it."""
+
+    dims: str
+    equation: str
+    hugging_face: str
+    source: str
+
+
+# One row per intermediate, in execution order; "*" stands for the layer's number. T new positions, S attended
+# positions, D hidden, F intermediate, H query heads, K key/value heads, d head size, V vocabulary.
+_MODEL, _ATTENTION, _FFN = "transformer.model:Llama.hidden", "transformer.attention:attention", "transformer.ffn:swiglu"
+_BLOCK, _MASKED = "transformer.model:block", "sparsity.masked:masked_swiglu"
+STEPS: dict[str, StepInfo] = {
+    "embed": StepInfo("T D", "x_t = E[id_t]", "model.embed_tokens", _MODEL),
+    "blocks.*.resid_pre": StepInfo("T D", "h", "input of model.layers.*", _BLOCK),
+    "blocks.*.attn.norm": StepInfo(
+        "T D", "x = h / sqrt(mean(h^2) + eps) * w", "model.layers.*.input_layernorm", _BLOCK
+    ),
+    "blocks.*.attn.q": StepInfo(
+        "T H d", "q = x W_q^T (+ b_q); Qwen3: RMS-normed per head", "self_attn.q_proj (q_norm)", _ATTENTION
+    ),
+    "blocks.*.attn.k": StepInfo(
+        "T K d", "k = x W_k^T (+ b_k); Qwen3: RMS-normed per head", "self_attn.k_proj (k_norm)", _ATTENTION
+    ),
+    "blocks.*.attn.v": StepInfo("T K d", "v = x W_v^T (+ b_v)", "self_attn.v_proj", _ATTENTION),
+    "blocks.*.attn.rot_q": StepInfo("T H d", "R(position) q", "query_states after apply_rotary_pos_emb", _ATTENTION),
+    "blocks.*.attn.rot_k": StepInfo("T K d", "R(position) k", "key_states after apply_rotary_pos_emb", _ATTENTION),
+    "blocks.*.attn.scores": StepInfo(
+        "H T S", "q k^T / sqrt(d), before the mask", "attn_weights before the mask", _ATTENTION
+    ),
+    "blocks.*.attn.pattern": StepInfo("H T S", "softmax over S of the masked scores", "attn_weights", _ATTENTION),
+    "blocks.*.attn.z": StepInfo("T H d", "pattern v", "attn_output before o_proj (input of o_proj)", _ATTENTION),
+    "blocks.*.attn.out": StepInfo("T D", "z W_o^T (+ b_o)", "self_attn", _ATTENTION),
+    "blocks.*.resid_mid": StepInfo("T D", "h + attn.out", "input of post_attention_layernorm", _BLOCK),
+    "blocks.*.mlp.norm": StepInfo(
+        "T D", "x = h / sqrt(mean(h^2) + eps) * w", "model.layers.*.post_attention_layernorm", _BLOCK
+    ),
+    "blocks.*.mlp.gate_pre": StepInfo("T F", "g = x W_gate^T", "mlp.gate_proj", _FFN),
+    "blocks.*.mlp.gate": StepInfo("T F", "a = act(g), act = SiLU in SwiGLU", "mlp.act_fn", _FFN),
+    "blocks.*.mlp.up": StepInfo("T F", "u = x W_up^T", "mlp.up_proj", _FFN),
+    "blocks.*.mlp.mid": StepInfo("T F", "m = a * u, the coefficient of each neuron", "input of mlp.down_proj", _FFN),
+    "blocks.*.mlp.mask_gate": StepInfo("T F", "True where the gate is kept", "-", _MASKED),
+    "blocks.*.mlp.mask_up": StepInfo("T F", "True where up is kept", "-", _MASKED),
+    "blocks.*.mlp.mask": StepInfo("T F", "True where the neuron is kept", "-", _MASKED),
+    "blocks.*.mlp.mid_cut": StepInfo("T F", "m where the neuron is kept, else 0", "-", _MASKED),
+    "blocks.*.mlp.out": StepInfo("T D", "y = m W_down^T", "mlp.down_proj", _FFN),
+    "blocks.*.mlp.mask_out": StepInfo("T D", "True where the output coordinate is kept", "-", _MASKED),
+    "blocks.*.resid_post": StepInfo("T D", "resid_mid + mlp.out", "output of model.layers.*", _BLOCK),
+    "final_norm": StepInfo("T D", "h / sqrt(mean(h^2) + eps) * w", "model.norm", _MODEL),
+    "logits": StepInfo("T V", "final_norm W_head^T", "lm_head", "transformer.model:Llama.forward"),
+}
+
+
+def step_names(num_layers: int) -> list[str]:
+    """The names of a dense forward pass with ``num_layers`` layers, in execution order."""
+    dense = [name for name in STEPS if not re.search(r"mask|_cut$", name)]
+    inside = [name for name in dense if name.startswith("blocks.")]
+    blocks = [name.replace("*", str(i)) for i in range(num_layers) for name in inside]
+    return ["embed", *blocks, "final_norm", "logits"]
+
+
+def _near_misses(name: str, names: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(names), n=3, cutoff=0.5)
+    return f"; did you mean {', '.join(near)}?" if near else ""
+
+
+class Trace(Mapping):
+    """An ordered mapping from step names to read-only copies of what one forward pass computed.
+
+    keep: a pattern or several, in the manner of file names ("blocks.*.mlp.*"); "*" keeps every step.
+    edits: {pattern: fn}; fn(value) gives the value that the model goes on with (and that is kept).
+    budget: the most bytes that it keeps; more is refused, since a long text makes large arrays.
+
+    Raises TraceError for a pattern that matched nothing, an edit that never fired or that changed shape or
+    dtype, an unknown key, the same step twice (one Trace is one pass), and a full budget.
+    """
+
+    def __init__(
+        self,
+        keep: str | Iterable[str] = "*",
+        edits: Mapping[str, Callable[[np.ndarray], np.ndarray]] | None = None,
+        budget: int = 1 << 30,
+    ):
+        self.keep = (keep,) if isinstance(keep, str) else tuple(keep)
+        self.edits = dict(edits or {})
+        self.budget = budget
+        self.nbytes = 0
+        self._values: dict[str, np.ndarray] = {}
+        self._seen: dict[str, None] = {}  # a dict, because it keeps the order
+        self._unused = set(self.keep) | set(self.edits)
+
+    def __call__(self, name: str, value: np.ndarray) -> np.ndarray:
+        if name in self._seen:
+            raise TraceError(f"step {name} came twice: one Trace records one forward pass, make a new one for the next")
+        self._seen[name] = None
+        for pattern, edit in self.edits.items():
+            if fnmatch.fnmatchcase(name, pattern):
+                self._unused.discard(pattern)
+                # The edit gets a copy: what it writes into must not be the model's weights or its cache.
+                edited = np.asarray(edit(value.copy()))
+                if edited.shape != value.shape or edited.dtype != value.dtype:
+                    raise TraceError(
+                        f"the edit of {name} returned {edited.dtype}{list(edited.shape)}, "
+                        f"expected {value.dtype}{list(value.shape)}"
+                    )
+                value = edited
+        kept = [pattern for pattern in self.keep if fnmatch.fnmatchcase(name, pattern)]
+        if kept:
+            self._unused.difference_update(kept)
+            self.nbytes += value.nbytes
+            if self.nbytes > self.budget:
+                raise TraceError(
+                    f"keeping {name} would take the trace to {self.nbytes:,} bytes, "
+                    f"more than its budget of {self.budget:,}; "
+                    f'narrow keep= (for example "blocks.0.mlp.*"), shorten the text, or raise budget='
+                )
+            copy = np.array(value)
+            copy.flags.writeable = False
+            self._values[name] = copy
+        return value
+
+    def __enter__(self) -> "Trace":
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        if kind is None:  # an exception inside the block is the better message
+            self.check()
+
+    def check(self) -> None:
+        """Raise TraceError when a pattern of ``keep`` or of ``edits`` matched no step of the pass."""
+        for pattern in sorted(self._unused):
+            what = "the edit" if pattern in self.edits else "the pattern"
+            raise TraceError(f"{what} {pattern!r} matched no step{_near_misses(pattern, self._seen)}")
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._values:
+            why = "was not kept" if name in self._seen else "is no step of this trace"
+            raise TraceError(f"{name!r} {why}{_near_misses(name, self._values)}")
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def show(self) -> None:
+        """Print a table of the kept steps: dimensions, shape, mean, largest magnitude, share of exact zeros."""
+        print(f"{'step':<28}{'dims':<8}{'shape':<18}{'mean':>12}{'max |.|':>12}{'zeros':>9}")
+        for name, value in self.items():
+            numbers = value.astype(np.float64)
+            zeros = 1 - np.count_nonzero(value) / max(1, value.size)
+            dims = info.dims if (info := step_info(name)) else "?"
+            print(
+                f"{name:<28}{dims:<8}{str(value.shape):<18}{numbers.mean():>12.4g}{np.abs(numbers).max(initial=0):>12.4g}{zeros:>9.1%}"
+            )
+
+    def explain(self, name: str) -> str:
+        """Say what a step is: equation, dimensions, Hugging Face's name, and the source line that taps it."""
+        return explain(name)
+
+    def save(self, path: str | Path) -> None:
+        """Write the trace as an .npz file, in execution order; written beside the target, then renamed."""
+        save_arrays(path, self)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Trace":
+        """Read a trace from an .npz file (ours, or one that weights_scripts/dump_reference.py wrote)."""
+        trace = cls()
+        for name, value in load_arrays(path).items():
+            trace(name, value)
+        return trace
+
+
+def step_info(name: str) -> StepInfo | None:
+    """The row of STEPS for a step's full name, or None."""
+    return STEPS.get(re.sub(r"^blocks\.\d+\.", "blocks.*.", name))
+
+
+def explain(name: str) -> str:
+    """Equation, dimensions, Hugging Face's name and source line of one step.
+
+    Raises TraceError for a name that is no step.
+    """
+    info = step_info(name)
+    if info is None:
+        raise TraceError(f"{name!r} is no step{_near_misses(name, STEPS)}")
+    module_name, _, qualified = info.source.partition(":")
+    target = importlib.import_module(f"{__package__}.{module_name}")
+    file = Path(inspect.getfile(target)).name
+    for part in qualified.split("."):
+        target = getattr(target, part)
+    lines, start = inspect.getsourcelines(target)
+    last = name.rsplit(".", 1)[-1]
+    hits = [(start + i, line.strip()) for i, line in enumerate(lines) if f'"{last}"' in line or f'{last}"' in line]
+    where = f"{file}:{hits[0][0]}  {hits[0][1]}" if hits else f"{file}:{start}"
+    return (
+        f"{name}\n  equation      {info.equation}\n  dimensions    {info.dims}\n"
+        f"  Hugging Face  {info.hugging_face}\n  source        {where}"
+    )
+
+
+def save_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write named arrays as .npz, first to a file beside the target, so that nothing is ever half written."""
+    path = Path(path)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with open(partial, "wb") as file:
+            np.savez(file, **arrays)
+        os.replace(partial, path)
+    except OSError as error:
+        raise TraceError(f"{path}: cannot be written ({error.strerror})") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load_arrays(path: str | Path) -> dict[str, np.ndarray]:
+    """Read an .npz file of plain arrays; pickled objects are refused. Raises TraceError."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise TraceError(f"{path}: found a single array, expected an .npz file of named arrays")
+            return {name: file[name] for name in file.files}
+    except TraceError:
+        raise
+    except FileNotFoundError:
+        raise TraceError(f"{path}: no such file, expected an .npz trace") from None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:
+        raise TraceError(f"{path}: not an .npz trace of plain arrays ({str(error).splitlines()[0]})") from error
+
+
+class Row(NamedTuple):
+    """One step of a comparison; ``relative`` is the largest difference over the largest magnitude of theirs."""
+
+    name: str
+    status: str  # "ok", "differs", "shape", "missing" (not in theirs), "extra" (not in ours)
+    max_abs: float
+    relative: float
+
+
+class Comparison(NamedTuple):
+    """The rows in execution order, the tolerance, and the first step that differs (None when all agree)."""
+
+    rows: list[Row]
+    tolerance: float
+    first: str | None
+
+    def __str__(self) -> str:
+        lines = [f"{'step':<28}{'status':<10}{'max abs':>11}{'relative':>11}   (tolerance {self.tolerance:g})"]
+        lines += [f"{r.name:<28}{r.status:<10}{r.max_abs:>11.2e}{r.relative:>11.2e}" for r in self.rows]
+        if self.first is None:
+            lines.append(f"all {sum(r.status == 'ok' for r in self.rows)} compared steps agree")
+        else:
+            names = [r.name for r in self.rows if r.status in ("ok", "differs", "shape")]
+            before = names[: names.index(self.first)]
+            lines.append(
+                f"first divergence: {self.first}" + (f", the step before it, {before[-1]}, agrees" if before else "")
+            )
+            if info := step_info(self.first):
+                lines.append(
+                    f"  {self.first.rsplit('.', 1)[-1]}: {info.equation}   [{info.dims}]   {info.hugging_face}"
+                )
+        return "\n".join(lines)
+
+
+def compare(
+    ours: Mapping[str, np.ndarray] | str | Path,
+    theirs: Mapping[str, np.ndarray] | str | Path,
+    rtol: float | None = None,
+) -> Comparison:
+    """Compare two traces step by step, in the order of ours, and name the first that differs.
+
+        relative = max |ours - theirs| / max |theirs|     a step is "ok" when relative <= rtol
+
+    ours, theirs: traces, mappings or .npz files. rtol defaults to 1e-10 when both are float64, else 1e-5.
+    A step that only one side has is listed but is no divergence; comparing nothing at all raises TraceError.
+    Values that are not finite agree only with the same values at the same places.
+    """
+    ours, theirs = (Trace.load(x) if isinstance(x, (str, Path)) else x for x in (ours, theirs))
+    common = [name for name in ours if name in theirs]
+    if not common:
+        raise TraceError(f"the two traces share no step: ours has {list(ours)[:3]}, theirs has {list(theirs)[:3]}")
+    if rtol is None:
+        double = all(np.asarray(side[name]).dtype == np.float64 for name in common for side in (ours, theirs))
+        rtol = 1e-10 if double else 1e-5
+    rows = []
+    for name in ours:
+        if name not in theirs:
+            rows.append(Row(name, "missing", np.nan, np.nan))
+            continue
+        a, b = np.asarray(ours[name], np.float64), np.asarray(theirs[name], np.float64)
+        if a.shape != b.shape:
+            rows.append(Row(name, "shape", np.nan, np.nan))
+            continue
+        finite = np.isfinite(b)
+        same_rest = np.array_equal(a[~finite], b[~finite], equal_nan=True)
+        error = np.abs(a[finite] - b[finite]).max(initial=0) if same_rest else np.inf
+        relative = error / (np.abs(b[finite]).max(initial=0) or 1.0)
+        rows.append(Row(name, "ok" if relative <= rtol else "differs", float(error), float(relative)))
+    rows += [Row(name, "extra", np.nan, np.nan) for name in theirs if name not in ours]
+    first = next((row.name for row in rows if row.status in ("differs", "shape")), None)
+    return Comparison(rows, rtol, first)

@@ -1,0 +1,141 @@
+"""Causal self-attention with grouped queries, and the cache that makes generation cheap.
+
+Each new position t asks all positions s <= t (Vaswani et al. 2017, arXiv 1706.03762, eq. 1):
+
+    z_t = sum_s softmax_s(q_t . k_s / sqrt(d)) v_s
+
+H query heads share K key/value heads, H / K queries to each (Ainslie et al. 2023, arXiv 2305.13245).
+Two letters for two lengths: T positions are new in this pass, S = (positions in the cache) + T are attended.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import MinillmError
+from ..loading.config import ModelConfig
+from ..trace import Tap, no_tap
+from .ops import linear, rms_norm, softmax
+from .rope import rope_table, rotate_halves
+
+if TYPE_CHECKING:
+    from .model import Layer
+
+
+class KVCache:
+    """Keys and values of the positions seen so far, in memory set aside once.
+
+    keys, values: per layer (K, capacity, d); ``length`` positions are filled. cos, sin: the rotary table.
+    ``capacity`` is how long the whole text may become. It also decides which of longrope's two lists of
+    factors is used, so that a text gives the same numbers in one pass, in chunks, or token by token.
+    Differs from transformers: there a longrope text changes lists (and recomputes its cache) while it grows
+    past the original length; here the planned length decides from the start.
+
+    A pass with a cache writes into it: the one place where minillm changes an argument.
+    """
+
+    def __init__(self, config: ModelConfig, capacity: int, dtype=np.float32):
+        if not 0 < capacity <= config.max_position_embeddings:
+            raise MinillmError(
+                f"a cache of {capacity} positions was asked for, expected 1 to {config.max_position_embeddings} "
+                f"(the model's max_position_embeddings)"
+            )
+        shape = (config.num_hidden_layers, config.num_key_value_heads, capacity, config.head_dim)
+        # empty, not zeros: the system hands out pages when they are first written, not before.
+        self.keys, self.values = np.empty(shape, dtype), np.empty(shape, dtype)
+        self.cos, self.sin = rope_table(config.rope, capacity, dtype)
+        self.capacity, self.length = capacity, 0
+
+    def append(self, layer: int, k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Write the new rotated keys and values of one layer; give back all of them.
+
+        k, v (T, K, d)  ->  keys, values (K, S, d), views into the cache. ``length`` moves on with ``advance``,
+        once all layers have written.
+        """
+        end = self.length + len(k)
+        self.keys[layer, :, self.length : end] = k.transpose(1, 0, 2)
+        self.values[layer, :, self.length : end] = v.transpose(1, 0, 2)
+        return self.keys[layer, :, :end], self.values[layer, :, :end]
+
+    def check_room(self, count: int) -> None:
+        """Raise MinillmError when ``count`` more positions do not fit."""
+        if self.length + count > self.capacity:
+            raise MinillmError(
+                f"the cache holds {self.length} of {self.capacity} positions, {count} more do not fit; "
+                f"make a KVCache with a larger capacity"
+            )
+
+    def advance(self, count: int) -> None:
+        """Count ``count`` new positions as seen."""
+        self.length += count
+
+    def truncate(self, length: int) -> None:
+        """Forget everything from position ``length`` on. Raises MinillmError outside 0 .. self.length."""
+        if not 0 <= length <= self.length:
+            raise MinillmError(f"cannot truncate a cache of {self.length} positions to {length}")
+        self.length = length
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes set aside for keys and values: 2 L K capacity d times the size of a number."""
+        return self.keys.nbytes + self.values.nbytes
+
+
+def causal_mask(new: int, attended: int, window: int | None = None) -> np.ndarray:
+    """Who may look at whom: True where a new position t may attend to position s.
+
+        t - window < s <= t,   where t counts from the start of the text: t = S - T + (row)
+
+    ->  (T, S) bool. A sliding window of w means: itself and the w - 1 positions before it (Mistral).
+    """
+    t = np.arange(attended - new, attended)[:, None]  # (T, 1)
+    s = np.arange(attended)[None, :]  # (1, S)
+    mask = s <= t
+    if window is not None:
+        mask &= s > t - window
+    return mask
+
+
+def attention(
+    x: np.ndarray,
+    layer: Layer,
+    cos: np.ndarray,
+    sin: np.ndarray,
+    cache: KVCache | None = None,
+    tap: Tap = no_tap,
+) -> np.ndarray:
+    """Let each new position gather values from the positions before it (module docstring; Hugging Face's names).
+
+        q, k, v = x W_q^T, x W_k^T, x W_v^T          (+ biases; Qwen3 norms q and k per head)
+        z = softmax(R q (R k)^T / sqrt(d) + mask) v
+        out = z W_o^T
+
+    x (T, D) normed input; cos, sin (T, rotary_dim / 2) of the new positions  ->  out (T, D).
+    """
+    new, d = len(x), layer.head_dim
+    q = linear(x, layer.q_proj, layer.q_bias).reshape(new, -1, d)  # (T, H, d)
+    k = linear(x, layer.k_proj, layer.k_bias).reshape(new, -1, d)  # (T, K, d)
+    v = linear(x, layer.v_proj, layer.v_bias).reshape(new, -1, d)  # (T, K, d)
+    if layer.q_norm is not None:
+        q, k = rms_norm(q, layer.q_norm, layer.eps), rms_norm(k, layer.k_norm, layer.eps)
+    q, k, v = tap("q", q), tap("k", k), tap("v", v)
+    q = tap("rot_q", rotate_halves(q, cos, sin))  # (T, H, d)
+    k = tap("rot_k", rotate_halves(k, cos, sin))  # (T, K, d)
+
+    keys, values = cache.append(layer.index, k, v) if cache else (k.transpose(1, 0, 2), v.transpose(1, 0, 2))
+    kv_heads, attended, _ = keys.shape  # both (K, S, d)
+
+    # The H / K query heads of a group meet the same keys: stack them as rows, so that no key is ever repeated.
+    grouped = q.reshape(new, kv_heads, -1, d).transpose(1, 2, 0, 3).reshape(kv_heads, -1, d)  # (K, H/K * T, d)
+    scores = grouped @ keys.transpose(0, 2, 1)  # (K, H/K * T, S)
+    scores *= 1 / math.sqrt(d)
+    scores = tap("scores", scores.reshape(-1, new, attended))  # (H, T, S)
+    if new > 1 or layer.window is not None:  # a single new position may see everything
+        scores = np.where(causal_mask(new, attended, layer.window), scores, -np.inf)
+    pattern = tap("pattern", softmax(scores))  # (H, T, S)
+    z = pattern.reshape(kv_heads, -1, attended) @ values  # (K, H/K * T, d)
+    z = tap("z", z.reshape(-1, new, d).transpose(1, 0, 2))  # (T, H, d)
+    return tap("out", linear(z.reshape(new, -1), layer.o_proj, layer.o_bias))  # (T, D)

@@ -1,0 +1,259 @@
+"""How well a model predicts a text: perplexity and bits per byte, under two stated protocols.
+
+    nll = - sum_t ln p(token_t | tokens before it)            in nats, over all scored tokens
+    perplexity = exp(nll / tokens)                            depends on the tokenizer
+    bits per byte = nll / ln 2 / bytes                        comparable between tokenizers
+
+A number without its protocol means nothing: how much context each token had decides it as much as the model does.
+
+documents   the text is split at lines "<|endoftext|>" and each document stripped; its ids are cut into runs of
+            context - 1, each run gets a BOS in front and starts at position 0; every id is scored once; no EOS.
+stream      separator lines become blank lines, the whole text is one sequence with one BOS, cut into windows of
+            ``context`` that do not overlap; each window's first token is unscored and an incomplete last window is
+            dropped (the released evaluation of arXiv 2412.12178, with windows of 2048).
+
+Special tokens in the text are plain text. BOS is what the tokenizer adds, else the config's, else the EOS.
+"""
+
+import hashlib
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import MinillmError
+from ..trace import Tap, no_tap
+from .attention import KVCache
+from .ffn import FeedForward, swiglu
+from .generation import CHUNK, hidden_in_chunks
+from .model import Llama
+from .ops import log_softmax
+
+SEPARATOR = "<|endoftext|>"
+PROTOCOLS = ("documents", "stream")
+HEAD_ROWS = 256  # positions whose logits are held at once; with V = 32000 that is 32 MB instead of (T, V)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was scored and how well: nll in nats, tokens scored, UTF-8 bytes scored, and the protocol in words.
+
+    document_nll, document_tokens: the same per document (``stream``: per window), for intervals over documents.
+    """
+
+    protocol: str
+    context: int
+    bos: str
+    nll: float
+    tokens: int
+    bytes: int
+    document_nll: np.ndarray
+    document_tokens: np.ndarray
+
+    @property
+    def perplexity(self) -> float:
+        """exp(nll / tokens); a uniform model over V tokens has exactly V."""
+        return math.exp(self.nll / self.tokens)
+
+    @property
+    def bits_per_byte(self) -> float:
+        """nll / ln 2 / bytes."""
+        return self.nll / math.log(2) / self.bytes
+
+    def __str__(self) -> str:
+        return (
+            f"perplexity {self.perplexity:.4f}, {self.bits_per_byte:.4f} bits/byte over {self.tokens:,} tokens, "
+            f"{self.bytes:,} bytes (protocol {self.protocol}, context {self.context}, BOS {self.bos})"
+        )
+
+
+def split_documents(text: str) -> list[str]:
+    """The documents of a text: split at lines that hold nothing but the separator, stripped, empty ones dropped."""
+    documents, lines = [], []
+    for line in [*text.splitlines(keepends=True), SEPARATOR]:
+        if line.strip() == SEPARATOR:
+            if document := "".join(lines).strip():
+                documents.append(document)
+            lines = []
+        else:
+            lines.append(line)
+    return documents
+
+
+def as_documents(documents: str | Sequence[str]) -> list[str]:
+    """One text with separator lines, or a list of documents, as a list of stripped documents."""
+    return split_documents(documents) if isinstance(documents, str) else [document.strip() for document in documents]
+
+
+def document_hashes(documents: str | Sequence[str]) -> list[str]:
+    """SHA-256 of each document's UTF-8 bytes, so that a text used twice is noticed."""
+    return [hashlib.sha256(document.encode()).hexdigest() for document in as_documents(documents)]
+
+
+def bos_ids(model: Llama) -> tuple[list[int], str]:
+    """The ids that stand in front of every run, and where they come from, in words."""
+    if model.tokenizer.bos_ids:
+        ids, why = list(model.tokenizer.bos_ids), "from the tokenizer"
+    elif model.config.bos_token_id is not None:
+        ids, why = [model.config.bos_token_id], "from the config"
+    elif model.config.eos_token_ids:
+        ids, why = [model.config.eos_token_ids[0]], "the EOS, since there is no BOS"
+    else:
+        raise MinillmError(
+            "neither tokenizer nor config.json name a BOS or EOS token, expected one to start a text with"
+        )
+    return ids, f"{' '.join(map(str, ids))} {why}"
+
+
+def default_context(model: Llama) -> int:
+    """The smaller of the model's longest text and 2048."""
+    return min(model.config.max_position_embeddings, 2048)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A piece that goes through the model at once: ids (the first ones unscored), and the document it belongs to."""
+
+    ids: list[int]
+    unscored: int
+    document: int
+    bytes: int
+
+
+def runs(
+    model: Llama, documents: str | Sequence[str], protocol: str = "documents", context: int | None = None
+) -> list[Run]:
+    """Cut texts into what the model reads at once, as the protocol says (module docstring).
+
+    documents: a text with separator lines, or a list of documents. Raises MinillmError for an unknown protocol,
+    a context outside 2 .. max_position_embeddings, and a text with nothing to score.
+    """
+    context = default_context(model) if context is None else context
+    if protocol not in PROTOCOLS:
+        raise MinillmError(f"protocol {protocol!r} is unknown, expected one of {', '.join(PROTOCOLS)}")
+    start, _ = bos_ids(model)
+    if not len(start) < context <= model.config.max_position_embeddings:
+        raise MinillmError(
+            f"context is {context}, expected {len(start) + 1} to {model.config.max_position_embeddings} "
+            f"(the model's max_position_embeddings)"
+        )
+    found = []
+    if protocol == "documents":
+        size = context - len(start)
+        for i, document in enumerate(as_documents(documents)):
+            ids, sizes = model.tokenizer.encode_with_bytes(document)
+            for a in range(0, len(ids), size):
+                found.append(Run(start + ids[a : a + size], len(start), i, sum(sizes[a : a + size])))
+        if not found:
+            raise MinillmError("the text is empty: nothing to score")
+    else:
+        if isinstance(documents, str):
+            lines = documents.splitlines(keepends=True)
+            text = "".join("\n" if line.strip() == SEPARATOR else line for line in lines)
+        else:
+            text = "\n\n".join(documents)
+        ids, sizes = model.tokenizer.encode_with_bytes(text)
+        ids, sizes = start + ids, [0] * len(start) + sizes
+        for i in range(len(ids) // context):
+            window = slice(i * context, (i + 1) * context)
+            found.append(Run(ids[window], 1, i, sum(sizes[window][1:])))
+        if not found:
+            raise MinillmError(
+                f"the text has {len(ids)} tokens, protocol stream needs at least one window of {context}"
+            )
+    return found
+
+
+def run_hidden(model: Llama, ids: Sequence[int], ffn: FeedForward = swiglu, tap: Tap = no_tap) -> Iterator[np.ndarray]:
+    """final_norm of a run, in one pass or, when it is long, in chunks; yields (<= CHUNK, D)."""
+    if len(ids) <= CHUNK:
+        yield model.hidden(ids, None, ffn, tap)
+    else:
+        yield from hidden_in_chunks(model, ids, KVCache(model.config, len(ids), model.dtype), ffn, tap)
+
+
+def token_nll(model: Llama, ids: Sequence[int], ffn: FeedForward = swiglu, tap: Tap = no_tap) -> np.ndarray:
+    """- ln p(ids[t + 1] | ids[.. t]) for each t, with the head computed a few rows at a time.
+
+        -ln p = ln sum_j exp(z_j - max z) - (z_target - max z)
+
+    ids (n,)  ->  (n - 1,) float64: sums over a whole vocabulary and a whole text are kept in double precision.
+    """
+    targets = np.asarray(ids)[1:]
+    nll, done = np.empty(len(targets)), 0
+    for hidden in run_hidden(model, ids[:-1], ffn, tap):  # the last id is only a target
+        for start in range(0, len(hidden), HEAD_ROWS):
+            logits = hidden[start : start + HEAD_ROWS] @ model.lm_head.T  # (rows, V)
+            logits -= logits.max(axis=-1, keepdims=True)
+            rows = len(logits)
+            target = logits[np.arange(rows), targets[done : done + rows]].astype(np.float64)
+            np.exp(logits, out=logits)
+            nll[done : done + rows] = np.log(logits.sum(axis=-1, dtype=np.float64)) - target
+            done += rows
+    return nll
+
+
+def perplexity(
+    model: Llama,
+    documents: str | Sequence[str],
+    protocol: str = "documents",
+    context: int | None = None,
+    ffn: FeedForward = swiglu,
+    tap: Tap = no_tap,
+) -> Evaluation:
+    """Score texts under one of the two protocols (module docstring); a progress bar appears after two seconds.
+
+    documents: one text with separator lines, or a list of documents. A sparse FFN that was calibrated on one of them
+    gives a warning: its figures would flatter. Raises MinillmError where nothing can be scored or the scores are not
+    finite.
+    """
+    from tqdm.auto import tqdm
+
+    if seen := getattr(ffn, "calibrated_on", frozenset()):
+        mixed = sum(digest in seen for digest in document_hashes(documents))
+        if mixed:
+            warnings.warn(
+                f"{mixed} of the documents scored are among those the thresholds were calibrated on", stacklevel=2
+            )
+
+    pieces = runs(model, documents, protocol, context)
+    nll, tokens = (np.zeros(pieces[-1].document + 1) for _ in range(2))
+    for run in tqdm(pieces, desc="scoring", unit="run", leave=False, delay=2, disable=None):
+        scores = token_nll(model, run.ids, ffn, tap)[run.unscored - 1 :]
+        nll[run.document] += scores.sum()
+        tokens[run.document] += len(scores)
+    if not np.isfinite(nll).all():
+        raise MinillmError("the scores are not finite: the model overflows on this text")
+    total = (float(nll.sum()), int(tokens.sum()), sum(run.bytes for run in pieces))
+    context = default_context(model) if context is None else context
+    return Evaluation(protocol, context, bos_ids(model)[1], *total, nll, tokens.astype(int))
+
+
+def divergence(
+    model: Llama,
+    documents: str | Sequence[str],
+    ffn: FeedForward,
+    protocol: str = "documents",
+    context: int | None = None,
+) -> tuple[float, float]:
+    """How far a cut model is from the dense one on the same texts, token by token.
+
+        KL = mean_t sum_j p_j ln(p_j / q_j)        p dense, q cut, in nats
+        agreement = share of positions where both have the same likeliest token
+
+    ->  (KL, agreement).
+    """
+    from tqdm.auto import tqdm
+
+    total, same, count = 0.0, 0, 0
+    for run in tqdm(runs(model, documents, protocol, context), desc="comparing", leave=False, delay=2, disable=None):
+        ids = run.ids[:-1]
+        for dense, cut in zip(run_hidden(model, ids), run_hidden(model, ids, ffn), strict=True):
+            for a in range(0, len(dense), HEAD_ROWS):
+                log_p, log_q = (log_softmax(h[a : a + HEAD_ROWS] @ model.lm_head.T) for h in (dense, cut))  # (rows, V)
+                total += float((np.exp(log_p) * (log_p - log_q)).sum(dtype=np.float64))
+                same += int((log_p.argmax(axis=-1) == log_q.argmax(axis=-1)).sum())
+                count += len(log_p)
+    return total / count, same / count

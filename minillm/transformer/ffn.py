@@ -1,0 +1,49 @@
+"""The feed-forward network, and the seam where every method of this project enters.
+
+SwiGLU (Shazeer 2020, arXiv 2002.05202, eq. 6) is a sum over F neurons. Neuron j owns row j of the gate and
+up matrices and column j of the down matrix:
+
+    y = sum_j  silu(x . gate_j) (x . up_j)  down_j
+               `----- mid_j: the coefficient of neuron j -----'
+
+A neuron whose mid is zero adds nothing, and none of its three vectors had to be read. All that follows in the
+chapters on cutting, predicting and fetching is about which neurons those are.
+
+A *FeedForward* is any function (x, layer, position, tap) -> y. Dense, thresholded, predicted, prefetched: each is
+one such function, given to ``Llama.forward(ids, ffn=...)``, and nothing else in the model changes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from ..trace import Tap, no_tap
+from .ops import linear
+
+if TYPE_CHECKING:
+    from .model import Layer
+
+
+class FeedForward(Protocol):
+    """x (T, D) normed input, layer the weights and layer.index, position of x's first row  ->  y (T, D).
+
+    position 0 starts a new text: a FeedForward with state (the previous token's mask, say) starts afresh there.
+    """
+
+    def __call__(self, x: np.ndarray, layer: Layer, position: int, tap: Tap) -> np.ndarray: ...
+
+
+def swiglu(x: np.ndarray, layer: Layer, position: int = 0, tap: Tap = no_tap) -> np.ndarray:
+    """The dense gated feed-forward network (arXiv 2002.05202, eq. 6; any gated activation in SiLU's place).
+
+        gate = act(x W_gate^T)    up = x W_up^T    mid = gate * up    out = mid W_down^T
+
+    x (T, D); gate_proj, up_proj (F, D); down_proj (D, F)  ->  (T, D).
+    """
+    gate_pre = tap("gate_pre", linear(x, layer.gate_proj, layer.gate_bias))  # (T, F)
+    gate = tap("gate", layer.act(gate_pre))  # (T, F)
+    up = tap("up", linear(x, layer.up_proj, layer.up_bias))  # (T, F)
+    mid = tap("mid", gate * up)  # (T, F)
+    return tap("out", linear(mid, layer.down_proj, layer.down_bias))  # (T, D)

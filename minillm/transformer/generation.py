@@ -1,0 +1,140 @@
+"""From logits to text, one token at a time.
+
+Prefill: the prompt goes through the model in chunks and fills the cache. Decode: each new token goes through alone.
+Both give the logits of a single full pass, because a key or value never depends on what comes after it.
+
+How the next token is chosen from p = softmax(logits / temperature), in this order (transformers' order):
+
+    temperature 0    the largest logit (greedy)
+    top_k            only the k likeliest tokens
+    top_p            only the likeliest tokens whose mass reaches p (Holtzman et al. 2019, arXiv 1904.09751)
+    min_p            only tokens at least min_p times as likely as the likeliest (Nguyen et al. 2024, arXiv 2407.01082)
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ..errors import MinillmError
+from ..trace import Tap, no_tap
+from .attention import KVCache
+from .ffn import FeedForward, swiglu
+from .model import Llama
+from .ops import linear, log_softmax, softmax
+
+CHUNK = 512  # positions per pass while a prompt or a long text is read: bounds the (H, T, S) scores
+
+
+class Step(NamedTuple):
+    """One generated token.
+
+    text: what it adds to the printed text; "" while a character is incomplete. logprob: its log-probability in nats
+    under the model itself, before temperature and cuts. position: where it stands, counted from 0 with the prompt.
+    """
+
+    token: int
+    text: str
+    logprob: float
+    position: int
+
+
+def hidden_in_chunks(
+    model: Llama, ids: Sequence[int], cache: KVCache, ffn: FeedForward = swiglu, tap: Tap = no_tap, chunk: int = CHUNK
+) -> Iterator[np.ndarray]:
+    """Pass a long text through the model a chunk at a time; yields final_norm of each, (<= chunk, D)."""
+    for start in range(0, len(ids), chunk):
+        yield model.hidden(ids[start : start + chunk], cache, ffn, tap)
+
+
+def next_probabilities(
+    logits: np.ndarray,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+) -> np.ndarray:
+    """The distribution that the next token is drawn from (module docstring).
+
+    logits (V,)  ->  probabilities (V,), float64 (they are added up to draw from them).
+    """
+    p = softmax(logits.astype(np.float64) / temperature)
+    if top_k is not None and top_k < len(p):
+        p[p < np.partition(p, -top_k)[-top_k]] = 0
+        p /= p.sum()
+    if top_p is not None and top_p < 1:
+        order = np.argsort(-p, kind="stable")
+        mass_before = np.cumsum(p[order]) - p[order]
+        p[order[mass_before >= top_p]] = 0  # the likeliest token has no mass before it and always stays
+        p /= p.sum()
+    if min_p is not None:
+        p[p < min_p * p.max()] = 0
+        p /= p.sum()
+    return p
+
+
+def check_sampling(temperature: float, top_k: int | None, top_p: float | None, min_p: float | None) -> None:
+    """Raise MinillmError for a setting out of its range."""
+    for name, value, good, expected in (
+        ("temperature", temperature, np.isfinite(temperature) and temperature >= 0, "a number >= 0 (0 is greedy)"),
+        ("top_k", top_k, top_k is None or (isinstance(top_k, int) and top_k >= 1), "a whole number >= 1"),
+        ("top_p", top_p, top_p is None or 0 < top_p <= 1, "a number > 0 and <= 1"),
+        ("min_p", min_p, min_p is None or 0 <= min_p <= 1, "a number from 0 to 1"),
+    ):
+        if not good:
+            raise MinillmError(f"{name} is {value}, expected {expected}")
+
+
+def generate(
+    model: Llama,
+    ids: Sequence[int],
+    max_new_tokens: int = 100,
+    *,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    rng: np.random.Generator | None = None,
+    stop_at_eos: bool = True,
+    ffn: FeedForward = swiglu,
+    tap: Tap = no_tap,
+) -> Iterator[Step]:
+    """Continue a text; yields a Step per new token, the end-of-sequence token (if it comes) included.
+
+    ids: the prompt, with the BOS that ``model.tokenizer.encode`` adds. Greedy by default; temperature > 0 draws
+    from ``rng``. Raises MinillmError, before the first token, when prompt and new tokens exceed the model's
+    context or a setting is out of range.
+    """
+    ids = model.check_ids(ids).tolist()
+    check_sampling(temperature, top_k, top_p, min_p)
+    limit = model.config.max_position_embeddings
+    if max_new_tokens < 1:
+        raise MinillmError(f"max_new_tokens is {max_new_tokens}, expected at least 1")
+    if len(ids) + max_new_tokens > limit:
+        raise MinillmError(
+            f"the prompt has {len(ids)} tokens and {max_new_tokens} more were asked for, "
+            f"the model's context holds {limit}: ask for at most {max(0, limit - len(ids))}"
+        )
+    if temperature > 0 and rng is None:
+        raise MinillmError("temperature > 0 draws at random: pass rng=np.random.default_rng(seed)")
+
+    def steps() -> Iterator[Step]:  # a generator of its own, so that the checks above do not wait for the first step
+        cache = KVCache(model.config, len(ids) + max_new_tokens, model.dtype)
+        stream = model.tokenizer.stream(ids) if model.has_tokenizer else None
+        new = ids
+        for position in range(len(ids), len(ids) + max_new_tokens):
+            *_, hidden = hidden_in_chunks(model, new, cache, ffn, tap)  # only the last chunk's last row is wanted
+            logits = tap("logits", linear(hidden[-1:], model.lm_head))[0]  # (V,)
+            if temperature == 0:
+                token = int(logits.argmax())
+            else:
+                cumulative = np.cumsum(next_probabilities(logits, temperature, top_k, top_p, min_p))
+                token = int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right"))
+            last = position == len(ids) + max_new_tokens - 1 or (stop_at_eos and token in model.config.eos_token_ids)
+            text = "" if stream is None else stream.push(token) + (stream.flush() if last else "")
+            yield Step(token, text, float(log_softmax(logits)[token]), position)
+            if last:
+                return
+            new = [token]
+
+    return steps()

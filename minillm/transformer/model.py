@@ -1,0 +1,221 @@
+"""One Llama, from token ids to logits.
+
+    h = E[ids]
+    for each block:   h = h + attention(rms_norm(h))
+                      h = h + feed_forward(rms_norm(h))
+    logits = rms_norm(h) W_head^T
+
+(Touvron et al. 2023, arXiv 2302.13971: pre-normalisation, rotary positions, SwiGLU.) Mistral, Qwen2, Qwen3 and
+Phi-3 are the same block with a window, biases, normed heads or fused files; the config says which.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import MinillmError, TokenizerError
+from ..loading.checkpoint import load_weights
+from ..loading.config import ModelConfig
+from ..loading.tokenizer import Tokenizer
+from ..trace import Tap, no_tap, scoped
+from .attention import KVCache, attention
+from .ffn import FeedForward, swiglu
+from .ops import ACTIVATIONS, linear, rms_norm
+from .rope import rope_table
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """The weights of one block under Hugging Face's names (matrices are (out, in)), and what its functions must know.
+
+    D hidden, F intermediate, H query heads, K key/value heads, d head size. A bias or norm that the family does
+    not have is None.
+    """
+
+    index: int
+    head_dim: int
+    eps: float
+    window: int | None
+    act: Callable[[np.ndarray], np.ndarray]
+    input_layernorm: np.ndarray  # (D,)
+    q_proj: np.ndarray  # (H d, D)
+    k_proj: np.ndarray  # (K d, D)
+    v_proj: np.ndarray  # (K d, D)
+    o_proj: np.ndarray  # (D, H d)
+    post_attention_layernorm: np.ndarray  # (D,)
+    gate_proj: np.ndarray  # (F, D)
+    up_proj: np.ndarray  # (F, D)
+    down_proj: np.ndarray  # (D, F)
+    q_bias: np.ndarray | None = None  # (H d,)
+    k_bias: np.ndarray | None = None  # (K d,)
+    v_bias: np.ndarray | None = None  # (K d,)
+    o_bias: np.ndarray | None = None  # (D,)
+    q_norm: np.ndarray | None = None  # (d,)
+    k_norm: np.ndarray | None = None  # (d,)
+    gate_bias: np.ndarray | None = None  # (F,)
+    up_bias: np.ndarray | None = None  # (F,)
+    down_bias: np.ndarray | None = None  # (D,)
+
+    @classmethod
+    def from_weights(cls, config: ModelConfig, weights: dict[str, np.ndarray], index: int) -> "Layer":
+        """Pick one layer's arrays out of a checkpoint's names: model.layers.{index}.mlp.gate_proj.weight, ..."""
+        prefix = f"model.layers.{index}."
+        arrays = {}
+        for name, array in weights.items():
+            if name.startswith(prefix):
+                *_, module, kind = name.split(".")  # "gate_proj", "weight"
+                arrays[module if kind == "weight" else module.replace("_proj", "_bias")] = array
+        act, window = ACTIVATIONS[config.hidden_act], config.sliding_windows[index]
+        return cls(index, config.head_dim, config.rms_norm_eps, window, act, **arrays)
+
+
+def block(
+    h: np.ndarray,
+    layer: Layer,
+    cos: np.ndarray,
+    sin: np.ndarray,
+    position: int,
+    cache: KVCache | None,
+    ffn: FeedForward,
+    tap: Tap,
+) -> np.ndarray:
+    """One layer: attention, then the feed-forward network, each on a normed copy and added back.
+
+    h (T, D)  ->  (T, D).
+    """
+    attn_tap, mlp_tap = scoped(tap, "attn"), scoped(tap, "mlp")
+    h = tap("resid_pre", h)  # (T, D)
+    x = tap("attn.norm", rms_norm(h, layer.input_layernorm, layer.eps))
+    h = tap("resid_mid", h + attention(x, layer, cos, sin, cache, attn_tap))
+    x = tap("mlp.norm", rms_norm(h, layer.post_attention_layernorm, layer.eps))
+    return tap("resid_post", h + ffn(x, layer, position, mlp_tap))
+
+
+class Llama:
+    """A model: its config, its weights, and the pass from ids to logits.
+
+    config, weights: what ``load_weights`` gives (or ``random_weights``); nothing is copied.
+    folder: where it came from, for its tokenizer and its name.
+    """
+
+    def __init__(self, config: ModelConfig, weights: dict[str, np.ndarray], folder: Path | None = None):
+        self.config, self.folder = config, folder
+        self.embed_tokens = weights["model.embed_tokens.weight"]  # (V, D)
+        self.layers = [Layer.from_weights(config, weights, i) for i in range(config.num_hidden_layers)]
+        self.norm = weights["model.norm.weight"]  # (D,)
+        self.lm_head = weights.get("lm_head.weight", self.embed_tokens)  # (V, D); tied heads share the embedding
+        self.dtype = self.embed_tokens.dtype
+
+    @classmethod
+    def from_folder(cls, folder: str | Path, dtype: str | type = "float32") -> "Llama":
+        """Load a Hugging Face folder (config.json and safetensors) as float32 or float64.
+
+        Raises ConfigError and CheckpointError, in one sentence each, for anything that cannot be run as it is.
+        """
+        folder, dtype = Path(folder), np.dtype(dtype)
+        if dtype not in (np.float32, np.float64):
+            raise MinillmError(f"dtype {dtype} is not supported, expected float32 or float64")
+        config = ModelConfig.from_folder(folder)
+        return cls(config, load_weights(folder, config, dtype), folder)
+
+    @property
+    def name(self) -> str:
+        """The folder's name, for tables."""
+        return self.folder.resolve().name if self.folder else f"random {self.config.model_type}"
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether the folder holds a tokenizer.json."""
+        return self.folder is not None and (self.folder / "tokenizer.json").is_file()
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The folder's tokenizer, read when it is first asked for. Raises TokenizerError where there is none."""
+        if self.folder is None:
+            raise TokenizerError("this model was not loaded from a folder, so it has no tokenizer")
+        return Tokenizer.from_folder(self.folder, self.config.vocab_size)
+
+    @cached_property
+    def parameters(self) -> dict[str, int]:
+        """How many weights each part holds: embedding, attention, ffn, norms, head (0 when tied)."""
+        count = dict.fromkeys(("embedding", "attention", "ffn", "norms", "head"), 0)
+        count["embedding"], count["norms"] = self.embed_tokens.size, self.norm.size
+        count["head"] = 0 if self.lm_head is self.embed_tokens else self.lm_head.size
+        for layer in self.layers:
+            for name, array in vars(layer).items():
+                if isinstance(array, np.ndarray):
+                    in_ffn = name.split("_")[0] in ("gate", "up", "down")
+                    part = "norms" if "norm" in name else "ffn" if in_ffn else "attention"
+                    count[part] += array.size
+        return count
+
+    def check_ids(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Token ids as an array (T,). Raises MinillmError for an empty, nested or out-of-range sequence."""
+        array = np.asarray(ids)
+        if array.ndim != 1 or array.size == 0 or not np.issubdtype(array.dtype, np.integer):
+            found = f"{array.dtype}{list(array.shape)}"
+            raise MinillmError(f"expected a non-empty list of token ids, found {found}")
+        if array.min() < 0 or array.max() >= self.config.vocab_size:
+            bad = array[(array < 0) | (array >= self.config.vocab_size)][0]
+            raise MinillmError(f"token id {bad} is outside the vocabulary, expected 0 to {self.config.vocab_size - 1}")
+        return array
+
+    def hidden(
+        self,
+        ids: Sequence[int] | np.ndarray,
+        cache: KVCache | None = None,
+        ffn: FeedForward = swiglu,
+        tap: Tap = no_tap,
+    ) -> np.ndarray:
+        """Everything but the head: ids (T,) -> final_norm (T, D). With a cache, the ids continue what it holds."""
+        ids = self.check_ids(ids)
+        position = cache.length if cache else 0
+        if cache:
+            cache.check_room(len(ids))
+            cos, sin = (table[position : position + len(ids)] for table in (cache.cos, cache.sin))  # (T, d/2)
+        else:
+            if len(ids) > self.config.max_position_embeddings:
+                raise MinillmError(
+                    f"the text has {len(ids)} tokens, the model takes at most {self.config.max_position_embeddings}"
+                )
+            cos, sin = rope_table(self.config.rope, len(ids), self.dtype)  # (T, d/2)
+        h = tap("embed", self.embed_tokens[ids])  # (T, D)
+        for layer in self.layers:
+            h = block(h, layer, cos, sin, position, cache, ffn, scoped(tap, f"blocks.{layer.index}"))
+        if cache:
+            cache.advance(len(ids))
+        return tap("final_norm", rms_norm(h, self.norm, self.config.rms_norm_eps))  # (T, D)
+
+    def forward(
+        self,
+        ids: Sequence[int] | np.ndarray,
+        cache: KVCache | None = None,
+        ffn: FeedForward = swiglu,
+        tap: Tap = no_tap,
+    ) -> np.ndarray:
+        """Logits of the next token at each position.
+
+            logits = rms_norm(h) W_head^T
+
+        ids (T,)  ->  (T, V), in the model's dtype. Raises MinillmError for ids out of range or too many.
+        """
+        return tap("logits", linear(self.hidden(ids, cache, ffn, tap), self.lm_head))  # (T, V)
+
+
+def random_weights(
+    config: ModelConfig, rng: np.random.Generator, dtype=np.float32, std: float = 0.02
+) -> dict[str, np.ndarray]:
+    """Weights of the standard initialisation, under the names that ``load_weights`` gives; for tests and benchmarks.
+
+    Normal with standard deviation 0.02; norms around 1 and biases around 0 by the same amount, so that a norm or bias
+    that is left out shows.
+    """
+    weights = {}
+    for name, shape in replace(config, model_type="llama").tensor_shapes().items():  # never Phi-3's fused names
+        center = 1.0 if "norm" in name else 0.0
+        array = rng.standard_normal(shape, dtype=np.float32)
+        weights[name] = (array * np.float32(std) + np.float32(center)).astype(dtype, copy=False)
+    return weights

@@ -1,0 +1,121 @@
+"""The small functions that everything else is made of.
+
+Each takes an array and gives an array of the same dtype: a float32 model must never touch a float64 array,
+because one float64 activation turns every matrix product after it into a conversion of the whole matrix.
+None of them overflows for any finite input.
+"""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+
+def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
+    """Multiply by a weight matrix stored as (out, in), Hugging Face's orientation.
+
+        y = x W^T (+ b)
+
+    x (T, in), weight (out, in), bias (out,)  ->  y (T, out).
+    """
+    y = x @ weight.T
+    if bias is not None:
+        y += bias
+    return y
+
+
+def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
+    """Scale each row to root mean square 1, then by a learned weight (arXiv 1910.07467, eq. 4).
+
+        y = x / sqrt(mean(x^2) + eps) * w
+
+    x (..., n), weight (n,)  ->  y (..., n). The mean is over the last axis; eps stands inside the root.
+    """
+    mean_square = np.vecdot(x, x)[..., None] / x.shape[-1]  # (..., 1)
+    y = x * (1 / np.sqrt(mean_square + eps))  # (..., n)
+    y *= weight
+    return y
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    """Normalise exponentials over the last axis.
+
+        p_i = exp(x_i - max x) / sum_j exp(x_j - max x)
+
+    x (..., n)  ->  p (..., n). Subtracting the maximum changes nothing in exact arithmetic and keeps exp <= 1.
+    -inf means "never"; a row of nothing but -inf is not a distribution and gives NaN.
+    """
+    p = x - x.max(axis=-1, keepdims=True)  # (..., n)
+    np.exp(p, out=p)
+    p /= p.sum(axis=-1, keepdims=True)
+    return p
+
+
+def log_softmax(x: np.ndarray) -> np.ndarray:
+    """The logarithm of softmax, without ever taking the logarithm of a rounded zero.
+
+        log p_i = (x_i - max x) - log sum_j exp(x_j - max x)
+
+    x (..., n)  ->  log p (..., n).
+    """
+    shifted = x - x.max(axis=-1, keepdims=True)  # (..., n)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def silu(x: np.ndarray) -> np.ndarray:
+    """SiLU, the "Swi" of SwiGLU (Shazeer 2020, arXiv 2002.05202).
+
+        silu(x) = x sigmoid(x) = x / (1 + exp(-x))
+
+    x (...)  ->  (...). Where exp(-x) overflows to infinity the quotient is -0, which is the right limit.
+    """
+    with np.errstate(over="ignore"):
+        y = np.exp(-x)
+    y += 1
+    return np.divide(x, y, out=y)
+
+
+def relu(x: np.ndarray) -> np.ndarray:
+    """max(x, 0)."""
+    return np.maximum(x, 0)
+
+
+def relu2(x: np.ndarray) -> np.ndarray:
+    """Squared ReLU, max(x, 0)^2 (So et al. 2021, arXiv 2109.08668)."""
+    y = np.maximum(x, 0)
+    return y * y
+
+
+def gelu_tanh(x: np.ndarray) -> np.ndarray:
+    """GELU in its tanh form (Hendrycks and Gimpel 2016, arXiv 1606.08415, section 2).
+
+    gelu(x) ~ x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))
+    """
+    with np.errstate(over="ignore"):  # a cube that overflows has the right sign, and tanh(inf) = 1
+        return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * (x * x * x))))
+
+
+def gelu(x: np.ndarray) -> np.ndarray:
+    """GELU exactly: x times the standard normal's distribution function (arXiv 1606.08415, eq. 1).
+
+    gelu(x) = x/2 (1 + erf(x / sqrt 2))
+    """
+    return x * (0.5 * erfc(x * (-1 / math.sqrt(2))))
+
+
+def erfc(x: np.ndarray) -> np.ndarray:
+    """1 - erf(x), element by element with Python's own math.erfc, since NumPy has none.
+
+    Slow (a Python call per element) but exact; only models with hidden_act "gelu" come here.
+    """
+    return np.array([math.erfc(v) for v in x.ravel().tolist()], dtype=x.dtype).reshape(x.shape)
+
+
+# Hugging Face's names of the gated activations that minillm runs.
+ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "silu": silu,
+    "relu": relu,
+    "relu2": relu2,
+    "gelu": gelu,
+    "gelu_pytorch_tanh": gelu_tanh,
+}
