@@ -24,7 +24,6 @@ import importlib
 import inspect
 import os
 import re
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
@@ -189,6 +188,9 @@ class Trace(Mapping):
             raise TraceError(f"{name!r} {why}{_near_misses(name, self._values)}")
         return self._values[name]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._values  # Mapping's own would compose the error of every absent name, only to drop it
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
 
@@ -217,8 +219,9 @@ class Trace(Mapping):
     @classmethod
     def load(cls, path: str | Path) -> "Trace":
         """Read a trace from an .npz file (ours, or one that weights_scripts/dump_reference.py wrote)."""
-        trace = cls()
-        for name, value in load_arrays(path).items():
+        arrays = load_arrays(path)
+        trace = cls(budget=sum(value.nbytes for value in arrays.values()))  # it is in memory already
+        for name, value in arrays.items():
             trace(name, value)
         return trace
 
@@ -242,8 +245,9 @@ def explain(name: str) -> str:
     for part in qualified.split("."):
         target = getattr(target, part)
     lines, start = inspect.getsourcelines(target)
-    last = name.rsplit(".", 1)[-1]
-    hits = [(start + i, line.strip()) for i, line in enumerate(lines) if f'"{last}"' in line or f'{last}"' in line]
+    inside = re.sub(r"^blocks\.[^.]+\.", "", name)  # the block itself taps "mlp.norm", the parts of it only "out"
+    taps = tuple(f'tap("{said}"' for said in (inside, inside.rsplit(".", 1)[-1]))
+    hits = [(start + i, line.strip()) for i, line in enumerate(lines) if any(tap in line for tap in taps)]
     where = f"{file}:{hits[0][0]}  {hits[0][1]}" if hits else f"{file}:{start}"
     return (
         f"{name}\n  equation      {info.equation}\n  dimensions    {info.dims}\n"
@@ -266,18 +270,24 @@ def save_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def load_arrays(path: str | Path) -> dict[str, np.ndarray]:
-    """Read an .npz file of plain arrays; pickled objects are refused. Raises TraceError."""
+    """Read an .npz file of plain arrays of numbers; pickled objects are refused. Raises TraceError."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise TraceError(f"{path}: found a single array, expected an .npz file of named arrays")
-            return {name: file[name] for name in file.files}
+        file = np.load(path, allow_pickle=False)
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise TraceError(f"{path}: found a single array, expected an .npz file of named arrays")
+        with file:
+            arrays = {name: file[name] for name in file.files}
     except TraceError:
         raise
     except FileNotFoundError:
         raise TraceError(f"{path}: no such file, expected an .npz trace") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:
-        raise TraceError(f"{path}: not an .npz trace of plain arrays ({str(error).splitlines()[0]})") from error
+    except Exception as error:  # NumPy, zipfile and zlib each raise several kinds for a broken file
+        why = " ".join(str(error).split())[:200] or type(error).__name__
+        raise TraceError(f"{path}: not an .npz trace of plain arrays ({why})") from error
+    for name, value in arrays.items():
+        if not isinstance(value, np.ndarray) or value.dtype.kind not in "biuf":
+            raise TraceError(f"{path}: {name[:80]!r} is {getattr(value, 'dtype', 'no array')}, expected numbers")
+    return arrays
 
 
 class Row(NamedTuple):
@@ -298,7 +308,9 @@ class Comparison(NamedTuple):
 
     def __str__(self) -> str:
         lines = [f"{'step':<28}{'status':<10}{'max abs':>11}{'relative':>11}   (tolerance {self.tolerance:g})"]
-        lines += [f"{r.name:<28}{r.status:<10}{r.max_abs:>11.2e}{r.relative:>11.2e}" for r in self.rows]
+        for r in self.rows:
+            numbers = "" if np.isnan(r.relative) else f"{r.max_abs:>11.2e}{r.relative:>11.2e}"
+            lines.append(f"{r.name:<28}{r.status:<10}{numbers}".rstrip())
         if self.first is None:
             lines.append(f"all {sum(r.status == 'ok' for r in self.rows)} compared steps agree")
         else:
@@ -323,7 +335,7 @@ def compare(
 
         relative = max |ours - theirs| / max |theirs|     a step is "ok" when relative <= rtol
 
-    ours, theirs: traces, mappings or .npz files. rtol defaults to 1e-10 when both are float64, else 1e-5.
+    ours, theirs: traces, mappings or .npz files. rtol defaults to 1e-10 when all numbers are float64, else 1e-5.
     A step that only one side has is listed but is no divergence; comparing nothing at all raises TraceError.
     Values that are not finite agree only with the same values at the same places.
     """
@@ -332,8 +344,8 @@ def compare(
     if not common:
         raise TraceError(f"the two traces share no step: ours has {list(ours)[:3]}, theirs has {list(theirs)[:3]}")
     if rtol is None:
-        double = all(np.asarray(side[name]).dtype == np.float64 for name in common for side in (ours, theirs))
-        rtol = 1e-10 if double else 1e-5
+        kinds = {np.asarray(side[name]).dtype for name in common for side in (ours, theirs)}  # masks do not count
+        rtol = 1e-5 if any(kind.kind == "f" and kind != np.float64 for kind in kinds) else 1e-10
     rows = []
     for name in ours:
         if name not in theirs:

@@ -18,14 +18,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from dataclasses import fields as dataclass_fields
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import MinillmError, ThresholdsError
-from ..loading.config import read_json
+from ..loading.config import read_json, show
 from ..trace import Tap, no_tap
 from ..transformer.evaluation import document_hashes, run_hidden, runs
 from ..transformer.ffn import FeedForward, swiglu
@@ -38,6 +40,7 @@ from .spec import SparsityMeter, SparsitySpec
 FORMAT, VERSION = "minillm-thresholds", 1
 EXACT_BYTES = 1 << 30  # beyond this, magnitudes are counted in buckets and not kept
 BYS = ("tensor", "neuron")
+QUANTILES = ("exact", "streaming", "as published")  # the last: from the paper's own files
 FORMS = {"masked": masked_swiglu, "gathered": gathered_swiglu}
 
 
@@ -64,7 +67,8 @@ class ExactMagnitudes:
         place = level * (self._count - 1)
         low = int(place)
         a, b = float(values[low]), float(values[min(low + 1, self._count - 1)])
-        return a + (b - a) * (place - low)
+        share = place - low
+        return a + (b - a) * share if share < 0.5 else b - (b - a) * (1 - share)  # NumPy's, to the last bit
 
 
 class StreamingMagnitudes:
@@ -210,7 +214,7 @@ class Thresholds:
         _write_json(path, fields | {"layers": list(self.layers)})
 
     def save_paper(self, path: str | Path) -> None:
-        """Write in the format of the paper's released files: {"gate_proj": {"layer_0": t, ...}, "up_proj", "down_proj"}.
+        """Write in the format of the paper's released files: {"gate_proj": {"layer_0": t, ...}, "up_proj": ...}.
 
         Raises ThresholdsError for a policy other than dhar, the only one that the paper's code can run.
         """
@@ -219,7 +223,11 @@ class Thresholds:
         names = {"gate_pre": "gate_proj", "up": "up_proj", "out": "down_proj"}
         if all("up" not in layer for layer in self.layers):
             names = {"gate_pre": "gate_up_proj", "out": "down_proj"}  # Phi-3, as released
-        table = {key: {f"layer_{i}": layer[t] for i, layer in enumerate(self.layers)} for t, key in names.items()}
+        table = {
+            key: {f"layer_{i}": layer[t] for i, layer in enumerate(self.layers)}
+            for t, key in names.items()
+            if t in self.layers[0]
+        }
         _write_json(path, table)
 
     @classmethod
@@ -241,27 +249,48 @@ class Thresholds:
         except (MinillmError, TypeError) as error:
             raise ThresholdsError(f"{path}: {error}") from None
         if not isinstance(layers, list) or not layers:
-            raise ThresholdsError(f"{path}: layers is {layers!r}, expected a list with one object per layer")
+            raise ThresholdsError(f"{path}: layers is {show(layers)}, expected a list with one object per layer")
         for i, layer in enumerate(layers):
-            if not isinstance(layer, dict) or not layer or not set(layer) <= set(tensors):
-                found = sorted(layer) if isinstance(layer, dict) else layer
-                raise ThresholdsError(f"{path}: layers[{i}] has {found}, policy {policy} expects {', '.join(tensors)}")
+            known = isinstance(layer, dict) and layer and set(layer) <= set(tensors)
+            if not known or set(layer) != set(layers[0]):
+                found = show(sorted(layer)) if isinstance(layer, dict) else show(layer)
+                raise ThresholdsError(
+                    f"{path}: layers[{i}] has {found}, expected those of policy {policy} ({', '.join(tensors)}), "
+                    "the same in every layer"
+                )
             for tensor, value in layer.items():
                 _check_threshold(path, f"layers[{i}].{tensor}", value)
         hashes = fields.get("documents_sha256", [])
         if not isinstance(hashes, list) or not all(isinstance(h, str) for h in hashes):
             raise ThresholdsError(f"{path}: documents_sha256 is not a list of strings")
-        if by not in BYS or not isinstance(spec, dict):
-            raise ThresholdsError(
-                f"{path}: by is {by!r} and spec a {type(spec).__name__}, expected {' or '.join(BYS)} and an object"
-            )
-        if level is not None and not (isinstance(level, (int, float)) and 0 <= level < 1):
-            raise ThresholdsError(f"{path}: level is {level!r}, expected a number from 0 to below 1, or null")
-        try:
-            spec = SparsitySpec(**spec | {"tensors": tuple(spec.get("tensors", ()))})
-        except TypeError as error:
-            raise ThresholdsError(f"{path}: spec does not hold the fields of a SparsitySpec ({error})") from None
-        return cls(policy, by, level, tuple(layers), spec, fields.get("quantile", "exact"), tuple(hashes))
+        quantile = fields.get("quantile", "exact")
+        for field, value, good in (("by", by, BYS), ("quantile", quantile, QUANTILES)):
+            if value not in good:
+                raise ThresholdsError(f"{path}: {field} is {show(value)}, expected {' or '.join(good)}")
+        if level is not None and (type(level) not in (int, float) or not 0 <= level < 1):
+            raise ThresholdsError(f"{path}: level is {show(level)}, expected a number from 0 to below 1, or null")
+        spec = _spec_from(spec, path)
+        if (spec.policy, spec.by) != (policy, by):
+            raise ThresholdsError(f"{path}: spec is of {spec.policy} by {spec.by}, expected {policy} by {by}")
+        return cls(policy, by, level, tuple(layers), spec, quantile, tuple(hashes))
+
+
+def _spec_from(fields: object, path: Path) -> SparsitySpec:
+    """The SparsitySpec that a file holds, each field of the right type."""
+    names = {field.name for field in dataclass_fields(SparsitySpec)}
+    if not isinstance(fields, dict) or set(fields) != names:
+        raise ThresholdsError(f"{path}: spec is {show(fields)}, expected an object with {', '.join(sorted(names))}")
+    for name, value in fields.items():
+        if name == "tensors":
+            good = isinstance(value, list) and all(isinstance(tensor, str) for tensor in value)
+        elif name in ("target", "achieved"):
+            good = value is None or (type(value) in (int, float) and 0 <= value <= 1)
+        else:
+            good = isinstance(value, str)
+        if not good:
+            kind = {"tensors": "a list of strings", "target": "a share or null", "achieved": "a share or null"}
+            raise ThresholdsError(f"{path}: spec.{name} is {show(value)}, expected {kind.get(name, 'a string')}")
+    return SparsitySpec(**fields | {"tensors": tuple(fields["tensors"])})
 
 
 def _write_json(path: str | Path, fields: dict) -> None:
@@ -277,15 +306,15 @@ def _write_json(path: str | Path, fields: dict) -> None:
 
 
 def _check_threshold(path: Path, field: str, value: object) -> float:
-    good = isinstance(value, (int, float)) and not isinstance(value, bool) and np.isfinite(value) and value >= 0
-    if not good:
-        raise ThresholdsError(f"{path}: {field} is {value!r}, expected a number >= 0")
+    if type(value) not in (int, float) or not 0 <= value < 1e38:  # type(): True is an int
+        raise ThresholdsError(f"{path}: {field} is {show(value)}, expected a number from 0 to below 1e38")
     return float(value)
 
 
 def _from_paper(fields: dict, path: Path) -> Thresholds:
-    """The paper's own files: projection -> layer_i -> threshold. A percentage at the end of the name is the level.
+    """The paper's own files: projection -> layer_i -> threshold.
 
+    A percentage at the end of the file's name (llama-3-8b-30.json) is the level.
     act_fn (activation_fn) is calibrated there and never applied. Phi-3's fused gate_up_proj has one pooled threshold,
     which the released code applies to the gate half only: up stays uncut.
     """
@@ -294,6 +323,8 @@ def _from_paper(fields: dict, path: Path) -> Thresholds:
     for key, tensor in names.items():
         if key not in fields:
             continue
+        if any(tensor in layer for layer in layers):
+            raise ThresholdsError(f"{path}: holds gate_proj and gate_up_proj, expected one of the two")
         table = fields[key]
         expected = {f"layer_{i}" for i in range(len(table))} if isinstance(table, dict) else None
         if not table or expected is None or set(table) != expected:
@@ -303,8 +334,8 @@ def _from_paper(fields: dict, path: Path) -> Thresholds:
             raise ThresholdsError(f"{path}: {key} has {len(table)} layers, the projections before it {len(layers)}")
         for i, layer in enumerate(layers):
             layer[tensor] = _check_threshold(path, f"{key}.layer_{i}", table[f"layer_{i}"])
-    digits = path.stem.rsplit("-", 1)[-1]
-    level = int(digits) / 100 if digits.isdigit() and 0 <= int(digits) < 100 else None
+    percent = re.search(r"-([0-9][0-9])$", path.stem)
+    level = int(percent[1]) / 100 if percent else None
     spec = SparsitySpec("dhar", tuple(layers[0]), ">=", "tensor", level)
     return Thresholds("dhar", "tensor", level, tuple(layers), spec, "as published")
 
@@ -381,7 +412,8 @@ def calibrate(
     result = at(sparsity) if by == "tensor" or sparsity == 0 else _search(at, sparsity, len(rule.tensors) > 1)
     if (error := magnitudes.rank_error(rule.tensors, result.level)) > 1e-3:
         raise MinillmError(
-            f"streaming quantile: {error:.2%} of the values share one bucket, expected at most 0.1 %; use quantile='exact'"
+            f"streaming quantile: {error:.2%} of the values share one bucket, expected at most 0.1 %; "
+            "use quantile='exact'"
         )
     return result
 

@@ -5,7 +5,7 @@
     J' = {j in J : u_j and m_j kept}         y = W_down[:, J'] m_J'   |J'| columns of down
 
 It reads exactly what ``read_exact`` counts, and equals the masked form up to the order in which the same products are
-added. Each token has its own J, so there is a loop over tokens: this is the form for decoding, one token at a time.
+added. Each token has its own J, so there are loops over tokens: this is the form for decoding, one token at a time.
 """
 
 import numpy as np
@@ -22,7 +22,8 @@ def gathered_swiglu(
 ) -> np.ndarray:
     """SwiGLU from the kept neurons alone (equations above).
 
-    x (T, D), thresholds {tensor: number} of this layer  ->  y (T, D). Taps gate_pre, gate, the masks and out.
+    x (T, D), thresholds {tensor: number} of this layer  ->  y (T, D). Taps gate_pre, gate, the masks, mid_cut and
+    out. An edit of the mask can cut more, not less: what was not read is 0 in mid_cut.
     """
     gate_pre = tap("gate_pre", linear(x, layer.gate_proj, layer.gate_bias))  # (T, F)
     gate = tap("gate", layer.act(gate_pre))  # (T, F)
@@ -32,18 +33,22 @@ def gathered_swiglu(
     cuts_up = any(t in policy.tensors and t in thresholds for t in AFTER_UP)
     mask = np.ones(gate.shape, bool) if mask_gate is None else mask_gate.copy()  # (T, F)
 
-    out = np.empty_like(x)  # (T, D)
+    mid = np.zeros_like(gate)  # (T, F), filled in where something was computed
     for t in range(len(x)):
         kept = np.flatnonzero(mask[t])  # (|J|,)
         up_bias = None if layer.up_bias is None else layer.up_bias[kept]
         up = linear(x[t], layer.up_proj[kept], up_bias)  # (|J|,)
-        mid = gate[t, kept] * up  # (|J|,)
+        mid[t, kept] = gate[t, kept] * up
         if cuts_up:
-            stay = both([policy.kept(name, v, thresholds) for name, v in zip(AFTER_UP, (up, mid), strict=True)])
-            mask[t, kept] = stay
-            kept, mid = kept[stay], mid[stay]  # (|J'|,)
-        out[t] = linear(mid, layer.down_proj[:, kept], layer.down_bias)  # (D,)
-    tap("mask", mask)  # there is no mask_up to show: up was computed only where the gate was kept
+            values = (up, mid[t, kept])
+            mask[t, kept] = both([policy.kept(name, v, thresholds) for name, v in zip(AFTER_UP, values, strict=True)])
+    mask = tap("mask", mask)  # there is no mask_up to show: up was computed only where the gate was kept
+    mid_cut = tap("mid_cut", np.where(mask, mid, 0))  # (T, F)
+
+    out = np.empty_like(x)  # (T, D)
+    for t in range(len(x)):
+        kept = np.flatnonzero(mask[t])  # (|J'|,)
+        out[t] = linear(mid_cut[t, kept], layer.down_proj[:, kept], layer.down_bias)  # (D,)
     out = tap("out", out)  # (T, D)
     mask_out = policy.kept("out", out, thresholds)
     return out if mask_out is None else np.where(tap("mask_out", mask_out), out, 0)

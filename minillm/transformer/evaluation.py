@@ -89,7 +89,8 @@ def as_documents(documents: str | Sequence[str]) -> list[str]:
 
 def document_hashes(documents: str | Sequence[str]) -> list[str]:
     """SHA-256 of each document's UTF-8 bytes, so that a text used twice is noticed."""
-    return [hashlib.sha256(document.encode()).hexdigest() for document in as_documents(documents)]
+    texts = (document.encode("utf-8", "surrogatepass") for document in as_documents(documents))
+    return [hashlib.sha256(text).hexdigest() for text in texts]
 
 
 def bos_ids(model: Llama) -> tuple[list[int], str]:

@@ -58,7 +58,9 @@ def next_probabilities(
 
     logits (V,)  ->  probabilities (V,), float64 (they are added up to draw from them).
     """
-    p = softmax(logits.astype(np.float64) / temperature)
+    z = logits.astype(np.float64)
+    with np.errstate(over="ignore"):  # the likeliest stays at 0, so that even a tiny temperature gives no inf - inf
+        p = softmax((z - z.max()) / temperature)
     if top_k is not None and top_k < len(p):
         p[p < np.partition(p, -top_k)[-top_k]] = 0
         p /= p.sum()

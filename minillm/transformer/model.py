@@ -115,16 +115,23 @@ class Llama:
 
         Raises ConfigError and CheckpointError, in one sentence each, for anything that cannot be run as it is.
         """
-        folder, dtype = Path(folder), np.dtype(dtype)
-        if dtype not in (np.float32, np.float64):
+        if dtype not in ("float32", "float64", np.float32, np.float64):
             raise MinillmError(f"dtype {dtype} is not supported, expected float32 or float64")
+        folder = Path(folder)
         config = ModelConfig.from_folder(folder)
-        return cls(config, load_weights(folder, config, dtype), folder)
+        return cls(config, load_weights(folder, config, np.dtype(dtype)), folder)
 
     @property
     def name(self) -> str:
-        """The folder's name, for tables."""
-        return self.folder.resolve().name if self.folder else f"random {self.config.model_type}"
+        """The folder's name, or org/name for a folder of the hub's cache; for tables."""
+        if self.folder is None:
+            return f"random {self.config.model_type}"
+        repository, kind, _ = ("", "", "", *self.folder.absolute().parts)[-3:]
+        return (
+            repository.removeprefix("models--").replace("--", "/")
+            if kind == "snapshots"
+            else self.folder.resolve().name
+        )
 
     @property
     def has_tokenizer(self) -> bool:
@@ -154,7 +161,10 @@ class Llama:
 
     def check_ids(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
         """Token ids as an array (T,). Raises MinillmError for an empty, nested or out-of-range sequence."""
-        array = np.asarray(ids)
+        try:
+            array = np.asarray(ids)
+        except ValueError:  # lists of different lengths
+            raise MinillmError("expected a list of token ids, found a nested list") from None
         if array.ndim != 1 or array.size == 0 or not np.issubdtype(array.dtype, np.integer):
             found = f"{array.dtype}{list(array.shape)}"
             raise MinillmError(f"expected a non-empty list of token ids, found {found}")
@@ -175,6 +185,8 @@ class Llama:
         position = cache.length if cache else 0
         if cache:
             cache.check_room(len(ids))
+            if cache.keys.dtype != self.dtype:  # one float64 table would turn every product after it into float64
+                raise MinillmError(f"the cache is {cache.keys.dtype}, the model {self.dtype}: expected the same dtype")
             cos, sin = (table[position : position + len(ids)] for table in (cache.cos, cache.sin))  # (T, d/2)
         else:
             if len(ids) > self.config.max_position_embeddings:

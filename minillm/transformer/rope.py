@@ -37,7 +37,10 @@ def frequencies(rope: RopeConfig, length: int, dtype=np.float32) -> np.ndarray:
     Computed in ``dtype``, because float32 models are compared with code that computes them in float32.
     """
     exponents = np.arange(0, rope.rotary_dim, 2).astype(dtype) / dtype(rope.rotary_dim)  # (d/2,)
-    f = 1 / (dtype(rope.theta) ** exponents)  # (d/2,)
+    # The power in double, then rounded: NumPy's float32 power errs by up to 2 units in the last place on some
+    # processors, and a frequency's error is multiplied by the position.
+    power = (rope.theta ** exponents.astype(np.float64)).astype(dtype)  # (d/2,)
+    f = 1 / power  # (d/2,)
     if rope.rope_type == "linear":
         f = f / dtype(rope.factor)
     elif rope.rope_type == "llama3":
@@ -46,10 +49,10 @@ def frequencies(rope: RopeConfig, length: int, dtype=np.float32) -> np.ndarray:
         low, high = rope.low_freq_factor, rope.high_freq_factor
         blend = (dtype(original) / wavelength - dtype(low)) / dtype(high - low)  # 1 = keep, 0 = slow down
         blend = np.clip(blend, 0, 1)
-        f = (1 - blend) * (f / dtype(rope.factor)) + blend * f
+        f = (1 - blend) * f / dtype(rope.factor) + blend * f
     elif rope.rope_type == "longrope":
         factors = rope.long_factor if length > rope.original_max_position_embeddings else rope.short_factor
-        f = 1 / (np.array(factors, dtype) * (dtype(rope.theta) ** exponents))
+        f = 1 / (np.array(factors, dtype) * power)
     return f
 
 

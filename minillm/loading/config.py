@@ -1,0 +1,414 @@
+"""config.json: the sizes and switches of a model, checked once, so that no later line has to ask again.
+
+A Hugging Face model folder says what it is in `config.json`. Two generations are in use, and both are read:
+
+    transformers 4:  "rope_theta": 1e4, "rope_scaling": {"type" | "rope_type": ...} | null, "torch_dtype"
+    transformers 5:  "rope_parameters": {"rope_theta": 1e4, "rope_type": ...}, "dtype", "layer_types": [...]
+
+Where a field is absent we take the default of the family's class in transformers 5 (configuration_*.py), as that
+is what the authors of a file without it relied on. The five sizes of the weights have no default here.
+
+Differs from transformers: what this package does not implement (another family, another RoPE scaling or
+activation, quantised weights), and what cannot be (True where a number belongs, heads that do not divide, a key
+that stands twice), is refused in one sentence, never ignored. Fields unknown to us that do not change the sums
+(dropout, cache switches, `auto_map`: code is never imported) are ignored; a field that would add or remove a tensor
+is caught by checkpoint.py, which wants the exact set of names.
+"""
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from minillm.errors import ConfigError, MinillmError
+
+JSON_LIMIT = 10_000_000  # bytes; a real config.json has about 1 kB, the index of a 405B model 120 kB
+
+# What transformers 5 assumes where a field is absent. None: derived from other fields, or off.
+_DEFAULTS = ("num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "sliding_window",
+             "bos_token_id", "eos_token_id")  # fmt: skip
+FAMILIES = {  # model_type -> those defaults
+    "llama": dict(zip(_DEFAULTS, (None, None, 2048, 1e-6, None, 1, 2), strict=True)),
+    "mistral": dict(zip(_DEFAULTS, (8, None, 131072, 1e-6, 4096, 1, 2), strict=True)),
+    "qwen2": dict(zip(_DEFAULTS, (32, None, 32768, 1e-6, 4096, None, None), strict=True)),
+    "qwen3": dict(zip(_DEFAULTS, (32, 128, 32768, 1e-6, 4096, None, None), strict=True)),
+    "phi3": dict(zip(_DEFAULTS, (None, None, 4096, 1e-5, None, 1, 32000), strict=True)),
+}
+
+ACTIVATIONS = {name: name for name in ("silu", "relu", "relu2", "gelu", "gelu_pytorch_tanh")} | {"swish": "silu"}
+
+# rope_type -> the keys it reads. Any other key is refused: it would belong to a scaling that is not this one.
+ROPE_TYPES = {
+    "default": set(),
+    "linear": {"factor"},
+    "llama3": {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"},
+    "longrope": {"factor", "short_factor", "long_factor", "attention_factor", "original_max_position_embeddings"},
+}
+
+
+@dataclass(frozen=True)
+class RopeConfig:
+    """How positions turn the queries and keys; transformer/rope.py holds the equations."""
+
+    rope_type: str  # a key of ROPE_TYPES
+    theta: float  # the base of the frequencies theta ** (-2 i / rotary_dim)
+    rotary_dim: int  # how many of the head's d entries turn: all of them, or fewer with a partial_rotary_factor
+    factor: float = 1.0  # linear, llama3: how far the context was stretched; longrope: only inside attention_factor
+    low_freq_factor: float | None = None  # llama3
+    high_freq_factor: float | None = None  # llama3
+    original_max_position_embeddings: int | None = None  # llama3, longrope: the context before it was stretched
+    short_factor: tuple[float, ...] = ()  # longrope: one divisor per frequency, up to the original context
+    long_factor: tuple[float, ...] = ()  # longrope: the same beyond it
+    attention_factor: float = 1.0  # longrope: multiplies cos and sin
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The sizes and switches of one model, all checked; build it with from_folder or from_dict."""
+
+    model_type: str
+    vocab_size: int  # V
+    hidden_size: int  # D
+    intermediate_size: int  # F
+    num_hidden_layers: int  # L
+    num_attention_heads: int  # H
+    num_key_value_heads: int  # K, a divisor of H
+    head_dim: int  # d
+    max_position_embeddings: int
+    rms_norm_eps: float
+    hidden_act: str
+    tie_word_embeddings: bool  # the output head is the embedding matrix
+    rope: RopeConfig
+    qkv_bias: bool
+    o_bias: bool
+    mlp_bias: bool
+    qk_norm: bool  # RMSNorm on every query and key head before RoPE (qwen3)
+    sliding_windows: tuple[int | None, ...]  # one per layer; None: the layer attends to everything before it
+    bos_token_id: int | None
+    eos_token_ids: tuple[int, ...]
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> "ModelConfig":
+        """Read folder/config.json, and the EOS ids of generation_config.json where it has some. Raises ConfigError.
+
+        (Where both name EOS ids, transformers' generate() stops at those of generation_config.json.)
+        """
+        path = file_in(folder, "config.json", ConfigError)
+        config = cls.from_dict(read_json(path, ConfigError), str(path))
+        if os.path.lexists(Path(folder) / "generation_config.json"):
+            generation = file_in(folder, "generation_config.json", ConfigError)
+            eos = read_json(generation, ConfigError).get("eos_token_id")
+            if eos is not None:
+                return replace(config, eos_token_ids=_token_ids(eos, config.vocab_size, str(generation)))
+        return config
+
+    @classmethod
+    def from_dict(cls, fields: dict, source: str = "config.json") -> "ModelConfig":
+        """Check the fields of a config.json of either generation; source names the file in errors (ConfigError)."""
+        read = _Fields(fields, source)
+        family = fields.get("model_type")
+        if not isinstance(family, str) or family not in FAMILIES:
+            raise read.error("model_type", f"one of {', '.join(FAMILIES)}")
+        if fields.get("quantization_config") is not None:
+            raise read.error("quantization_config", "no quantised weights")
+        read.integer("pretraining_tp", 1, 1, nullable=True)
+        classes = fields.get("architectures") or []
+        if not isinstance(classes, list) or not all(isinstance(c, str) and c.endswith("ForCausalLM") for c in classes):
+            raise read.error("architectures", "a list of ...ForCausalLM, as other heads are not implemented")
+
+        default = FAMILIES[family]
+        vocab_size = read.integer("vocab_size", 2**21)
+        hidden_size = read.integer("hidden_size", 2**16)
+        layers = read.integer("num_hidden_layers", 1024)
+        heads = read.integer("num_attention_heads", 4096)
+        kv_heads = read.integer("num_key_value_heads", 4096, default["num_key_value_heads"], nullable=True) or heads
+        if heads % kv_heads:
+            raise read.error("num_key_value_heads", f"a divisor of num_attention_heads ({heads})", kv_heads)
+        head_dim = read.integer("head_dim", 2**12, default["head_dim"], nullable=True) or default["head_dim"]
+        if head_dim is None:
+            if hidden_size % heads:
+                raise read.error("hidden_size", f"a multiple of num_attention_heads ({heads}), as head_dim is absent")
+            head_dim = hidden_size // heads
+        max_positions = read.integer("max_position_embeddings", 2**31 - 1, default["max_position_embeddings"])
+        activation = fields.get("hidden_act", "silu")
+        if not isinstance(activation, str) or activation not in ACTIVATIONS:
+            raise read.error("hidden_act", f"one of {', '.join(ACTIVATIONS)}")
+
+        # Which projections have a bias is fixed for all families but two (modeling_*.py).
+        attention_bias = read.boolean("attention_bias") if family in ("llama", "qwen3") else False
+        # An id that is absent takes the family's default, unless the vocabulary ends before it.
+        bos, eos = (
+            default[name] if (default[name] or 0) < vocab_size else None for name in ("bos_token_id", "eos_token_id")
+        )
+        bos = read.integer("bos_token_id", vocab_size - 1, bos, nullable=True, low=0)
+        return cls(
+            family, vocab_size, hidden_size, read.integer("intermediate_size", 2**20), layers,
+            heads, kv_heads, head_dim, max_positions,
+            rms_norm_eps=read.number("rms_norm_eps", 1.0, default["rms_norm_eps"]),
+            hidden_act=ACTIVATIONS[activation],
+            tie_word_embeddings=read.boolean("tie_word_embeddings"),
+            rope=_rope(fields, read, family, head_dim, max_positions),
+            qkv_bias=attention_bias or family == "qwen2",
+            o_bias=attention_bias,
+            mlp_bias=read.boolean("mlp_bias") if family == "llama" else False,
+            qk_norm=family == "qwen3",
+            sliding_windows=_sliding_windows(fields, read, family, layers),
+            bos_token_id=bos,
+            eos_token_ids=_token_ids(fields.get("eos_token_id", eos), vocab_size, source),
+        )  # fmt: skip
+
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of every tensor that a file of this model holds, in the order of use; weights are (out, in).
+
+        Phi-3 fuses q, k, v into one matrix and gate, up into another. A tied head is not listed: it is the embedding.
+        """
+        D, F = self.hidden_size, self.intermediate_size
+        q, kv = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
+        fused = self.model_type == "phi3"
+        shapes = {"model.embed_tokens.weight": (self.vocab_size, D)}
+        for i in range(self.num_hidden_layers):
+            layer, attn, mlp = (f"model.layers.{i}{part}" for part in ("", ".self_attn", ".mlp"))
+            shapes[f"{layer}.input_layernorm.weight"] = (D,)
+            rows = {"qkv_proj": q + 2 * kv} if fused else {"q_proj": q, "k_proj": kv, "v_proj": kv}
+            for name, out in rows.items():
+                shapes[f"{attn}.{name}.weight"] = (out, D)
+                if self.qkv_bias:
+                    shapes[f"{attn}.{name}.bias"] = (out,)
+            if self.qk_norm:
+                shapes[f"{attn}.q_norm.weight"] = shapes[f"{attn}.k_norm.weight"] = (self.head_dim,)
+            shapes[f"{attn}.o_proj.weight"] = (D, q)
+            if self.o_bias:
+                shapes[f"{attn}.o_proj.bias"] = (D,)
+            shapes[f"{layer}.post_attention_layernorm.weight"] = (D,)
+            matrices = {"gate_up_proj": (2 * F, D)} if fused else {"gate_proj": (F, D), "up_proj": (F, D)}
+            for name, shape in {**matrices, "down_proj": (D, F)}.items():
+                shapes[f"{mlp}.{name}.weight"] = shape
+                if self.mlp_bias:
+                    shapes[f"{mlp}.{name}.bias"] = shape[:1]
+        shapes["model.norm.weight"] = (D,)
+        if not self.tie_word_embeddings:
+            shapes["lm_head.weight"] = (self.vocab_size, D)
+        return shapes
+
+
+def _rope(fields: dict, read: "_Fields", family: str, head_dim: int, max_positions: int) -> RopeConfig:
+    """RoPE from either generation: rope_parameters, or rope_scaling beside rope_theta (modeling_rope_utils.py)."""
+    given = [name for name in ("rope_parameters", "rope_scaling") if fields.get(name) is not None]
+    if len(given) == 2:
+        raise read.error("rope_scaling", "absent where rope_parameters is present")
+    where = given[0] if given else "rope_parameters"
+    inner = fields[where] if given else {}
+    if not isinstance(inner, dict):
+        raise read.error(where, "an object or null")
+    # What stands beside the object may also stand inside it; where both do, they must agree.
+    inner = {name: value for name, value in inner.items() if value is not None}
+    for name in ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings"):
+        outer = fields.get(name)
+        if name in inner and outer is not None and outer != inner[name]:
+            raise read.error(name, f"the value inside {where} ({show(inner[name])})")
+        if name != "original_max_position_embeddings" and outer is not None:
+            inner.setdefault(name, outer)
+
+    # The first Phi-3 files called longrope "su"; transformers reads "yarn" in a Phi-3 file as longrope, too.
+    names = {"su": "longrope", "yarn": "longrope"} if family == "phi3" else {}
+    kinds = [inner.pop(key) for key in ("rope_type", "type") if key in inner]
+    kinds = [names.get(kind, kind) if isinstance(kind, str) else kind for kind in kinds] or ["default"]
+    supported = ["default", "longrope"] if family == "phi3" else list(ROPE_TYPES)
+    for kind in kinds:
+        if kind not in supported or kind != kinds[0]:
+            raise read.error(f"{where}.rope_type", f"one of {', '.join(supported)}", kind)
+
+    kind, values = kinds[0], _Fields(inner, read.source, f"{where}.")
+    theta = values.number("rope_theta", 1e30, 10_000.0)
+    share = values.number("partial_rotary_factor", 1.0, 1.0)
+    if share != 1.0 and family != "phi3":  # modeling_*.py of the other families turns whole heads
+        raise values.error("partial_rotary_factor", f"1.0 for the family {family}")
+    rotary_dim = int(head_dim * share)
+    if rotary_dim % 2 or rotary_dim == 0:
+        raise read.error("head_dim", "an even number of rotated entries, as RoPE turns pairs", rotary_dim)
+    for name in inner:
+        if name not in ROPE_TYPES[kind] | {"rope_theta", "partial_rotary_factor"}:
+            raise values.error(name, f"no such key for rope_type {kind}")
+    if kind == "default":
+        return RopeConfig(kind, theta, rotary_dim)
+    if kind == "linear":
+        return RopeConfig(kind, theta, rotary_dim, values.number("factor", 1e6, low=1.0))
+
+    if fields.get("original_max_position_embeddings") is not None:
+        inner["original_max_position_embeddings"] = fields["original_max_position_embeddings"]
+    original = values.integer("original_max_position_embeddings", 2**31 - 1, *([4096] if family == "phi3" else []))
+    if kind == "llama3":
+        factor = values.number("factor", 1e6, low=1.0)
+        low, high = values.number("low_freq_factor", 1e6), values.number("high_freq_factor", 1e6)
+        if low >= high:
+            raise values.error("low_freq_factor", f"less than high_freq_factor ({high})", low)
+        return RopeConfig(kind, theta, rotary_dim, factor, low, high, original)
+
+    # longrope (arXiv 2402.13753): transformers takes the stretch from `factor`, else from the two context lengths,
+    # and scales attention by sqrt(1 + ln(stretch) / ln(original)) unless the file says otherwise.
+    factor = values.number("factor", 1e6, max_positions / original)
+    attention = 1.0
+    if factor > 1:
+        if original == 1:
+            raise values.error("original_max_position_embeddings", "more than 1", original)
+        attention = math.sqrt(1 + math.log(factor) / math.log(original))
+    attention = values.number("attention_factor", 1e6, attention)
+    short, long = (values.numbers(name, rotary_dim // 2) for name in ("short_factor", "long_factor"))
+    return RopeConfig(kind, theta, rotary_dim, factor, None, None, original, short, long, attention)
+
+
+def _sliding_windows(fields: dict, read: "_Fields", family: str, layers: int) -> tuple[int | None, ...]:
+    """The window of every layer: mistral and phi3 on all, qwen on the layers that layer_types names, llama on none."""
+    window = read.integer("sliding_window", 2**31 - 1, FAMILIES[family]["sliding_window"], nullable=True)
+    windows = (window,) * layers
+    if family == "llama" and window is not None:
+        raise read.error("sliding_window", "absent or null for the family llama")
+    if family in ("qwen2", "qwen3"):
+        window = window if read.boolean("use_sliding_window") else None
+        first = read.integer("max_window_layers", 2**31 - 1, 28, low=0)
+        windows = (None,) * min(first, layers) + (window,) * max(layers - first, 0)
+    kinds = fields.get("layer_types")
+    if kinds is None:
+        return windows
+    allowed = ["full_attention"] + ["sliding_attention"] * (window is not None)
+    if not isinstance(kinds, list) or len(kinds) != layers or not all(kind in allowed for kind in kinds):
+        raise read.error("layer_types", f"{layers} entries, each {' or '.join(allowed)}")
+    listed = tuple(window if kind == "sliding_attention" else None for kind in kinds)
+    if family not in ("qwen2", "qwen3") and listed != windows:  # transformers would ignore the list here
+        raise read.error("layer_types", f"the same kind for every layer of the family {family}")
+    return listed
+
+
+def _token_ids(value, vocab_size: int, source: str) -> tuple[int, ...]:
+    """eos_token_id may be absent, one id, or a list of ids."""
+    ids = [] if value is None else value if isinstance(value, list) else [value]
+    if not all(type(i) is int and 0 <= i < vocab_size for i in ids):
+        raise _Fields({"eos_token_id": value}, source).error("eos_token_id", f"integers from 0 to {vocab_size - 1}")
+    return tuple(ids)
+
+
+_REQUIRED = object()
+
+
+class _Fields:
+    """Typed reading of one JSON object: every value has its type and its range, or a ConfigError says so."""
+
+    def __init__(self, fields: dict, source: str, prefix: str = ""):
+        self.fields, self.source, self.prefix = fields, source, prefix
+
+    def error(self, name: str, expected: str, *found) -> ConfigError:
+        value = show(found[0]) if found else show(self.fields[name]) if name in self.fields else "missing"
+        return ConfigError(f"{self.source}: {self.prefix}{name} is {value}, expected {expected}")
+
+    def _get(self, name: str, default):
+        if name not in self.fields and default is _REQUIRED:
+            raise self.error(name, "a value")
+        return self.fields.get(name, default)
+
+    def integer(self, name: str, high: int, default=_REQUIRED, *, low: int = 1, nullable: bool = False) -> int | None:
+        value = self._get(name, default)
+        if value is None and (nullable or default is None):
+            return None
+        if type(value) is not int or not low <= value <= high:  # type(): True is an int, and 64.0 is none
+            raise self.error(name, f"an integer from {low} to {high}")
+        return value
+
+    def number(self, name: str, high: float, default=_REQUIRED, *, low: float = 0.0) -> float:
+        """A finite number, above 0 and at least low."""
+        value = self._get(name, default)
+        if type(value) not in (int, float) or not (0 < value and low <= value <= high):
+            raise self.error(name, f"a number from {low:g} to {high:g}" if low else f"a number in (0, {high:g}]")
+        return float(value)
+
+    def numbers(self, name: str, count: int) -> tuple[float, ...]:
+        values = self._get(name, _REQUIRED)
+        if not isinstance(values, list) or len(values) != count:
+            raise self.error(name, f"a list of {count} numbers, one per rotated pair")
+        if not all(type(value) in (int, float) and 0 < value <= 1e12 for value in values):
+            raise self.error(name, f"{count} finite numbers above 0")
+        return tuple(float(value) for value in values)
+
+    def boolean(self, name: str) -> bool:
+        value = self._get(name, False)
+        if type(value) is not bool:
+            raise self.error(name, "true or false")
+        return value
+
+
+def read_json(path: Path, error: type[MinillmError], limit: int = JSON_LIMIT) -> dict:
+    """Read a JSON file that holds one object, as strictly as parse_json; UTF-8, a byte order mark is allowed."""
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            raw = file.read(size) if size <= limit else b""
+    except OSError as problem:
+        raise error(f"{path}: cannot be read ({problem.strerror or problem})") from None
+    if size > limit:
+        raise error(f"{path}: has {size} bytes, expected at most {limit}")
+    return parse_json(raw.removeprefix(b"\xef\xbb\xbf"), str(path), error)
+
+
+def parse_json(raw: bytes, source: str, error: type[MinillmError]) -> dict:
+    """Parse bytes that must hold one JSON object, refusing what Python's json lets pass.
+
+    Refused, beside what is no JSON at all: the same key twice in one object (json keeps the last, other readers the
+    first), NaN, Infinity and numbers that overflow to it, and nesting deeper than Python's stack. Raises error.
+    """
+
+    def pairs(items: Sequence[tuple]) -> dict:
+        fields = dict(items)
+        if len(fields) != len(items):
+            seen = set()
+            twice = next(key for key, _ in items if key in seen or seen.add(key))
+            raise error(f"{source}: the key {show(twice)} stands twice in one object, expected once")
+        return fields
+
+    def finite(text: str) -> float:
+        value = float(text)
+        if not math.isfinite(value):
+            raise error(f"{source}: the number {show(text)} is not finite, expected finite numbers")
+        return value
+
+    def whole(text: str) -> int | float:
+        return int(text) if text != "-0" else -0.0  # no integer for safetensors either
+
+    try:
+        hooks = {"object_pairs_hook": pairs, "parse_float": finite, "parse_constant": finite, "parse_int": whole}
+        fields = json.loads(raw.decode("utf-8"), **hooks)
+        if b"\\u" in raw:
+            json.dumps(fields, ensure_ascii=False).encode("utf-8")  # half of a surrogate pair is no character
+    except MinillmError:
+        raise
+    except RecursionError:
+        raise error(f"{source}: is nested too deeply, expected a plain JSON object") from None
+    except UnicodeDecodeError as problem:
+        raise error(f"{source}: is not UTF-8 at byte {problem.start}, expected JSON in UTF-8") from None
+    except ValueError as problem:  # JSONDecodeError, half a surrogate pair, an integer of more than 4,300 digits
+        raise error(f"{source}: is not valid JSON ({problem})") from None
+    if not isinstance(fields, dict):
+        raise error(f"{source}: holds a JSON {type(fields).__name__}, expected an object")
+    return fields
+
+
+def file_in(folder: str | Path, name: str, error: type[MinillmError]) -> Path:
+    """The path of a file that lies in the folder itself; a link may lead nowhere but to the hub cache's own blobs.
+
+    (The cache of huggingface_hub keeps models--org--name/snapshots/REVISION/file -> ../../blobs/HASH.)
+    """
+    path, home = Path(folder) / name, Path(os.path.realpath(folder))
+    allowed = [home]
+    if home.parent.name == "snapshots" and home.parents[1].name.startswith("models--"):
+        allowed.append(home.parents[1] / "blobs")
+    if Path(os.path.realpath(path)).parent not in allowed:
+        raise error(f"{path}: is a link out of its folder, expected a file inside it")
+    if not path.is_file():
+        raise error(f"{path}: is missing, expected a file")
+    return path
+
+
+def show(value) -> str:
+    """repr without line ends, cut to a length that fits a sentence (a hostile name may have megabytes)."""
+    text = repr(value[:80] if isinstance(value, str | list) else value)
+    return text if len(text) <= 80 else text[:77] + "..."
