@@ -110,6 +110,8 @@ def step_names(num_layers: int) -> list[str]:
 
 
 def _near_misses(name: str, names: Iterable[str]) -> str:
+    import difflib  # here and below: what only a table or an error needs does not slow the start of every program
+
     near = difflib.get_close_matches(name, list(names), n=3, cutoff=0.5)
     return f"; did you mean {', '.join(near)}?" if near else ""
 
@@ -239,6 +241,9 @@ def explain(name: str) -> str:
     info = step_info(name)
     if info is None:
         raise TraceError(f"{name!r} is no step{_near_misses(name, STEPS)}")
+    import importlib
+    import inspect
+
     module_name, _, qualified = info.source.partition(":")
     target = importlib.import_module(f"{__package__}.{module_name}")
     file = Path(inspect.getfile(target)).name

@@ -29,8 +29,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minillm.errors import CheckpointError
-from minillm.loading.config import ModelConfig, file_in, parse_json, read_json, show
+from ..errors import CheckpointError
+from .config import ModelConfig, file_in, parse_json, read_json, show
 
 HEADER_LIMIT = 100_000_000  # bytes, the format's own limit
 CHUNK = 1 << 20  # numbers that are widened at a time: 2 MB of BF16 become 4 MB of float32
@@ -299,6 +299,9 @@ def save_tensors(path: str | Path, tensors: Mapping[str, np.ndarray], metadata: 
             copy = back[name]
             if (copy.dtype, copy.shape, copy.tobytes()) != (array.dtype, array.shape, array.tobytes()):
                 raise CheckpointError(f"{path}: tensor {show(name)} is not what was written, expected the same")
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(beside, 0o666 & ~umask)  # the library writes files for their owner alone
         os.replace(beside, path)
     except (OSError, SafetensorError) as problem:
         raise CheckpointError(f"{path}: cannot be written ({problem})") from None

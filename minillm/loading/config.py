@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from minillm.errors import ConfigError, MinillmError
+from ..errors import ConfigError, MinillmError
 
 JSON_LIMIT = 10_000_000  # bytes; a real config.json has about 1 kB, the index of a 405B model 120 kB
 
@@ -160,33 +160,33 @@ class ModelConfig:
         )  # fmt: skip
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name -> shape of every tensor that a file of this model holds, in the order of use; weights are (out, in).
+        """Name -> shape of every tensor that a file of this model holds; weights are (out, in).
 
         Phi-3 fuses q, k, v into one matrix and gate, up into another. A tied head is not listed: it is the embedding.
         """
         D, F = self.hidden_size, self.intermediate_size
         q, kv = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
-        fused = self.model_type == "phi3"
+        if self.model_type == "phi3":
+            qkv, gate_up = {"qkv_proj": (q + 2 * kv, D)}, {"gate_up_proj": (2 * F, D)}
+        else:
+            qkv = {"q_proj": (q, D), "k_proj": (kv, D), "v_proj": (kv, D)}
+            gate_up = {"gate_proj": (F, D), "up_proj": (F, D)}
         shapes = {"model.embed_tokens.weight": (self.vocab_size, D)}
         for i in range(self.num_hidden_layers):
-            layer, attn, mlp = (f"model.layers.{i}{part}" for part in ("", ".self_attn", ".mlp"))
-            shapes[f"{layer}.input_layernorm.weight"] = (D,)
-            rows = {"qkv_proj": q + 2 * kv} if fused else {"q_proj": q, "k_proj": kv, "v_proj": kv}
-            for name, out in rows.items():
-                shapes[f"{attn}.{name}.weight"] = (out, D)
-                if self.qkv_bias:
-                    shapes[f"{attn}.{name}.bias"] = (out,)
+            layer = f"model.layers.{i}."
+            shapes[layer + "input_layernorm.weight"] = shapes[layer + "post_attention_layernorm.weight"] = (D,)
             if self.qk_norm:
-                shapes[f"{attn}.q_norm.weight"] = shapes[f"{attn}.k_norm.weight"] = (self.head_dim,)
-            shapes[f"{attn}.o_proj.weight"] = (D, q)
-            if self.o_bias:
-                shapes[f"{attn}.o_proj.bias"] = (D,)
-            shapes[f"{layer}.post_attention_layernorm.weight"] = (D,)
-            matrices = {"gate_up_proj": (2 * F, D)} if fused else {"gate_proj": (F, D), "up_proj": (F, D)}
-            for name, shape in {**matrices, "down_proj": (D, F)}.items():
-                shapes[f"{mlp}.{name}.weight"] = shape
-                if self.mlp_bias:
-                    shapes[f"{mlp}.{name}.bias"] = shape[:1]
+                norm = (self.head_dim,)
+                shapes[layer + "self_attn.q_norm.weight"] = shapes[layer + "self_attn.k_norm.weight"] = norm
+            for part, matrices, bias in (
+                ("self_attn.", qkv, self.qkv_bias),
+                ("self_attn.", {"o_proj": (D, q)}, self.o_bias),
+                ("mlp.", {**gate_up, "down_proj": (D, F)}, self.mlp_bias),
+            ):
+                for name, shape in matrices.items():
+                    shapes[f"{layer}{part}{name}.weight"] = shape
+                    if bias:
+                        shapes[f"{layer}{part}{name}.bias"] = shape[:1]
         shapes["model.norm.weight"] = (D,)
         if not self.tie_word_embeddings:
             shapes["lm_head.weight"] = (self.vocab_size, D)

@@ -13,9 +13,9 @@ import os
 import re
 from pathlib import Path
 
-from minillm.errors import CheckpointError
-from minillm.loading.checkpoint import INDEX, SINGLE, checkpoint_tensors
-from minillm.loading.config import read_json
+from ..errors import CheckpointError
+from .checkpoint import INDEX, SINGLE, checkpoint_tensors
+from .config import read_json
 
 # fetched beside the weights; of those, the files that the index names, or the one of a small model
 SMALL_FILES = ["config.json", "generation_config.json", "*.safetensors.index.json",
@@ -34,7 +34,7 @@ def resolve(source: str | Path) -> Path:
     name = _NAME.fullmatch(source) if isinstance(source, str) else None
     if os.path.isfile(source) or not name:
         found = "is a file" if os.path.isfile(source) else "does not exist"
-        raise CheckpointError(f"{str(source)!r}: {found}, expected a folder or the name of a model on the hub (org/name)")
+        raise CheckpointError(f"{str(source)!r}: {found}, expected a folder or a model's name on the hub, org/name")
     from huggingface_hub import snapshot_download
 
     try:

@@ -11,14 +11,16 @@ once more with every new one, and prints only what no later token can change:
     pushes + flush  =  decode(prompt + new)[len(decode(prompt)):]        for any ids that spell valid text
 """
 
+import json
+import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from numbers import Integral
 from pathlib import Path
 
-from minillm.errors import TokenizerError
-from minillm.loading.config import read_json
+from ..errors import TokenizerError
+from .config import file_in
 
 TOKENIZER_LIMIT = 100_000_000  # bytes; the largest published ones have about 35 MB
 _PROBE = "The cat, 42 Ünïcödé 猫 😀!"  # letters, spaces, digits, and characters of two, three and four bytes
@@ -30,7 +32,7 @@ class Tokenizer:
     bos_ids: what the tokenizer itself puts in front of a text; () where it adds nothing.
     """
 
-    def __init__(self, raw, source: str, ids: set[int], special: set[int], bos_ids: tuple[int, ...]):
+    def __init__(self, raw, source: str, ids: Collection[int], special: set[int], bos_ids: tuple[int, ...]):
         self._raw, self._source, self._ids, self._special, self.bos_ids = raw, source, ids, special, bos_ids
 
     @classmethod
@@ -40,24 +42,27 @@ class Tokenizer:
         if not path.is_file():
             only = ", only a tokenizer.model, which is not read here" if path.with_suffix(".model").is_file() else ""
             raise TokenizerError(f"{path}: does not exist{only}, expected a tokenizer.json beside the weights")
-        fields = read_json(path, TokenizerError, TOKENIZER_LIMIT)
+        size = file_in(folder, path.name, TokenizerError).stat().st_size
+        if size > TOKENIZER_LIMIT:
+            raise TokenizerError(f"{path}: has {size} bytes, expected at most {TOKENIZER_LIMIT}")
         from tokenizers import Tokenizer as RawTokenizer
 
         with _one_sentence(f"{path}: is not a tokenizer that `tokenizers` can read"):
-            raw = RawTokenizer.from_file(str(path))
+            data = path.read_bytes()
+            raw = RawTokenizer.from_buffer(data)
             raw.no_truncation()  # settings of the file that would cut, fill up
             raw.no_padding()
             if hasattr(raw.model, "dropout"):
                 raw.model.dropout = None  # or merge at random (a trick of training)
             raw.encode_special_tokens = True  # a "</s>" inside a text is four characters, not the end
-        ids = _checked_ids(raw, fields, str(path), vocab_size)
+            ids = _checked_ids(raw, data, str(path), vocab_size)
         with _one_sentence(f"{path}: cannot encode a short text"):
-            _refuse_losses(raw, fields, str(path))
+            _refuse_losses(raw, str(path))
             plain, full = raw.encode("a", add_special_tokens=False).ids, raw.encode("a").ids
         start = next((i for i in range(len(full)) if full[i : i + len(plain)] == plain), None)
         if start is None:
             raise TokenizerError(f"{path}: the post_processor drops the text itself, expected ids around it")
-        special = {token["id"] for token in fields.get("added_tokens") or () if token["special"]}
+        special = {index for index, token in raw.get_added_tokens_decoder().items() if token.special}
         return cls(raw, str(path), ids, special, tuple(full[:start]))
 
     def encode(self, text: str, bos: bool = True) -> list[int]:
@@ -67,6 +72,10 @@ class Tokenizer:
         would end every text with an EOS, that is left out, since the model is to go on from here.
         Raises TokenizerError for what is not a str, or is one that has no UTF-8 form (a lone surrogate).
         """
+        ids = self._encoding(text).ids
+        return [*self.bos_ids, *ids] if bos else ids
+
+    def _encoding(self, text: str):
         if not isinstance(text, str):
             raise TokenizerError(f"the text is of type {type(text).__name__}, expected str")
         try:
@@ -76,22 +85,20 @@ class Tokenizer:
                 f"the text holds a lone surrogate at character {problem.start}, expected valid Unicode"
             ) from None
         with _one_sentence(f"{self._source}: cannot encode the text"):
-            ids = self._raw.encode(text, add_special_tokens=False).ids
-        return [*self.bos_ids, *ids] if bos else ids
+            return self._raw.encode(text, add_special_tokens=False)
 
     def encode_with_bytes(self, text: str) -> tuple[list[int], list[int]]:
         """The ids of a text without BOS, and how many of its UTF-8 bytes each stands for; the counts add up exactly.
 
         Where several tokens spell one character, the first of them is given all of its bytes.
         """
-        ids = self.encode(text, bos=False)
-        ends = [end for _, end in self._raw.encode(text, add_special_tokens=False).offsets]
-        sizes, done = [], 0
+        encoding = self._encoding(text)
+        ends, sizes, done = [end for _, end in encoding.offsets], [], 0
         for i, end in enumerate(ends):
             end = len(text) if i == len(ends) - 1 else max(done, end)
             sizes.append(len(text[done:end].encode()))
             done = end
-        return ids, sizes
+        return encoding.ids, sizes
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids without the special tokens (BOS, EOS, and <unk> where the file calls it special).
@@ -144,51 +151,53 @@ class TextStream:
         return new
 
 
-def _checked_ids(raw, fields: dict, path: str, vocab_size: int) -> set[int]:
+def _checked_ids(raw, data: bytes, path: str, vocab_size: int) -> Collection[int]:
     """All ids of the vocabulary and the added tokens: each once, each as the file declares it, each < vocab_size."""
-    vocab = fields["model"]["vocab"]  # {piece: id}, or for a Unigram model [[piece, score], ...]
-    tokens = vocab if isinstance(vocab, dict) else {piece: index for index, (piece, _) in enumerate(vocab)}
-    if not tokens:
-        raise TokenizerError(f"{path}: model.vocab is empty, expected at least one token")
-    owner = {}
-    for token, index in tokens.items():
-        if owner.setdefault(index, token) != token:
-            raise TokenizerError(f"{path}: {owner[index]!r} and {token!r} both have the id {index}, expected one token")
-    for added in fields.get("added_tokens") or ():
-        given = raw.token_to_id(added["content"])
-        if given != added["id"]:
+    count = raw.get_vocab_size(with_added_tokens=True)
+    if not count:
+        raise TokenizerError(f"{path}: the vocabulary is empty, expected at least one token")
+    ids = range(count)
+    if None in map(raw.id_to_token, ids):  # else n tokens have n ids, 0 to n - 1: once each, without asking further
+        vocab = raw.get_vocab(with_added_tokens=True)
+        owner = {index: token for token, index in vocab.items()}
+        if len(owner) != len(vocab):
+            token, index = next((token, index) for token, index in vocab.items() if owner[index] != token)
+            raise TokenizerError(f"{path}: {token!r} and {owner[index]!r} both have the id {index}, expected one each")
+        ids = owner.keys()
+    if max(ids) >= vocab_size:
+        found = f"{raw.id_to_token(max(ids))!r} has the id {max(ids)}"
+        raise TokenizerError(f"{path}: {found}, expected at most {vocab_size - 1}, as the model's vocab_size says")
+    # The library gives added tokens other ids than they declare where those do not continue the vocabulary's. Only
+    # their list is parsed again: Python would take as long for the whole file as the library did.
+    place = re.search(rb'"added_tokens"\s*:\s*(?=\[)', data)
+    tokens = json.JSONDecoder().raw_decode(data[place.end() :].decode("utf-8"))[0] if place else []
+    declared = {token["content"]: token["id"] for token in tokens}
+    given = {token.content: index for index, token in raw.get_added_tokens_decoder().items()}
+    for token in declared | given:
+        if declared.get(token) != given.get(token):
             raise TokenizerError(
-                f"{path}: the added token {added['content']!r} declares the id {added['id']} but gets {given}, "
+                f"{path}: the added token {token!r} declares the id {declared.get(token)} but gets {given.get(token)}, "
                 "expected ids that continue the vocabulary's"
             )
-        owner.setdefault(given, added["content"])
-    if max(owner) >= vocab_size:
-        raise TokenizerError(
-            f"{path}: {owner[max(owner)]!r} has the id {max(owner)}, expected at most {vocab_size - 1} "
-            f"(the model's vocab_size is {vocab_size})"
-        )
-    return set(owner)
+    return ids
 
 
-def _refuse_losses(raw, fields: dict, path: str) -> None:
+def _refuse_losses(raw, path: str) -> None:
     """Refuse a tokenizer that drops characters without a trace; an unknown token in their place is a trace."""
 
-    def ids(text: str) -> list[int]:
-        return raw.encode(text, add_special_tokens=False).ids
-
     def letters(text: str) -> str:  # without white space, case and accents, which a normalizer may change
-        return "".join(c for c in unicodedata.normalize("NFKD", text).casefold() if c.isprintable() and c != " "
-                       and not unicodedata.combining(c))  # fmt: skip
+        plain = unicodedata.normalize("NFKD", text).casefold()
+        return "".join(c for c in plain if not c.isspace() and not unicodedata.combining(c))
 
-    if "ByteLevel" in str(fields.get("decoder")):
-        if "ByteLevel" not in str(fields.get("pre_tokenizer")) + str(fields.get("normalizer")):
-            raise TokenizerError(f"{path}: the decoder is ByteLevel, expected a ByteLevel pre_tokenizer, too")
-    if ids("in to") == ids("into"):
+    if "ByteLevel" in repr(raw.decoder) and "ByteLevel" not in repr(raw.pre_tokenizer) + repr(raw.normalizer):
+        raise TokenizerError(f"{path}: the decoder is ByteLevel, expected a ByteLevel pre_tokenizer, too")
+    if len({tuple(raw.encode(text, add_special_tokens=False).ids) for text in ("in to", "into")}) == 1:
         raise TokenizerError(f"{path}: loses spaces ('in to' is encoded as 'into'), expected a pre_tokenizer")
-    model, probe = fields["model"], ids(_PROBE)
-    unknown = model["unk_id"] if model.get("unk_id") is not None else raw.token_to_id(model.get("unk_token") or "")
+    probe = raw.encode(_PROBE, add_special_tokens=False).ids
+    unknown = {index for index, token in raw.get_added_tokens_decoder().items() if token.special}
+    unknown.add(raw.token_to_id(getattr(raw.model, "unk_token", None) or ""))
     back = raw.decode(probe)
-    if unknown not in probe and letters(back) != letters(_PROBE):
+    if unknown.isdisjoint(probe) and letters(back) != letters(_PROBE):
         raise TokenizerError(
             f"{path}: loses characters ({_PROBE!r} comes back as {back!r}), expected a pre_tokenizer and a decoder "
             "that keep them, or an unknown token"

@@ -34,7 +34,7 @@ from ..transformer.ffn import FeedForward, swiglu
 from ..transformer.model import Layer, Llama
 from .gathered import gathered_swiglu
 from .masked import masked_swiglu
-from .policies import TENSORS, Policy, policy_named
+from .policies import POLICIES, TENSORS, Policy, policy_named
 from .spec import SparsityMeter, SparsitySpec
 
 FORMAT, VERSION = "minillm-thresholds", 1
@@ -244,10 +244,9 @@ class Thresholds:
                 raise ThresholdsError(f"{path}: {key} is {fields.get(key)!r}, expected {expected!r}")
         policy, layers = fields.get("policy"), fields.get("layers")
         spec, by, level = fields.get("spec"), fields.get("by"), fields.get("level")
-        try:
-            tensors = policy_named(policy).tensors
-        except (MinillmError, TypeError) as error:
-            raise ThresholdsError(f"{path}: {error}") from None
+        if not isinstance(policy, str) or policy not in POLICIES:
+            raise ThresholdsError(f"{path}: policy is {show(policy)}, expected one of {', '.join(POLICIES)}")
+        tensors = POLICIES[policy].tensors
         if not isinstance(layers, list) or not layers:
             raise ThresholdsError(f"{path}: layers is {show(layers)}, expected a list with one object per layer")
         for i, layer in enumerate(layers):

@@ -114,12 +114,12 @@ class SparsityMeter:
         return value
 
     def _density(self, mask: str) -> float:
-        size = sum(self._size[mask].values())
-        return sum(self._kept[mask].values()) / size if size else 1.0
+        sizes = self._size.get(mask)  # get: asking by [] would make an absent mask look like one that cuts nothing
+        return sum(self._kept[mask].values()) / sum(sizes.values()) if sizes else 1.0
 
     def report(self) -> SparsityReport:
         """The accounting of everything counted so far."""
-        layers = self._size["mask"]
+        layers = self._size.get("mask", {})
         per_layer = tuple(1 - self._kept["mask"][i] / layers[i] for i in sorted(layers))
         density = self._density("mask")
         # mask_gate is what is known once the gate is computed: only those rows of up are read. mask is what is known

@@ -87,7 +87,7 @@ def write_made_up_tokenizer(folder: Path, vocabulary: int) -> None:
             break
         pieces.append(word)
         if len(word) > 1:
-            merges.append([word[:-1], word[-1]])
+            merges.append(f"{word[:-1]} {word[-1]}")  # published files of this size write merges as strings
         words += [word + letter for letter in letters[1:]]
     model = {"type": "BPE", "vocab": {p: i for i, p in enumerate(pieces)}, "merges": merges, "unk_token": "<unk>"}
     tokenizer = {
@@ -108,7 +108,7 @@ def write_made_up_tokenizer(folder: Path, vocabulary: int) -> None:
         },
         "model": model | {"byte_fallback": True, "fuse_unk": True},
     }
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
 
 
 # ---- the opponents ---------------------------------------------------------------------------------------------------
@@ -270,12 +270,15 @@ def _start(folder: Path, rounds: int) -> list[dict]:
     load = f"import minillm; m = minillm.load({str(folder)!r}); "
     programs = {
         "import numpy": "import numpy",
-        "first token from ids": load + "m.forward([1, 5, 9, 13])[-1].argmax()",
+        "first token from ids": load + "m.folder = None; next(minillm.generate(m, [1, 5, 9, 13], 1))",  # no tokenizer
         "first token from text": load + "next(minillm.generate(m, m.tokenizer.encode('once upon'), 1))",
     }
 
+    # An installed package has its bytecode; a machine that forbids writing it would compile every file every time.
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+
     def run(program: str) -> Callable[[], float]:
-        return lambda: _timed(lambda: subprocess.run([sys.executable, "-c", program], check=True))
+        return lambda: _timed(lambda: subprocess.run([sys.executable, "-c", program], check=True, env=environment))
 
     return in_turns({name: run(program) for name, program in programs.items()}, rounds, "process")
 

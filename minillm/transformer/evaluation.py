@@ -193,6 +193,7 @@ def token_nll(model: Llama, ids: Sequence[int], ffn: FeedForward = swiglu, tap: 
             np.exp(logits, out=logits)
             nll[done : done + rows] = np.log(logits.sum(axis=-1, dtype=np.float64)) - target
             done += rows
+            del logits  # or it would still be held while the next block is made
     return nll
 
 

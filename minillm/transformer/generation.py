@@ -11,6 +11,8 @@ How the next token is chosen from p = softmax(logits / temperature), in this ord
     min_p            only tokens at least min_p times as likely as the likeliest (Nguyen et al. 2024, arXiv 2407.01082)
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 

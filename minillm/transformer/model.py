@@ -9,6 +9,8 @@
 Phi-3 are the same block with a window, biases, normed heads or fused files; the config says which.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property

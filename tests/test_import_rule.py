@@ -1,0 +1,153 @@
+"""The house's one rule: a module imports only modules above it, in the order that the chapters are read."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import minillm
+
+PACKAGE = Path(minillm.__file__).parent
+# In reading order; "folder/" is every file of a folder whose own order is not fixed yet.
+ORDER = """
+    errors trace
+    loading/config loading/checkpoint loading/hub loading/tokenizer
+    transformer/ops transformer/rope transformer/attention transformer/ffn transformer/model transformer/generation
+    transformer/evaluation
+    sparsity/spec sparsity/policies sparsity/masked sparsity/gathered sparsity/calibrate sparsity/patterns
+    optim
+    predictors/base predictors/oracle predictors/baselines predictors/training_free predictors/learned
+    prefetch/bundle prefetch/buffer prefetch/clock prefetch/reader prefetch/feedforward
+    study/sweep study/tables study/plots study/report study/bench study/grade
+    training/backward training/trainer
+    methods/
+    cli __main__
+""".split()
+HEAVY = {"torch", "transformers"}
+
+
+def place(module: str) -> int:
+    """Where a module ("transformer/ops") stands in ORDER."""
+    folder = module.partition("/")[0] + "/"
+    return ORDER.index(folder if folder in ORDER else module)
+
+
+def modules() -> list[str]:
+    files = (path.relative_to(PACKAGE).with_suffix("").as_posix() for path in sorted(PACKAGE.rglob("*.py")))
+    return [name for name in files if not name.endswith("__init__")]
+
+
+def imports(source: str, module: str) -> list[tuple[str, bool]]:
+    """(what is imported, whether inside a function) of a source, in full dotted names; TYPE_CHECKING is left out."""
+    found = []
+
+    def visit(node: ast.AST, inside: bool) -> None:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            for child in node.orelse:
+                visit(child, inside)
+            return
+        if isinstance(node, ast.Import):
+            found.extend((alias.name, inside) for alias in node.names)
+        if isinstance(node, ast.ImportFrom):
+            # "from ..trace import x" inside minillm.transformer.model: two dots take off "transformer.model"
+            above = ["minillm", *module.split("/")][: -node.level] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            found.extend((f"{base}.{alias.name}", inside) for alias in node.names)
+        inside = inside or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for child in ast.iter_child_nodes(node):
+            visit(child, inside)
+
+    visit(ast.parse(source), False)
+    return found
+
+
+def own(imported: str) -> str | None:
+    """The module of ours that an import names, "transformer/ops", or None: "minillm.transformer.ops.linear"."""
+    top, *parts = imported.split(".")
+    if top != "minillm":
+        return None
+    for end in range(len(parts), 0, -1):
+        if (PACKAGE.joinpath(*parts[:end])).with_suffix(".py").is_file():
+            return "/".join(parts[:end])
+    return "__init__"
+
+
+def breaches(source: str, module: str) -> list[str]:
+    """Every import of a source that breaks the rule, in words."""
+    found = []
+    for imported, inside in imports(source, module):
+        target, top = own(imported), imported.partition(".")[0]
+        # minillm itself gives out names of every chapter, so only what stands below them all may take from it.
+        if target == "__init__" and module not in ("cli", "__main__"):
+            found.append(f"{module} imports {imported}, expected a module by its own name")
+        elif target not in (None, "__init__") and place(target) >= place(module):
+            found.append(f"{module} imports {target}, which is not above it")
+        if top in HEAVY:
+            found.append(f"{module} imports {top}")
+        if top == "matplotlib" and not (module == "study/plots" and inside):
+            found.append(f"{module} imports matplotlib outside a function of study/plots")
+    return found
+
+
+@pytest.mark.parametrize("module", modules())
+def test_a_module_imports_only_modules_above_it(module):
+    assert not breaches((PACKAGE / module).with_suffix(".py").read_text(encoding="utf-8"), module)
+
+
+def test_the_order_names_every_module_and_the_folders_hold_no_code_of_their_own():
+    assert [place(module) for module in modules()]  # ValueError for a module that the list does not know
+    for init in PACKAGE.glob("*/__init__.py"):
+        body = ast.parse(init.read_text(encoding="utf-8")).body
+        assert all(isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) for node in body), init
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("transformer/ops", "from .model import Llama"),
+        ("transformer/ops", "from . import model"),
+        ("transformer/ops", "from ..sparsity.spec import SparsitySpec"),
+        ("transformer/ops", "from minillm.sparsity import spec"),
+        ("transformer/ops", "import minillm.transformer.rope"),
+        ("transformer/ops", "from .ops import silu"),
+        ("transformer/ops", "def f():\n    from .model import Llama"),
+        ("transformer/ops", "if TYPE_CHECKING:\n    pass\nelse:\n    from .model import Llama"),
+        ("transformer/ops", "from minillm import compare"),
+        ("study/tables", "def f():\n    import torch.nn"),
+        ("sparsity/spec", "from transformers import AutoModel"),
+        ("study/tables", "def f():\n    import matplotlib.pyplot"),
+        ("study/plots", "import matplotlib.pyplot"),
+    ],
+)
+def test_the_rule_catches_planted_breaches(module, source):
+    assert breaches(source, module)
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("transformer/model", "from ..errors import MinillmError\nfrom .ops import linear\nimport numpy"),
+        ("transformer/attention", "if TYPE_CHECKING:\n    from .model import Layer"),
+        ("study/plots", "def f():\n    import matplotlib.pyplot as plt"),
+        ("study/bench", "SCRIPT = 'import torch, transformers'"),  # text for a child process is no import
+        ("cli", "import minillm\nfrom . import __version__"),
+    ],
+)
+def test_the_rule_lets_pass_what_is_allowed(module, source):
+    assert not breaches(source, module)
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("minillm", ["numpy", "tokenizers", "safetensors", "huggingface_hub", "tqdm"]),
+        ("minillm.transformer.model", ["tokenizers", "safetensors", "huggingface_hub", "tqdm", "torch", "minillm.cli"]),
+        ("minillm.sparsity.calibrate", ["tokenizers", "safetensors", "huggingface_hub", "tqdm", "torch"]),
+    ],
+)
+def test_importing_a_chapter_loads_no_package_before_it_is_needed(module, absent):
+    script = f"import sys, {module}\nprint([name for name in {absent!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,451 @@
+"""The tap protocol: names, shapes, edits, errors; the trace's table, files and comparison."""
+
+import importlib
+import re
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+
+from minillm import trace as trace_module
+from minillm.errors import MinillmError, TraceError
+from minillm.sparsity.calibrate import Thresholds, sparse_ffn
+from minillm.sparsity.policies import POLICIES
+from minillm.sparsity.spec import SparsitySpec
+from minillm.trace import STEPS, Trace, compare, explain, no_tap, save_arrays, scoped, step_info, step_names
+from minillm.transformer.attention import KVCache
+
+IDS = [1, 5, 3, 9, 30]
+BEFORE_FFN = """resid_pre attn.norm attn.q attn.k attn.v attn.rot_q attn.rot_k attn.scores attn.pattern attn.z attn.out
+    resid_mid mlp.norm""".split()
+DENSE_FFN = "mlp.gate_pre mlp.gate mlp.up mlp.mid mlp.out".split()
+CUT_FFN = {
+    ("dhar", "masked"): "gate_pre gate up mid mask_gate mask_up mask mid_cut out mask_out",
+    ("cats", "masked"): "gate_pre gate up mid mask_gate mask mid_cut out",
+    ("mid", "masked"): "gate_pre gate up mid mask_up mask mid_cut out",
+    ("dhar", "gathered"): "gate_pre gate mask_gate mask mid_cut out mask_out",
+    ("cats", "gathered"): "gate_pre gate mask_gate mask mid_cut out",
+    ("mid", "gathered"): "gate_pre gate mask mid_cut out",
+}
+
+
+def cut(model, policy: str, threshold: float = 0.3, form: str = "masked"):
+    rule = POLICIES[policy]
+    layers = tuple(dict.fromkeys(rule.tensors, threshold) for _ in model.layers)
+    spec = SparsitySpec(policy, rule.tensors, rule.comparison, "tensor", None)
+    return sparse_ffn(model, Thresholds(policy, "tensor", None, layers, spec), form)
+
+
+def traced(model, ids=IDS, **forward) -> Trace:
+    with Trace() as trace:
+        model.forward(ids, tap=trace, **forward)
+    return trace
+
+
+def expected_names(ffn: list[str], layers: int = 2) -> list[str]:
+    inside = [*BEFORE_FFN, *ffn, "resid_post"]
+    return ["embed", *(f"blocks.{i}.{name}" for i in range(layers) for name in inside), "final_norm", "logits"]
+
+
+# ---- names and shapes ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_the_steps_of_a_dense_pass_are_these_in_this_order(family):
+    names = list(traced(tiny.model(family)))
+    assert names == expected_names(DENSE_FFN)
+    assert names == step_names(2)
+
+
+@pytest.mark.parametrize(("policy", "form"), CUT_FFN)
+def test_the_steps_of_a_cut_pass_are_these_in_this_order(policy, form):
+    model = tiny.model()
+    names = list(traced(model, ffn=cut(model, policy, form=form)))
+    assert names == expected_names([f"mlp.{name}" for name in CUT_FFN[policy, form].split()])
+
+
+def test_every_step_of_the_table_occurs_and_has_the_order_of_the_table():
+    model = tiny.model()
+    names = [re.sub(r"\.1\.", ".*.", name) for name in traced(model, ffn=cut(model, "dhar")) if ".0." not in name]
+    assert names == list(STEPS)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_every_tap_has_the_dimensions_of_the_table_and_the_dtype_of_the_model(family, dtype):
+    # every letter has a size of its own, so that no two dimensions can be confused
+    model = tiny.model(family, dtype, hidden_size=10, intermediate_size=14)
+    config, before = model.config, 3
+    sizes = {"T": 5, "S": 5, "D": 10, "F": 14, "H": 4, "K": 2, "d": 4, "V": 31}
+    cache = KVCache(config, 8, dtype)
+    for ids, steps in ((IDS, None), (IDS[:before], cache), (IDS, cache)):
+        found = traced(model, ids, cache=steps, ffn=cut(model, "dhar"))
+        sizes["T"], sizes["S"] = len(ids), steps.length if steps else len(ids)
+        for name, value in found.items():
+            assert value.shape == tuple(sizes[letter] for letter in step_info(name).dims.split()), name
+            assert value.dtype == (bool if ".mask" in name else dtype), name
+
+
+# ---- the tap ---------------------------------------------------------------------------------------------------------
+
+
+def test_scoped_puts_the_prefix_before_the_name_and_leaves_no_tap_alone():
+    seen = []
+    scoped(scoped(lambda name, value: seen.append(name), "blocks.3"), "mlp")("gate", None)
+    assert seen == ["blocks.3.mlp.gate"]
+    assert scoped(no_tap, "blocks.3") is no_tap and no_tap("gate", seen) is seen
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_a_traced_pass_and_an_identity_edit_are_bit_equal_to_the_plain_pass(family):
+    model = tiny.model(family, np.float32)
+    plain = model.forward(IDS)
+    assert traced(model)["logits"].tobytes() == plain.tobytes()
+    with Trace(keep="logits", edits={"*": lambda value: value}) as trace:
+        edited = model.forward(IDS, tap=trace)
+    assert edited.tobytes() == plain.tobytes() == trace["logits"].tobytes()
+
+
+def test_an_edit_changes_what_follows_and_nothing_before_it():
+    model = tiny.model()
+    plain = traced(model)
+    with Trace(edits={"blocks.1.mlp.mid": np.zeros_like}) as edited:
+        model.forward(IDS, tap=edited)
+    changed = [name for name in plain if not np.array_equal(plain[name], edited[name])]
+    after = list(plain)[list(plain).index("blocks.1.mlp.mid") :]
+    assert changed == after
+    assert not edited["blocks.1.mlp.out"].any()
+
+
+@pytest.mark.parametrize("form", ["masked", "gathered"])
+def test_an_edit_of_any_step_reaches_the_logits(form):
+    # A tap whose result were dropped would make an ablation silently do nothing.
+    model = tiny.model()
+    ffn = cut(model, "dhar", form=form)
+    plain = traced(model, ffn=ffn)
+
+    def other(value: np.ndarray) -> np.ndarray:
+        return np.zeros_like(value) if value.dtype == bool else value[::-1] * 1.5
+
+    for name in plain:
+        with Trace(keep="logits", edits={name: other}) as edited:
+            model.forward(IDS, ffn=ffn, tap=edited)
+        assert not np.array_equal(edited["logits"], plain["logits"]), name
+
+
+def test_an_edit_that_writes_into_its_argument_touches_neither_the_weights_nor_the_cache():
+    model = tiny.model()
+
+    def spoil(value: np.ndarray) -> np.ndarray:
+        value[:] = 7
+        return value
+
+    cache = KVCache(model.config, 8, np.float64)
+    before = {name: value for name, value in traced(model).items()}
+    with Trace(edits={"*": spoil}) as trace:
+        model.forward(IDS, cache=cache, tap=trace)
+    after = traced(model)
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+
+
+# ---- errors ----------------------------------------------------------------------------------------------------------
+
+
+def refused(*named: str):
+    return pytest.raises(TraceError, match="".join(f"(?=.*{re.escape(name)})" for name in named))
+
+
+def test_a_pattern_that_matched_nothing_is_an_error_with_near_misses():
+    with refused("the pattern 'blocks.0.mlp.gat'", "did you mean", "blocks.0.mlp.gate"):
+        with Trace(keep=("embed", "blocks.0.mlp.gat")) as trace:
+            tiny.model().forward(IDS, tap=trace)
+
+
+def test_an_edit_that_never_fired_is_an_error_with_near_misses():
+    with refused("the edit 'blocks.0.resid_mit'", "did you mean", "blocks.0.resid_mid"):
+        with Trace(edits={"blocks.0.resid_mit": np.zeros_like}) as trace:
+            tiny.model().forward(IDS, tap=trace)
+
+
+def test_an_unknown_key_is_an_error_with_near_misses_and_says_whether_it_was_not_kept():
+    with Trace(keep="blocks.*.mlp.*") as trace:
+        tiny.model().forward(IDS, tap=trace)
+    with refused("'blocks.0.mlp.gates' is no step", "did you mean", "blocks.0.mlp.gate"):
+        trace["blocks.0.mlp.gates"]
+    with refused("'embed' was not kept"):
+        trace["embed"]
+    with pytest.raises(KeyError):  # what a mapping promises
+        trace["embed"]
+    assert "embed" not in trace and trace.get("embed") is None and len(trace) == 12
+    assert str(TraceError("a sentence")) == "a sentence"  # KeyError alone would print quotation marks
+
+
+def test_a_second_pass_through_the_same_trace_is_an_error():
+    model = tiny.model()
+    trace = traced(model)
+    with refused("embed came twice", "one Trace"):
+        model.forward(IDS, tap=trace)
+
+
+@pytest.mark.parametrize(
+    ("edit", "found"),
+    [
+        (lambda value: value[:1], "float64[1, 8]"),
+        (lambda value: value.astype(np.float32), "float32[5, 8]"),
+        (lambda value: None, "object[]"),
+    ],
+)
+def test_an_edit_that_changes_shape_or_dtype_is_an_error(edit, found):
+    with refused("the edit of blocks.0.resid_mid", found, "expected float64[5, 8]"):
+        with Trace(edits={"blocks.0.resid_mid": edit}) as trace:
+            tiny.model().forward(IDS, tap=trace)
+
+
+def test_keeping_more_than_the_budget_is_refused_with_a_hint_and_keeping_just_the_budget_is_not():
+    model = tiny.model()
+    with refused("keeping embed would take", "320 bytes", "budget of 319", "narrow keep"):
+        model.forward(IDS, tap=Trace(keep="embed", budget=319))
+    with Trace(keep="embed", budget=320) as trace:
+        model.forward(IDS, tap=trace)
+    assert trace.nbytes == 320
+
+
+def test_an_exception_inside_the_block_propagates_and_leaves_nothing_behind():
+    model = tiny.model()
+    plain = model.forward(IDS)
+
+    def fail(value):
+        raise ZeroDivisionError("planted")
+
+    with pytest.raises(ZeroDivisionError, match="planted"):  # and not the pattern that matched nothing yet
+        with Trace(keep="logits", edits={"blocks.0.mlp.up": fail}) as trace:
+            model.forward(IDS, tap=trace)
+    assert np.array_equal(model.forward(IDS), plain)
+    assert len(traced(model)) == len(step_names(2))
+
+
+def test_kept_arrays_are_read_only_copies():
+    source = np.ones((2, 3))
+    trace = Trace()
+    assert trace("embed", source) is source
+    source[:] = 5
+    assert (trace["embed"] == 1).all()
+    with pytest.raises(ValueError, match="read-only"):
+        trace["embed"][0, 0] = 2
+
+
+# ---- explain and show ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_explain_names_a_source_line_that_really_contains_the_tap(name):
+    text = explain(name.replace("*", "3"))
+    file, number, shown = re.search(r"source +(\w+\.py):(\d+)  (.+)$", text).groups()
+    module = STEPS[name].source.partition(":")[0]
+    path = Path(importlib.import_module(f"minillm.{module}").__file__)
+    line = path.read_text(encoding="utf-8").splitlines()[int(number) - 1]
+    tails = [name.removeprefix("blocks.*."), name.rsplit(".", 1)[-1]]
+    assert path.name == file and line.strip() == shown
+    assert any(f'tap("{tail}"' in line for tail in tails), line
+    assert STEPS[name].equation in text and STEPS[name].hugging_face in text
+    assert f"dimensions    {STEPS[name].dims}" in text
+
+
+def test_no_two_steps_are_explained_by_the_same_tap():
+    where = [re.search(r"source +(.*)", explain(name))[1] for name in STEPS]
+    taken = [place for place in where if where.count(place) > 1]
+    assert {place.split("  ")[1] for place in taken} == {'q, k, v = tap("q", q), tap("k", k), tap("v", v)'}
+
+
+def test_explain_of_an_unknown_step_is_an_error_with_near_misses():
+    with refused("'blocks.0.mlp.gat' is no step", "blocks.*.mlp.gate"):
+        Trace().explain("blocks.0.mlp.gat")
+
+
+def test_show_prints_one_row_per_kept_step_with_its_figures(capsys):
+    trace = Trace()
+    trace("blocks.0.mlp.mid", np.array([[0.0, -4.0], [1.0, 1.0]]))
+    trace("blocks.0.mlp.mask", np.array([[False, True], [True, True]]))
+    trace("of.mine", np.array([2.0]))
+    trace.show()
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert rows[0] == ["step", "dims", "shape", "mean", "max", "|.|", "zeros"]
+    assert rows[1] == ["blocks.0.mlp.mid", "T", "F", "(2,", "2)", "-0.5", "4", "25.0%"]
+    assert rows[2] == ["blocks.0.mlp.mask", "T", "F", "(2,", "2)", "0.75", "1", "25.0%"]
+    assert rows[3] == ["of.mine", "?", "(1,)", "2", "2", "0.0%"]
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+
+def test_save_and_load_give_back_names_order_and_bits(tmp_path):
+    model = tiny.model(dtype=np.float32)
+    trace = traced(model, ffn=cut(model, "dhar"))
+    trace.save(tmp_path / "ours.npz")
+    back = Trace.load(tmp_path / "ours.npz")
+    assert list(back) == list(trace)
+    for name in trace:
+        assert back[name].dtype == trace[name].dtype and back[name].tobytes() == trace[name].tobytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["ours.npz"]  # nothing beside it
+
+
+def test_a_trace_that_was_kept_under_a_larger_budget_can_be_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(Trace.__init__, "__defaults__", ("*", None, 100))
+    save_arrays(tmp_path / "large.npz", {"embed": np.ones((5, 8))})
+    assert Trace.load(tmp_path / "large.npz")["embed"].shape == (5, 8)
+
+
+def test_a_save_that_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path):
+    path = tmp_path / "trace.npz"
+    save_arrays(path, {"embed": np.ones(3)})
+    before = path.read_bytes()
+
+    class Breaks:
+        def __array__(self, *args, **kwargs):
+            raise RuntimeError("planted")
+
+    with pytest.raises(RuntimeError, match="planted"):
+        save_arrays(path, {"embed": np.zeros(3), "resid_mid": Breaks()})
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_where_nothing_can_be_written_the_error_is_one_sentence(tmp_path):
+    with refused("absent", "cannot be written"):
+        save_arrays(tmp_path / "absent" / "trace.npz", {"embed": np.ones(3)})
+    with refused("cannot be written"):
+        save_arrays(tmp_path, {"embed": np.ones(3)})
+    assert not list(tmp_path.parent.glob("*.partial"))
+
+
+def broken_files(folder: Path):
+    """(what is wrong, file) pairs."""
+    good = folder / "good.npz"
+    np.savez_compressed(good, embed=np.arange(400.0))
+    raw = good.read_bytes()
+    flipped = bytearray(raw)
+    for i in range(150, 170):  # inside the compressed numbers
+        flipped[i] ^= 0xFF
+    header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000000,), }"
+    huge = b"\x93NUMPY\x01\x00v\x00" + header.ljust(117) + b"\n"
+    pickled = np.array([{"a": 1}], dtype=object)
+    yield "empty", b""
+    yield "text", b"not a zip file at all"
+    yield "cut short", raw[: len(raw) // 2]
+    yield "flipped", bytes(flipped)
+    for name, write in (
+        ("single", lambda path: np.save(path.open("wb"), np.ones(3))),
+        ("pickle", lambda path: np.savez(path, embed=pickled)),
+        ("words", lambda path: np.savez(path, embed=np.array(["a"]))),
+        ("complex", lambda path: np.savez(path, embed=np.array([1j]))),
+        ("huge", lambda path: zipfile.ZipFile(path, "w").writestr("embed.npy", huge)),
+        ("other files", lambda path: zipfile.ZipFile(path, "w").writestr("readme.txt", "hello")),
+    ):
+        path = folder / f"{name}.npz"
+        write(path)
+        yield name, path.read_bytes()
+
+
+def test_broken_files_are_refused_in_one_sentence_that_names_the_file(tmp_path):
+    (tmp_path / "sources").mkdir()
+    for name, raw in broken_files(tmp_path / "sources"):
+        path = tmp_path / "broken.npz"
+        path.write_bytes(raw)
+        with pytest.raises(TraceError) as caught:
+            Trace.load(path)
+        text = str(caught.value)
+        assert "broken.npz" in text and "\n" not in text and len(text) < 500, (name, text)
+        with pytest.raises(MinillmError):
+            compare(path, path)
+    with refused("no such file"):
+        Trace.load(tmp_path / "absent.npz")
+    with refused("sources"):
+        Trace.load(tmp_path / "sources")
+
+
+# ---- compare ---------------------------------------------------------------------------------------------------------
+
+
+def statuses(ours, theirs, rtol=None) -> dict[str, str]:
+    return {row.name: row.status for row in compare(ours, theirs, rtol).rows}
+
+
+def test_two_passes_that_agree_have_no_divergence(tmp_path):
+    ours, theirs = traced(tiny.model()), traced(tiny.model())
+    ours.save(tmp_path / "ours.npz")
+    result = compare(tmp_path / "ours.npz", theirs)
+    assert result.first is None and result.tolerance == 1e-10
+    assert [row.name for row in result.rows] == list(ours)
+    assert all(row.status == "ok" and row.max_abs == 0 for row in result.rows)
+    assert f"all {len(ours)} compared steps agree" in str(result)
+
+
+def test_the_first_divergence_is_the_step_where_the_planted_bug_is():
+    model = tiny.model()
+    with Trace(edits={"blocks.1.attn.rot_q": lambda q: q[:, ::-1].copy()}) as theirs:
+        model.forward(IDS, tap=theirs)
+    result = compare(traced(model), theirs)
+    assert result.first == "blocks.1.attn.rot_q"
+    text = str(result)
+    assert "first divergence: blocks.1.attn.rot_q" in text and "the step before it, blocks.1.attn.v, agrees" in text
+    assert "R(position) q" in text
+
+
+def test_a_float32_pass_agrees_with_a_float64_pass_within_the_wider_default_only():
+    double, single = traced(tiny.model()), traced(tiny.model(dtype=np.float32))
+    assert compare(single, double).tolerance == 1e-5 and compare(single, double).first is None
+    assert compare(single, double, rtol=1e-10).first is not None
+
+
+def test_masks_do_not_widen_the_tolerance_of_a_float64_comparison():
+    model = tiny.model()
+    trace = traced(model, ffn=cut(model, "dhar"))
+    assert compare(trace, trace).tolerance == 1e-10
+
+
+def test_a_difference_is_measured_against_the_largest_value_of_theirs():
+    ours, theirs = {"a": np.array([100.0, 1.001])}, {"a": np.array([100.0, 1.0])}
+    row = compare(ours, theirs).rows[0]
+    assert row.status == "differs" and np.isclose(row.max_abs, 1e-3) and np.isclose(row.relative, 1e-5)
+    assert statuses(ours, theirs, rtol=2e-5) == {"a": "ok"}
+    assert compare({"a": np.full(2, 1e-3)}, {"a": np.zeros(2)}).rows[0].relative == 1e-3  # absolute where all are zero
+
+
+def test_shape_missing_and_extra_steps_are_told_apart_and_only_shape_is_a_divergence():
+    ours = {"a": np.ones(2), "b": np.ones((2, 1)), "c": np.ones(1)}
+    theirs = {"d": np.ones(1), "b": np.ones((1, 2)), "a": np.ones(2)}
+    result = compare(ours, theirs)
+    assert [(row.name, row.status) for row in result.rows] == [
+        ("a", "ok"), ("b", "shape"), ("c", "missing"), ("d", "extra"),
+    ]  # fmt: skip
+    assert result.first == "b"
+    assert compare({"a": np.ones(2), "c": np.ones(1)}, {"a": np.ones(2)}).first is None
+    assert "shape" in str(result)
+
+
+def test_traces_without_a_common_step_are_an_error():
+    with refused("share no step", "'a'", "'b'"):
+        compare({"a": np.ones(1)}, {"b": np.ones(1)})
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "status"),
+    [
+        ([np.nan, 1.0], [np.nan, 1.0], "ok"),
+        ([-np.inf, 1.0], [-np.inf, 1.0], "ok"),
+        ([np.nan, 1.0], [0.0, 1.0], "differs"),
+        ([0.0, 1.0], [np.nan, 1.0], "differs"),
+        ([np.inf, 1.0], [-np.inf, 1.0], "differs"),
+        ([np.inf, 1.0], [1.0, 1.0], "differs"),
+        ([np.nan, 1.0], [np.inf, 1.0], "differs"),
+        ([np.nan, np.nan], [np.nan, np.nan], "ok"),
+        ([], [], "ok"),
+    ],
+)
+def test_values_that_are_not_finite_agree_only_with_the_same_at_the_same_place(ours, theirs, status):
+    assert statuses({"a": np.array(ours)}, {"a": np.array(theirs)}) == {"a": status}
+
+
+def test_the_module_imports_no_chapter_before_explain_asks_for_one():
+    assert not [name for name in vars(trace_module) if name in ("transformer", "sparsity")]
