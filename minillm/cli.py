@@ -22,6 +22,7 @@ POLICIES = ("dhar", "cats", "mid")
 DEMO_PROMPT = "Once upon a time"
 DEMO_TOKENS = 20_000  # scored per row of the demo's table; the calibration text is cut to as many
 SHARES = (0.3, 0.5, 0.7)
+SMALL_MODEL = 200_000_000  # bytes of weights
 
 
 def say(*words: object) -> None:
@@ -92,10 +93,12 @@ def headline(model) -> str:
 
 def command_demo(a: argparse.Namespace) -> int:
     """What the model is, one prompt continued dense and cut, and what the cuts cost."""
-    from .sparsity.calibrate import calibrate, sparse_ffn
-    from .study.sweep import first_tokens, split_text, sweep
+    from tqdm.auto import tqdm
+
+    from .sparsity.calibrate import calibrate, collect, sparse_ffn
+    from .study.sweep import first_tokens, row, score_cut, split_text
     from .study.tables import text_table
-    from .transformer.evaluation import default_context
+    from .transformer.evaluation import default_context, perplexity
     from .transformer.generation import generate
 
     started = time.perf_counter()
@@ -113,29 +116,36 @@ def command_demo(a: argparse.Namespace) -> int:
     ids = model.tokenizer.encode(a.prompt)
     room = model.config.max_position_embeddings - len(ids)
     count = min(40, room) if a.max_new_tokens is None else a.max_new_tokens
+    magnitudes = collect(model, calibration, context=context)
+
+    def cut(policy: str, sparsity: float, by: str):
+        return calibrate(model, calibration, policy, sparsity, context, by, magnitudes=magnitudes)
+
+    half = {policy: cut(policy, 0.5, "neuron") for policy in POLICIES}
     continuations = {}
     for policy in ("dense", *POLICIES):
-        cut = {}
-        if policy != "dense":
-            thresholds = calibrate(model, calibration, policy, 0.5, context, "neuron")
-            cut = {"ffn": sparse_ffn(model, thresholds)}
-        text = "".join(step.text for step in generate(model, ids, count, **cut))
-        continuations[policy] = text
+        ffn = {"ffn": sparse_ffn(model, half[policy])} if policy != "dense" else {}
+        continuations[policy] = "".join(step.text for step in generate(model, ids, count, **ffn))
         if not a.json:
             label = "dense" if policy == "dense" else f"{policy}, half of the neurons cut"
-            print(f"  {label + ':':<30}{' '.join(text.split())}")
+            print(f"  {label + ':':<32}{' '.join(continuations[policy].split())}")
 
     if not a.json:
         print("\nWhat the cuts cost: at equal neuron sparsity, then the paper's rule (dhar) at its own percentages.\n")
-    rows = list(sweep(model, calibration, test, POLICIES, SHARES, "neuron", "documents", context))
-    rows += list(sweep(model, calibration, test, ("dhar",), (0.3, 0.5), "tensor", "documents", context))[1:]
+    plan = [(policy, share, "neuron") for share in SHARES for policy in POLICIES]
+    plan += [("dhar", share, "tensor") for share in (0.3, 0.5)]
+    dense = perplexity(model, test, "documents", context)
+    rows = [row(model, dense, dense)]
+    for policy, sparsity, by in tqdm(plan, desc="policies", leave=False, delay=2, disable=None):
+        thresholds = half[policy] if (sparsity, by) == (0.5, "neuron") else cut(policy, sparsity, by)
+        rows.append(score_cut(model, test, thresholds, dense))
     seconds = time.perf_counter() - started
     if a.json:
         result = {"model": headline(model), "parts": parts, "prompt": a.prompt, "continuations": continuations}
         print(json.dumps(result | {"rows": rows, "seconds": seconds}, indent=1))
         return 0
-    for row in rows:
-        row["sparse by"] = row["by"] and f"{row['by']} {row['target']:.0%}"
+    for line in rows:
+        line["sparse by"] = line["by"] and f"{line['by']} {line['target']:.0%}"
     columns = {"policy": "", "sparse by": "", "neuron_sparsity": ".3f", "read_exact": ".3f", "read_known_mask": ".3f"}
     print(text_table(rows, columns | {"perplexity": ".3f", "vs_dense": ".3f", "bits_per_byte": ".4f", "tokens": ","}))
     print(
@@ -415,7 +425,10 @@ def parser() -> argparse.ArgumentParser:
         "--protocol": ((), {"choices": ("documents", "stream"), "default": "documents"}),
         "--context": ((), {"type": positive, "help": "default: the smaller of the model's longest text and 2048"}),
         "--dtype": ((), {"choices": ("float32", "float64"), "default": "float32"}),
-        "--threads": ((), {"type": positive, "help": "BLAS threads (default: BLAS decides)"}),
+        "--threads": (
+            (),
+            {"type": positive, "help": "BLAS threads (default: 1 for models below 200 MB, else BLAS decides)"},
+        ),
         "--output": (("-o",), {"metavar": "FILE"}),
         "--json": ((), {"action": "store_true", "help": "the result as JSON"}),
     }
@@ -474,10 +487,23 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def one_thread_is_best(arguments: argparse.Namespace) -> bool:
+    """Whether BLAS is left with one thread where --threads does not say.
+
+    The matrices of a small model are too small to share: two threads gain little on an idle machine, and where another
+    program wants the second core they wait for each other and lose a factor of ten. Benchmarks always use one.
+    """
+    if arguments.command == "bench":
+        return True
+    folder = getattr(arguments, "model", None)
+    sizes = [file.stat().st_size for file in Path(folder).glob("*.safetensors")] if folder else []
+    return 0 < sum(sizes) < SMALL_MODEL
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     arguments = parser().parse_args(argv)
-    if arguments.command == "bench" and arguments.threads is None:
+    if arguments.threads is None and one_thread_is_best(arguments):
         arguments.threads = 1
     if arguments.threads is not None:
         for library in ("OMP", "OPENBLAS", "MKL", "VECLIB", "BLIS"):

@@ -18,10 +18,7 @@ returns another value (ablation, patching, planted bugs). Nothing is registered 
 A tap that keeps a value must copy it: the model may reuse the array.
 """
 
-import difflib
 import fnmatch
-import importlib
-import inspect
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -149,7 +146,7 @@ class Trace(Mapping):
             if fnmatch.fnmatchcase(name, pattern):
                 self._unused.discard(pattern)
                 # The edit gets a copy: what it writes into must not be the model's weights or its cache.
-                edited = np.asarray(edit(value.copy()))
+                edited = np.array(edit(value.copy()))
                 if edited.shape != value.shape or edited.dtype != value.dtype:
                     raise TraceError(
                         f"the edit of {name} returned {edited.dtype}{list(edited.shape)}, "

@@ -1,8 +1,14 @@
 """Switches of the test suite: where the shared folder is, and whether a skip counts as a failure."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+# Before NumPy is loaded: the models here are too small for two threads to share, and a busy second core makes two
+# threads wait for each other.
+for library in ("OMP", "OPENBLAS", "MKL"):
+    os.environ.setdefault(f"{library}_NUM_THREADS", "1")
 
 
 def pytest_addoption(parser):

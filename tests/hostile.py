@@ -276,9 +276,7 @@ def tiny_shapes(layers: int = 2, tied: bool = False) -> dict[str, tuple[int, ...
 
 def tiny_tensors(layers: int = 2, tied: bool = False) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
-    return {
-        name: rng.standard_normal(shape).astype(np.float32) for name, shape in tiny_shapes(layers, tied).items()
-    }
+    return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in tiny_shapes(layers, tied).items()}
 
 
 def encode(array: np.ndarray, dtype: str = "F32") -> tuple[str, list[int], bytes]:
@@ -498,7 +496,9 @@ ACCEPTED_FOLDERS = {
     "tied, embedding stored": _tensors(lambda t: {k: v for k, v in t.items() if k != HEAD}, TIED),
     "tied, head stored": _tensors(lambda t: {k: v for k, v in t.items() if k != EMBED}, TIED),
     "finite, though the sum overflows": _tensors(_with(Q1, np.full((8, 8), 3e38))),
-    "a shard too many": lambda folder: shutil.copy(
-        write_folder(folder, shards=2) / "model-00001-of-00002.safetensors", folder / "consolidated.safetensors"
-    ).parent,
+    "a shard too many": lambda folder: (
+        shutil.copy(
+            write_folder(folder, shards=2) / "model-00001-of-00002.safetensors", folder / "consolidated.safetensors"
+        ).parent
+    ),
 }

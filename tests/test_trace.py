@@ -16,6 +16,7 @@ from minillm.sparsity.policies import POLICIES
 from minillm.sparsity.spec import SparsitySpec
 from minillm.trace import STEPS, Trace, compare, explain, no_tap, save_arrays, scoped, step_info, step_names
 from minillm.transformer.attention import KVCache
+from minillm.transformer.rope import rope_table
 
 IDS = [1, 5, 3, 9, 30]
 BEFORE_FFN = """resid_pre attn.norm attn.q attn.k attn.v attn.rot_q attn.rot_k attn.scores attn.pattern attn.z attn.out
@@ -88,6 +89,57 @@ def test_every_tap_has_the_dimensions_of_the_table_and_the_dtype_of_the_model(fa
             assert value.dtype == (bool if ".mask" in name else dtype), name
 
 
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_every_step_follows_from_the_steps_before_it_by_its_equation(family):
+    model = tiny.model(family, num_hidden_layers=1)
+    layer, step = model.layers[0], {name.removeprefix("blocks.0."): v for name, v in traced(model).items()}
+
+    def norm(h, weight):
+        return h / np.sqrt((h**2).mean(axis=-1, keepdims=True) + 1e-5) * weight
+
+    def product(x, weight, bias):
+        return x @ weight.T + (0 if bias is None else bias)
+
+    def heads(kind):
+        y = product(step["attn.norm"], getattr(layer, f"{kind}_proj"), getattr(layer, f"{kind}_bias")).reshape(5, -1, 4)
+        weight = getattr(layer, f"{kind}_norm", None)
+        return y if weight is None else norm(y, weight)
+
+    cos, sin = (table[:, None] for table in rope_table(model.config.rope, 5, np.float64))
+    keys, values = (np.repeat(step[name], 2, axis=1) for name in ("attn.rot_k", "attn.v"))  # 2 query heads to each
+    t, s = np.indices((5, 5))
+    seen = (s <= t) & (t - s < (layer.window or 5))
+    weights = np.where(seen, np.exp(step["attn.scores"]), 0)
+    expected = {
+        "embed": model.embed_tokens[IDS],
+        "resid_pre": step["embed"],
+        "attn.norm": norm(step["resid_pre"], layer.input_layernorm),
+        **{f"attn.{kind}": heads(kind) for kind in "qkv"},
+        **{
+            f"attn.rot_{kind}": np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+            for kind in "qk"
+            for a, b in [np.split(step[f"attn.{kind}"], 2, axis=-1)]
+        },
+        "attn.scores": np.einsum("thd,shd->hts", step["attn.rot_q"], keys) / 2,  # sqrt(d) = 2
+        "attn.pattern": weights / weights.sum(axis=-1, keepdims=True),
+        "attn.z": np.einsum("hts,shd->thd", step["attn.pattern"], values),
+        "attn.out": product(step["attn.z"].reshape(5, -1), layer.o_proj, layer.o_bias),
+        "resid_mid": step["resid_pre"] + step["attn.out"],
+        "mlp.norm": norm(step["resid_mid"], layer.post_attention_layernorm),
+        "mlp.gate_pre": product(step["mlp.norm"], layer.gate_proj, layer.gate_bias),
+        "mlp.gate": step["mlp.gate_pre"] / (1 + np.exp(-step["mlp.gate_pre"])),
+        "mlp.up": product(step["mlp.norm"], layer.up_proj, layer.up_bias),
+        "mlp.mid": step["mlp.gate"] * step["mlp.up"],
+        "mlp.out": product(step["mlp.mid"], layer.down_proj, layer.down_bias),
+        "resid_post": step["resid_mid"] + step["mlp.out"],
+        "final_norm": norm(step["resid_post"], model.norm),
+        "logits": step["final_norm"] @ model.lm_head.T,
+    }
+    assert set(expected) == set(step)
+    for name, value in expected.items():
+        np.testing.assert_allclose(step[name], value, rtol=0, atol=1e-13 * np.abs(value).max(), err_msg=name)
+
+
 # ---- the tap ---------------------------------------------------------------------------------------------------------
 
 
@@ -135,19 +187,14 @@ def test_an_edit_of_any_step_reaches_the_logits(form):
         assert not np.array_equal(edited["logits"], plain["logits"]), name
 
 
-def test_an_edit_that_writes_into_its_argument_touches_neither_the_weights_nor_the_cache():
-    model = tiny.model()
-
+def test_an_edit_that_writes_into_its_argument_writes_into_a_copy():
     def spoil(value: np.ndarray) -> np.ndarray:
         value[:] = 7
         return value
 
-    cache = KVCache(model.config, 8, np.float64)
-    before = {name: value for name, value in traced(model).items()}
-    with Trace(edits={"*": spoil}) as trace:
-        model.forward(IDS, cache=cache, tap=trace)
-    after = traced(model)
-    assert all(np.array_equal(before[name], after[name]) for name in before)
+    source = np.ones((2, 3))
+    edited = Trace(edits={"embed": spoil})("embed", source)
+    assert (source == 1).all() and (edited == 7).all()
 
 
 # ---- errors ----------------------------------------------------------------------------------------------------------
@@ -319,6 +366,16 @@ def test_where_nothing_can_be_written_the_error_is_one_sentence(tmp_path):
     assert not list(tmp_path.parent.glob("*.partial"))
 
 
+class Pickled:
+    """Whoever unpickles it creates a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
 def broken_files(folder: Path):
     """(what is wrong, file) pairs."""
     good = folder / "good.npz"
@@ -329,7 +386,7 @@ def broken_files(folder: Path):
         flipped[i] ^= 0xFF
     header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000000,), }"
     huge = b"\x93NUMPY\x01\x00v\x00" + header.ljust(117) + b"\n"
-    pickled = np.array([{"a": 1}], dtype=object)
+    pickled = np.array([Pickled(folder / "executed")], dtype=object)
     yield "empty", b""
     yield "text", b"not a zip file at all"
     yield "cut short", raw[: len(raw) // 2]
@@ -358,6 +415,7 @@ def test_broken_files_are_refused_in_one_sentence_that_names_the_file(tmp_path):
         assert "broken.npz" in text and "\n" not in text and len(text) < 500, (name, text)
         with pytest.raises(MinillmError):
             compare(path, path)
+    assert not (tmp_path / "sources" / "executed").exists()
     with refused("no such file"):
         Trace.load(tmp_path / "absent.npz")
     with refused("sources"):

@@ -24,19 +24,21 @@ def table(model_folder: Path, text: Path, calibration: Path) -> str:
     rows = list(sweep(model, documents, scored, ("dhar", "cats", "mid"), (0.5,), "neuron", "documents", 512))
     rows += list(sweep(model, documents, scored, ("dhar",), (0.5,), "tensor", "documents", 512))[1:]
     lines = [
-        "| policy | what is 50 % | neuron sparsity | FFN weights read, mask computed / known | perplexity | against dense |",
+        "| policy | what is 50 % | neuron sparsity | FFN weights read: mask computed / known | perplexity | vs dense |",
         "|---|---|---|---|---|---|",
     ]
     for row in rows:
         what = {None: "-", "neuron": "of the neurons", "tensor": "of each of three tensors (the paper)"}[row["by"]]
+        reads = f"{row['read_exact']:.2f} / {row['read_known_mask']:.2f}"
         lines.append(
-            f"| {row['policy']} | {what} | {row['neuron_sparsity']:.3f} | {row['read_exact']:.2f} / {row['read_known_mask']:.2f} "
-            f"| {row['perplexity']:.2f} | {row['vs_dense'] - 1:+.1%} |"
+            f"| {row['policy']} | {what} | {row['neuron_sparsity']:.3f} | {reads} | {row['perplexity']:.2f} "
+            f"| {row['vs_dense'] - 1:+.1%} |"
         )
     first = rows[0]
     return "\n".join(lines) + (
-        f"\n\nTinyStories-656K, {first['tokens']:,} tokens of TinyStories' validation stories, protocol {first['protocol']}, "
-        f"context {first['context']}, BOS {first['bos']}; thresholds from {CALIBRATION_DOCUMENTS} training stories."
+        f"\n\nTinyStories-656K, {first['tokens']:,} tokens of TinyStories' validation stories, "
+        f"protocol {first['protocol']}, context {first['context']}, BOS {first['bos']}; "
+        f"thresholds from {CALIBRATION_DOCUMENTS} training stories."
     )
 
 

@@ -316,4 +316,3 @@ def _progress(names: Iterable[str], nbytes: int) -> Iterable[str]:
     from tqdm import tqdm
 
     return tqdm(names, desc="loading", unit=" tensors", delay=2, leave=False, file=sys.stderr)
-

@@ -417,7 +417,7 @@ def calibrate(
     return result
 
 
-def _search(at: Callable[[float], Thresholds], target: float, several: bool, tolerance: float = 5e-4) -> Thresholds:
+def _search(at: Callable[[float], Thresholds], target: float, several: bool, tolerance: float = 2e-3) -> Thresholds:
     """The level whose neuron sparsity is the target: secant steps kept inside a shrinking bracket.
 
     Neuron sparsity grows with the level, from 0 at 0 to 1 at 1. The first guess takes one tensor's share as it is, and

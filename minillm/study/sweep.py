@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from ..errors import MinillmError
-from ..sparsity.calibrate import calibrate, collect, sparse_ffn
+from ..sparsity.calibrate import Thresholds, calibrate, collect, sparse_ffn
 from ..sparsity.policies import policy_named
-from ..sparsity.spec import SparsityMeter
+from ..sparsity.spec import SparsityMeter, SparsityReport
 from ..transformer.evaluation import Evaluation, as_documents, perplexity, runs
 from ..transformer.model import Llama
 
@@ -66,27 +66,40 @@ def sweep(
     text, the accounting, and the score with its protocol.
     """
     dense = perplexity(model, test, protocol, context)
-    yield _row(model, "dense", None, None, SparsityMeter(), dense, dense)
+    yield row(model, dense, dense)
     tensors = {tensor for policy in policies for tensor in policy_named(policy).tensors}
     magnitudes = collect(model, calibration, sorted(tensors), context)
     for sparsity in sparsities:
         for policy in policies:
             thresholds = calibrate(model, calibration, policy, sparsity, context, by, magnitudes=magnitudes)
-            meter = SparsityMeter()
-            score = perplexity(model, test, protocol, context, sparse_ffn(model, thresholds), meter)
-            yield _row(model, policy, thresholds.level, thresholds.spec, meter, score, dense)
+            yield score_cut(model, test, thresholds, dense)
 
 
-def _row(model: Llama, policy: str, level, spec, meter: SparsityMeter, score: Evaluation, dense: Evaluation) -> dict:
-    report = meter.report()
+def score_cut(model: Llama, test: str | Sequence[str], thresholds: Thresholds, dense: Evaluation) -> dict:
+    """Score one set of thresholds under the protocol and context of the dense score; gives its row."""
+    meter = SparsityMeter()
+    score = perplexity(model, test, dense.protocol, dense.context, sparse_ffn(model, thresholds), meter)
+    return row(model, score, dense, meter.report(), thresholds)
+
+
+def row(
+    model: Llama,
+    score: Evaluation,
+    dense: Evaluation,
+    report: SparsityReport | None = None,
+    thresholds: Thresholds | None = None,
+) -> dict:
+    """Everything that is known about one score, under the keys of the CSV; without thresholds, the dense model's."""
+    report = report or SparsityMeter().report()
+    spec = thresholds and thresholds.spec
     spec = spec and replace(spec, achieved=report.achieved(spec.by))  # on the text scored, not the calibration text
     return {
         "model": model.name,
-        "policy": policy,
+        "policy": spec.policy if spec else "dense",
         "by": spec and spec.by,
         "target": spec and spec.target,
         "achieved": spec and spec.achieved,
-        "level": level,
+        "level": thresholds and thresholds.level,
         "neuron_sparsity": report.neuron_sparsity,
         "tensor_sparsity": report.tensor_sparsity,
         "read_gate": report.read_exact[0],

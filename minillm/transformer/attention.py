@@ -130,11 +130,12 @@ def attention(
 
     # The H / K query heads of a group meet the same keys: stack them as rows, so that no key is ever repeated.
     grouped = q.reshape(new, kv_heads, -1, d).transpose(1, 2, 0, 3).reshape(kv_heads, -1, d)  # (K, H/K * T, d)
-    scores = grouped @ keys.transpose(0, 2, 1)  # (K, H/K * T, S)
-    scores *= 1 / math.sqrt(d)
+    scores = (grouped * (1 / math.sqrt(d))) @ keys.transpose(0, 2, 1)  # (K, H/K * T, S)
     scores = tap("scores", scores.reshape(-1, new, attended))  # (H, T, S)
-    if new > 1 or layer.window is not None:  # a single new position may see everything
-        scores = np.where(causal_mask(new, attended, layer.window), scores, -np.inf)
+    if layer.window is not None:
+        np.copyto(scores, -np.inf, where=~causal_mask(new, attended, layer.window))
+    elif new > 1:  # everything before the new positions is in sight; a single one sees all
+        np.copyto(scores[:, :, -new:], -np.inf, where=~causal_mask(new, new))
     pattern = tap("pattern", softmax(scores))  # (H, T, S)
     z = pattern.reshape(kv_heads, -1, attended) @ values  # (K, H/K * T, d)
     z = tap("z", z.reshape(-1, new, d).transpose(1, 0, 2))  # (T, H, d)

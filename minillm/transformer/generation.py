@@ -25,7 +25,7 @@ from .ffn import FeedForward, swiglu
 from .model import Llama
 from .ops import linear, log_softmax, softmax
 
-CHUNK = 512  # positions per pass while a prompt or a long text is read: bounds the (H, T, S) scores
+CHUNK = 256  # positions per pass while a prompt or a long text is read: bounds the (H, T, S) scores
 
 
 class Step(NamedTuple):

@@ -62,7 +62,7 @@ class Layer:
     down_bias: np.ndarray | None = None  # (D,)
 
     @classmethod
-    def from_weights(cls, config: ModelConfig, weights: dict[str, np.ndarray], index: int) -> "Layer":
+    def from_weights(cls, config: ModelConfig, weights: dict[str, np.ndarray], index: int) -> Layer:
         """Pick one layer's arrays out of a checkpoint's names: model.layers.{index}.mlp.gate_proj.weight, ..."""
         prefix = f"model.layers.{index}."
         arrays = {}
@@ -112,7 +112,7 @@ class Llama:
         self.dtype = self.embed_tokens.dtype
 
     @classmethod
-    def from_folder(cls, folder: str | Path, dtype: str | type = "float32") -> "Llama":
+    def from_folder(cls, folder: str | Path, dtype: str | type = "float32") -> Llama:
         """Load a Hugging Face folder (config.json and safetensors) as float32 or float64.
 
         Raises ConfigError and CheckpointError, in one sentence each, for anything that cannot be run as it is.

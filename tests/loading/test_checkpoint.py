@@ -96,7 +96,8 @@ def test_reads_what_the_library_reads(tmp_path):
     infos = checkpoint_tensors(tmp_path)
     with safe_open(tmp_path / "model.safetensors", "numpy") as file:
         assert {name: list(info.shape) for name, info in infos.items()} == {
-            name: file.get_slice(name).get_shape() for name in file.keys()  # noqa: SIM118
+            name: file.get_slice(name).get_shape()
+            for name in file.keys()  # noqa: SIM118
         }
     assert sum(info.nbytes for info in infos.values()) == sum(a.nbytes for a in tiny_tensors().values())
 

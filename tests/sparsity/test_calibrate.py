@@ -393,6 +393,16 @@ def test_a_file_of_the_papers_kind_means_dhar_and_its_name_may_say_the_level(tmp
         assert Thresholds.load(tmp_path / "ours.json") == found
 
 
+def test_a_file_of_the_papers_kind_for_phi3_cuts_the_gate_alone_and_is_written_back_as_it_was(tmp_path):
+    fields = {"gate_up_proj": PAPER["gate_proj"], "down_proj": PAPER["down_proj"]}
+    (tmp_path / "phi-30.json").write_text(json.dumps(fields | {"activation_fn": PAPER["act_fn"]}), encoding="utf-8")
+    found = Thresholds.load(tmp_path / "phi-30.json")
+    assert found.layers == ({"gate_pre": 0.1, "out": 0.5}, {"gate_pre": 0.2, "out": 0.6})
+    assert found.spec.tensors == ("gate_pre", "out")
+    found.save_paper(tmp_path / "again.json")
+    assert json.loads((tmp_path / "again.json").read_text(encoding="utf-8")) == fields
+
+
 def test_our_own_thresholds_can_be_written_for_the_papers_code_and_read_back(model, tmp_path):
     thresholds = calibrate(model, texts(2), "dhar", 0.5)
     thresholds.save_paper(tmp_path / "mine-50.json")

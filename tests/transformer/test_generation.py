@@ -283,11 +283,24 @@ def test_a_half_character_at_the_very_end_is_flushed_with_the_last_step(spoken):
 
 
 def test_a_model_with_a_tokenizer_prints_what_its_ids_spell(spoken):
+    def letters_alone(name, value):  # any letters are a text, any bytes are not
+        return np.where(np.arange(tiny.VOCABULARY) < 259, -np.inf, value) if name == "logits" else value
+
     start = spoken.tokenizer.encode("the cat")
-    steps = list(generate(spoken, start, 40, temperature=1.5, rng=np.random.default_rng(0), stop_at_eos=False))
+    how = {"temperature": 1.5, "rng": np.random.default_rng(0), "tap": letters_alone}
+    steps = list(generate(spoken, start, 40, **how))
     whole = spoken.tokenizer.decode([*start, *(step.token for step in steps)])
-    assert "the cat" + "".join(step.text for step in steps) == whole
+    assert "the cat" + "".join(step.text for step in steps) == whole and len(whole) > 40
 
 
-def test_the_default_chunk_bounds_the_scores():
-    assert generation.CHUNK == hidden_in_chunks.__defaults__[-1] == 512
+def test_no_pass_of_a_long_prompt_is_longer_than_a_chunk():
+    length = 2 * generation.CHUNK + 1
+    model, sizes = tiny.model(max_position_embeddings=length, num_hidden_layers=1), []
+
+    def tap(name, value):
+        if name == "embed":
+            sizes.append(len(value))
+        return value
+
+    tokens(model, [3] * (length - 1), max_new_tokens=1, tap=tap)
+    assert sizes == [generation.CHUNK] * 2
