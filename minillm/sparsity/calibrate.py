@@ -396,6 +396,8 @@ def calibrate(
         raise MinillmError(f"by is {by!r}, expected {' or '.join(BYS)}")
     if magnitudes is None:
         magnitudes = collect(model, documents, rule.tensors, context, quantile)
+    elif missing := set(rule.tensors) - set(magnitudes.layers[0]):
+        raise MinillmError(f"the magnitudes lack {', '.join(sorted(missing))}, which policy {policy} cuts")
     pieces = runs(model, documents, "documents", context)
     hashes = tuple(document_hashes(documents))
 

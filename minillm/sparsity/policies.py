@@ -41,9 +41,9 @@ class Policy:
         """
         if tensor not in self.tensors or tensor not in thresholds:
             return None
-        if self.comparison == ">=":
-            return np.abs(values) >= thresholds[tensor]
-        return np.abs(values) > thresholds[tensor]
+        magnitude, threshold = np.abs(values), thresholds[tensor]
+        # Put as "not below", so that a NaN stays and shows up in the result.
+        return ~(magnitude < threshold) if self.comparison == ">=" else ~(magnitude <= threshold)
 
 
 POLICIES = {

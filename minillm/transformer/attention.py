@@ -131,7 +131,9 @@ def attention(
     # The H / K query heads of a group meet the same keys: stack them as rows, so that no key is ever repeated.
     grouped = q.reshape(new, kv_heads, -1, d).transpose(1, 2, 0, 3).reshape(kv_heads, -1, d)  # (K, H/K * T, d)
     scores = (grouped * (1 / math.sqrt(d))) @ keys.transpose(0, 2, 1)  # (K, H/K * T, S)
-    scores = tap("scores", scores.reshape(-1, new, attended))  # (H, T, S)
+    scores = scores.reshape(-1, new, attended)
+    edited = tap("scores", scores)  # (H, T, S)
+    scores = scores if edited is scores else edited.copy()  # the mask is written into it, and theirs is theirs
     if layer.window is not None:
         np.copyto(scores, -np.inf, where=~causal_mask(new, attended, layer.window))
     elif new > 1:  # everything before the new positions is in sight; a single one sees all

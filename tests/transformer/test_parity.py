@@ -350,7 +350,7 @@ def test_a_users_comparison_agrees_and_then_names_a_planted_bug(
     monkeypatch.setattr(attention, "rotate_halves", rotate_interleaved)
     assert our_trace().first == "blocks.0.attn.rot_q"
     monkeypatch.undo()
-    monkeypatch.setattr(attention, "causal_mask", lambda new, attended, window: np.tri(new, attended, 1, bool))
+    monkeypatch.setattr(attention, "causal_mask", lambda new, attended, window=None: np.tri(new, attended, 1, bool))
     assert our_trace().first == "blocks.0.attn.pattern"
 
 

@@ -137,14 +137,14 @@ def test_the_golden_comparison_names_the_step_of(golden, monkeypatch, bug):
 # A cache can be wrong where a single pass is right; then the two must be seen to differ.
 CACHE_BUGS = {
     "mask counts from the chunk's start": (
-        attention, "causal_mask", "np.arange(attended - new, attended)", "np.arange(new)", "llama"),
+        attention, "causal_mask", "np.arange(attended - new, attended)", "np.arange(new)", "mistral_window"),
     "positions start again in each chunk": (
         model.Llama, "hidden", "position : position + len(ids)", "0 : len(ids)", "llama"),
     "every chunk is written to the front": (
         attention.KVCache, "append", "self.keys[layer, :, self.length : end]", "self.keys[layer, :, : len(k)]",
         "llama"),
     "no window for a single new position": (
-        *ATTENTION, "if new > 1 or layer.window is not None", "if new > 1", "mistral_window"),
+        *ATTENTION, "if layer.window is not None:", "if layer.window is not None and new > 1:", "mistral_window"),
     "longrope looks at what has come so far": (
         attention.KVCache, "__init__", "rope_table(config.rope, capacity, dtype)",
         "[np.concatenate([a[:8], b[8:]]) for a, b in "
@@ -191,10 +191,10 @@ def wrong_masks(case) -> list[str]:
 
 def test_a_threshold_compared_the_other_way_is_seen_in_the_mask(golden, monkeypatch):
     assert wrong_masks(golden("llama")) == []
-    plant(monkeypatch, Policy, "kept", "np.abs(values) >= thresholds", "np.abs(values) > thresholds")
+    plant(monkeypatch, Policy, "kept", "~(magnitude < threshold)", "~(magnitude <= threshold)")
     assert wrong_masks(golden("llama")) == ["dhar"]
     monkeypatch.undo()
-    plant(monkeypatch, Policy, "kept", "np.abs(values) > thresholds", "np.abs(values) >= thresholds")
+    plant(monkeypatch, Policy, "kept", "~(magnitude <= threshold)", "~(magnitude < threshold)")
     assert wrong_masks(golden("llama")) == ["cats", "mid"]
 
 
