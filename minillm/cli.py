@@ -9,10 +9,14 @@ when it is loaded.
 
 import argparse
 import json
+import math
 import os
+import shutil
 import sys
+import textwrap
 import time
 import warnings
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from . import __version__
@@ -43,6 +47,26 @@ def read_text(path: str) -> str:
     return text
 
 
+def check_output(path: str) -> None:
+    """Refuse, before the work and not after it, a name that cannot be written; what is there stays as it is."""
+    target = Path(path)
+    try:
+        # A device or a pipe would be replaced by a file: everything is written beside its target and then renamed.
+        if not target.name or (target.exists() and not target.is_file()):
+            raise MinillmError(f"{path!r}: is not a regular file, expected the name of a file to write")
+        beside = target.with_name(target.name + ".partial")
+        beside.touch()
+        beside.unlink()
+    except OSError as error:
+        raise MinillmError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def wrapped(text: str, first: str = "") -> str:
+    """Text in lines that fit the terminal (at most 100 columns), the first one led by ``first``."""
+    width = max(40, min(100, shutil.get_terminal_size().columns))
+    return textwrap.fill(text, width, initial_indent=first, subsequent_indent=" " * len(first), break_on_hyphens=False)
+
+
 def load_model(arguments: argparse.Namespace):
     """The model of --model in the dtype of --dtype."""
     import minillm
@@ -58,8 +82,23 @@ def load_ffn(arguments: argparse.Namespace, model):
     if not arguments.thresholds:
         return swiglu
     thresholds = Thresholds.load(arguments.thresholds)
+    ffn = sparse_ffn(model, thresholds, arguments.form)
     say(f"cut by {arguments.thresholds}: {thresholds.spec}")
-    return sparse_ffn(model, thresholds, arguments.form)
+    return ffn
+
+
+def prompt_ids(model, prompt: str) -> list[int]:
+    """The ids of a prompt; an empty one will do where the tokenizer adds a BOS."""
+    ids = model.tokenizer.encode(prompt)
+    if not ids:
+        raise MinillmError("the prompt is empty and this tokenizer adds no BOS, expected at least one character")
+    return ids
+
+
+def new_tokens(arguments: argparse.Namespace, model, ids: list[int], default: int) -> int:
+    """-n, or as many of ``default`` as the context has room for (one, where it has none: ``generate`` says so)."""
+    room = model.config.max_position_embeddings - len(ids)
+    return arguments.max_new_tokens or max(1, min(default, room))
 
 
 def describe(model) -> list[dict]:
@@ -96,6 +135,7 @@ def command_demo(a: argparse.Namespace) -> int:
     from tqdm.auto import tqdm
 
     from .sparsity.calibrate import calibrate, collect, sparse_ffn
+    from .sparsity.policies import policy_named
     from .study.sweep import first_tokens, row, score_cut, split_text
     from .study.tables import text_table
     from .transformer.evaluation import default_context, perplexity
@@ -103,19 +143,20 @@ def command_demo(a: argparse.Namespace) -> int:
 
     started = time.perf_counter()
     model = load_model(a)
+    ids = prompt_ids(model, a.prompt)
+    count = new_tokens(a, model, ids, 40)
+    generate(model, ids, count)  # computes nothing yet, but refuses a prompt that is too long
     calibration, test = split_text(read_text(a.text))
     context = a.context or default_context(model)
     calibration = first_tokens(model, calibration, DEMO_TOKENS, context)
     test = first_tokens(model, test, DEMO_TOKENS, context)
     parts = describe(model)
     if not a.json:
-        print(headline(model) + "\n")
+        print(wrapped(headline(model)) + "\n")
         print(text_table(parts, {"part": "", "weights": ",", "share": ".1%", "MB": ".2f"}))
-        print(f"\nThe same prompt, continued greedily: {a.prompt!r}\n")
+        about = "continued greedily by the dense model, then with half of the neurons cut by each policy:"
+        print("\n" + wrapped(f"The prompt {a.prompt!r}, {about}") + "\n", flush=True)
 
-    ids = model.tokenizer.encode(a.prompt)
-    room = model.config.max_position_embeddings - len(ids)
-    count = min(40, room) if a.max_new_tokens is None else a.max_new_tokens
     magnitudes = collect(model, calibration, context=context)
 
     def cut(policy: str, sparsity: float, by: str):
@@ -127,11 +168,11 @@ def command_demo(a: argparse.Namespace) -> int:
         ffn = {"ffn": sparse_ffn(model, half[policy])} if policy != "dense" else {}
         continuations[policy] = "".join(step.text for step in generate(model, ids, count, **ffn))
         if not a.json:
-            label = "dense" if policy == "dense" else f"{policy}, half of the neurons cut"
-            print(f"  {label + ':':<32}{' '.join(continuations[policy].split())}")
+            print(wrapped(" ".join(continuations[policy].split()) or "(nothing)", f"  {policy:<7}"), flush=True)
 
     if not a.json:
-        print("\nWhat the cuts cost: at equal neuron sparsity, then the paper's rule (dhar) at its own percentages.\n")
+        about = "at equal shares of neurons, then the paper's rule (dhar) at its own percentages of each tensor:"
+        print("\n" + wrapped(f"What the cuts cost, {about}") + "\n", flush=True)
     plan = [(policy, share, "neuron") for share in SHARES for policy in POLICIES]
     plan += [("dhar", share, "tensor") for share in (0.3, 0.5)]
     dense = perplexity(model, test, "documents", context)
@@ -144,16 +185,32 @@ def command_demo(a: argparse.Namespace) -> int:
         result = {"model": headline(model), "parts": parts, "prompt": a.prompt, "continuations": continuations}
         print(json.dumps(result | {"rows": rows, "seconds": seconds}, indent=1))
         return 0
+    columns = {"policy": "", "target": "", "neurons cut": ".3f", "read": ".3f", "known": ".3f", "perplexity": ".3f"}
+    headings = {"neurons cut": "neuron_sparsity", "read": "read_exact", "known": "read_known_mask"}
+    headings |= {"vs dense": "vs_dense", "bits/byte": "bits_per_byte"}
     for line in rows:
-        line["sparse by"] = line["by"] and f"{line['by']} {line['target']:.0%}"
-    columns = {"policy": "", "sparse by": "", "neuron_sparsity": ".3f", "read_exact": ".3f", "read_known_mask": ".3f"}
-    print(text_table(rows, columns | {"perplexity": ".3f", "vs_dense": ".3f", "bits_per_byte": ".4f", "tokens": ","}))
+        line["target"] = line["by"] and f"{line['by']} {line['target']:.0%}"
+        line.update({heading: line[key] for heading, key in headings.items()})
+    print(text_table(rows, columns | {"vs dense": ".3f", "bits/byte": ".4f"}) + "\n")
     print(
-        f"\nscored: {rows[0]['tokens']:,} tokens (protocol documents, context {context}, BOS {rows[0]['bos']}); "
-        f"thresholds from {len(calibration)} other documents of the same file"
-        + ("" if rows[0]["tokens"] >= DEMO_TOKENS else f"; fewer than {DEMO_TOKENS:,} tokens: the text holds no more")
-        + "\nneuron_sparsity: share of (token, neuron) pairs cut. read_exact: share of the FFN's weights read per token"
-        "\nwhen the policy computes its own mask; read_known_mask: when the mask is known beforehand."
+        wrapped(
+            f"Scored: {rows[0]['tokens']:,} tokens"
+            + ("" if rows[0]["tokens"] >= DEMO_TOKENS else f" (the text holds no more; {DEMO_TOKENS:,} are better)")
+            + f", protocol documents, context {context}, BOS {rows[0]['bos']}. "
+            f"Thresholds from {len(calibration)} other document{'s'[: len(calibration) > 1]} of the same file."
+        )
+    )
+    rules = [policy_named(policy) for policy in POLICIES]
+    kept = [
+        f"{rule.name} {' and '.join(f'|{t}|' for t in rule.tensors)} {rule.comparison} threshold ({rule.source})"
+        for rule in rules
+    ]
+    print(wrapped(f"What each policy keeps: {'; '.join(kept)}."))
+    print(
+        wrapped(
+            "Neurons cut: share of (token, neuron) pairs. Read: share of the FFN's weights that a token reads when the "
+            "policy computes its own mask; known: when the mask is known beforehand."
+        )
     )
     say(f"{seconds:.1f} s")
     return 0
@@ -166,10 +223,8 @@ def command_generate(a: argparse.Namespace) -> int:
     from .transformer.generation import generate
 
     model = load_model(a)
-    ids = model.tokenizer.encode(a.prompt)
-    count = a.max_new_tokens
-    if count is None:
-        count = max(1, min(100, model.config.max_position_embeddings - len(ids)))
+    ids = prompt_ids(model, a.prompt)
+    count = new_tokens(a, model, ids, 100)
     ffn = load_ffn(a, model)
     sampling = {"temperature": a.temperature, "top_k": a.top_k, "top_p": a.top_p, "min_p": a.min_p}
     steps = generate(model, ids, count, **sampling, rng=np.random.default_rng(a.seed), ffn=ffn)
@@ -240,7 +295,7 @@ def command_inspect(a: argparse.Namespace) -> int:
             )
         )
         return 0
-    print(headline(model) + "\n")
+    print(wrapped(headline(model)) + "\n")
     print(text_table(describe(model), {"part": "", "weights": ",", "share": ".1%", "MB": ".2f"}) + "\n")
     for key, value in asdict(model.config).items():
         print(f"{key:<26}{value}")
@@ -254,15 +309,16 @@ def command_inspect(a: argparse.Namespace) -> int:
 
 def command_trace(a: argparse.Namespace) -> int:
     """Record every intermediate of one pass."""
-    from .trace import Trace, explain
+    from .trace import Trace, explain, step_info
 
-    if a.explain:
-        print(explain(a.explain))
+    if a.explain is not None:
+        text = explain(a.explain)
+        print(json.dumps({"step": a.explain, **step_info(a.explain)._asdict()}) if a.json else text)
         return 0
     if not a.model:
         raise MinillmError("trace needs --model (or --explain STEP)")
     model = load_model(a)
-    ids = model.tokenizer.encode(read_text(a.text) if a.text else a.prompt)
+    ids = prompt_ids(model, read_text(a.text) if a.text else a.prompt)
     with Trace(keep=a.keep or "*") as trace:
         model.forward(ids, ffn=load_ffn(a, model), tap=trace)
     if a.output:
@@ -281,8 +337,12 @@ def command_compare(a: argparse.Namespace) -> int:
 
     result = compare(a.ours, a.theirs, a.rtol)
     if a.json:
-        rows = [row._asdict() for row in result.rows]
-        print(json.dumps({"first": result.first, "tolerance": result.tolerance, "rows": rows}).replace("NaN", "null"))
+        finite = {"max_abs", "relative"}  # else null: JSON has no NaN (nothing compared) and no infinity
+        rows = [
+            {k: None if k in finite and not math.isfinite(v) else v for k, v in row._asdict().items()}
+            for row in result.rows
+        ]
+        print(json.dumps({"first": result.first, "tolerance": result.tolerance, "rows": rows}))
     else:
         print(result)
     return 0 if result.first is None else 1
@@ -306,39 +366,27 @@ def command_calibrate(a: argparse.Namespace) -> int:
 def command_sweep(a: argparse.Namespace) -> int:
     """Score policies at sparsities."""
     from .study.sweep import split_text, sweep
-    from .study.tables import save_rows, text_table
+    from .study.tables import check_ending, save_rows, text_table
 
+    if a.output:
+        check_ending(a.output)
     model = load_model(a)
     text = read_text(a.text)
-    if a.output:
-        save_rows(a.output, [])  # a name that cannot be written is better known now than after the work
     calibration, test = (read_text(a.calibration), text) if a.calibration else split_text(text)
     rows = []
     for row in sweep(model, calibration, test, a.policy, a.sparsity, a.by, a.protocol, a.context):
         rows.append(row)
-        say(f"{row['policy']} {row['target'] if row['target'] is not None else ''}: perplexity {row['perplexity']:.3f}")
+        target = "" if row["target"] is None else f" {row['target']:.2f}"
+        say(f"{row['policy']}{target}: perplexity {row['perplexity']:.3f}")
         if a.output:
             save_rows(a.output, rows)
     if a.json:
         print(json.dumps(rows, indent=1))
     else:
         columns = {"policy": "", "by": "", "target": ".2f", "achieved": ".3f", "neuron_sparsity": ".3f"}
-        columns |= {
-            "read_gate": ".3f",
-            "read_up": ".3f",
-            "read_down": ".3f",
-            "read_exact": ".3f",
-            "read_known_mask": ".3f",
-        }
-        columns |= {
-            "union_density": ".3f",
-            "perplexity": ".3f",
-            "vs_dense": ".3f",
-            "bits_per_byte": ".4f",
-            "tokens": ",",
-        }
-        for row in rows:
-            row["by"], row["target"] = row["by"] or "-", row["target"]
+        columns |= dict.fromkeys(("read_gate", "read_up", "read_down", "read_exact", "read_known_mask"), ".3f")
+        columns |= {"union_density": ".3f", "perplexity": ".3f", "vs_dense": ".3f", "bits_per_byte": ".4f"}
+        columns |= {"tokens": ","}
         print(text_table(rows, columns))
         print(f"protocol {rows[0]['protocol']}, context {rows[0]['context']}, BOS {rows[0]['bos']}")
     return 0
@@ -349,7 +397,7 @@ def command_download(a: argparse.Namespace) -> int:
     from .loading.hub import download
 
     folder = download(a.repository)
-    print(folder)
+    print(json.dumps({"folder": str(folder), "commit": folder.name}) if a.json else folder)
     say(f"commit {folder.name}: pin it as {a.repository.partition('@')[0]}@{folder.name}")
     return 0
 
@@ -368,19 +416,35 @@ def command_bench(a: argparse.Namespace) -> int:
 
 
 def share(text: str) -> float:
-    """A share from 0 to below 1 (argparse names this function in its message)."""
-    value = float(text)
-    if not 0 <= value < 1:
-        raise ValueError
+    """A share from 0 to below 1."""
+    with expecting("a share from 0 to below 1", text):
+        value = float(text)
+        if not 0 <= value < 1:
+            raise ValueError
+    return value
+
+
+def whole(text: str, least: int = 0) -> int:
+    """A whole number of at least ``least``."""
+    with expecting(f"a whole number of at least {least}", text):
+        value = int(text)
+        if value < least:
+            raise ValueError
     return value
 
 
 def positive(text: str) -> int:
     """A whole number of at least 1."""
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
+    return whole(text, 1)
+
+
+@contextmanager
+def expecting(what: str, found: str):
+    """Turn a ValueError inside into argparse's error, which says what was expected."""
+    try:
+        yield
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"found {found!r}, expected {what}") from None
 
 
 def shares(text: str) -> list[float]:
@@ -416,7 +480,7 @@ def parser() -> argparse.ArgumentParser:
         "--top-k": ((), {"type": positive}),
         "--top-p": ((), {"type": float}),
         "--min-p": ((), {"type": float}),
-        "--seed": (("-s",), {"type": int, "default": 0}),
+        "--seed": (("-s",), {"type": whole, "default": 0}),
         "--thresholds": ((), {"metavar": "FILE", "help": "cut with these thresholds (ours or the paper's JSON)"}),
         "--form": ((), {"choices": ("masked", "gathered"), "default": "masked", "help": "how a cut FFN is computed"}),
         "--policy": ((), {"choices": POLICIES, "default": "dhar"}),
@@ -435,21 +499,22 @@ def parser() -> argparse.ArgumentParser:
 
     def command(name: str, run, wanted: str, **changes: dict) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=run.__doc__, description=run.__doc__)
-        for flag in (*wanted.split(), "dtype", "threads", "json"):
+        for flag in (*wanted.split(), "json"):
             short, options = flags[f"--{flag}"]
             sub.add_argument(f"--{flag}", *short, **options | changes.get(flag.replace("-", "_"), {}))
         sub.set_defaults(run=run)
         return sub
 
+    run = "dtype threads"  # of every command that runs a model
     sampling = "prompt max-new-tokens temperature top-k top-p min-p seed"
-    command("demo", command_demo, "model text prompt max-new-tokens context")
-    command("generate", command_generate, f"model {sampling} thresholds form", prompt={"required": True})
-    command("perplexity", command_perplexity, "model text thresholds form protocol context")
-    command("inspect", command_inspect, "model")
+    command("demo", command_demo, f"model text prompt max-new-tokens context {run}")
+    command("generate", command_generate, f"model {sampling} thresholds form {run}", prompt={"required": True})
+    command("perplexity", command_perplexity, f"model text thresholds form protocol context {run}")
+    command("inspect", command_inspect, f"model {run}")
     trace = command(
         "trace",
         command_trace,
-        "model prompt text thresholds form output",
+        f"model prompt text thresholds form output {run}",
         model={"required": False},
         text={"required": False, "help": "a text to trace instead of --prompt"},
         output={"help": "write an .npz for `minillm compare`"},
@@ -463,14 +528,17 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("theirs", metavar="THEIRS.npz")
     compare.add_argument("--rtol", type=float, help="default: 1e-10 where both are float64, else 1e-5")
     calibrate = command(
-        "calibrate", command_calibrate, "model text policy sparsity by context output", output={"required": True}
+        "calibrate",
+        command_calibrate,
+        f"model text policy sparsity by context output {run}",
+        output={"required": True},
     )
     calibrate.add_argument("--quantile", choices=("exact", "streaming"), help="default: exact where it fits in memory")
     calibrate.add_argument("--paper", action="store_true", help="write the format of the paper's released files")
     sweep = command(
         "sweep",
         command_sweep,
-        "model text policy sparsity by protocol context output",
+        f"model text policy sparsity by protocol context output {run}",
         policy={"type": names, "choices": None, "default": ",".join(POLICIES), "help": "comma-separated"},
         sparsity={"type": shares, "default": "0.3,0.5,0.7", "help": "comma-separated"},
         output={"help": "write rows to a .csv or .json, after every row"},
@@ -479,7 +547,11 @@ def parser() -> argparse.ArgumentParser:
     download = command("download", command_download, "")
     download.add_argument("repository", metavar="ORG/NAME[@REVISION]")
     bench = command(
-        "bench", command_bench, "model", model={"required": False, "help": "measure this model, not a random one"}
+        "bench",
+        command_bench,
+        "model threads",
+        model={"required": False, "help": "measure this model, not a random one"},
+        threads={"help": "BLAS threads (default: 1)"},
     )
     bench.add_argument("what", choices=("decode", "perplexity", "start"))
     bench.add_argument("--shape", choices=("260K", "15M", "110M"), default="15M", help="size of the random model")
@@ -495,23 +567,28 @@ def one_thread_is_best(arguments: argparse.Namespace) -> bool:
     """
     if arguments.command == "bench":
         return True
-    folder = getattr(arguments, "model", None)
-    sizes = [file.stat().st_size for file in Path(folder).glob("*.safetensors")] if folder else []
-    return 0 < sum(sizes) < SMALL_MODEL
+    folder, size = getattr(arguments, "model", None), 0
+    with suppress(OSError):  # a file that cannot be looked at is said by name when it is loaded
+        size = sum(file.stat().st_size for file in Path(folder).glob("*.safetensors")) if folder else 0
+    return 0 < size < SMALL_MODEL
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # an emoji where the terminal's encoding has none
     arguments = parser().parse_args(argv)
-    if arguments.threads is None and one_thread_is_best(arguments):
+    if getattr(arguments, "threads", 1) is None and one_thread_is_best(arguments):
         arguments.threads = 1
-    if arguments.threads is not None:
+    if threads := getattr(arguments, "threads", None):
         for library in ("OMP", "OPENBLAS", "MKL", "VECLIB", "BLIS"):
-            os.environ[f"{library}{'_MAXIMUM' if library == 'VECLIB' else '_NUM'}_THREADS"] = str(arguments.threads)
+            os.environ[f"{library}{'_MAXIMUM' if library == 'VECLIB' else '_NUM'}_THREADS"] = str(threads)
     warnings.showwarning = lambda message, *_, **__: say(f"minillm: note: {message}")
     try:
+        if getattr(arguments, "output", None) is not None:
+            check_output(arguments.output)
         status = arguments.run(arguments)
-        sys.stdout.flush()
+        print(end="", flush=True)
         return status
     except MinillmError as error:
         say(f"minillm: {error}")
@@ -519,9 +596,14 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         say("\nminillm: interrupted")
         return 130
-    except BrokenPipeError:  # the reader of our output went away, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as error:  # a full disk, mostly: everything expected has been said by name above
-        say(f"minillm: {error.filename or 'output'}: {error.strerror or error}")
+    except MemoryError as error:
+        say(f"minillm: there is not enough memory ({error or 'asked for by Python itself'})")
+        return 1
+    except OSError as error:
+        # What is still buffered goes nowhere, or Python would try to write it once more at its end, and complain.
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):  # the reader of our output went away, as `head` does
+            return 0
+        say(f"minillm: {error.filename or 'output'}: {error.strerror or error}")  # a full disk, mostly
         return 1

@@ -22,6 +22,7 @@ import fnmatch
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
@@ -268,7 +269,8 @@ def save_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
     except OSError as error:
         raise TraceError(f"{path}: cannot be written ({error.strerror})") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
 
 
 def load_arrays(path: str | Path) -> dict[str, np.ndarray]:
@@ -285,6 +287,7 @@ def load_arrays(path: str | Path) -> dict[str, np.ndarray]:
         raise TraceError(f"{path}: no such file, expected an .npz trace") from None
     except Exception as error:  # NumPy, zipfile and zlib each raise several kinds for a broken file
         why = " ".join(str(error).split())[:200] or type(error).__name__
+        why = "it begins as no NumPy file does" if "unsafely" in why else why  # np.load then advises to unpickle it
         raise TraceError(f"{path}: not an .npz trace of plain arrays ({why})") from error
     for name, value in arrays.items():
         if not isinstance(value, np.ndarray) or value.dtype.kind not in "biuf":

@@ -20,6 +20,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from dataclasses import fields as dataclass_fields
 from pathlib import Path
@@ -301,7 +302,8 @@ def _write_json(path: str | Path, fields: dict) -> None:
     except OSError as error:
         raise ThresholdsError(f"{path}: cannot be written ({error.strerror})") from error
     finally:
-        partial_path.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial_path.unlink()
 
 
 def _check_threshold(path: Path, field: str, value: object) -> float:

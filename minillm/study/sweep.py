@@ -65,9 +65,9 @@ def sweep(
     calibration, test: documents that must be disjoint. A row holds the spec in words, what was achieved on the test
     text, the accounting, and the score with its protocol.
     """
+    tensors = {tensor for policy in policies for tensor in policy_named(policy).tensors}  # refuses an unknown name
     dense = perplexity(model, test, protocol, context)
     yield row(model, dense, dense)
-    tensors = {tensor for policy in policies for tensor in policy_named(policy).tensors}
     magnitudes = collect(model, calibration, sorted(tensors), context)
     for sparsity in sparsities:
         for policy in policies:

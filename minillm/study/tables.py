@@ -5,6 +5,7 @@ import io
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from ..errors import MinillmError
@@ -30,15 +31,23 @@ def text_table(rows: Sequence[Mapping[str, object]], columns: Mapping[str, str])
     )
 
 
+def check_ending(path: str | Path) -> None:
+    """Raise MinillmError for a name that ends in neither .csv nor .json."""
+    path = Path(path)
+    if path.suffix not in (".csv", ".json"):
+        raise MinillmError(f"{path}: the name ends in {path.suffix or 'nothing'}, expected .csv or .json")
+
+
 def save_rows(path: str | Path, rows: Sequence[Mapping[str, object]]) -> None:
     """Write rows as .csv or .json, by the name's ending; first beside the target, then renamed.
 
     Values that are no plain numbers or text are written as JSON inside the CSV. Raises MinillmError.
     """
     path = Path(path)
+    check_ending(path)
     if path.suffix == ".json":
         text = json.dumps(list(rows), indent=1) + "\n"
-    elif path.suffix == ".csv":
+    else:
         buffer = io.StringIO()
         writer = csv.DictWriter(
             buffer, fieldnames=list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n"
@@ -47,8 +56,6 @@ def save_rows(path: str | Path, rows: Sequence[Mapping[str, object]]) -> None:
         for row in rows:
             writer.writerow({k: json.dumps(v) if isinstance(v, (dict, list, tuple)) else v for k, v in row.items()})
         text = buffer.getvalue()
-    else:
-        raise MinillmError(f"{path}: the name ends in {path.suffix or 'nothing'}, expected .csv or .json")
     beside = path.with_name(path.name + ".partial")
     try:
         beside.write_bytes(text.encode())
@@ -56,4 +63,5 @@ def save_rows(path: str | Path, rows: Sequence[Mapping[str, object]]) -> None:
     except OSError as error:
         raise MinillmError(f"{path}: cannot be written ({error.strerror})") from error
     finally:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):
+            beside.unlink()

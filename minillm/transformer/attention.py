@@ -122,8 +122,9 @@ def attention(
     if layer.q_norm is not None:
         q, k = rms_norm(q, layer.q_norm, layer.eps), rms_norm(k, layer.k_norm, layer.eps)
     q, k, v = tap("q", q), tap("k", k), tap("v", v)
-    q = tap("rot_q", rotate_halves(q, cos, sin))  # (T, H, d)
-    k = tap("rot_k", rotate_halves(k, cos, sin))  # (T, K, d)
+    rotated = rotate_halves(np.concatenate([q, k], axis=1), cos, sin)  # (T, H + K, d), both in one go
+    q = tap("rot_q", rotated[:, : q.shape[1]])  # (T, H, d)
+    k = tap("rot_k", rotated[:, q.shape[1] :])  # (T, K, d)
 
     keys, values = cache.append(layer.index, k, v) if cache else (k.transpose(1, 0, 2), v.transpose(1, 0, 2))
     kv_heads, attended, _ = keys.shape  # both (K, S, d)

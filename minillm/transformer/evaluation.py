@@ -226,7 +226,9 @@ def perplexity(
         scores = token_nll(model, run.ids, ffn, tap)[run.unscored - 1 :]
         nll[run.document] += scores.sum()
         tokens[run.document] += len(scores)
-    if not np.isfinite(nll).all():
+    with np.errstate(over="ignore"):
+        finite = np.isfinite(np.exp(nll.sum() / tokens.sum()))  # a mean beyond 709 nats has no finite perplexity
+    if not finite:
         raise MinillmError("the scores are not finite: the model overflows on this text")
     total = (float(nll.sum()), int(tokens.sum()), sum(run.bytes for run in pieces))
     context = default_context(model) if context is None else context

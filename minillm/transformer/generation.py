@@ -117,7 +117,7 @@ def generate(
     if len(ids) + max_new_tokens > limit:
         raise MinillmError(
             f"the prompt has {len(ids)} tokens and {max_new_tokens} more were asked for, "
-            f"the model's context holds {limit}: ask for at most {max(0, limit - len(ids))}"
+            f"the model's context holds {limit}: ask for at most {max(0, limit - len(ids))}, or shorten the prompt"
         )
     if temperature > 0 and rng is None:
         raise MinillmError("temperature > 0 draws at random: pass rng=np.random.default_rng(seed)")

@@ -31,10 +31,8 @@ def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
 
     x (..., n), weight (n,)  ->  y (..., n). The mean is over the last axis; eps stands inside the root.
     """
-    mean_square = np.vecdot(x, x)[..., None] / x.shape[-1]  # (..., 1)
-    y = x * (1 / np.sqrt(mean_square + eps))  # (..., n)
-    y *= weight
-    return y
+    mean_square = np.vecdot(x, x, keepdims=True) / x.shape[-1]  # (..., 1)
+    return x / np.sqrt(mean_square + eps) * weight  # (..., n)
 
 
 def softmax(x: np.ndarray) -> np.ndarray:
@@ -67,10 +65,10 @@ def silu(x: np.ndarray) -> np.ndarray:
 
         silu(x) = x sigmoid(x) = x / (1 + exp(-x))
 
-    x (...)  ->  (...). Where exp(-x) overflows to infinity the quotient is -0, which is the right limit.
+    x (...)  ->  (...). Below -88 it is silu(-88) = -5e-37, zero for any sum: exp(89) would overflow a float32.
     """
-    with np.errstate(over="ignore"):
-        y = np.exp(-x)
+    x = np.maximum(x, -88)  # (...)
+    y = np.exp(-x)
     y += 1
     return np.divide(x, y, out=y)
 

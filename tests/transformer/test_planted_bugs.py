@@ -44,7 +44,7 @@ def plant(monkeypatch, owner, name: str, old: str, new: str):
 ATTENTION, ROPE, BLOCK = (attention, "attention"), (rope, "frequencies"), (model, "block")
 BUGS = {
     "rope pairing": (
-        *ATTENTION, "rotate_halves(q, cos, sin)", "rotate_interleaved(q, cos, sin)", "llama", "blocks.0.attn.rot_q"),
+        *ATTENTION, "rotate_halves(np", "rotate_interleaved(np", "llama", "blocks.0.attn.rot_q"),
     "rope turns backwards": (
         rope, "rotate_halves", "[a * cos - b * sin, b * cos + a * sin", "[a * cos + b * sin, b * cos - a * sin",
         "llama", "blocks.0.attn.rot_q"),
