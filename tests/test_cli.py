@@ -94,8 +94,8 @@ def test_demo_says_what_the_model_is_continues_a_prompt_and_prints_a_table_that_
     assert out.startswith("m: llama, 5,992 weights") and "'Once upon a time'" in out
     lines = [line.split() for line in out.splitlines()]
     head = next(i for i, line in enumerate(lines) if line[:2] == ["policy", "target"])
-    assert [line[:3] for line in lines[head + 1 : head + 13]] == [
-        ["dense", "-", "0.000"][:2] + lines[head + 1][2:3],
+    assert lines[head + 1][:5] == ["dense", "-", "0.000", "1.000", "1.000"]
+    assert [line[:3] for line in lines[head + 2 : head + 13]] == [
         *([policy, "neuron", share] for share in ("30%", "50%", "70%") for policy in cli.POLICIES),
         *(["dhar", "tensor", share] for share in ("30%", "50%")),
     ]

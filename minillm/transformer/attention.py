@@ -139,7 +139,7 @@ def attention(
         np.copyto(scores, -np.inf, where=~causal_mask(new, attended, layer.window))
     elif new > 1:  # everything before the new positions is in sight; a single one sees all
         np.copyto(scores[:, :, -new:], -np.inf, where=~causal_mask(new, new))
-    pattern = tap("pattern", softmax(scores))  # (H, T, S)
+    pattern = tap("pattern", softmax(scores, out=scores))  # (H, T, S)
     z = pattern.reshape(kv_heads, -1, attended) @ values  # (K, H/K * T, d)
     z = tap("z", z.reshape(-1, new, d).transpose(1, 0, 2))  # (T, H, d)
     return tap("out", linear(z.reshape(new, -1), layer.o_proj, layer.o_bias))  # (T, D)

@@ -180,7 +180,7 @@ def token_nll(model: Llama, ids: Sequence[int], ffn: FeedForward = swiglu, tap: 
 
         -ln p = ln sum_j exp(z_j - max z) - (z_target - max z)
 
-    ids (n,)  ->  (n - 1,) float64: sums over a whole vocabulary and a whole text are kept in double precision.
+    ids (n,)  ->  (n - 1,) float64, so that sums over a whole text keep every digit.
     """
     targets = np.asarray(ids)[1:]
     nll, done = np.empty(len(targets)), 0
@@ -191,7 +191,7 @@ def token_nll(model: Llama, ids: Sequence[int], ffn: FeedForward = swiglu, tap: 
             rows = len(logits)
             target = logits[np.arange(rows), targets[done : done + rows]].astype(np.float64)
             np.exp(logits, out=logits)
-            nll[done : done + rows] = np.log(logits.sum(axis=-1, dtype=np.float64)) - target
+            nll[done : done + rows] = np.log(logits.sum(axis=-1).astype(np.float64)) - target
             done += rows
             del logits  # or it would still be held while the next block is made
     return nll

@@ -35,15 +35,16 @@ def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
     return x / np.sqrt(mean_square + eps) * weight  # (..., n)
 
 
-def softmax(x: np.ndarray) -> np.ndarray:
+def softmax(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     """Normalise exponentials over the last axis.
 
         p_i = exp(x_i - max x) / sum_j exp(x_j - max x)
 
     x (..., n)  ->  p (..., n). Subtracting the maximum changes nothing in exact arithmetic and keeps exp <= 1.
-    -inf means "never"; a row of nothing but -inf is not a distribution and gives NaN.
+    -inf means "never"; a row of nothing but -inf is not a distribution and gives NaN. out: an array to write into (x
+    itself, where it is no longer needed).
     """
-    p = x - x.max(axis=-1, keepdims=True)  # (..., n)
+    p = np.subtract(x, x.max(axis=-1, keepdims=True), out=out)  # (..., n)
     np.exp(p, out=p)
     p /= p.sum(axis=-1, keepdims=True)
     return p

@@ -1,0 +1,75 @@
+"""Tables: aligned text, CSV and JSON that read back, and files that are whole or not there."""
+
+import csv
+import json
+import os
+
+import pytest
+
+from minillm.errors import MinillmError
+from minillm.study.tables import save_rows, text_table
+
+ROWS = [
+    {"policy": "dense", "target": None, "tokens": 44293, "reads": [1.0, 0.5], "spec": 'a, "b"\nc'},
+    {"policy": "dhär", "target": 0.5, "tokens": 7, "reads": {"gate": 1}, "spec": ""},
+]
+
+
+def test_text_stands_left_numbers_right_and_nothing_as_a_dash():
+    table = text_table(ROWS, {"policy": "", "target": ".2f", "tokens": ",", "absent": ".1f", "spec": ""})
+    assert text_table(ROWS, {"policy": "", "target": ".2f", "tokens": ","}).splitlines() == [
+        "policy  target  tokens",
+        "dense        -  44,293",
+        "dhär      0.50       7",
+    ]
+    assert "absent" in table and not any(line.endswith(" ") for line in table.splitlines())
+
+
+def test_a_table_without_rows_is_its_heading():
+    assert text_table([], {"policy": "", "tokens": ","}) == "policy  tokens"
+
+
+def test_json_reads_back_equal(tmp_path):
+    save_rows(tmp_path / "rows.json", ROWS)
+    assert json.loads((tmp_path / "rows.json").read_bytes()) == ROWS
+
+
+def test_csv_reads_back_and_holds_lists_as_json(tmp_path):
+    save_rows(str(tmp_path / "rows.csv"), ROWS)
+    assert b"\r" not in (tmp_path / "rows.csv").read_bytes()  # the same file on every system
+    with open(tmp_path / "rows.csv", encoding="utf-8", newline="") as file:
+        first, second = csv.DictReader(file)
+    assert (first["target"], first["spec"], second["policy"]) == ("", 'a, "b"\nc', "dhär")
+    assert (json.loads(first["reads"]), json.loads(second["reads"])) == ([1.0, 0.5], {"gate": 1})
+
+
+def test_csv_has_a_column_for_every_key_of_any_row(tmp_path):
+    save_rows(tmp_path / "rows.csv", [{"a": 1}, {"b": 2, "a": 3}])
+    assert (tmp_path / "rows.csv").read_text(encoding="utf-8") == "a,b\n1,\n3,2\n"
+
+
+@pytest.mark.parametrize("name", ["rows", "rows.txt", "rows.CSV", ".csv"])
+def test_another_ending_is_refused_and_nothing_written(tmp_path, name):
+    with pytest.raises(MinillmError, match="expected .csv or .json"):
+        save_rows(tmp_path / name, ROWS)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_is_replaced_whole_or_left_as_it_is(tmp_path, monkeypatch):
+    target = tmp_path / "rows.json"
+    save_rows(target, ROWS[:1])
+    save_rows(target, ROWS)
+    assert json.loads(target.read_bytes()) == ROWS
+    with pytest.raises(TypeError):
+        save_rows(target, [{"a": object()}])  # no JSON value
+    for absent in (tmp_path / "absent" / "rows.csv", target / "rows.csv"):
+        with pytest.raises(MinillmError, match="cannot be written"):
+            save_rows(absent, ROWS)
+
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "replace", refuse)  # as on Windows, where somebody has the file open
+    with pytest.raises(MinillmError, match=r"rows.json: cannot be written \(Permission denied\)"):
+        save_rows(target, [])
+    assert json.loads(target.read_bytes()) == ROWS and list(tmp_path.iterdir()) == [target]

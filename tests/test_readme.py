@@ -1,0 +1,100 @@
+"""The README's promises: commands parse, code runs, the test command is the one that is run, the table is true."""
+
+import importlib.util
+import os
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+import tiny
+
+import minillm
+from minillm.cli import parser
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+FENCED = re.compile(r"^```(\w+)\n(.*?)^```$", re.S | re.M)
+SHELL, PYTHON = (
+    "".join(code for kind, code in FENCED.findall(README) if kind == wanted) for wanted in ("sh", "python")
+)
+
+
+def command_lines() -> list[str]:
+    """Everything after "minillm " in the shell blocks, and in `minillm ...` and `.venv/bin/minillm ...` in the text."""
+    in_blocks = re.findall(r"(?:^|/bin/)minillm (.*)$", SHELL, re.M)
+    return in_blocks + re.findall(r"`(?:\.venv/bin/)?minillm ([^`]+)`", FENCED.sub("", README))
+
+
+def test_every_command_line_parses(capsys):
+    lines = command_lines()
+    assert len(lines) >= 13 and {line.split()[0] for line in lines} >= set("demo generate trace compare bench".split())
+    for line in lines:
+        one = re.sub(r"(\w+)(\\\|\w+)+", r"\1", line)  # decode\|perplexity\|start
+        try:
+            parser().parse_args(shlex.split(one))
+        except SystemExit:
+            pytest.fail(f"minillm {one}: {capsys.readouterr().err}")
+
+
+def test_every_command_has_its_row_in_the_table():
+    rows = re.findall(r"^\| `minillm (\w+)", README, re.M)
+    commands = re.findall(r"^    (\w+) ", parser().format_help(), re.M)
+    assert len(commands) > 9 and sorted(rows) == sorted(commands)
+
+
+def test_the_python_code_runs_as_it_stands(tmp_path, capsys):
+    code = PYTHON.replace("path/to/folder", tiny.folder(tmp_path).as_posix())
+    assert "import minillm\n" in code
+    texts = {"calibration_text": "A cat sat on the mat. The sea.", "test_text": "A dog saw the sea.\nIt ran home."}
+    exec(code, texts)
+    out = capsys.readouterr().out
+    assert "blocks.0.mlp.mid" in out and "perplexity" in out and "SparsityReport" in out
+    used = set(re.findall(r"minillm\.(\w+)", code))
+    assert used <= set(minillm.__all__)
+
+
+def test_there_are_two_commands_that_do_everything_and_ci_runs_the_second_letter_for_letter():
+    run = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    extraction = next(line for line in run.splitlines() if line.startswith("command=$("))
+    demo, tests = (line for line in SHELL.splitlines() if line.startswith("python3 -m venv"))
+    assert ".venv/bin/minillm demo --model DIR --text FILE" in demo and "-m pytest" in tests
+    assert 'bash -c "$command"' in run
+    if os.name == "posix":
+        script = f'{extraction}\necho "$command"'
+        done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+        assert done.stdout == tests + "\n"
+
+
+def test_every_file_that_is_named_exists():
+    named = set(re.findall(r"\b[\w/]+\.py\b", README)) | {".ci/run", "LICENSE"}
+    assert len(named) > 4
+    for name in named:
+        assert (ROOT / name).exists() or (ROOT / "minillm" / name).exists(), name
+
+
+def test_every_extra_and_marker_that_is_named_exists():
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    for extra in re.findall(r"\.\[([\w,]+)\]", README):
+        assert all(f"\n{name} = [" in project for name in extra.split(",")), extra
+    for marker in re.findall(r"not (\w+)", re.search(r'-m "(.*?)"', SHELL)[1]):
+        assert f'"{marker}: ' in project
+
+
+@pytest.mark.slow
+@pytest.mark.shared
+def test_the_table_is_what_its_script_computes(shared):
+    path = ROOT / "weights_scripts" / "write_readme_table.py"
+    spec = importlib.util.spec_from_file_location("write_readme_table", path)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    texts = (shared / "text" / f"tinystories-{part}.txt" for part in ("valid", "train"))
+    computed = script.table(shared / "models" / "tinystories-656k", *texts)
+    written = README.split(script.BEGIN)[1].split(script.END)[0].strip()
+    number = re.compile(r"[+-]?\d[\d,]*(?:\.\d+)?")
+    assert number.sub("#", computed) == number.sub("#", written)
+    for ours, theirs in zip(number.findall(computed), number.findall(written), strict=True):
+        decimals = theirs.partition(".")[2]
+        slack = 1.001 * 10.0 ** -len(decimals) if decimals else 0  # another processor may round another way
+        assert abs(float(ours.replace(",", "")) - float(theirs.replace(",", ""))) <= slack, (ours, theirs)
