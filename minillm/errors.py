@@ -2,7 +2,15 @@
 
 A sentence names where (file and field), what was found and what was expected. All of them are
 ValueErrors, so that a caller who knows nothing of minillm can still catch them.
+
+The two helpers at the end are for files: what the system refuses becomes such a sentence, too, and a file is written
+whole or not at all.
 """
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 
 class MinillmError(ValueError):
@@ -36,3 +44,30 @@ class ThresholdsError(MinillmError):
 
 class BundleError(MinillmError):
     """A folder of neuron bundles."""
+
+
+@contextmanager
+def file_errors(path: str | Path, done: str, error: type[MinillmError]) -> Iterator[None]:
+    """Turn an OSError of the block into ``error``: "{path}: cannot be {done} (No space left on device)"."""
+    try:
+        yield
+    except OSError as problem:
+        raise error(f"{path}: cannot be {done} ({problem.strerror or problem})") from None
+
+
+@contextmanager
+def whole_file(path: str | Path, error: type[MinillmError]) -> Iterator[Path]:
+    """Give a path beside ``path`` to write to; after the block, what was written there takes the name ``path``.
+
+    So nobody ever reads half a file, and a file of that name stays as it was when the block fails. An OSError becomes
+    ``error``.
+    """
+    path = Path(path)
+    beside = path.parent / f".{path.name}.{os.getpid()}.partial"
+    try:
+        with file_errors(path, "written", error):
+            yield beside
+            os.replace(beside, path)
+    finally:
+        with suppress(OSError):
+            beside.unlink()

@@ -166,6 +166,8 @@ def test_perplexity_prints_the_protocol_and_with_thresholds_the_accounting(run, 
     ]
     assert forms[0]["nll"] == pytest.approx(forms[1]["nll"], rel=1e-12) and forms[0]["dtype"] == "float64"
     assert forms[0]["neuron_sparsity"] == forms[1]["neuron_sparsity"] > 0
+    steps = json.loads(run("trace", "-m", "m", "--thresholds", thresholds, "--form", "gathered", "--json")[1])
+    assert "blocks.0.mlp.mask" in steps and "blocks.0.mlp.up" not in steps  # up is never computed in full
     dense = json.loads(run("perplexity", "-m", "m", "--text", "one.txt", "--json")[1])
     assert dense["nll"] == score.nll and dense["neuron_sparsity"] == 0 and dense["read_exact"] == [1, 1, 1]
 

@@ -18,11 +18,11 @@ is caught by checkpoint.py, which wants the exact set of names.
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..errors import ConfigError, MinillmError
+from ..errors import ConfigError, MinillmError, file_errors
 
 JSON_LIMIT = 10_000_000  # bytes; a real config.json has about 1 kB, the index of a 405B model 120 kB
 
@@ -98,19 +98,18 @@ class ModelConfig:
         path = file_in(folder, "config.json", ConfigError)
         config = cls.from_dict(read_json(path, ConfigError), str(path))
         if os.path.lexists(Path(folder) / "generation_config.json"):
-            generation = file_in(folder, "generation_config.json", ConfigError)
-            eos = read_json(generation, ConfigError).get("eos_token_id")
-            if eos is not None:
-                return replace(config, eos_token_ids=_token_ids(eos, config.vocab_size, str(generation)))
+            path = file_in(folder, "generation_config.json", ConfigError)
+            generation = _Fields(read_json(path, ConfigError), str(path))
+            if generation.fields.get("eos_token_id") is not None:
+                return replace(config, eos_token_ids=generation.token_ids("eos_token_id", config.vocab_size))
         return config
 
     @classmethod
     def from_dict(cls, fields: dict, source: str = "config.json") -> "ModelConfig":
         """Check the fields of a config.json of either generation; source names the file in errors (ConfigError)."""
         read = _Fields(fields, source)
-        family = fields.get("model_type")
-        if not isinstance(family, str) or family not in FAMILIES:
-            raise read.error("model_type", f"one of {', '.join(FAMILIES)}")
+        family = read.choice("model_type", FAMILIES)
+        default = FAMILIES[family]
         if fields.get("quantization_config") is not None:
             raise read.error("quantization_config", "no quantised weights")
         read.integer("pretraining_tp", 1, 1, nullable=True)
@@ -118,7 +117,6 @@ class ModelConfig:
         if not isinstance(classes, list) or not all(isinstance(c, str) and c.endswith("ForCausalLM") for c in classes):
             raise read.error("architectures", "a list of ...ForCausalLM, as other heads are not implemented")
 
-        default = FAMILIES[family]
         vocab_size = read.integer("vocab_size", 2**21)
         hidden_size = read.integer("hidden_size", 2**16)
         layers = read.integer("num_hidden_layers", 1024)
@@ -126,15 +124,12 @@ class ModelConfig:
         kv_heads = read.integer("num_key_value_heads", 4096, default["num_key_value_heads"], nullable=True) or heads
         if heads % kv_heads:
             raise read.error("num_key_value_heads", f"a divisor of num_attention_heads ({heads})", kv_heads)
-        head_dim = read.integer("head_dim", 2**12, default["head_dim"], nullable=True) or default["head_dim"]
+        head_dim = read.integer("head_dim", 2**12, None, nullable=True) or default["head_dim"]
         if head_dim is None:
             if hidden_size % heads:
                 raise read.error("hidden_size", f"a multiple of num_attention_heads ({heads}), as head_dim is absent")
             head_dim = hidden_size // heads
         max_positions = read.integer("max_position_embeddings", 2**31 - 1, default["max_position_embeddings"])
-        activation = fields.get("hidden_act", "silu")
-        if not isinstance(activation, str) or activation not in ACTIVATIONS:
-            raise read.error("hidden_act", f"one of {', '.join(ACTIVATIONS)}")
 
         # Which projections have a bias is fixed for all families but two (modeling_*.py).
         attention_bias = read.boolean("attention_bias") if family in ("llama", "qwen3") else False
@@ -142,21 +137,20 @@ class ModelConfig:
         bos, eos = (
             default[name] if (default[name] or 0) < vocab_size else None for name in ("bos_token_id", "eos_token_id")
         )
-        bos = read.integer("bos_token_id", vocab_size - 1, bos, nullable=True, low=0)
         return cls(
             family, vocab_size, hidden_size, read.integer("intermediate_size", 2**20), layers,
             heads, kv_heads, head_dim, max_positions,
             rms_norm_eps=read.number("rms_norm_eps", 1.0, default["rms_norm_eps"]),
-            hidden_act=ACTIVATIONS[activation],
+            hidden_act=ACTIVATIONS[read.choice("hidden_act", ACTIVATIONS, "silu")],
             tie_word_embeddings=read.boolean("tie_word_embeddings"),
-            rope=_rope(fields, read, family, head_dim, max_positions),
+            rope=_rope(read, family, head_dim, max_positions),
             qkv_bias=attention_bias or family == "qwen2",
             o_bias=attention_bias,
             mlp_bias=read.boolean("mlp_bias") if family == "llama" else False,
             qk_norm=family == "qwen3",
-            sliding_windows=_sliding_windows(fields, read, family, layers),
-            bos_token_id=bos,
-            eos_token_ids=_token_ids(fields.get("eos_token_id", eos), vocab_size, source),
+            sliding_windows=_sliding_windows(read, family, layers),
+            bos_token_id=read.integer("bos_token_id", vocab_size - 1, bos, low=0, nullable=True),
+            eos_token_ids=read.token_ids("eos_token_id", vocab_size, eos),
         )  # fmt: skip
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -171,45 +165,35 @@ class ModelConfig:
         else:
             qkv = {"q_proj": (q, D), "k_proj": (kv, D), "v_proj": (kv, D)}
             gate_up = {"gate_proj": (F, D), "up_proj": (F, D)}
+        layer = {"input_layernorm.weight": (D,), "post_attention_layernorm.weight": (D,)}
+        if self.qk_norm:
+            layer |= {"self_attn.q_norm.weight": (self.head_dim,), "self_attn.k_norm.weight": (self.head_dim,)}
+        for part, matrices, bias in (
+            ("self_attn", qkv, self.qkv_bias),
+            ("self_attn", {"o_proj": (D, q)}, self.o_bias),
+            ("mlp", {**gate_up, "down_proj": (D, F)}, self.mlp_bias),
+        ):
+            for name, shape in matrices.items():
+                layer[f"{part}.{name}.weight"] = shape
+                if bias:
+                    layer[f"{part}.{name}.bias"] = shape[:1]
         shapes = {"model.embed_tokens.weight": (self.vocab_size, D)}
         for i in range(self.num_hidden_layers):
-            layer = f"model.layers.{i}."
-            shapes[layer + "input_layernorm.weight"] = shapes[layer + "post_attention_layernorm.weight"] = (D,)
-            if self.qk_norm:
-                norm = (self.head_dim,)
-                shapes[layer + "self_attn.q_norm.weight"] = shapes[layer + "self_attn.k_norm.weight"] = norm
-            for part, matrices, bias in (
-                ("self_attn.", qkv, self.qkv_bias),
-                ("self_attn.", {"o_proj": (D, q)}, self.o_bias),
-                ("mlp.", {**gate_up, "down_proj": (D, F)}, self.mlp_bias),
-            ):
-                for name, shape in matrices.items():
-                    shapes[f"{layer}{part}{name}.weight"] = shape
-                    if bias:
-                        shapes[f"{layer}{part}{name}.bias"] = shape[:1]
+            shapes |= {f"model.layers.{i}.{name}": shape for name, shape in layer.items()}
         shapes["model.norm.weight"] = (D,)
-        if not self.tie_word_embeddings:
-            shapes["lm_head.weight"] = (self.vocab_size, D)
-        return shapes
+        return shapes if self.tie_word_embeddings else shapes | {"lm_head.weight": (self.vocab_size, D)}
 
 
-def _rope(fields: dict, read: "_Fields", family: str, head_dim: int, max_positions: int) -> RopeConfig:
+def _rope(read: "_Fields", family: str, head_dim: int, max_positions: int) -> RopeConfig:
     """RoPE from either generation: rope_parameters, or rope_scaling beside rope_theta (modeling_rope_utils.py)."""
+    fields = read.fields
     given = [name for name in ("rope_parameters", "rope_scaling") if fields.get(name) is not None]
     if len(given) == 2:
         raise read.error("rope_scaling", "absent where rope_parameters is present")
     where = given[0] if given else "rope_parameters"
-    inner = fields[where] if given else {}
-    if not isinstance(inner, dict):
+    if not isinstance(fields.get(where) or {}, dict):
         raise read.error(where, "an object or null")
-    # What stands beside the object may also stand inside it; where both do, they must agree.
-    inner = {name: value for name, value in inner.items() if value is not None}
-    for name in ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings"):
-        outer = fields.get(name)
-        if name in inner and outer is not None and outer != inner[name]:
-            raise read.error(name, f"the value inside {where} ({show(inner[name])})")
-        if name != "original_max_position_embeddings" and outer is not None:
-            inner.setdefault(name, outer)
+    inner = {name: value for name, value in (fields.get(where) or {}).items() if value is not None}
 
     # The first Phi-3 files called longrope "su"; transformers reads "yarn" in a Phi-3 file as longrope, too.
     names = {"su": "longrope", "yarn": "longrope"} if family == "phi3" else {}
@@ -219,8 +203,16 @@ def _rope(fields: dict, read: "_Fields", family: str, head_dim: int, max_positio
     for kind in kinds:
         if kind not in supported or kind != kinds[0]:
             raise read.error(f"{where}.rope_type", f"one of {', '.join(supported)}", kind)
+    values = _Fields(inner, read.source, f"{where}.")
+    for name in inner:
+        if name not in ROPE_TYPES[kind] | {"rope_theta", "partial_rotary_factor"}:
+            raise values.error(name, f"no such key for rope_type {kind}")
+    # What stands inside the object may also stand beside it; where both do, they must agree.
+    for name in ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings"):
+        outer = fields.get(name)
+        if outer is not None and outer != inner.setdefault(name, outer):
+            raise read.error(name, f"the value inside {where} ({show(inner[name])})")
 
-    kind, values = kinds[0], _Fields(inner, read.source, f"{where}.")
     theta = values.number("rope_theta", 1e30, 10_000.0)
     share = values.number("partial_rotary_factor", 1.0, 1.0)
     if share != 1.0 and family != "phi3":  # modeling_*.py of the other families turns whole heads
@@ -228,17 +220,13 @@ def _rope(fields: dict, read: "_Fields", family: str, head_dim: int, max_positio
     rotary_dim = int(head_dim * share)
     if rotary_dim % 2 or rotary_dim == 0:
         raise read.error("head_dim", "an even number of rotated entries, as RoPE turns pairs", rotary_dim)
-    for name in inner:
-        if name not in ROPE_TYPES[kind] | {"rope_theta", "partial_rotary_factor"}:
-            raise values.error(name, f"no such key for rope_type {kind}")
     if kind == "default":
         return RopeConfig(kind, theta, rotary_dim)
     if kind == "linear":
         return RopeConfig(kind, theta, rotary_dim, values.number("factor", 1e6, low=1.0))
 
-    if fields.get("original_max_position_embeddings") is not None:
-        inner["original_max_position_embeddings"] = fields["original_max_position_embeddings"]
-    original = values.integer("original_max_position_embeddings", 2**31 - 1, *([4096] if family == "phi3" else []))
+    original = 4096 if family == "phi3" else _REQUIRED
+    original = values.integer("original_max_position_embeddings", 2**31 - 1, original)
     if kind == "llama3":
         factor = values.number("factor", 1e6, low=1.0)
         low, high = values.number("low_freq_factor", 1e6), values.number("high_freq_factor", 1e6)
@@ -249,17 +237,15 @@ def _rope(fields: dict, read: "_Fields", family: str, head_dim: int, max_positio
     # longrope (arXiv 2402.13753): transformers takes the stretch from `factor`, else from the two context lengths,
     # and scales attention by sqrt(1 + ln(stretch) / ln(original)) unless the file says otherwise.
     factor = values.number("factor", 1e6, max_positions / original)
-    attention = 1.0
-    if factor > 1:
-        if original == 1:
-            raise values.error("original_max_position_embeddings", "more than 1", original)
-        attention = math.sqrt(1 + math.log(factor) / math.log(original))
+    if factor > 1 and original == 1:
+        raise values.error("original_max_position_embeddings", "more than 1", original)
+    attention = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
     attention = values.number("attention_factor", 1e6, attention)
     short, long = (values.numbers(name, rotary_dim // 2) for name in ("short_factor", "long_factor"))
     return RopeConfig(kind, theta, rotary_dim, factor, None, None, original, short, long, attention)
 
 
-def _sliding_windows(fields: dict, read: "_Fields", family: str, layers: int) -> tuple[int | None, ...]:
+def _sliding_windows(read: "_Fields", family: str, layers: int) -> tuple[int | None, ...]:
     """The window of every layer: mistral and phi3 on all, qwen on the layers that layer_types names, llama on none."""
     window = read.integer("sliding_window", 2**31 - 1, FAMILIES[family]["sliding_window"], nullable=True)
     windows = (window,) * layers
@@ -269,10 +255,10 @@ def _sliding_windows(fields: dict, read: "_Fields", family: str, layers: int) ->
         window = window if read.boolean("use_sliding_window") else None
         first = read.integer("max_window_layers", 2**31 - 1, 28, low=0)
         windows = (None,) * min(first, layers) + (window,) * max(layers - first, 0)
-    kinds = fields.get("layer_types")
+    kinds = read.fields.get("layer_types")
     if kinds is None:
         return windows
-    allowed = ["full_attention"] + ["sliding_attention"] * (window is not None)
+    allowed = ["full_attention"] if window is None else ["full_attention", "sliding_attention"]
     if not isinstance(kinds, list) or len(kinds) != layers or not all(kind in allowed for kind in kinds):
         raise read.error("layer_types", f"{layers} entries, each {' or '.join(allowed)}")
     listed = tuple(window if kind == "sliding_attention" else None for kind in kinds)
@@ -281,19 +267,14 @@ def _sliding_windows(fields: dict, read: "_Fields", family: str, layers: int) ->
     return listed
 
 
-def _token_ids(value, vocab_size: int, source: str) -> tuple[int, ...]:
-    """eos_token_id may be absent, one id, or a list of ids."""
-    ids = [] if value is None else value if isinstance(value, list) else [value]
-    if not all(type(i) is int and 0 <= i < vocab_size for i in ids):
-        raise _Fields({"eos_token_id": value}, source).error("eos_token_id", f"integers from 0 to {vocab_size - 1}")
-    return tuple(ids)
-
-
-_REQUIRED = object()
+_REQUIRED = object()  # stands for a field that is absent and has no default: no check below lets it pass
 
 
 class _Fields:
-    """Typed reading of one JSON object: every value has its type and its range, or a ConfigError says so."""
+    """Typed reading of one JSON object: every value has its type and its range, or a ConfigError says so.
+
+    Types are compared, not asked for with isinstance: True is an int for Python.
+    """
 
     def __init__(self, fields: dict, source: str, prefix: str = ""):
         self.fields, self.source, self.prefix = fields, source, prefix
@@ -302,51 +283,54 @@ class _Fields:
         value = show(found[0]) if found else show(self.fields[name]) if name in self.fields else "missing"
         return ConfigError(f"{self.source}: {self.prefix}{name} is {value}, expected {expected}")
 
-    def _get(self, name: str, default):
-        if name not in self.fields and default is _REQUIRED:
-            raise self.error(name, "a value")
-        return self.fields.get(name, default)
+    def choice(self, name: str, choices: Collection[str], default=_REQUIRED) -> str:
+        value = self.fields.get(name, default)
+        if type(value) is not str or value not in choices:
+            raise self.error(name, f"one of {', '.join(choices)}")
+        return value
+
+    def boolean(self, name: str) -> bool:
+        value = self.fields.get(name, False)
+        if type(value) is not bool:
+            raise self.error(name, "true or false")
+        return value
 
     def integer(self, name: str, high: int, default=_REQUIRED, *, low: int = 1, nullable: bool = False) -> int | None:
-        value = self._get(name, default)
-        if value is None and (nullable or default is None):
-            return None
-        if type(value) is not int or not low <= value <= high:  # type(): True is an int, and 64.0 is none
+        value = self.fields.get(name, default)
+        if not (type(value) is int and low <= value <= high) and not (nullable and value is None):
             raise self.error(name, f"an integer from {low} to {high}")
         return value
 
+    def token_ids(self, name: str, vocab_size: int, default: int | None = None) -> tuple[int, ...]:
+        """Null, one id, or a list of ids."""
+        value = self.fields.get(name, default)
+        ids = [] if value is None else value if type(value) is list else [value]
+        if not all(type(i) is int and 0 <= i < vocab_size for i in ids):
+            raise self.error(name, f"integers from 0 to {vocab_size - 1}")
+        return tuple(ids)
+
     def number(self, name: str, high: float, default=_REQUIRED, *, low: float = 0.0) -> float:
         """A finite number, above 0 and at least low."""
-        value = self._get(name, default)
+        value = self.fields.get(name, default)
         if type(value) not in (int, float) or not (0 < value and low <= value <= high):
             raise self.error(name, f"a number from {low:g} to {high:g}" if low else f"a number in (0, {high:g}]")
         return float(value)
 
     def numbers(self, name: str, count: int) -> tuple[float, ...]:
-        values = self._get(name, _REQUIRED)
-        if not isinstance(values, list) or len(values) != count:
-            raise self.error(name, f"a list of {count} numbers, one per rotated pair")
-        if not all(type(value) in (int, float) and 0 < value <= 1e12 for value in values):
-            raise self.error(name, f"{count} finite numbers above 0")
-        return tuple(float(value) for value in values)
-
-    def boolean(self, name: str) -> bool:
-        value = self._get(name, False)
-        if type(value) is not bool:
-            raise self.error(name, "true or false")
-        return value
+        value = self.fields.get(name)
+        good = type(value) is list and len(value) == count
+        if not good or not all(type(item) in (int, float) and 0 < item <= 1e12 for item in value):
+            raise self.error(name, f"a list of {count} finite numbers above 0, one per rotated pair")
+        return tuple(map(float, value))
 
 
 def read_json(path: Path, error: type[MinillmError], limit: int = JSON_LIMIT) -> dict:
     """Read a JSON file that holds one object, as strictly as parse_json; UTF-8, a byte order mark is allowed."""
-    try:
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            raw = file.read(size) if size <= limit else b""
-    except OSError as problem:
-        raise error(f"{path}: cannot be read ({problem.strerror or problem})") from None
-    if size > limit:
-        raise error(f"{path}: has {size} bytes, expected at most {limit}")
+    with file_errors(path, "read", error), open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise error(f"{path}: has {size} bytes, expected at most {limit}")
+        raw = file.read(size)
     return parse_json(raw.removeprefix(b"\xef\xbb\xbf"), str(path), error)
 
 

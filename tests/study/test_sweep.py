@@ -75,10 +75,10 @@ def test_rows_come_dense_first_then_by_sparsity_and_policy_with_all_keys(model):
 @pytest.mark.parametrize("protocol", ["documents", "stream"])
 def test_a_row_is_what_calibrate_and_perplexity_say_when_called_directly(model, protocol):
     calibration, test = split_text(TEXT)
-    dense, cut = sweep(model, calibration, test, ("cats",), (0.5,), "neuron", protocol, 32)
+    dense, cut = sweep(model, calibration, test, ("dhar",), (0.5,), "neuron", protocol, 32)
     direct = minillm.perplexity(model, test, protocol, 32)
     assert (dense["nll"], dense["tokens"], dense["bytes"]) == (direct.nll, direct.tokens, direct.bytes)
-    thresholds = minillm.calibrate(model, calibration, "cats", 0.5, 32, by="neuron")
+    thresholds = minillm.calibrate(model, calibration, "dhar", 0.5, 32, by="neuron")
     meter = minillm.SparsityMeter()
     direct = minillm.perplexity(model, test, protocol, 32, minillm.sparse_ffn(model, thresholds), meter)
     report = meter.report()
@@ -88,6 +88,7 @@ def test_a_row_is_what_calibrate_and_perplexity_say_when_called_directly(model, 
     assert cut["neuron_sparsity"] == cut["achieved"] == report.neuron_sparsity  # on the text scored
     assert cut["level"] == thresholds.level
     assert (cut["read_gate"], cut["read_up"], cut["read_down"]) == report.read_exact
+    assert 1 == cut["read_gate"] > cut["read_up"] > cut["read_down"]
     assert cut["read_exact"] == sum(report.read_exact) / 3
     assert f"target 0.500, achieved {report.neuron_sparsity:.3f}" in cut["spec"]
 
