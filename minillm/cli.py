@@ -82,7 +82,7 @@ def load_ffn(arguments: argparse.Namespace, model):
     if not arguments.thresholds:
         return swiglu
     thresholds = Thresholds.load(arguments.thresholds)
-    ffn = sparse_ffn(model, thresholds, arguments.form)
+    ffn = sparse_ffn(model, thresholds, form=arguments.form)
     say(f"cut by {arguments.thresholds}: {thresholds.spec}")
     return ffn
 

@@ -19,16 +19,14 @@ A tap that keeps a value must copy it: the model may reuse the array.
 """
 
 import fnmatch
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from .errors import TraceError
+from .errors import TraceError, whole_file
 
 Tap: TypeAlias = Callable[[str, np.ndarray], np.ndarray]
 
@@ -54,57 +52,54 @@ class StepInfo(NamedTuple):
     source: str
 
 
-# One row per intermediate, in execution order; "*" stands for the layer's number. T new positions, S attended
-# positions, D hidden, F intermediate, H query heads, K key/value heads, d head size, V vocabulary.
-_MODEL, _ATTENTION, _FFN = "transformer.model:Llama.hidden", "transformer.attention:attention", "transformer.ffn:swiglu"
-_BLOCK, _MASKED = "transformer.model:block", "sparsity.masked:masked_swiglu"
+# One row per intermediate, in execution order: name, then the fields of StepInfo. "*" is the layer's number.
+# T new positions, S attended positions, D hidden, F intermediate, H query heads, K key/value heads, d head size.
+_HIDDEN, _ATTENTION = "transformer.model:Llama.hidden", "transformer.attention:attention"
+_BLOCK, _FFN, _MASKED = "transformer.model:block", "transformer.ffn:swiglu", "sparsity.masked:masked_swiglu"
+_IN_A_BLOCK = (
+    ("resid_pre", "T D", "h", "input of model.layers.*", _BLOCK),
+    ("attn.norm", "T D", "x = h / sqrt(mean(h^2) + eps) * w", "model.layers.*.input_layernorm", _BLOCK),
+    ("attn.q", "T H d", "q = x W_q^T (+ b_q); Qwen3: RMS-normed per head", "self_attn.q_proj (q_norm)", _ATTENTION),
+    ("attn.k", "T K d", "k = x W_k^T (+ b_k); Qwen3: RMS-normed per head", "self_attn.k_proj (k_norm)", _ATTENTION),
+    ("attn.v", "T K d", "v = x W_v^T (+ b_v)", "self_attn.v_proj", _ATTENTION),
+    ("attn.rot_q", "T H d", "R(position) q", "query_states after apply_rotary_pos_emb", _ATTENTION),
+    ("attn.rot_k", "T K d", "R(position) k", "key_states after apply_rotary_pos_emb", _ATTENTION),
+    ("attn.scores", "H T S", "q k^T / sqrt(d), before the mask", "attn_weights before the mask", _ATTENTION),
+    ("attn.pattern", "H T S", "softmax over S of the masked scores", "attn_weights", _ATTENTION),
+    ("attn.z", "T H d", "pattern v", "attn_output before o_proj (input of o_proj)", _ATTENTION),
+    ("attn.out", "T D", "z W_o^T (+ b_o)", "self_attn", _ATTENTION),
+    ("resid_mid", "T D", "h + attn.out", "input of post_attention_layernorm", _BLOCK),
+    ("mlp.norm", "T D", "x = h / sqrt(mean(h^2) + eps) * w", "model.layers.*.post_attention_layernorm", _BLOCK),
+    ("mlp.gate_pre", "T F", "g = x W_gate^T", "mlp.gate_proj", _FFN),
+    ("mlp.gate", "T F", "a = act(g), act = SiLU in SwiGLU", "mlp.act_fn", _FFN),
+    ("mlp.up", "T F", "u = x W_up^T", "mlp.up_proj", _FFN),
+    ("mlp.mid", "T F", "m = a * u, the coefficient of each neuron", "input of mlp.down_proj", _FFN),
+    ("mlp.mask_gate", "T F", "True where the gate is kept", "-", _MASKED),
+    ("mlp.mask_up", "T F", "True where up is kept", "-", _MASKED),
+    ("mlp.mask", "T F", "True where the neuron is kept", "-", _MASKED),
+    ("mlp.mid_cut", "T F", "m where the neuron is kept, else 0", "-", _MASKED),
+    ("mlp.out", "T D", "y = m W_down^T", "mlp.down_proj", _FFN),
+    ("mlp.mask_out", "T D", "True where the output coordinate is kept", "-", _MASKED),
+    ("resid_post", "T D", "resid_mid + mlp.out", "output of model.layers.*", _BLOCK),
+)
 STEPS: dict[str, StepInfo] = {
-    "embed": StepInfo("T D", "x_t = E[id_t]", "model.embed_tokens", _MODEL),
-    "blocks.*.resid_pre": StepInfo("T D", "h", "input of model.layers.*", _BLOCK),
-    "blocks.*.attn.norm": StepInfo(
-        "T D", "x = h / sqrt(mean(h^2) + eps) * w", "model.layers.*.input_layernorm", _BLOCK
-    ),
-    "blocks.*.attn.q": StepInfo(
-        "T H d", "q = x W_q^T (+ b_q); Qwen3: RMS-normed per head", "self_attn.q_proj (q_norm)", _ATTENTION
-    ),
-    "blocks.*.attn.k": StepInfo(
-        "T K d", "k = x W_k^T (+ b_k); Qwen3: RMS-normed per head", "self_attn.k_proj (k_norm)", _ATTENTION
-    ),
-    "blocks.*.attn.v": StepInfo("T K d", "v = x W_v^T (+ b_v)", "self_attn.v_proj", _ATTENTION),
-    "blocks.*.attn.rot_q": StepInfo("T H d", "R(position) q", "query_states after apply_rotary_pos_emb", _ATTENTION),
-    "blocks.*.attn.rot_k": StepInfo("T K d", "R(position) k", "key_states after apply_rotary_pos_emb", _ATTENTION),
-    "blocks.*.attn.scores": StepInfo(
-        "H T S", "q k^T / sqrt(d), before the mask", "attn_weights before the mask", _ATTENTION
-    ),
-    "blocks.*.attn.pattern": StepInfo("H T S", "softmax over S of the masked scores", "attn_weights", _ATTENTION),
-    "blocks.*.attn.z": StepInfo("T H d", "pattern v", "attn_output before o_proj (input of o_proj)", _ATTENTION),
-    "blocks.*.attn.out": StepInfo("T D", "z W_o^T (+ b_o)", "self_attn", _ATTENTION),
-    "blocks.*.resid_mid": StepInfo("T D", "h + attn.out", "input of post_attention_layernorm", _BLOCK),
-    "blocks.*.mlp.norm": StepInfo(
-        "T D", "x = h / sqrt(mean(h^2) + eps) * w", "model.layers.*.post_attention_layernorm", _BLOCK
-    ),
-    "blocks.*.mlp.gate_pre": StepInfo("T F", "g = x W_gate^T", "mlp.gate_proj", _FFN),
-    "blocks.*.mlp.gate": StepInfo("T F", "a = act(g), act = SiLU in SwiGLU", "mlp.act_fn", _FFN),
-    "blocks.*.mlp.up": StepInfo("T F", "u = x W_up^T", "mlp.up_proj", _FFN),
-    "blocks.*.mlp.mid": StepInfo("T F", "m = a * u, the coefficient of each neuron", "input of mlp.down_proj", _FFN),
-    "blocks.*.mlp.mask_gate": StepInfo("T F", "True where the gate is kept", "-", _MASKED),
-    "blocks.*.mlp.mask_up": StepInfo("T F", "True where up is kept", "-", _MASKED),
-    "blocks.*.mlp.mask": StepInfo("T F", "True where the neuron is kept", "-", _MASKED),
-    "blocks.*.mlp.mid_cut": StepInfo("T F", "m where the neuron is kept, else 0", "-", _MASKED),
-    "blocks.*.mlp.out": StepInfo("T D", "y = m W_down^T", "mlp.down_proj", _FFN),
-    "blocks.*.mlp.mask_out": StepInfo("T D", "True where the output coordinate is kept", "-", _MASKED),
-    "blocks.*.resid_post": StepInfo("T D", "resid_mid + mlp.out", "output of model.layers.*", _BLOCK),
-    "final_norm": StepInfo("T D", "h / sqrt(mean(h^2) + eps) * w", "model.norm", _MODEL),
+    "embed": StepInfo("T D", "x_t = E[id_t]", "model.embed_tokens", _HIDDEN),
+    **{f"blocks.*.{name}": StepInfo(*info) for name, *info in _IN_A_BLOCK},
+    "final_norm": StepInfo("T D", "h / sqrt(mean(h^2) + eps) * w", "model.norm", _HIDDEN),
     "logits": StepInfo("T V", "final_norm W_head^T", "lm_head", "transformer.model:Llama.forward"),
 }
 
 
 def step_names(num_layers: int) -> list[str]:
     """The names of a dense forward pass with ``num_layers`` layers, in execution order."""
-    dense = [name for name in STEPS if not re.search(r"mask|_cut$", name)]
-    inside = [name for name in dense if name.startswith("blocks.")]
-    blocks = [name.replace("*", str(i)) for i in range(num_layers) for name in inside]
+    dense = [name for name, *_ in _IN_A_BLOCK if not re.search(r"mask|_cut$", name)]
+    blocks = [f"blocks.{i}.{name}" for i in range(num_layers) for name in dense]
     return ["embed", *blocks, "final_norm", "logits"]
+
+
+def step_info(name: str) -> StepInfo | None:
+    """The row of STEPS for a step's full name, or None."""
+    return STEPS.get(re.sub(r"^blocks\.\d+\.", "blocks.*.", name))
 
 
 def _near_misses(name: str, names: Iterable[str]) -> str:
@@ -112,6 +107,58 @@ def _near_misses(name: str, names: Iterable[str]) -> str:
 
     near = difflib.get_close_matches(name, list(names), n=3, cutoff=0.5)
     return f"; did you mean {', '.join(near)}?" if near else ""
+
+
+def explain(name: str) -> str:
+    """Equation, dimensions, Hugging Face's name and source line of one step; TraceError for a name that is none."""
+    info = step_info(name)
+    if info is None:
+        raise TraceError(f"{name!r} is no step{_near_misses(name, STEPS)}")
+    import importlib
+    import inspect
+
+    module_name, _, qualified = info.source.partition(":")
+    target = importlib.import_module(f"{__package__}.{module_name}")
+    file = Path(inspect.getfile(target)).name
+    for part in qualified.split("."):
+        target = getattr(target, part)
+    lines, start = inspect.getsourcelines(target)
+    inside = re.sub(r"^blocks\.[^.]+\.", "", name)  # the block itself taps "mlp.norm", the parts of it only "out"
+    taps = tuple(f'tap("{said}"' for said in (inside, inside.rsplit(".", 1)[-1]))
+    hits = (f"{file}:{start + i}  {line.strip()}" for i, line in enumerate(lines) if any(tap in line for tap in taps))
+    where = next(hits, f"{file}:{start}")
+    return (
+        f"{name}\n  equation      {info.equation}\n  dimensions    {info.dims}\n"
+        f"  Hugging Face  {info.hugging_face}\n  source        {where}"
+    )
+
+
+def save_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write named arrays as .npz, first to a file beside the target, so that nothing is ever half written."""
+    with whole_file(path, TraceError) as beside, open(beside, "wb") as file:
+        np.savez(file, **arrays)
+
+
+def load_arrays(path: str | Path) -> dict[str, np.ndarray]:
+    """Read an .npz file of plain arrays of numbers; pickled objects are refused. Raises TraceError."""
+    try:
+        file = np.load(path, allow_pickle=False)
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise TraceError(f"{path}: found a single array, expected an .npz file of named arrays")
+        with file:
+            arrays = {name: file[name] for name in file.files}
+    except TraceError:
+        raise
+    except FileNotFoundError:
+        raise TraceError(f"{path}: no such file, expected an .npz trace") from None
+    except Exception as error:  # NumPy, zipfile and zlib each raise several kinds for a broken file
+        why = " ".join(str(error).split())[:200] or type(error).__name__
+        why = "it begins as no NumPy file does" if "unsafely" in why else why  # np.load then advises to unpickle it
+        raise TraceError(f"{path}: not an .npz trace of plain arrays ({why})") from error
+    for name, value in arrays.items():
+        if not isinstance(value, np.ndarray) or value.dtype.kind not in "biuf":
+            raise TraceError(f"{path}: {name[:80]!r} is {getattr(value, 'dtype', 'no array')}, expected numbers")
+    return arrays
 
 
 class Trace(Mapping):
@@ -149,21 +196,17 @@ class Trace(Mapping):
                 # The edit gets a copy: what it writes into must not be the model's weights or its cache.
                 edited = np.array(edit(value.copy()))
                 if edited.shape != value.shape or edited.dtype != value.dtype:
-                    raise TraceError(
-                        f"the edit of {name} returned {edited.dtype}{list(edited.shape)}, "
-                        f"expected {value.dtype}{list(value.shape)}"
-                    )
+                    found, expected = (f"{array.dtype}{list(array.shape)}" for array in (edited, value))
+                    raise TraceError(f"the edit of {name} returned {found}, expected {expected}")
                 value = edited
         kept = [pattern for pattern in self.keep if fnmatch.fnmatchcase(name, pattern)]
         if kept:
             self._unused.difference_update(kept)
             self.nbytes += value.nbytes
             if self.nbytes > self.budget:
-                raise TraceError(
-                    f"keeping {name} would take the trace to {self.nbytes:,} bytes, "
-                    f"more than its budget of {self.budget:,}; "
-                    f'narrow keep= (for example "blocks.0.mlp.*"), shorten the text, or raise budget='
-                )
+                found = f"keeping {name} would take the trace to {self.nbytes:,} bytes, more than its budget of"
+                hint = 'narrow keep= (for example "blocks.0.mlp.*"), shorten the text, or raise budget='
+                raise TraceError(f"{found} {self.budget:,}; {hint}")
             copy = np.array(value)
             copy.flags.writeable = False
             self._values[name] = copy
@@ -202,11 +245,10 @@ class Trace(Mapping):
         print(f"{'step':<28}{'dims':<8}{'shape':<18}{'mean':>12}{'max |.|':>12}{'zeros':>9}")
         for name, value in self.items():
             numbers = value.astype(np.float64)
+            mean, largest = numbers.mean(), np.abs(numbers).max(initial=0)
             zeros = 1 - np.count_nonzero(value) / max(1, value.size)
             dims = info.dims if (info := step_info(name)) else "?"
-            print(
-                f"{name:<28}{dims:<8}{str(value.shape):<18}{numbers.mean():>12.4g}{np.abs(numbers).max(initial=0):>12.4g}{zeros:>9.1%}"
-            )
+            print(f"{name:<28}{dims:<8}{str(value.shape):<18}{mean:>12.4g}{largest:>12.4g}{zeros:>9.1%}")
 
     def explain(self, name: str) -> str:
         """Say what a step is: equation, dimensions, Hugging Face's name, and the source line that taps it."""
@@ -226,82 +268,13 @@ class Trace(Mapping):
         return trace
 
 
-def step_info(name: str) -> StepInfo | None:
-    """The row of STEPS for a step's full name, or None."""
-    return STEPS.get(re.sub(r"^blocks\.\d+\.", "blocks.*.", name))
-
-
-def explain(name: str) -> str:
-    """Equation, dimensions, Hugging Face's name and source line of one step.
-
-    Raises TraceError for a name that is no step.
-    """
-    info = step_info(name)
-    if info is None:
-        raise TraceError(f"{name!r} is no step{_near_misses(name, STEPS)}")
-    import importlib
-    import inspect
-
-    module_name, _, qualified = info.source.partition(":")
-    target = importlib.import_module(f"{__package__}.{module_name}")
-    file = Path(inspect.getfile(target)).name
-    for part in qualified.split("."):
-        target = getattr(target, part)
-    lines, start = inspect.getsourcelines(target)
-    inside = re.sub(r"^blocks\.[^.]+\.", "", name)  # the block itself taps "mlp.norm", the parts of it only "out"
-    taps = tuple(f'tap("{said}"' for said in (inside, inside.rsplit(".", 1)[-1]))
-    hits = [(start + i, line.strip()) for i, line in enumerate(lines) if any(tap in line for tap in taps)]
-    where = f"{file}:{hits[0][0]}  {hits[0][1]}" if hits else f"{file}:{start}"
-    return (
-        f"{name}\n  equation      {info.equation}\n  dimensions    {info.dims}\n"
-        f"  Hugging Face  {info.hugging_face}\n  source        {where}"
-    )
-
-
-def save_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write named arrays as .npz, first to a file beside the target, so that nothing is ever half written."""
-    path = Path(path)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with open(partial, "wb") as file:
-            np.savez(file, **arrays)
-        os.replace(partial, path)
-    except OSError as error:
-        raise TraceError(f"{path}: cannot be written ({error.strerror})") from error
-    finally:
-        with suppress(OSError):
-            partial.unlink()
-
-
-def load_arrays(path: str | Path) -> dict[str, np.ndarray]:
-    """Read an .npz file of plain arrays of numbers; pickled objects are refused. Raises TraceError."""
-    try:
-        file = np.load(path, allow_pickle=False)
-        if not isinstance(file, np.lib.npyio.NpzFile):
-            raise TraceError(f"{path}: found a single array, expected an .npz file of named arrays")
-        with file:
-            arrays = {name: file[name] for name in file.files}
-    except TraceError:
-        raise
-    except FileNotFoundError:
-        raise TraceError(f"{path}: no such file, expected an .npz trace") from None
-    except Exception as error:  # NumPy, zipfile and zlib each raise several kinds for a broken file
-        why = " ".join(str(error).split())[:200] or type(error).__name__
-        why = "it begins as no NumPy file does" if "unsafely" in why else why  # np.load then advises to unpickle it
-        raise TraceError(f"{path}: not an .npz trace of plain arrays ({why})") from error
-    for name, value in arrays.items():
-        if not isinstance(value, np.ndarray) or value.dtype.kind not in "biuf":
-            raise TraceError(f"{path}: {name[:80]!r} is {getattr(value, 'dtype', 'no array')}, expected numbers")
-    return arrays
-
-
 class Row(NamedTuple):
     """One step of a comparison; ``relative`` is the largest difference over the largest magnitude of theirs."""
 
     name: str
     status: str  # "ok", "differs", "shape", "missing" (not in theirs), "extra" (not in ours)
-    max_abs: float
-    relative: float
+    max_abs: float = np.nan
+    relative: float = np.nan
 
 
 class Comparison(NamedTuple):
@@ -321,21 +294,29 @@ class Comparison(NamedTuple):
         else:
             names = [r.name for r in self.rows if r.status in ("ok", "differs", "shape")]
             before = names[: names.index(self.first)]
-            lines.append(
-                f"first divergence: {self.first}" + (f", the step before it, {before[-1]}, agrees" if before else "")
-            )
+            agrees = f", the step before it, {before[-1]}, agrees" if before else ""
+            lines.append(f"first divergence: {self.first}{agrees}")
             if info := step_info(self.first):
-                lines.append(
-                    f"  {self.first.rsplit('.', 1)[-1]}: {info.equation}   [{info.dims}]   {info.hugging_face}"
-                )
+                step = self.first.rsplit(".", 1)[-1]
+                lines.append(f"  {step}: {info.equation}   [{info.dims}]   {info.hugging_face}")
         return "\n".join(lines)
 
 
-def compare(
-    ours: Mapping[str, np.ndarray] | str | Path,
-    theirs: Mapping[str, np.ndarray] | str | Path,
-    rtol: float | None = None,
-) -> Comparison:
+def _compare_step(name: str, ours: np.ndarray, theirs: np.ndarray, rtol: float) -> Row:
+    a, b = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    if a.shape != b.shape:
+        return Row(name, "shape")
+    finite = np.isfinite(b)
+    same_rest = np.array_equal(a[~finite], b[~finite], equal_nan=True)
+    error = np.abs(a[finite] - b[finite]).max(initial=0) if same_rest else np.inf
+    relative = error / (np.abs(b[finite]).max(initial=0) or 1.0)
+    return Row(name, "ok" if relative <= rtol else "differs", float(error), float(relative))
+
+
+Source: TypeAlias = Mapping[str, np.ndarray] | str | Path
+
+
+def compare(ours: Source, theirs: Source, rtol: float | None = None) -> Comparison:
     """Compare two traces step by step, in the order of ours, and name the first that differs.
 
         relative = max |ours - theirs| / max |theirs|     a step is "ok" when relative <= rtol
@@ -351,20 +332,7 @@ def compare(
     if rtol is None:
         kinds = {np.asarray(side[name]).dtype for name in common for side in (ours, theirs)}  # masks do not count
         rtol = 1e-5 if any(kind.kind == "f" and kind != np.float64 for kind in kinds) else 1e-10
-    rows = []
-    for name in ours:
-        if name not in theirs:
-            rows.append(Row(name, "missing", np.nan, np.nan))
-            continue
-        a, b = np.asarray(ours[name], np.float64), np.asarray(theirs[name], np.float64)
-        if a.shape != b.shape:
-            rows.append(Row(name, "shape", np.nan, np.nan))
-            continue
-        finite = np.isfinite(b)
-        same_rest = np.array_equal(a[~finite], b[~finite], equal_nan=True)
-        error = np.abs(a[finite] - b[finite]).max(initial=0) if same_rest else np.inf
-        relative = error / (np.abs(b[finite]).max(initial=0) or 1.0)
-        rows.append(Row(name, "ok" if relative <= rtol else "differs", float(error), float(relative)))
-    rows += [Row(name, "extra", np.nan, np.nan) for name in theirs if name not in ours]
+    rows = [_compare_step(n, ours[n], theirs[n], rtol) if n in theirs else Row(n, "missing") for n in ours]
+    rows += [Row(name, "extra") for name in theirs if name not in ours]
     first = next((row.name for row in rows if row.status in ("differs", "shape")), None)
     return Comparison(rows, rtol, first)

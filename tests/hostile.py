@@ -201,6 +201,7 @@ REFUSED_CONFIGS = {
     "theta in two places": ({"rope_theta": 5e5, "rope_parameters": ROPE}, "rope_theta"),
     "both generations of rope": ({"rope_parameters": ROPE, "rope_scaling": ROPE}, "rope_scaling"),
     "rope a list": ({"rope_scaling": ["linear"]}, "rope_scaling"),
+    "rope an empty list": ({"rope_parameters": []}, "rope_parameters is []"),
     "rope_type unknown": ({"rope_scaling": {"rope_type": "spiral", "factor": 2.0}}, "rope_type is 'spiral'"),
     "rope_type dynamic": ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type is 'dynamic'"),
     "rope_type yarn": ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope_type is 'yarn'"),

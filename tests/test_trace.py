@@ -36,7 +36,7 @@ def cut(model, policy: str, threshold: float = 0.3, form: str = "masked"):
     rule = POLICIES[policy]
     layers = tuple(dict.fromkeys(rule.tensors, threshold) for _ in model.layers)
     spec = SparsitySpec(policy, rule.tensors, rule.comparison, "tensor", None)
-    return sparse_ffn(model, Thresholds(policy, "tensor", None, layers, spec), form)
+    return sparse_ffn(model, Thresholds(policy, "tensor", None, layers, spec), form=form)
 
 
 def traced(model, ids=IDS, **forward) -> Trace:

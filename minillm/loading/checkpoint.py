@@ -29,8 +29,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..errors import CheckpointError
-from .config import ModelConfig, file_in, parse_json, read_json, show
+from ..errors import CheckpointError, file_errors, whole_file
+from .config import Fields, ModelConfig, file_in, parse_json, read_json, show
 
 HEADER_LIMIT = 100_000_000  # bytes, the format's own limit
 CHUNK = 1 << 20  # numbers that are widened at a time: 2 MB of BF16 become 4 MB of float32
@@ -59,35 +59,27 @@ def read_header(path: str | Path) -> dict[str, TensorInfo]:
     path = Path(path)
     if not path.is_file():  # also keeps open() from waiting for ever on a named pipe
         raise CheckpointError(f"{path}: is not a file, expected a safetensors file")
-    try:
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            n = int.from_bytes(file.read(8), "little")
-            if size < 8 or n > min(HEADER_LIMIT, size - 8):
-                raise CheckpointError(
-                    f"{path}: the header length is {n} in a file of {size} bytes, "
-                    f"expected at most {HEADER_LIMIT} and no more than the file holds"
-                )
-            raw = file.read(n)
-    except OSError as problem:
-        raise CheckpointError(f"{path}: cannot be read ({problem.strerror or problem})") from None
+    with file_errors(path, "read", CheckpointError), open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        n = int.from_bytes(file.read(8), "little")
+        if size < 8 or n > min(HEADER_LIMIT, size - 8):
+            expected = f"expected at most {HEADER_LIMIT} and no more than the file holds"
+            raise CheckpointError(f"{path}: the header length is {n} in a file of {size} bytes, {expected}")
+        raw = file.read(n)
     if not raw.startswith(b"{"):
         raise CheckpointError(f"{path}: the header begins with {raw[:1]!r}, expected '{{'")
     entries = parse_json(raw, f"{path} (header)", CheckpointError)
 
     metadata = entries.pop("__metadata__", None)
-    if metadata is not None and not (
-        isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
-    ):
+    strings = isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
+    if metadata is not None and not strings:
         raise CheckpointError(f"{path}: __metadata__ is {show(metadata)}, expected an object of strings")
     tensors = {name: _tensor_info(name, entry, path, 8 + n) for name, entry in entries.items()}
     end = 8 + n
     for info in sorted(tensors.values(), key=lambda info: (info.offset, info.nbytes)):
         if info.offset != end:
-            raise CheckpointError(
-                f"{path}: tensor {show(info.name)} begins at byte {info.offset}, "
-                f"expected {end} (the arrays follow each other without hole or overlap)"
-            )
+            found = f"tensor {show(info.name)} begins at byte {info.offset}"
+            raise CheckpointError(f"{path}: {found}, expected {end}, without hole or overlap")
         end += info.nbytes
     if end != size:
         raise CheckpointError(f"{path}: the arrays end at byte {end}, expected the end of the file at {size}")
@@ -97,25 +89,21 @@ def read_header(path: str | Path) -> dict[str, TensorInfo]:
 def _tensor_info(name: str, entry, path: Path, start: int) -> TensorInfo:
     """Check one entry of a header by itself: dtype, shape, and as many bytes as the two ask for."""
 
-    def error(field: str, expected: str) -> CheckpointError:
-        found = show(entry[field]) if field in entry else "missing"
-        return CheckpointError(f"{path}: tensor {show(name)}: {field} is {found}, expected {expected}")
-
-    def naturals(value) -> bool:  # type(): True is an int for Python; 2**48 bytes are beyond any disk
-        return isinstance(value, list) and all(type(item) is int and 0 <= item < 2**48 for item in value)
+    def sizes(value, counts: range) -> bool:  # type(): True is an int for Python; 2**48 bytes are beyond any disk
+        counted = isinstance(value, list) and len(value) in counts
+        return counted and all(type(item) is int and 0 <= item < 2**48 for item in value)
 
     if not isinstance(entry, dict):
         raise CheckpointError(f"{path}: tensor {show(name)} is {show(entry)}, expected an object")
-    dtype, shape, offsets = (entry.get(field) for field in ("dtype", "shape", "data_offsets"))
-    if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise error("dtype", f"one of {', '.join(DTYPES)}, as no other is supported")
-    if not isinstance(shape, list) or len(shape) > 2 or not naturals(shape):
-        raise error("shape", "a list of at most two sizes")
-    if not isinstance(offsets, list) or len(offsets) != 2 or not naturals(offsets):
-        raise error("data_offsets", "a list of two byte positions")
+    read = Fields(entry, f"{path}: tensor {show(name)}", kind=CheckpointError)
+    dtype, shape, offsets = read.choice("dtype", DTYPES), entry.get("shape"), entry.get("data_offsets")
+    if not sizes(shape, range(3)):
+        raise read.error("shape", "a list of at most two sizes")
+    if not sizes(offsets, range(2, 3)):
+        raise read.error("data_offsets", "a list of two byte positions")
     nbytes = math.prod(shape) * DTYPES[dtype].itemsize
     if offsets[1] - offsets[0] != nbytes:
-        raise error("data_offsets", f"{nbytes} bytes for {dtype} of shape {shape}")
+        raise read.error("data_offsets", f"{nbytes} bytes for {dtype} of shape {shape}")
     return TensorInfo(name, dtype, tuple(shape), path, start + offsets[0], nbytes)
 
 
@@ -137,10 +125,8 @@ def checkpoint_tensors(folder: str | Path) -> dict[str, TensorInfo]:
         raise CheckpointError(f"{index}: weight_map is {show(listed)}, expected an object of tensor and file names")
     for name, shard in listed.items():
         if not isinstance(shard, str) or not re.fullmatch(r"[A-Za-z0-9_.-]+\.safetensors", shard):
-            raise CheckpointError(
-                f"{index}: weight_map has {show(shard)} for {show(name)}, "
-                "expected the bare name of a .safetensors file in the same folder"
-            )
+            expected = "expected the bare name of a .safetensors file in the same folder"
+            raise CheckpointError(f"{index}: weight_map has {show(shard)} for {show(name)}, {expected}")
     shards = sorted(set(listed.values()))
     missing = [shard for shard in shards if not os.path.lexists(folder / shard)]
     if missing:
@@ -179,23 +165,21 @@ def load_weights(folder: str | Path, config: ModelConfig, dtype=np.float32) -> d
         raise CheckpointError(f"{folder}: cannot be loaded as {dtype}, expected float32 or float64")
     # Old files also carry RoPE's frequencies, which follow from config.json.
     found = {name: t for name, t in checkpoint_tensors(folder).items() if not name.endswith(".rotary_emb.inv_freq")}
-    twin = None
-    if config.tie_word_embeddings and HEAD in found:
-        head = found.pop(HEAD)._replace(name=HEAD)
-        twin = head if found.setdefault(EMBEDDING, head) is not head else None
+    # One of two tied matrices is enough: it is the embedding, under whichever name. Where both are stored, twin is
+    # the head, which must then be equal.
+    twin = found.pop(HEAD, None) if config.tie_word_embeddings else None
+    if twin and EMBEDDING not in found:
+        found[EMBEDDING], twin = twin, None
     expected = config.tensor_shapes()
     if missing := [name for name in expected if name not in found]:
         raise CheckpointError(f"{folder}: the weights lack {len(missing)} tensor(s) of config.json, first {missing[0]}")
     if extra := [name for name in found if name not in expected]:
-        raise CheckpointError(
-            f"{folder}: the weights hold {len(extra)} tensor(s) without a place in config.json, first {show(extra[0])}"
-        )
-    for name, shape in expected.items():
-        for info in (found[name], twin) if name == EMBEDDING and twin else (found[name],):
-            if info.shape != shape:
-                raise CheckpointError(
-                    f"{info.path}: tensor {info.name}: shape is {list(info.shape)}, expected {list(shape)}"
-                )
+        more = f"the weights hold {len(extra)} tensor(s) without a place in config.json"
+        raise CheckpointError(f"{folder}: {more}, first {show(extra[0])}")
+    for name, info in [*found.items(), *([(EMBEDDING, twin)] if twin else [])]:
+        if info.shape != expected[name]:
+            shapes = f"shape is {list(info.shape)}, expected {list(expected[name])}"
+            raise CheckpointError(f"{info.path}: tensor {info.name}: {shapes}")
 
     maps: dict[Path, np.ndarray] = {}
     weights = {}
@@ -205,9 +189,8 @@ def load_weights(folder: str | Path, config: ModelConfig, dtype=np.float32) -> d
         embedding = weights[EMBEDDING].reshape(-1)
         for start, piece in _pieces(twin):
             if not np.array_equal(embedding[start : start + piece.size], piece):
-                raise CheckpointError(
-                    f"{twin.path}: {HEAD} differs from {EMBEDDING}, expected equal as tie_word_embeddings is true"
-                )
+                why = "expected equal as tie_word_embeddings is true"
+                raise CheckpointError(f"{twin.path}: {HEAD} differs from {EMBEDDING}, {why}")
     return split_fused(weights, config)
 
 
@@ -235,9 +218,9 @@ def read_tensor(info: TensorInfo, dtype, maps: dict[Path, np.ndarray] | None = N
     An array stored in that dtype is a view of the mapped file; maps keeps one map per file between calls.
     """
     dtype = np.dtype(dtype)
-    try:
+    maps = {} if maps is None else maps
+    with file_errors(info.path, "read", CheckpointError):
         if DTYPES[info.dtype] == dtype and info.nbytes:
-            maps = {} if maps is None else maps
             if info.path not in maps:
                 # as plain ndarray: np.memmap's own class costs time in every operation
                 maps[info.path] = np.memmap(info.path, np.uint8, mode="r").view(np.ndarray)
@@ -248,8 +231,6 @@ def read_tensor(info: TensorInfo, dtype, maps: dict[Path, np.ndarray] | None = N
             array = np.empty(math.prod(info.shape), dtype)
             for start, piece in _pieces(info):
                 array[start : start + piece.size] = piece
-    except OSError as problem:
-        raise CheckpointError(f"{info.path}: cannot be read ({problem.strerror or problem})") from None
     with np.errstate(all="ignore"):
         # A sum is as fast as memory, and no NaN or infinity can hide in it; where it overflows, look closely.
         if not np.isfinite(array.sum(dtype=dtype)) and not np.isfinite(array).all():
@@ -267,8 +248,9 @@ def _pieces(info: TensorInfo) -> Iterator[tuple[int, np.ndarray]]:
     with open(info.path, "rb") as file:
         file.seek(info.offset)
         for start in range(0, count, CHUNK):
-            piece = np.fromfile(file, stored, min(CHUNK, count - start))
-            if piece.size != min(CHUNK, count - start):
+            wanted = min(CHUNK, count - start)
+            piece = np.fromfile(file, stored, wanted)
+            if piece.size != wanted:
                 raise CheckpointError(f"{info.path}: ends inside tensor {info.name}, expected {info.nbytes} bytes")
             if info.dtype == "BF16":
                 piece = piece.astype(np.uint32)
@@ -287,14 +269,15 @@ def save_tensors(path: str | Path, tensors: Mapping[str, np.ndarray], metadata: 
     from safetensors import SafetensorError
     from safetensors.numpy import load_file, save_file  # here, as reading needs no part of it
 
-    path = Path(path)
     # safetensors 0.8.0 writes the buffer of a transposed or strided array as if it were contiguous (its issue 825).
     # (np.asarray with order="C" does what np.ascontiguousarray does, but a scalar stays a scalar.)
     tensors = {name: np.asarray(array, order="C") for name, array in tensors.items()}
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        save_file(tensors, beside, metadata=metadata)
-        back = load_file(beside)
+    with whole_file(path, CheckpointError) as beside:
+        try:
+            save_file(tensors, beside, metadata=metadata)
+            back = load_file(beside)
+        except SafetensorError as problem:  # raised for a full disk, too
+            raise OSError(str(problem)) from None
         for name, array in tensors.items():
             copy = back[name]
             if (copy.dtype, copy.shape, copy.tobytes()) != (array.dtype, array.shape, array.tobytes()):
@@ -302,11 +285,6 @@ def save_tensors(path: str | Path, tensors: Mapping[str, np.ndarray], metadata: 
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(beside, 0o666 & ~umask)  # the library writes files for their owner alone
-        os.replace(beside, path)
-    except (OSError, SafetensorError) as problem:
-        raise CheckpointError(f"{path}: cannot be written ({problem})") from None
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _progress(names: Iterable[str], nbytes: int) -> Iterable[str]:

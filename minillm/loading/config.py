@@ -99,7 +99,7 @@ class ModelConfig:
         config = cls.from_dict(read_json(path, ConfigError), str(path))
         if os.path.lexists(Path(folder) / "generation_config.json"):
             path = file_in(folder, "generation_config.json", ConfigError)
-            generation = _Fields(read_json(path, ConfigError), str(path))
+            generation = Fields(read_json(path, ConfigError), str(path))
             if generation.fields.get("eos_token_id") is not None:
                 return replace(config, eos_token_ids=generation.token_ids("eos_token_id", config.vocab_size))
         return config
@@ -107,14 +107,14 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, fields: dict, source: str = "config.json") -> "ModelConfig":
         """Check the fields of a config.json of either generation; source names the file in errors (ConfigError)."""
-        read = _Fields(fields, source)
+        read = Fields(fields, source)
         family = read.choice("model_type", FAMILIES)
         default = FAMILIES[family]
         if fields.get("quantization_config") is not None:
             raise read.error("quantization_config", "no quantised weights")
         read.integer("pretraining_tp", 1, 1, nullable=True)
         classes = fields.get("architectures") or []
-        if not isinstance(classes, list) or not all(isinstance(c, str) and c.endswith("ForCausalLM") for c in classes):
+        if type(classes) is not list or not all(str(name).endswith("ForCausalLM") for name in classes):
             raise read.error("architectures", "a list of ...ForCausalLM, as other heads are not implemented")
 
         vocab_size = read.integer("vocab_size", 2**21)
@@ -184,16 +184,17 @@ class ModelConfig:
         return shapes if self.tie_word_embeddings else shapes | {"lm_head.weight": (self.vocab_size, D)}
 
 
-def _rope(read: "_Fields", family: str, head_dim: int, max_positions: int) -> RopeConfig:
+def _rope(read: "Fields", family: str, head_dim: int, max_positions: int) -> RopeConfig:
     """RoPE from either generation: rope_parameters, or rope_scaling beside rope_theta (modeling_rope_utils.py)."""
     fields = read.fields
     given = [name for name in ("rope_parameters", "rope_scaling") if fields.get(name) is not None]
     if len(given) == 2:
         raise read.error("rope_scaling", "absent where rope_parameters is present")
     where = given[0] if given else "rope_parameters"
-    if not isinstance(fields.get(where) or {}, dict):
+    inner = fields[where] if given else {}
+    if not isinstance(inner, dict):
         raise read.error(where, "an object or null")
-    inner = {name: value for name, value in (fields.get(where) or {}).items() if value is not None}
+    inner = {name: value for name, value in inner.items() if value is not None}
 
     # The first Phi-3 files called longrope "su"; transformers reads "yarn" in a Phi-3 file as longrope, too.
     names = {"su": "longrope", "yarn": "longrope"} if family == "phi3" else {}
@@ -203,15 +204,17 @@ def _rope(read: "_Fields", family: str, head_dim: int, max_positions: int) -> Ro
     for kind in kinds:
         if kind not in supported or kind != kinds[0]:
             raise read.error(f"{where}.rope_type", f"one of {', '.join(supported)}", kind)
-    values = _Fields(inner, read.source, f"{where}.")
+    kind, values = kinds[0], Fields(inner, read.source, f"{where}.")
     for name in inner:
         if name not in ROPE_TYPES[kind] | {"rope_theta", "partial_rotary_factor"}:
             raise values.error(name, f"no such key for rope_type {kind}")
     # What stands inside the object may also stand beside it; where both do, they must agree.
     for name in ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings"):
         outer = fields.get(name)
-        if outer is not None and outer != inner.setdefault(name, outer):
-            raise read.error(name, f"the value inside {where} ({show(inner[name])})")
+        if outer is not None:
+            if inner.get(name, outer) != outer:
+                raise read.error(name, f"the value inside {where} ({show(inner[name])})")
+            inner[name] = outer
 
     theta = values.number("rope_theta", 1e30, 10_000.0)
     share = values.number("partial_rotary_factor", 1.0, 1.0)
@@ -245,21 +248,21 @@ def _rope(read: "_Fields", family: str, head_dim: int, max_positions: int) -> Ro
     return RopeConfig(kind, theta, rotary_dim, factor, None, None, original, short, long, attention)
 
 
-def _sliding_windows(read: "_Fields", family: str, layers: int) -> tuple[int | None, ...]:
+def _sliding_windows(read: "Fields", family: str, layers: int) -> tuple[int | None, ...]:
     """The window of every layer: mistral and phi3 on all, qwen on the layers that layer_types names, llama on none."""
     window = read.integer("sliding_window", 2**31 - 1, FAMILIES[family]["sliding_window"], nullable=True)
-    windows = (window,) * layers
+    first = 0  # the first layer with a window
     if family == "llama" and window is not None:
         raise read.error("sliding_window", "absent or null for the family llama")
     if family in ("qwen2", "qwen3"):
         window = window if read.boolean("use_sliding_window") else None
         first = read.integer("max_window_layers", 2**31 - 1, 28, low=0)
-        windows = (None,) * min(first, layers) + (window,) * max(layers - first, 0)
+    windows = tuple(window if i >= first else None for i in range(layers))
     kinds = read.fields.get("layer_types")
     if kinds is None:
         return windows
     allowed = ["full_attention"] if window is None else ["full_attention", "sliding_attention"]
-    if not isinstance(kinds, list) or len(kinds) != layers or not all(kind in allowed for kind in kinds):
+    if type(kinds) is not list or len(kinds) != layers or not all(kind in allowed for kind in kinds):
         raise read.error("layer_types", f"{layers} entries, each {' or '.join(allowed)}")
     listed = tuple(window if kind == "sliding_attention" else None for kind in kinds)
     if family not in ("qwen2", "qwen3") and listed != windows:  # transformers would ignore the list here
@@ -270,18 +273,18 @@ def _sliding_windows(read: "_Fields", family: str, layers: int) -> tuple[int | N
 _REQUIRED = object()  # stands for a field that is absent and has no default: no check below lets it pass
 
 
-class _Fields:
-    """Typed reading of one JSON object: every value has its type and its range, or a ConfigError says so.
+class Fields:
+    """Typed reading of one JSON object: every value has its type and its range, or an error of ``kind`` says so.
 
     Types are compared, not asked for with isinstance: True is an int for Python.
     """
 
-    def __init__(self, fields: dict, source: str, prefix: str = ""):
-        self.fields, self.source, self.prefix = fields, source, prefix
+    def __init__(self, fields: dict, source: str, prefix: str = "", kind: type[MinillmError] = ConfigError):
+        self.fields, self.source, self.prefix, self.kind = fields, source, prefix, kind
 
-    def error(self, name: str, expected: str, *found) -> ConfigError:
+    def error(self, name: str, expected: str, *found) -> MinillmError:
         value = show(found[0]) if found else show(self.fields[name]) if name in self.fields else "missing"
-        return ConfigError(f"{self.source}: {self.prefix}{name} is {value}, expected {expected}")
+        return self.kind(f"{self.source}: {self.prefix}{name} is {value}, expected {expected}")
 
     def choice(self, name: str, choices: Collection[str], default=_REQUIRED) -> str:
         value = self.fields.get(name, default)
@@ -301,14 +304,6 @@ class _Fields:
             raise self.error(name, f"an integer from {low} to {high}")
         return value
 
-    def token_ids(self, name: str, vocab_size: int, default: int | None = None) -> tuple[int, ...]:
-        """Null, one id, or a list of ids."""
-        value = self.fields.get(name, default)
-        ids = [] if value is None else value if type(value) is list else [value]
-        if not all(type(i) is int and 0 <= i < vocab_size for i in ids):
-            raise self.error(name, f"integers from 0 to {vocab_size - 1}")
-        return tuple(ids)
-
     def number(self, name: str, high: float, default=_REQUIRED, *, low: float = 0.0) -> float:
         """A finite number, above 0 and at least low."""
         value = self.fields.get(name, default)
@@ -318,10 +313,18 @@ class _Fields:
 
     def numbers(self, name: str, count: int) -> tuple[float, ...]:
         value = self.fields.get(name)
-        good = type(value) is list and len(value) == count
-        if not good or not all(type(item) in (int, float) and 0 < item <= 1e12 for item in value):
+        counted = type(value) is list and len(value) == count
+        if not counted or not all(type(item) in (int, float) and 0 < item <= 1e12 for item in value):
             raise self.error(name, f"a list of {count} finite numbers above 0, one per rotated pair")
         return tuple(map(float, value))
+
+    def token_ids(self, name: str, vocab_size: int, default: int | None = None) -> tuple[int, ...]:
+        """Null, one id, or a list of ids."""
+        value = self.fields.get(name, default)
+        ids = [] if value is None else value if type(value) is list else [value]
+        if not all(type(i) is int and 0 <= i < vocab_size for i in ids):
+            raise self.error(name, f"integers from 0 to {vocab_size - 1}")
+        return tuple(ids)
 
 
 def read_json(path: Path, error: type[MinillmError], limit: int = JSON_LIMIT) -> dict:
@@ -340,40 +343,38 @@ def parse_json(raw: bytes, source: str, error: type[MinillmError]) -> dict:
     Refused, beside what is no JSON at all: the same key twice in one object (json keeps the last, other readers the
     first), NaN, Infinity and numbers that overflow to it, and nesting deeper than Python's stack. Raises error.
     """
-
-    def pairs(items: Sequence[tuple]) -> dict:
-        fields = dict(items)
-        if len(fields) != len(items):
-            seen = set()
-            twice = next(key for key, _ in items if key in seen or seen.add(key))
-            raise error(f"{source}: the key {show(twice)} stands twice in one object, expected once")
-        return fields
-
-    def finite(text: str) -> float:
-        value = float(text)
-        if not math.isfinite(value):
-            raise error(f"{source}: the number {show(text)} is not finite, expected finite numbers")
-        return value
-
-    def whole(text: str) -> int | float:
-        return int(text) if text != "-0" else -0.0  # no integer for safetensors either
-
+    hooks = {"object_pairs_hook": _unique, "parse_float": _finite, "parse_constant": _finite, "parse_int": _whole}
     try:
-        hooks = {"object_pairs_hook": pairs, "parse_float": finite, "parse_constant": finite, "parse_int": whole}
         fields = json.loads(raw.decode("utf-8"), **hooks)
         if b"\\u" in raw:
             json.dumps(fields, ensure_ascii=False).encode("utf-8")  # half of a surrogate pair is no character
-    except MinillmError:
-        raise
     except RecursionError:
         raise error(f"{source}: is nested too deeply, expected a plain JSON object") from None
     except UnicodeDecodeError as problem:
         raise error(f"{source}: is not UTF-8 at byte {problem.start}, expected JSON in UTF-8") from None
-    except ValueError as problem:  # JSONDecodeError, half a surrogate pair, an integer of more than 4,300 digits
+    except ValueError as problem:  # of json, of the hooks, half a surrogate pair, an integer of more than 4,300 digits
         raise error(f"{source}: is not valid JSON ({problem})") from None
     if not isinstance(fields, dict):
         raise error(f"{source}: holds a JSON {type(fields).__name__}, expected an object")
     return fields
+
+
+def _unique(items: Sequence[tuple]) -> dict:
+    fields, seen = dict(items), set()
+    if len(fields) != len(items):
+        twice = next(key for key, _ in items if key in seen or seen.add(key))
+        raise ValueError(f"the key {show(twice)} stands twice in one object, expected once")
+    return fields
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"the number {show(text)} is not finite, expected finite numbers")
+    return value
+
+
+def _whole(text: str) -> int | float:
+    return int(text) if text != "-0" else -0.0  # no integer for safetensors either
 
 
 def file_in(folder: str | Path, name: str, error: type[MinillmError]) -> Path:

@@ -99,16 +99,15 @@ def _reason(problem: Exception, revision: str | None) -> str:
     """One clause for what huggingface_hub raised; a subclass stands before its base."""
     from huggingface_hub import errors
 
-    if isinstance(problem, errors.GatedRepoError):
-        return "is gated: accept its licence on its web page, then log in with `hf auth login`"
-    if isinstance(problem, errors.RepositoryNotFoundError):
-        return "is not on the hub (or private, and you are not logged in)"
-    if isinstance(problem, errors.RevisionNotFoundError):
-        return f"has no revision {revision!r}, expected a branch, a tag or a commit"
-    if isinstance(problem, errors.LocalEntryNotFoundError):
-        return "the hub cannot be reached, and the cache holds no complete copy"
-    if isinstance(problem, errors.EntryNotFoundError):
-        return f"has no {SINGLE} and no {INDEX}, expected weights in safetensors files"
+    for kind, reason in (
+        (errors.GatedRepoError, "is gated: accept its licence on its web page, then log in with `hf auth login`"),
+        (errors.RepositoryNotFoundError, "is not on the hub (or private, and you are not logged in)"),
+        (errors.RevisionNotFoundError, f"has no revision {revision!r}, expected a branch, a tag or a commit"),
+        (errors.LocalEntryNotFoundError, "the hub cannot be reached, and the cache holds no complete copy"),
+        (errors.EntryNotFoundError, f"has no {SINGLE} and no {INDEX}, expected weights in safetensors files"),
+    ):
+        if isinstance(problem, kind):
+            return reason
     if isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return f"cannot be written to the cache ({problem.strerror})"
     return f"cannot be downloaded ({' '.join(str(problem).split())[:300] or type(problem).__name__})"

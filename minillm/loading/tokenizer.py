@@ -56,13 +56,13 @@ class Tokenizer:
                 raw.model.dropout = None  # or merge at random (a trick of training)
             raw.encode_special_tokens = True  # a "</s>" inside a text is four characters, not the end
             ids = _checked_ids(raw, data, str(path), vocab_size)
+        special = {index for index, token in raw.get_added_tokens_decoder().items() if token.special}
         with _one_sentence(f"{path}: cannot encode a short text"):
-            _refuse_losses(raw, str(path))
+            _refuse_losses(raw, special, str(path))
             plain, full = raw.encode("a", add_special_tokens=False).ids, raw.encode("a").ids
         start = next((i for i in range(len(full)) if full[i : i + len(plain)] == plain), None)
         if start is None:
             raise TokenizerError(f"{path}: the post_processor drops the text itself, expected ids around it")
-        special = {index for index, token in raw.get_added_tokens_decoder().items() if token.special}
         return cls(raw, str(path), ids, special, tuple(full[:start]))
 
     def encode(self, text: str, bos: bool = True) -> list[int]:
@@ -81,9 +81,8 @@ class Tokenizer:
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as problem:
-            raise TokenizerError(
-                f"the text holds a lone surrogate at character {problem.start}, expected valid Unicode"
-            ) from None
+            found = f"a lone surrogate at character {problem.start}"
+            raise TokenizerError(f"the text holds {found}, expected valid Unicode") from None
         with _one_sentence(f"{self._source}: cannot encode the text"):
             return self._raw.encode(text, add_special_tokens=False)
 
@@ -93,9 +92,9 @@ class Tokenizer:
         Where several tokens spell one character, the first of them is given all of its bytes.
         """
         encoding = self._encoding(text)
-        ends, sizes, done = [end for _, end in encoding.offsets], [], 0
-        for i, end in enumerate(ends):
-            end = len(text) if i == len(ends) - 1 else max(done, end)
+        sizes, done = [], 0
+        for i, (_, end) in enumerate(encoding.offsets, start=1):
+            end = len(text) if i == len(encoding.ids) else max(done, end)
             sizes.append(len(text[done:end].encode()))
             done = end
         return encoding.ids, sizes
@@ -175,14 +174,12 @@ def _checked_ids(raw, data: bytes, path: str, vocab_size: int) -> Collection[int
     given = {token.content: index for index, token in raw.get_added_tokens_decoder().items()}
     for token in declared | given:
         if declared.get(token) != given.get(token):
-            raise TokenizerError(
-                f"{path}: the added token {token!r} declares the id {declared.get(token)} but gets {given.get(token)}, "
-                "expected ids that continue the vocabulary's"
-            )
+            found = f"the added token {token!r} declares the id {declared.get(token)} but gets {given.get(token)}"
+            raise TokenizerError(f"{path}: {found}, expected ids that continue the vocabulary's")
     return ids
 
 
-def _refuse_losses(raw, path: str) -> None:
+def _refuse_losses(raw, special: set[int], path: str) -> None:
     """Refuse a tokenizer that drops characters without a trace; an unknown token in their place is a trace."""
 
     def letters(text: str) -> str:  # without white space, case and accents, which a normalizer may change
@@ -194,14 +191,11 @@ def _refuse_losses(raw, path: str) -> None:
     if len({tuple(raw.encode(text, add_special_tokens=False).ids) for text in ("in to", "into")}) == 1:
         raise TokenizerError(f"{path}: loses spaces ('in to' is encoded as 'into'), expected a pre_tokenizer")
     probe = raw.encode(_PROBE, add_special_tokens=False).ids
-    unknown = {index for index, token in raw.get_added_tokens_decoder().items() if token.special}
-    unknown.add(raw.token_to_id(getattr(raw.model, "unk_token", None) or ""))
+    unknown = special | {raw.token_to_id(getattr(raw.model, "unk_token", None) or "")}
     back = raw.decode(probe)
     if unknown.isdisjoint(probe) and letters(back) != letters(_PROBE):
-        raise TokenizerError(
-            f"{path}: loses characters ({_PROBE!r} comes back as {back!r}), expected a pre_tokenizer and a decoder "
-            "that keep them, or an unknown token"
-        )
+        expected = "expected a pre_tokenizer and a decoder that keep them, or an unknown token"
+        raise TokenizerError(f"{path}: loses characters ({_PROBE!r} comes back as {back!r}), {expected}")
 
 
 @contextmanager

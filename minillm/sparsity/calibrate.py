@@ -17,17 +17,15 @@ reaches that neuron sparsity on the calibration text, so that policies can be co
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from dataclasses import fields as dataclass_fields
 from pathlib import Path
 
 import numpy as np
 
-from ..errors import MinillmError, ThresholdsError
+from ..errors import MinillmError, ThresholdsError, whole_file
 from ..loading.config import read_json, show
 from ..trace import Tap, no_tap
 from ..transformer.evaluation import document_hashes, run_hidden, runs
@@ -294,16 +292,8 @@ def _spec_from(fields: object, path: Path) -> SparsitySpec:
 
 
 def _write_json(path: str | Path, fields: dict) -> None:
-    path = Path(path)
-    partial_path = path.with_name(path.name + ".partial")
-    try:
-        partial_path.write_text(json.dumps(fields, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(partial_path, path)
-    except OSError as error:
-        raise ThresholdsError(f"{path}: cannot be written ({error.strerror})") from error
-    finally:
-        with suppress(OSError):
-            partial_path.unlink()
+    with whole_file(path, ThresholdsError) as beside:
+        beside.write_text(json.dumps(fields, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def _check_threshold(path: Path, field: str, value: object) -> float:
@@ -362,7 +352,7 @@ class SparseFFN:
         return frozenset(self.thresholds.documents_sha256)
 
 
-def sparse_ffn(model: Llama, thresholds: Thresholds, form: str = "masked") -> SparseFFN:
+def sparse_ffn(model: Llama, thresholds: Thresholds, *, form: str = "masked") -> SparseFFN:
     """The FeedForward that cuts ``model`` with these thresholds, for ``forward(ids, ffn=...)`` and everything above it.
 
     form: "masked" (compute all, then cut) or "gathered" (only the kept neurons). The policy computes its own mask from

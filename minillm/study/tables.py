@@ -3,12 +3,10 @@
 import csv
 import io
 import json
-import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 
-from ..errors import MinillmError
+from ..errors import MinillmError, whole_file
 
 
 def text_table(rows: Sequence[Mapping[str, object]], columns: Mapping[str, str]) -> str:
@@ -56,12 +54,5 @@ def save_rows(path: str | Path, rows: Sequence[Mapping[str, object]]) -> None:
         for row in rows:
             writer.writerow({k: json.dumps(v) if isinstance(v, (dict, list, tuple)) else v for k, v in row.items()})
         text = buffer.getvalue()
-    beside = path.with_name(path.name + ".partial")
-    try:
+    with whole_file(path, MinillmError) as beside:
         beside.write_bytes(text.encode())
-        os.replace(beside, path)
-    except OSError as error:
-        raise MinillmError(f"{path}: cannot be written ({error.strerror})") from error
-    finally:
-        with suppress(OSError):
-            beside.unlink()

@@ -38,11 +38,10 @@ class KVCache:
     """
 
     def __init__(self, config: ModelConfig, capacity: int, dtype=np.float32):
-        if not 0 < capacity <= config.max_position_embeddings:
-            raise MinillmError(
-                f"a cache of {capacity} positions was asked for, expected 1 to {config.max_position_embeddings} "
-                f"(the model's max_position_embeddings)"
-            )
+        limit = config.max_position_embeddings
+        if not 0 < capacity <= limit:
+            expected = f"expected 1 to {limit} (the model's max_position_embeddings)"
+            raise MinillmError(f"a cache of {capacity} positions was asked for, {expected}")
         shape = (config.num_hidden_layers, config.num_key_value_heads, capacity, config.head_dim)
         # empty, not zeros: the system hands out pages when they are first written, not before.
         self.keys, self.values = np.empty(shape, dtype), np.empty(shape, dtype)
@@ -63,10 +62,8 @@ class KVCache:
     def check_room(self, count: int) -> None:
         """Raise MinillmError when ``count`` more positions do not fit."""
         if self.length + count > self.capacity:
-            raise MinillmError(
-                f"the cache holds {self.length} of {self.capacity} positions, {count} more do not fit; "
-                f"make a KVCache with a larger capacity"
-            )
+            found = f"the cache holds {self.length} of {self.capacity} positions, {count} more do not fit"
+            raise MinillmError(f"{found}; make a KVCache with a larger capacity")
 
     def advance(self, count: int) -> None:
         """Count ``count`` new positions as seen."""
@@ -100,12 +97,7 @@ def causal_mask(new: int, attended: int, window: int | None = None) -> np.ndarra
 
 
 def attention(
-    x: np.ndarray,
-    layer: Layer,
-    cos: np.ndarray,
-    sin: np.ndarray,
-    cache: KVCache | None = None,
-    tap: Tap = no_tap,
+    x: np.ndarray, layer: Layer, cos: np.ndarray, sin: np.ndarray, cache: KVCache | None = None, tap: Tap = no_tap
 ) -> np.ndarray:
     """Let each new position gather values from the positions before it (module docstring; Hugging Face's names).
 
@@ -134,7 +126,7 @@ def attention(
     scores = (grouped * (1 / math.sqrt(d))) @ keys.transpose(0, 2, 1)  # (K, H/K * T, S)
     scores = scores.reshape(-1, new, attended)
     edited = tap("scores", scores)  # (H, T, S)
-    scores = scores if edited is scores else edited.copy()  # the mask is written into it, and theirs is theirs
+    scores = scores if edited is scores else edited.copy()  # what a tap returned may be its own: never write into it
     if layer.window is not None:
         np.copyto(scores, -np.inf, where=~causal_mask(new, attended, layer.window))
     elif new > 1:  # everything before the new positions is in sight; a single one sees all

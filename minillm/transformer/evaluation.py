@@ -102,9 +102,7 @@ def bos_ids(model: Llama) -> tuple[list[int], str]:
     elif model.config.eos_token_ids:
         ids, why = [model.config.eos_token_ids[0]], "the EOS, since there is no BOS"
     else:
-        raise MinillmError(
-            "neither tokenizer nor config.json name a BOS or EOS token, expected one to start a text with"
-        )
+        raise MinillmError("neither tokenizer nor config.json name a BOS or EOS token, expected one to begin with")
     return ids, f"{' '.join(map(str, ids))} {why}"
 
 
@@ -129,17 +127,16 @@ def runs(
     """Cut texts into what the model reads at once, as the protocol says (module docstring).
 
     documents: a text with separator lines, or a list of documents. Raises MinillmError for an unknown protocol,
-    a context outside 2 .. max_position_embeddings, and a text with nothing to score.
+    a context that holds no token beside the BOS or exceeds the model's, and a text with nothing to score.
     """
     context = default_context(model) if context is None else context
     if protocol not in PROTOCOLS:
         raise MinillmError(f"protocol {protocol!r} is unknown, expected one of {', '.join(PROTOCOLS)}")
     start, _ = bos_ids(model)
-    if not len(start) < context <= model.config.max_position_embeddings:
-        raise MinillmError(
-            f"context is {context}, expected {len(start) + 1} to {model.config.max_position_embeddings} "
-            f"(the model's max_position_embeddings)"
-        )
+    limit = model.config.max_position_embeddings
+    if not len(start) < context <= limit:
+        expected = f"expected {len(start) + 1} to {limit} (the model's max_position_embeddings)"
+        raise MinillmError(f"context is {context}, {expected}")
     found = []
     if protocol == "documents":
         size = context - len(start)
@@ -161,9 +158,7 @@ def runs(
             window = slice(i * context, (i + 1) * context)
             found.append(Run(ids[window], 1, i, sum(sizes[window][1:])))
         if not found:
-            raise MinillmError(
-                f"the text has {len(ids)} tokens, protocol stream needs at least one window of {context}"
-            )
+            raise MinillmError(f"the text has {len(ids)} tokens, stream needs at least one window of {context}")
     return found
 
 
@@ -198,13 +193,9 @@ def token_nll(model: Llama, ids: Sequence[int], ffn: FeedForward = swiglu, tap: 
 
 
 def perplexity(
-    model: Llama,
-    documents: str | Sequence[str],
-    protocol: str = "documents",
-    context: int | None = None,
-    ffn: FeedForward = swiglu,
-    tap: Tap = no_tap,
-) -> Evaluation:
+    model: Llama, documents: str | Sequence[str], protocol: str = "documents", context: int | None = None,
+    ffn: FeedForward = swiglu, tap: Tap = no_tap,
+) -> Evaluation:  # fmt: skip
     """Score texts under one of the two protocols (module docstring); a progress bar appears after two seconds.
 
     documents: one text with separator lines, or a list of documents. A sparse FFN that was calibrated on one of them
@@ -213,35 +204,27 @@ def perplexity(
     """
     from tqdm.auto import tqdm
 
-    if seen := getattr(ffn, "calibrated_on", frozenset()):
-        mixed = sum(digest in seen for digest in document_hashes(documents))
-        if mixed:
-            warnings.warn(
-                f"{mixed} of the documents scored are among those the thresholds were calibrated on", stacklevel=2
-            )
-
+    seen = getattr(ffn, "calibrated_on", frozenset())
+    if seen and (mixed := sum(digest in seen for digest in document_hashes(documents))):
+        warning = "of the documents scored are among those the thresholds were calibrated on"
+        warnings.warn(f"{mixed} {warning}", stacklevel=2)
+    context = default_context(model) if context is None else context
     pieces = runs(model, documents, protocol, context)
     nll, tokens = (np.zeros(pieces[-1].document + 1) for _ in range(2))
     for run in tqdm(pieces, desc="scoring", unit="run", leave=False, delay=2, disable=None):
         scores = token_nll(model, run.ids, ffn, tap)[run.unscored - 1 :]
         nll[run.document] += scores.sum()
         tokens[run.document] += len(scores)
-    with np.errstate(over="ignore"):
-        finite = np.isfinite(np.exp(nll.sum() / tokens.sum()))  # a mean beyond 709 nats has no finite perplexity
-    if not finite:
+    if not nll.sum() / tokens.sum() < 709:  # NaN, or a mean whose exponential is no finite float64
         raise MinillmError("the scores are not finite: the model overflows on this text")
     total = (float(nll.sum()), int(tokens.sum()), sum(run.bytes for run in pieces))
-    context = default_context(model) if context is None else context
     return Evaluation(protocol, context, bos_ids(model)[1], *total, nll, tokens.astype(int))
 
 
 def divergence(
-    model: Llama,
-    documents: str | Sequence[str],
-    ffn: FeedForward,
-    protocol: str = "documents",
+    model: Llama, documents: str | Sequence[str], ffn: FeedForward, protocol: str = "documents",
     context: int | None = None,
-) -> tuple[float, float]:
+) -> tuple[float, float]:  # fmt: skip
     """How far a cut model is from the dense one on the same texts, token by token.
 
         KL = mean_t sum_j p_j ln(p_j / q_j)        p dense, q cut, in nats

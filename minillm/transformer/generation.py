@@ -50,12 +50,9 @@ def hidden_in_chunks(
 
 
 def next_probabilities(
-    logits: np.ndarray,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    min_p: float | None = None,
-) -> np.ndarray:
+    logits: np.ndarray, temperature: float = 1.0,
+    top_k: int | None = None, top_p: float | None = None, min_p: float | None = None,
+) -> np.ndarray:  # fmt: skip
     """The distribution that the next token is drawn from (module docstring).
 
     logits (V,)  ->  probabilities (V,), float64 (they are added up to draw from them).
@@ -115,10 +112,9 @@ def generate(
     if max_new_tokens < 1:
         raise MinillmError(f"max_new_tokens is {max_new_tokens}, expected at least 1")
     if len(ids) + max_new_tokens > limit:
-        raise MinillmError(
-            f"the prompt has {len(ids)} tokens and {max_new_tokens} more were asked for, "
-            f"the model's context holds {limit}: ask for at most {max(0, limit - len(ids))}, or shorten the prompt"
-        )
+        found = f"the prompt has {len(ids)} tokens and {max_new_tokens} more were asked for"
+        advice = f"ask for at most {max(0, limit - len(ids))}, or shorten the prompt"
+        raise MinillmError(f"{found}, the model's context holds {limit}: {advice}")
     if temperature > 0 and rng is None:
         raise MinillmError("temperature > 0 draws at random: pass rng=np.random.default_rng(seed)")
 

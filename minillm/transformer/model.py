@@ -11,10 +11,12 @@ Phi-3 are the same block with a window, biases, normed heads or fused files; the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
@@ -27,6 +29,8 @@ from .attention import KVCache, attention
 from .ffn import FeedForward, swiglu
 from .ops import ACTIVATIONS, linear, rms_norm
 from .rope import rope_table
+
+Ids: TypeAlias = Sequence[int] | np.ndarray  # (T,), whole numbers from 0 to V - 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,15 +79,9 @@ class Layer:
 
 
 def block(
-    h: np.ndarray,
-    layer: Layer,
-    cos: np.ndarray,
-    sin: np.ndarray,
-    position: int,
-    cache: KVCache | None,
-    ffn: FeedForward,
-    tap: Tap,
-) -> np.ndarray:
+    h: np.ndarray, layer: Layer, cos: np.ndarray, sin: np.ndarray, position: int,
+    cache: KVCache | None, ffn: FeedForward, tap: Tap,
+) -> np.ndarray:  # fmt: skip
     """One layer: attention, then the feed-forward network, each on a normed copy and added back.
 
     h (T, D)  ->  (T, D).
@@ -128,12 +126,10 @@ class Llama:
         """The folder's name, or org/name for a folder of the hub's cache; for tables."""
         if self.folder is None:
             return f"random {self.config.model_type}"
-        repository, kind, _ = ("", "", "", *self.folder.absolute().parts)[-3:]
-        return (
-            repository.removeprefix("models--").replace("--", "/")
-            if kind == "snapshots"
-            else self.folder.resolve().name
-        )
+        repository, kind = ("", "", *self.folder.absolute().parts)[-3:-1]
+        if kind == "snapshots":  # models--org--name/snapshots/REVISION
+            return repository.removeprefix("models--").replace("--", "/")
+        return self.folder.resolve().name
 
     @property
     def has_tokenizer(self) -> bool:
@@ -150,37 +146,28 @@ class Llama:
     @cached_property
     def parameters(self) -> dict[str, int]:
         """How many weights each part holds: embedding, attention, ffn, norms, head (0 when tied)."""
-        count = dict.fromkeys(("embedding", "attention", "ffn", "norms", "head"), 0)
-        count["embedding"], count["norms"] = self.embed_tokens.size, self.norm.size
-        count["head"] = 0 if self.lm_head is self.embed_tokens else self.lm_head.size
-        for layer in self.layers:
-            for name, array in vars(layer).items():
-                if isinstance(array, np.ndarray):
-                    in_ffn = name.split("_")[0] in ("gate", "up", "down")
-                    part = "norms" if "norm" in name else "ffn" if in_ffn else "attention"
-                    count[part] += array.size
+        parts = {"embed": "embedding", ".self_attn.": "attention", ".mlp.": "ffn", "norm": "norms", "lm_head": "head"}
+        count = dict.fromkeys(parts.values(), 0)
+        for name, shape in self.config.tensor_shapes().items():
+            part = "norms" if "norm" in name else next(part for piece, part in parts.items() if piece in name)
+            count[part] += math.prod(shape)
         return count
 
-    def check_ids(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
+    def check_ids(self, ids: Ids) -> np.ndarray:
         """Token ids as an array (T,). Raises MinillmError for an empty, nested or out-of-range sequence."""
         try:
             array = np.asarray(ids)
         except ValueError:  # lists of different lengths
             raise MinillmError("expected a list of token ids, found a nested list") from None
         if array.ndim != 1 or array.size == 0 or not np.issubdtype(array.dtype, np.integer):
-            found = f"{array.dtype}{list(array.shape)}"
-            raise MinillmError(f"expected a non-empty list of token ids, found {found}")
+            raise MinillmError(f"expected a non-empty list of token ids, found {array.dtype}{list(array.shape)}")
         if array.min() < 0 or array.max() >= self.config.vocab_size:
             bad = array[(array < 0) | (array >= self.config.vocab_size)][0]
             raise MinillmError(f"token id {bad} is outside the vocabulary, expected 0 to {self.config.vocab_size - 1}")
         return array
 
     def hidden(
-        self,
-        ids: Sequence[int] | np.ndarray,
-        cache: KVCache | None = None,
-        ffn: FeedForward = swiglu,
-        tap: Tap = no_tap,
+        self, ids: Ids, cache: KVCache | None = None, ffn: FeedForward = swiglu, tap: Tap = no_tap
     ) -> np.ndarray:
         """Everything but the head: ids (T,) -> final_norm (T, D). With a cache, the ids continue what it holds."""
         ids = self.check_ids(ids)
@@ -191,10 +178,9 @@ class Llama:
                 raise MinillmError(f"the cache is {cache.keys.dtype}, the model {self.dtype}: expected the same dtype")
             cos, sin = (table[position : position + len(ids)] for table in (cache.cos, cache.sin))  # (T, d/2)
         else:
-            if len(ids) > self.config.max_position_embeddings:
-                raise MinillmError(
-                    f"the text has {len(ids)} tokens, the model takes at most {self.config.max_position_embeddings}"
-                )
+            limit = self.config.max_position_embeddings
+            if len(ids) > limit:
+                raise MinillmError(f"the text has {len(ids)} tokens, the model takes at most {limit}")
             cos, sin = rope_table(self.config.rope, len(ids), self.dtype)  # (T, d/2)
         h = tap("embed", self.embed_tokens[ids])  # (T, D)
         for layer in self.layers:
@@ -204,11 +190,7 @@ class Llama:
         return tap("final_norm", rms_norm(h, self.norm, self.config.rms_norm_eps))  # (T, D)
 
     def forward(
-        self,
-        ids: Sequence[int] | np.ndarray,
-        cache: KVCache | None = None,
-        ffn: FeedForward = swiglu,
-        tap: Tap = no_tap,
+        self, ids: Ids, cache: KVCache | None = None, ffn: FeedForward = swiglu, tap: Tap = no_tap
     ) -> np.ndarray:
         """Logits of the next token at each position.
 
@@ -224,12 +206,11 @@ def random_weights(
 ) -> dict[str, np.ndarray]:
     """Weights of the standard initialisation, under the names that ``load_weights`` gives; for tests and benchmarks.
 
-    Normal with standard deviation 0.02; norms around 1 and biases around 0 by the same amount, so that a norm or bias
-    that is left out shows.
+    Normal with standard deviation ``std``; norms around 1 and biases around 0, so that one that is left out shows.
     """
     weights = {}
     for name, shape in replace(config, model_type="llama").tensor_shapes().items():  # never Phi-3's fused names
-        center = 1.0 if "norm" in name else 0.0
+        center = np.float32(1 if "norm" in name else 0)
         array = rng.standard_normal(shape, dtype=np.float32)
-        weights[name] = (array * np.float32(std) + np.float32(center)).astype(dtype, copy=False)
+        weights[name] = (array * np.float32(std) + center).astype(dtype, copy=False)
     return weights

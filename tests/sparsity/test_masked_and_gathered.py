@@ -28,7 +28,7 @@ def cut(model, policy: str, value: float, form: str):
     rule = POLICIES[policy]
     layers = tuple(thresholds(policy, value) for _ in model.layers)
     spec = SparsitySpec(policy, rule.tensors, rule.comparison, "tensor", None)
-    return sparse_ffn(model, Thresholds(policy, "tensor", None, layers, spec), form)
+    return sparse_ffn(model, Thresholds(policy, "tensor", None, layers, spec), form=form)
 
 
 def by_hand(x: np.ndarray, layer, policy: str, limits: dict[str, float]) -> np.ndarray:

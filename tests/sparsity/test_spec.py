@@ -18,7 +18,7 @@ def cut(model, policy: str, form: str = "masked", **thresholds):
     rule = POLICIES[policy]
     layers = tuple(thresholds or dict.fromkeys(rule.tensors, 0.3) for _ in model.layers)
     spec = SparsitySpec(policy, rule.tensors, rule.comparison, "tensor", None)
-    return sparse_ffn(model, Thresholds(policy, "tensor", None, layers, spec), form)
+    return sparse_ffn(model, Thresholds(policy, "tensor", None, layers, spec), form=form)
 
 
 def metered(model, ffn, window: int = 16, texts=(IDS,)):
