@@ -1,0 +1,119 @@
+"""Training the embedded models: the tokenizer loses nothing, a run goes on where it stopped, the folder loads."""
+
+import importlib.util
+import json
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import minillm
+
+STORIES = [
+    f"Once upon a time there was a {animal} named {name}. {name} had a red {thing}. One day the {thing} was gone."
+    for animal in ("cat", "dog", "bird", "mouse")
+    for name in ("Lily", "Tom", "Mia", "Ben", "Sue")
+    for thing in ("ball", "hat", "car", "kite")
+]
+
+
+@pytest.fixture(scope="module")
+def script():
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    path = Path(__file__).parents[2] / "weights_scripts" / "train_default.py"
+    spec = importlib.util.spec_from_file_location("train_default", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def tokenizer(script):
+    return script.train_tokenizer(STORIES)
+
+
+pytestmark = pytest.mark.parity
+
+
+def test_the_tokenizer_gives_every_text_back(tokenizer):
+    @settings(max_examples=200, deadline=None, derandomize=True)
+    @given(st.text(st.characters(exclude_categories=["Cs"])))
+    def check(text):
+        tokenizer.encode_special_tokens = True
+        assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False).ids) == text
+
+    check()
+    for text in ("  two  spaces ", "\u2581 is no space", "<0x41> is no byte, </s> no end", "naïve 猫 😀\r\n\tx"):
+        assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False).ids) == text
+
+
+def test_a_row_begins_with_a_document_and_is_full(script, tokenizer):
+    documents = script.encode(tokenizer, STORIES)
+    rows = script.batch(documents, 3, np.random.default_rng(0)).numpy()
+    assert rows.shape == (3, script.CONTEXT + 1)
+    assert (rows[:, 0] == 1).all() and ((rows == 1).sum(axis=1) > 5).all()
+
+
+def options(out: Path) -> Namespace:
+    return Namespace(out=out, size="twin", act="relu", seed=3, tokens=6 * 8 * 512)
+
+
+def test_an_interrupted_run_goes_on_to_the_same_model(script, tokenizer, tmp_path, monkeypatch):
+    documents = script.encode(tokenizer, STORIES)
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    for folder in (straight, broken):
+        folder.mkdir()
+        tokenizer.save(str(folder / "tokenizer.json"))
+    curve = script.train(options(straight), documents, documents[:9], [])
+
+    monkeypatch.setattr(script, "CHECKPOINT_SECONDS", 0)
+    whole, calls = script.batch, []
+
+    def stops(*arguments):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return whole(*arguments)
+
+    monkeypatch.setattr(script, "batch", stops)
+    with pytest.raises(KeyboardInterrupt):
+        script.train(options(broken), documents, documents[:9], [])
+    monkeypatch.setattr(script, "batch", whole)
+    assert script.train(options(broken), documents, documents[:9], []) == curve
+    assert [point["step"] for point in curve] == [0, 5]
+    assert curve[-1]["loss"] < curve[0]["loss"]
+    same = [(folder / "model" / "model.safetensors").read_bytes() for folder in (straight, broken)]
+    assert same[0] == same[1]
+
+
+def test_the_command_writes_a_folder_that_minillm_loads_and_a_log(script, tmp_path, monkeypatch):
+    text, valid, out = tmp_path / "text.txt", tmp_path / "valid.txt", tmp_path / "out"
+    text.write_text("\n<|endoftext|>\n".join(STORIES[:-5]), encoding="utf-8")
+    valid.write_text("\n<|endoftext|>\n".join(STORIES[-5:]), encoding="utf-8")
+    command = ["train", str(out), "--text", str(text), "--last", str(text), "--valid", str(valid)]
+    monkeypatch.setattr("sys.argv", [*command, "--size", "twin", "--act", "relu2", "--tokens", "20000"])
+    script.main()
+    model = minillm.load(out / "model")
+    assert model.config.hidden_act == "relu2" and model.config.tie_word_embeddings
+    log = json.loads((out / "log.json").read_text(encoding="utf-8"))
+    assert log["act"] == "relu2" and log["curve"][-1]["bits_per_byte"] > 0
+    assert [data["documents"] for data in log["data"]] == [75]  # the same file twice is read once
+
+
+@pytest.mark.shared
+@pytest.mark.slow
+def test_a_teacher_tells_stories_with_an_end(script, shared):
+    stories = script.sample(shared / "models" / "tinystories-656k", 3, seed=0, at_once=6)
+    assert len(stories) == 3 and all(len(story) > 100 and "<" not in story for story in stories)
+
+
+def test_a_text_that_is_scored_may_not_be_trained_on(script, tmp_path, monkeypatch):
+    text = tmp_path / "text.txt"
+    text.write_text("\n<|endoftext|>\n".join(STORIES), encoding="utf-8")
+    monkeypatch.setattr("sys.argv", ["train", str(tmp_path / "out"), "--text", str(text), "--valid", str(text)])
+    with pytest.raises(SystemExit, match="expected none"):
+        script.main()

@@ -1,0 +1,278 @@
+"""Train a small Llama and write it as a Hugging Face folder, OUT/model, with OUT/log.json beside it.
+
+    python weights_scripts/train_default.py OUT                      published TinyStories, from the hub
+    python weights_scripts/train_default.py OUT --text TEXT ... --last STORIES
+
+What it reads: the documents of ``--text`` (they end at lines "<|endoftext|>"), and of ``--last``, a small set of
+real stories that is mixed in more and more while the learning rate falls: it would be learnt by heart if it came
+earlier. ``--teacher DIR ...`` draws more documents from trained models first, at temperature 1. ``--valid`` is scored
+now and then and never trained on.
+
+The tokenizer is a byte-fallback BPE of 1,024 tokens, trained on the same documents. Pieces never cross a space, a
+space is a space (and no special sign that a text could hold), and a character without a piece is spelled in bytes:
+every Unicode text comes back as it was.
+
+The matrices of the blocks are trained with Muon (Jordan et al. 2024: momentum, made orthogonal), embedding and norms
+with AdamW. The learning rate warms up, stays, and falls in a straight line to zero over the last 45 %. Batches are
+small (4,096 tokens): for a model of this size, steps count for more than tokens. Every batch is a function of the seed
+and the step alone, and a checkpoint every two minutes lets the same command go on where it was stopped, to the same
+result.
+
+Needs torch and transformers: pip install ".[parity]"
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tqdm import tqdm
+
+import minillm
+from minillm.transformer.evaluation import SEPARATOR, split_documents
+
+CONTEXT, VOCABULARY, ROWS = 512, 1024, 8
+SIZES = {
+    "default": {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 8}
+    | {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32},
+    "twin": {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 6}
+    | {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16},
+}
+MUON_RATE, ADAM_RATE = 0.02, 4e-3
+TOKENIZER_DOCUMENTS = 8000  # as many are enough for its statistics
+CHECKPOINT_SECONDS = 120
+
+
+# ---- the text --------------------------------------------------------------------------------------------------------
+
+
+def published_stories(megabytes: int = 60) -> list[str]:
+    """The first stories of the published TinyStories (Eldan and Li 2023, arXiv 2305.07759), through the hub's cache."""
+    from huggingface_hub import hf_hub_download
+
+    file = hf_hub_download("roneneldan/TinyStories", "TinyStoriesV2-GPT4-train.txt", repo_type="dataset")
+    with open(file, "rb") as stories:
+        text = stories.read(megabytes * 1_000_000).decode("utf-8", errors="ignore")
+    return split_documents(text)[:-1]  # the last one was cut
+
+
+def sample(teacher: Path, documents: int, seed: int, at_once: int = 256) -> list[str]:
+    """Documents drawn from a trained model at temperature 1, as it would tell them; unfinished ones are left out."""
+    torch.manual_seed(seed)
+    model = transformers.AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float32).eval()
+    loaded, found = minillm.load(teacher), []
+    (bos,), ends = loaded.tokenizer.bos_ids, set(loaded.config.eos_token_ids)
+    length = loaded.config.max_position_embeddings
+    with tqdm(total=documents, desc=f"sampling {loaded.name}", disable=None) as bar:
+        while len(found) < documents:
+            start = torch.full((min(at_once, documents), 1), bos)
+            rows = model.generate(
+                start,
+                attention_mask=torch.ones_like(start),
+                do_sample=True,
+                top_k=0,
+                max_length=length,
+                eos_token_id=list(ends),
+                pad_token_id=min(ends),
+            )
+            for row in rows[:, 1:].tolist():
+                end = next((i for i, token in enumerate(row) if token in ends), None)
+                if end:
+                    # TinyStories-656K has also learnt to spell the name of its end token before it gives it.
+                    found.append(loaded.tokenizer.decode(row[:end]).partition("<|")[0].strip())
+                    bar.update()
+    return found[:documents]
+
+
+def train_tokenizer(documents: list[str]) -> Tokenizer:
+    """A byte-fallback BPE of VOCABULARY tokens that gives every text back as it was."""
+    named_bytes = [f"<0x{byte:02X}>" for byte in range(256)]
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=False))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r" ?[^\s]+|\s+(?!\S)|\s"), "isolated")
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    special = ["<unk>", "<s>", "</s>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=special + named_bytes, limit_alphabet=90, show_progress=False
+    )
+    tokenizer.train_from_iterator(documents, trainer)
+    # The bytes had to be special while training, to be given their places; from here on they are ordinary pieces.
+    fields = json.loads(tokenizer.to_str())
+    fields["added_tokens"] = fields["added_tokens"][: len(special)]
+    tokenizer = Tokenizer.from_str(json.dumps(fields))
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return tokenizer
+
+
+def encode(tokenizer: Tokenizer, documents: list[str]) -> list[np.ndarray]:
+    """Each document as BOS, its ids, EOS; special tokens in a text are plain text."""
+    tokenizer.encode_special_tokens = True
+    encodings = tokenizer.encode_batch(documents, add_special_tokens=False)
+    return [np.array([1, *encoding.ids, 2], np.int32) for encoding in encodings]
+
+
+def batch(documents: list[np.ndarray], rows: int, rng: np.random.Generator) -> torch.Tensor:
+    """(rows, CONTEXT + 1) ids; a row begins where a document begins, and is filled up with others."""
+    out = np.empty((rows, CONTEXT + 1), np.int64)
+    for row in out:
+        filled = 0
+        while filled < len(row):
+            document = documents[rng.integers(len(documents))][: len(row) - filled]
+            row[filled : filled + len(document)] = document
+            filled += len(document)
+    return torch.from_numpy(out)
+
+
+# ---- the model -------------------------------------------------------------------------------------------------------
+
+
+def new_model(size: str, act: str, seed: int) -> transformers.LlamaForCausalLM:
+    """A Llama with transformers' standard initialisation."""
+    torch.manual_seed(seed)
+    config = transformers.LlamaConfig(
+        vocab_size=VOCABULARY,
+        max_position_embeddings=CONTEXT,
+        rms_norm_eps=1e-5,
+        hidden_act=act,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+        **SIZES[size],
+    )
+    return transformers.LlamaForCausalLM(config)
+
+
+def export(model: transformers.LlamaForCausalLM, tokenizer: Path, folder: Path) -> None:
+    """Write the model as BF16 with its tokenizer; the model in training stays as it is."""
+    copy = transformers.LlamaForCausalLM(model.config)
+    copy.load_state_dict(model.state_dict())
+    copy.to(torch.bfloat16).save_pretrained(folder)
+    os.chmod(folder / "model.safetensors", 0o644)  # the library writes files for their owner alone
+    (folder / "tokenizer.json").write_bytes(tokenizer.read_bytes())
+
+
+def rate_factor(step: int, steps: int) -> float:
+    """What the learning rates are multiplied with: warm-up, plateau, a straight line to zero over the last 45 %."""
+    return min(1.0, (step + 1) / 60, (steps - step) / (0.45 * steps))
+
+
+def bits_per_byte(folder: Path, documents: list[str]) -> float:
+    """minillm's own score of the exported model, protocol documents."""
+    return minillm.perplexity(minillm.load(folder), documents).bits_per_byte
+
+
+def train(a: argparse.Namespace, texts: list[np.ndarray], last: list[np.ndarray], valid: list[str]) -> list[dict]:
+    """Train from the last checkpoint (or the start) to the end; gives the curve."""
+    model = new_model(a.size, a.act, a.seed)
+    in_blocks = {n: p for n, p in model.named_parameters() if p.ndim == 2 and "layers" in n}
+    others = [p for n, p in model.named_parameters() if n not in in_blocks]
+    optimizers = [
+        torch.optim.Muon(in_blocks.values(), lr=MUON_RATE, momentum=0.95, weight_decay=0.02),
+        torch.optim.AdamW(others, lr=ADAM_RATE, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+    steps, first, curve, mean = int(a.tokens / (ROWS * CONTEXT)), 0, [], None
+    checkpoint = a.out / "checkpoint.pt"
+    if checkpoint.exists():
+        state = torch.load(checkpoint)
+        first, curve, mean = state["step"], state.get("curve", []), state.get("mean")
+        model.load_state_dict(state["model"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        print(f"going on at step {first} of {steps}", flush=True)
+    saved_at = time.time()
+    for step in tqdm(range(first, steps), initial=first, total=steps, desc="training", unit="step", disable=None):
+        rng = np.random.default_rng([a.seed, step])
+        factor = rate_factor(step, steps)
+        real = round(ROWS * 0.6 * (1 - factor)) if last and step > steps / 2 else 0
+        ids = batch(texts, ROWS - real, rng)
+        ids = torch.cat([ids, batch(last, real, rng)]) if real else ids
+        for optimizer, rate in zip(optimizers, (MUON_RATE, ADAM_RATE), strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * factor
+        hidden = model.model(ids[:, :-1], use_cache=False).last_hidden_state
+        loss = torch.nn.functional.cross_entropy(model.lm_head(hidden).flatten(0, 1), ids[:, 1:].flatten())
+        model.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(others, 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+        mean = loss.item() if mean is None else 0.98 * mean + 0.02 * loss.item()
+        done = step + 1 == steps
+        if step % 100 == 0 or done:
+            point = {"step": step, "tokens": (step + 1) * ROWS * CONTEXT, "loss": round(mean, 4)}
+            if valid and (step % 500 == 0 or done):
+                export(model, a.out / "tokenizer.json", a.out / "model")
+                point["bits_per_byte"] = round(bits_per_byte(a.out / "model", valid if done else valid[:40]), 4)
+            curve.append(point)
+            print(json.dumps(point), flush=True)
+        if time.time() - saved_at > CHECKPOINT_SECONDS or done:
+            state = {"step": step + 1, "curve": curve, "mean": mean, "model": model.state_dict()}
+            state["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
+            torch.save(state, checkpoint.with_suffix(".partial"))
+            os.replace(checkpoint.with_suffix(".partial"), checkpoint)
+            saved_at = time.time()
+    export(model, a.out / "tokenizer.json", a.out / "model")
+    return curve
+
+
+def main() -> None:
+    """Prepare the text, train the tokenizer, train the model, write the log."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--text", type=Path, nargs="+", default=[], help="default: the published TinyStories")
+    parser.add_argument("--last", type=Path, help="real stories for the last part")
+    parser.add_argument("--valid", type=Path, help="documents to score now and then, never trained on")
+    parser.add_argument("--teacher", type=Path, nargs="+", default=[], help="model folders to draw documents from")
+    parser.add_argument("--stories", type=int, default=10_000, help="documents to draw from each teacher")
+    parser.add_argument("--tokenizer", type=Path, help="use this tokenizer.json")
+    parser.add_argument("--size", choices=SIZES, default="default")
+    parser.add_argument("--act", choices=("silu", "relu", "relu2", "gelu", "gelu_pytorch_tanh"), default="silu")
+    parser.add_argument("--tokens", type=float, default=14e6)
+    parser.add_argument("--seed", type=int, default=0)
+    a = parser.parse_args()
+    a.out.mkdir(parents=True, exist_ok=True)
+
+    sampled = a.out / "sampled.txt"
+    if a.teacher and not sampled.exists():
+        drawn = [story for teacher in a.teacher for story in sample(teacher, a.stories, a.seed)]
+        sampled.with_suffix(".partial").write_text(f"\n{SEPARATOR}\n".join(drawn) + "\n", encoding="utf-8")
+        os.replace(sampled.with_suffix(".partial"), sampled)
+    files = [*a.text, *([sampled] if a.teacher else [])]
+    read = {file: split_documents(file.read_text(encoding="utf-8")) for file in (*files, a.last, a.valid) if file}
+    texts = [document for file in files for document in read[file]] if files else published_stories()
+    last, valid = read.get(a.last, []), read.get(a.valid, [])
+    if overlap := set(valid) & {*texts, *last}:
+        raise SystemExit(f"{len(overlap)} documents of {a.valid} are in the training text, expected none")
+
+    if a.tokenizer:
+        (a.out / "tokenizer.json").write_bytes(a.tokenizer.read_bytes())
+    elif not (a.out / "tokenizer.json").exists():
+        train_tokenizer(texts[:TOKENIZER_DOCUMENTS] + last).save(str(a.out / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(a.out / "tokenizer.json"))
+    ids, last_ids = encode(tokenizer, texts), encode(tokenizer, last)
+    log = {
+        "seed": a.seed,
+        "size": a.size,
+        "act": a.act,
+        "tokens": int(a.tokens),
+        "data": [
+            {"file": file.name, "documents": len(read[file]), "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+            for file in read
+            if file != a.valid
+        ],
+        "data_tokens": sum(map(len, ids)) + sum(map(len, last_ids)),
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        "threads": torch.get_num_threads(),
+    }
+    log["curve"] = train(a, ids, last_ids, valid)
+    (a.out / "log.json").write_text(json.dumps(log, indent=1) + "\n", encoding="utf-8")
+    (a.out / "model" / "log.json").write_text(json.dumps(log, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
