@@ -3,19 +3,19 @@
 The chapters, in reading order:
 
     trace           the thread: the tap, and the names of all intermediates
-    loading         1. from files to arrays: config.json, safetensors, the hub's cache, the tokenizer
+    loading         1. from files to arrays: config.json, safetensors, embedded models, the hub's cache, the tokenizer
     transformer     2. from arrays to text: ops, rope, attention, ffn, model, generation, evaluation
     sparsity        3. cutting: what "50 % sparse" means, policies, masked and gathered FFNs, calibration
-    study           6. studying: sweeps, tables, benchmarks
+    study           6. studying: sweeps, natural sparsity, tables, benchmarks
     cli             the command line
 
     import minillm
-    model = minillm.load("path/to/a/hugging-face-folder")
+    model = minillm.load("default")  # embedded; or a Hugging Face folder
     ids = model.tokenizer.encode("Once upon a time")
     for step in minillm.generate(model, ids, max_new_tokens=40):
         print(step.text, end="")
-    thresholds = minillm.calibrate(model, calibration_text, policy="mid", sparsity=0.5)
-    print(minillm.perplexity(model, test_text, ffn=minillm.sparse_ffn(model, thresholds)))
+    thresholds = minillm.calibrate(model, minillm.embedded_text("calibration"), policy="mid", sparsity=0.5)
+    print(minillm.perplexity(model, minillm.embedded_text("test"), ffn=minillm.sparse_ffn(model, thresholds)))
 """
 
 from importlib import import_module
@@ -28,6 +28,7 @@ _PUBLIC = {
     "MinillmError": "errors",
     "Trace": "trace",
     "compare": "trace",
+    "embedded_text": "loading.embedded",
     "Llama": "transformer.model",
     "KVCache": "transformer.attention",
     "swiglu": "transformer.ffn",
@@ -43,8 +44,9 @@ __all__ = ["load", *_PUBLIC]
 
 
 def load(source, dtype="float32"):
-    """Load a model: a Hugging Face folder, or "org/name[@revision]" that is already in the hub's cache.
+    """Load a model: "default" (embedded), a Hugging Face folder, or "org/name[@revision]" already in the hub's cache.
 
+    An embedded name wins over a folder of that name in the current directory, which is "./default" (or a Path).
     dtype: "float32" or "float64". Never downloads. Raises MinillmError (ConfigError, CheckpointError), in one
     sentence, for anything that cannot be run as it is.
     """

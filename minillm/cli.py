@@ -1,5 +1,7 @@
 """The command line: ``minillm demo``, ``minillm generate`` and so on; ``minillm --help`` lists the commands.
 
+Without --model it runs the embedded model, without --text the embedded texts, and without any word at all the demo.
+
 Results go to stdout, everything else (progress, seeds, timings, notes) to stderr; ``--json`` makes the result one JSON
 value. Exit status: 0 done, 1 bad input or (compare) a divergence, 2 wrong usage, 130 Ctrl-C.
 
@@ -21,10 +23,12 @@ from pathlib import Path
 
 from . import __version__
 from .errors import MinillmError
+from .loading.embedded import embedded_model, embedded_text
 
 POLICIES = ("dhar", "cats", "mid")
 DEMO_PROMPT = "Once upon a time"
-DEMO_TOKENS = 20_000  # scored per row of the demo's table; the calibration text is cut to as many
+DEMO_TOKENS = 20_000  # scored per row of the demo's table
+DEMO_CALIBRATION = 10_000  # read for its thresholds, several times over: each search for a share is a few passes
 SHARES = (0.3, 0.5, 0.7)
 SMALL_MODEL = 200_000_000  # bytes of weights
 
@@ -45,6 +49,24 @@ def read_text(path: str) -> str:
     if not text.strip():
         raise MinillmError(f"{path}: is empty, expected a text")
     return text
+
+
+def text_or_embedded(path: str | None, name: str) -> str:
+    """The text of --text, or the embedded one of that name, which is then said."""
+    if path:
+        return read_text(path)
+    text = embedded_text(name)
+    say(f"text: the embedded {name} text")
+    return text
+
+
+def two_texts(path: str | None, calibration: str | None = None) -> tuple[str | list[str], str | list[str]]:
+    """What to calibrate on and what to score: the parts of --text alone, else two texts, embedded where not given."""
+    from .study.sweep import split_text
+
+    if path and not calibration:
+        return split_text(read_text(path))
+    return text_or_embedded(calibration, "calibration"), text_or_embedded(path, "test")
 
 
 def check_output(path: str) -> None:
@@ -136,9 +158,9 @@ def command_demo(a: argparse.Namespace) -> int:
 
     from .sparsity.calibrate import calibrate, collect, sparse_ffn
     from .sparsity.policies import policy_named
-    from .study.sweep import first_tokens, row, score_cut, split_text
+    from .study.sweep import first_tokens, row, score_cut
     from .study.tables import text_table
-    from .transformer.evaluation import default_context, perplexity
+    from .transformer.evaluation import as_documents, default_context, perplexity
     from .transformer.generation import generate
 
     started = time.perf_counter()
@@ -146,9 +168,9 @@ def command_demo(a: argparse.Namespace) -> int:
     ids = prompt_ids(model, a.prompt)
     count = new_tokens(a, model, ids, 40)
     generate(model, ids, count)  # computes nothing yet, but refuses a prompt that is too long
-    calibration, test = split_text(read_text(a.text))
+    calibration, test = map(as_documents, two_texts(a.text))
     context = a.context or default_context(model)
-    calibration = first_tokens(model, calibration, DEMO_TOKENS, context)
+    calibration = first_tokens(model, calibration, DEMO_CALIBRATION, context)
     test = first_tokens(model, test, DEMO_TOKENS, context)
     parts = describe(model)
     if not a.json:
@@ -197,7 +219,8 @@ def command_demo(a: argparse.Namespace) -> int:
             f"Scored: {rows[0]['tokens']:,} tokens"
             + ("" if rows[0]["tokens"] >= DEMO_TOKENS else f" (the text holds no more; {DEMO_TOKENS:,} are better)")
             + f", protocol documents, context {context}, BOS {rows[0]['bos']}. "
-            f"Thresholds from {len(calibration)} other document{'s'[: len(calibration) > 1]} of the same file."
+            f"Thresholds from {len(calibration)} {'other ' if a.text else ''}document{'s'[: len(calibration) > 1]} of "
+            + ("the same file." if a.text else "the embedded calibration text.")
         )
     )
     rules = [policy_named(policy) for policy in POLICIES]
@@ -255,7 +278,7 @@ def command_perplexity(a: argparse.Namespace) -> int:
 
     model = load_model(a)
     ffn, meter = load_ffn(a, model), SparsityMeter()
-    score = perplexity(model, read_text(a.text), a.protocol, a.context, ffn, meter)
+    score = perplexity(model, text_or_embedded(a.text, "test"), a.protocol, a.context, ffn, meter)
     report = meter.report()
     if a.json:
         fields = {
@@ -277,23 +300,21 @@ def command_perplexity(a: argparse.Namespace) -> int:
 
 
 def command_inspect(a: argparse.Namespace) -> int:
-    """What a checkpoint is: config, parts, tensors."""
+    """What a checkpoint is: config, parts, tensors; with --natural, how many activations are zero by themselves."""
     from dataclasses import asdict
 
     from .loading.checkpoint import checkpoint_tensors
     from .study.tables import text_table
 
     model = load_model(a)
+    natural = natural_rows(model, a.text) if a.natural or a.text else []
     tensors = [
         {"tensor": t.name, "dtype": t.dtype, "shape": list(t.shape), "bytes": t.nbytes, "file": Path(t.path).name}
         for t in checkpoint_tensors(model.folder).values()
     ]
     if a.json:
-        print(
-            json.dumps(
-                {"model": model.name, "config": asdict(model.config), "parts": describe(model), "tensors": tensors}
-            )
-        )
+        result = {"model": model.name, "config": asdict(model.config), "parts": describe(model), "tensors": tensors}
+        print(json.dumps(result | ({"natural": natural} if natural else {})))
         return 0
     print(wrapped(headline(model)) + "\n")
     print(text_table(describe(model), {"part": "", "weights": ",", "share": ".1%", "MB": ".2f"}) + "\n")
@@ -304,7 +325,22 @@ def command_inspect(a: argparse.Namespace) -> int:
     for tensor in tensors:
         tensor["shape"] = " x ".join(map(str, tensor["shape"]))
     print("\n" + text_table(tensors, {"tensor": "", "dtype": "", "shape": "", "bytes": ",", "file": ""}))
+    if natural:
+        print(f"\nNatural sparsity: nothing is cut, {natural[0]['tokens']:,} tokens, BOS included.\n")
+        print(text_table(natural, {"layer": "d"} | dict.fromkeys(list(natural[0])[2:], ".4f")))
+        about = "Zeros are exact. Below 1 % (10 %): of the root mean square of the gates of the same token and layer."
+        print("\n" + wrapped(about))
     return 0
+
+
+def natural_rows(model, path: str | None) -> list[dict]:
+    """Natural sparsity per layer on as much of a text as the demo scores."""
+    from .study.natural import natural_sparsity
+    from .study.sweep import first_tokens
+    from .transformer.evaluation import as_documents
+
+    documents = as_documents(text_or_embedded(path, "test"))
+    return natural_sparsity(model, first_tokens(model, documents, DEMO_TOKENS))
 
 
 def command_trace(a: argparse.Namespace) -> int:
@@ -315,8 +351,6 @@ def command_trace(a: argparse.Namespace) -> int:
         text = explain(a.explain)
         print(json.dumps({"step": a.explain, **step_info(a.explain)._asdict()}) if a.json else text)
         return 0
-    if not a.model:
-        raise MinillmError("trace needs --model (or --explain STEP)")
     model = load_model(a)
     ids = prompt_ids(model, read_text(a.text) if a.text else a.prompt)
     with Trace(keep=a.keep or "*") as trace:
@@ -353,7 +387,8 @@ def command_calibrate(a: argparse.Namespace) -> int:
     from .sparsity.calibrate import calibrate
 
     model = load_model(a)
-    thresholds = calibrate(model, read_text(a.text), a.policy, a.sparsity, a.context, a.by, a.quantile)
+    text = text_or_embedded(a.text, "calibration")
+    thresholds = calibrate(model, text, a.policy, a.sparsity, a.context, a.by, a.quantile)
     (thresholds.save_paper if a.paper else thresholds.save)(a.output)
     print(
         json.dumps(thresholds.spec.asdict())
@@ -365,14 +400,13 @@ def command_calibrate(a: argparse.Namespace) -> int:
 
 def command_sweep(a: argparse.Namespace) -> int:
     """Score policies at sparsities."""
-    from .study.sweep import split_text, sweep
+    from .study.sweep import sweep
     from .study.tables import check_ending, save_rows, text_table
 
     if a.output:
         check_ending(a.output)
     model = load_model(a)
-    text = read_text(a.text)
-    calibration, test = (read_text(a.calibration), text) if a.calibration else split_text(text)
+    calibration, test = two_texts(a.text, a.calibration)
     rows = []
     for row in sweep(model, calibration, test, a.policy, a.sparsity, a.by, a.protocol, a.context):
         rows.append(row)
@@ -460,7 +494,8 @@ def names(text: str) -> list[str]:
 def parser() -> argparse.ArgumentParser:
     """Every command and flag; a flag means the same wherever it appears."""
     top = argparse.ArgumentParser(
-        prog="minillm", description="Activation sparsity in large language models, in pure NumPy."
+        prog="minillm",
+        description="Activation sparsity in large language models, in pure NumPy. Without any argument: the demo.",
     )
     top.add_argument("--version", action="version", version=f"minillm {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -468,11 +503,18 @@ def parser() -> argparse.ArgumentParser:
     flags = {
         "--model": (
             ("-m",),
-            {"required": True, "help": "a Hugging Face folder, or org/name[@revision] in the hub's cache"},
+            {
+                "default": "default",
+                "help": "embedded (default, default-relu, ...), a Hugging Face folder, or org/name[@revision] in the "
+                "hub's cache",
+            },
         ),
         "--text": (
             (),
-            {"required": True, "metavar": "FILE", "help": 'UTF-8 text; documents end at lines "<|endoftext|>"'},
+            {
+                "metavar": "FILE",
+                "help": 'UTF-8 text; documents end at lines "<|endoftext|>" (default: the embedded text)',
+            },
         ),
         "--prompt": (("-p",), {"default": DEMO_PROMPT}),
         "--max-new-tokens": (("-n",), {"type": positive}),
@@ -510,13 +552,13 @@ def parser() -> argparse.ArgumentParser:
     command("demo", command_demo, f"model text prompt max-new-tokens context {run}")
     command("generate", command_generate, f"model {sampling} thresholds form {run}", prompt={"required": True})
     command("perplexity", command_perplexity, f"model text thresholds form protocol context {run}")
-    command("inspect", command_inspect, f"model {run}")
+    inspect = command("inspect", command_inspect, f"model text {run}", text={"help": "the text for --natural"})
+    inspect.add_argument("--natural", action="store_true", help="share of zeros and near-zeros per layer on a text")
     trace = command(
         "trace",
         command_trace,
         f"model prompt text thresholds form output {run}",
-        model={"required": False},
-        text={"required": False, "help": "a text to trace instead of --prompt"},
+        text={"help": "a text to trace instead of --prompt"},
         output={"help": "write an .npz for `minillm compare`"},
     )
     trace.add_argument(
@@ -543,14 +585,18 @@ def parser() -> argparse.ArgumentParser:
         sparsity={"type": shares, "default": "0.3,0.5,0.7", "help": "comma-separated"},
         output={"help": "write rows to a .csv or .json, after every row"},
     )
-    sweep.add_argument("--calibration", metavar="FILE", help="text for thresholds (default: the first 40 %% of --text)")
+    sweep.add_argument(
+        "--calibration",
+        metavar="FILE",
+        help="text for thresholds (default: the first 40 %% of --text, or the embedded one)",
+    )
     download = command("download", command_download, "")
     download.add_argument("repository", metavar="ORG/NAME[@REVISION]")
     bench = command(
         "bench",
         command_bench,
         "model threads",
-        model={"required": False, "help": "measure this model, not a random one"},
+        model={"default": None, "help": "measure this model, not a random one"},
         threads={"help": "BLAS threads (default: 1)"},
     )
     bench.add_argument("what", choices=("decode", "perplexity", "start"))
@@ -568,6 +614,7 @@ def one_thread_is_best(arguments: argparse.Namespace) -> bool:
     if arguments.command == "bench":
         return True
     folder, size = getattr(arguments, "model", None), 0
+    folder = embedded_model(folder) or folder
     with suppress(OSError):  # a file that cannot be looked at is said by name when it is loaded
         size = sum(file.stat().st_size for file in Path(folder).glob("*.safetensors")) if folder else 0
     return 0 < size < SMALL_MODEL
@@ -577,7 +624,10 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # an emoji where the terminal's encoding has none
-    arguments = parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv:
+        say("minillm demo on the embedded model; `minillm --help` lists all commands")
+    arguments = parser().parse_args(argv or ["demo"])
     if getattr(arguments, "threads", 1) is None and one_thread_is_best(arguments):
         arguments.threads = 1
     if threads := getattr(arguments, "threads", None):

@@ -187,6 +187,17 @@ def test_inspect_counts_every_weight_and_names_every_tensor(run):
     assert run("inspect", "-m", "bare")[0] == 0  # which needs no tokenizer
 
 
+def test_inspect_counts_natural_zeros_per_layer_when_asked(run):
+    status, out, err = run("inspect", "-m", "m", "--text", "stories.txt")
+    natural = out[out.index("Natural sparsity") :].splitlines()
+    assert (status, err) == (0, "") and max(map(len, natural)) <= 80
+    lines = [line.split() for line in natural]
+    head = next(i for i, line in enumerate(lines) if line[:2] == ["layer", "gate_zeros"])
+    assert [line[0] for line in lines[head + 1 : head + 3]] == ["0", "1"]
+    found = json.loads(run("inspect", "-m", "m", "--natural", "--text", "stories.txt", "--json")[1])["natural"]
+    assert [f"{row['gate_below_10_percent']:.4f}" for row in found] == [line[3] for line in lines[head + 1 : head + 3]]
+
+
 def test_trace_shows_saves_and_explains(run, tmp_path):
     status, out, err = run("trace", "-m", "m", "-p", "a", "--keep", "blocks.0.mlp.*", "--keep", "logits")
     assert (status, err) == (0, "") and len(out.splitlines()) == 1 + 6 + 1
@@ -304,6 +315,7 @@ WRONG_INPUT = [
     (f"demo -m m --text one.txt -p {LONG}", "the prompt has 302 tokens"),
     ("demo -m m --text one.txt --context 1", "context is 1"),
     ("generate -m absent -p a", "'absent': does not exist"),
+    ("generate -m default-foo -p a", "'default-foo': does not exist, expected a folder, an embedded model ("),
     ("generate -m one.txt -p a", "'one.txt': is a file"),
     ("generate -m bare -p a", "tokenizer.json: does not exist"),
     ("generate -m m -p a -n 126", "ask for at most 125"),
@@ -315,7 +327,6 @@ WRONG_INPUT = [
     ("generate -m m -p a --temp 1 --min-p nan", "min_p is nan"),
     ("generate -m m -p \udcff", "lone surrogate"),
     (f"trace -m m -p {LONG}", "the text has 302 tokens"),
-    ("trace", "--model"),
     ("trace --explain blocks.0.mlp.midd", "did you mean"),
     ("trace -m m --keep blocks.7.*", "matched no step"),
     ("compare absent.npz absent.npz", "absent.npz: no such file"),
@@ -367,7 +378,7 @@ def test_a_model_that_overflows_has_no_perplexity(run, tmp_path):
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("", "COMMAND"),
+        ("--json", "COMMAND"),
         ("nothing", "invalid choice: 'nothing'"),
         ("generate -m m", "--prompt"),
         ("generate -m m -p a -n 0", "found '0', expected a whole number of at least 1"),

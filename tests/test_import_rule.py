@@ -13,14 +13,14 @@ PACKAGE = Path(minillm.__file__).parent
 # In reading order; "folder/" is every file of a folder whose own order is not fixed yet.
 ORDER = """
     errors trace
-    loading/config loading/checkpoint loading/hub loading/tokenizer
+    loading/config loading/checkpoint loading/embedded loading/hub loading/tokenizer
     transformer/ops transformer/rope transformer/attention transformer/ffn transformer/model transformer/generation
     transformer/evaluation
     sparsity/spec sparsity/policies sparsity/masked sparsity/gathered sparsity/calibrate sparsity/patterns
     optim
     predictors/base predictors/oracle predictors/baselines predictors/training_free predictors/learned
     prefetch/bundle prefetch/buffer prefetch/clock prefetch/reader prefetch/feedforward
-    study/sweep study/tables study/plots study/report study/bench study/grade
+    study/sweep study/natural study/tables study/plots study/report study/bench study/grade
     training/backward training/trainer
     methods/
     cli __main__

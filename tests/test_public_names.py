@@ -1,5 +1,6 @@
 """The public names: all there, importable at no cost, and the version said once."""
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -58,6 +59,7 @@ def test_load_takes_float32_and_float64_and_refuses_the_rest(tmp_path, dtype):
 def test_the_docstrings_example_runs(tmp_path, capsys):
     """The code in minillm's own docstring, with a tiny model and text."""
     code = "\n".join(line[4:] for line in minillm.__doc__.split("command line\n\n")[1].splitlines())
-    code = code.replace("path/to/a/hugging-face-folder", tiny.folder(tmp_path).as_posix())
-    exec(code, {"calibration_text": "A cat. The sea.", "test_text": "A dog saw the sea."})
+    code = code.replace('load("default")', f"load({tiny.folder(tmp_path).as_posix()!r})")
+    texts = {"calibration": "A cat. The sea.", "test": "A dog saw the sea."}
+    exec(re.sub(r'minillm\.embedded_text\("(\w+)"\)', lambda call: repr(texts[call[1]]), code), {})
     assert "perplexity" in capsys.readouterr().out

@@ -29,7 +29,7 @@ def command_lines() -> list[str]:
 
 def test_every_command_line_parses(capsys):
     lines = command_lines()
-    assert len(lines) >= 13 and {line.split()[0] for line in lines} >= set("demo generate trace compare bench".split())
+    assert len(lines) >= 12 and {line.split()[0] for line in lines} >= set("demo generate trace compare bench".split())
     for line in lines:
         one = re.sub(r"(\w+)(\\\|\w+)+", r"\1", line)  # decode\|perplexity\|start
         try:
@@ -45,13 +45,14 @@ def test_every_command_has_its_row_in_the_table():
 
 
 def test_the_python_code_runs_as_it_stands(tmp_path, capsys):
-    code = PYTHON.replace("path/to/folder", tiny.folder(tmp_path).as_posix())
-    assert "import minillm\n" in code
-    texts = {"calibration_text": "A cat sat on the mat. The sea.", "test_text": "A dog saw the sea.\nIt ran home."}
-    exec(code, texts)
+    texts = {"calibration": "A cat sat on the mat. The sea.", "test": "A dog saw the sea.\nIt ran home."}
+    code = PYTHON.replace('load("default")', f"load({tiny.folder(tmp_path).as_posix()!r})")
+    code = re.sub(r'minillm\.embedded_text\("(\w+)"\)', lambda call: repr(texts[call[1]]), code)
+    assert "import minillm\n" in code and code.count("cat sat") == code.count("saw the sea") == 1
+    exec(code, {})
     out = capsys.readouterr().out
     assert "blocks.0.mlp.mid" in out and "perplexity" in out and "SparsityReport" in out
-    used = set(re.findall(r"minillm\.(\w+)", code))
+    used = set(re.findall(r"minillm\.(\w+)", PYTHON))
     assert used <= set(minillm.__all__)
 
 
@@ -59,7 +60,7 @@ def test_there_are_two_commands_that_do_everything_and_ci_runs_the_second_letter
     run = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     extraction = next(line for line in run.splitlines() if line.startswith("command=$("))
     demo, tests = (line for line in SHELL.splitlines() if line.startswith("python3 -m venv"))
-    assert ".venv/bin/minillm demo --model DIR --text FILE" in demo and "-m pytest" in tests
+    assert demo.endswith(" && .venv/bin/minillm demo") and "-m pytest" in tests
     assert 'bash -c "$command"' in run
     if os.name == "posix":
         script = f'{extraction}\necho "$command"'

@@ -16,6 +16,7 @@ from pathlib import Path
 from ..errors import CheckpointError
 from .checkpoint import INDEX, SINGLE, checkpoint_tensors
 from .config import read_json
+from .embedded import embedded_model, embedded_models
 
 # fetched beside the weights; of those, the files that the index names, or the one of a small model
 SMALL_FILES = ["config.json", "generation_config.json", "*.safetensors.index.json",
@@ -24,17 +25,22 @@ _NAME = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?",
 
 
 def resolve(source: str | Path) -> Path:
-    """The folder of a model: an existing folder as it is, or "org/name[@revision]" from the hub's cache.
+    """The folder of a model: an embedded one by its name, an existing folder, or "org/name[@revision]" from the cache.
 
+    An embedded name wins over a folder of that name in the current directory, which is "./default" (or a Path).
     revision: a branch, a tag or a commit; without one, the main branch as it was when last downloaded.
-    Never uses the network. Raises CheckpointError where there is neither.
+    Never uses the network. Raises CheckpointError where there is none of the three.
     """
+    if embedded := embedded_model(source):
+        return embedded
     if os.path.isdir(source):  # which, unlike Path.is_dir, answers for every name, and False for ""
         return Path(source)
     name = _NAME.fullmatch(source) if isinstance(source, str) else None
     if os.path.isfile(source) or not name:
         found = "is a file" if os.path.isfile(source) else "does not exist"
-        raise CheckpointError(f"{str(source)!r}: {found}, expected a folder or a model's name on the hub, org/name")
+        embedded = f"an embedded model ({', '.join(embedded_models()) or 'of which none is installed'})"
+        expected = f"expected a folder, {embedded} or a model's name on the hub, org/name"
+        raise CheckpointError(f"{str(source)!r}: {found}, {expected}")
     from huggingface_hub import snapshot_download
 
     try:

@@ -71,22 +71,22 @@ class ExactMagnitudes:
 
 
 class StreamingMagnitudes:
-    """Counts of magnitudes in buckets 0.1 % wide: the exponent and the first 10 bits of the fraction of a float32.
+    """Counts of magnitudes in buckets 0.02 % wide: the exponent and first 12 bits of the fraction of a float32.
 
-    A positive float's bits, read as an integer, grow with its value, so bits >> 13 is a logarithmic scale for free. 64
-    powers of two (2^-40 to 2^24) times 1024 buckets are counted; bucket 0 holds everything below, exact zeros included.
+    A positive float's bits, read as an integer, grow with its value, so bits >> 11 is a logarithmic scale for free. 64
+    powers of two (2^-40 to 2^24) times 4096 buckets are counted; bucket 0 holds everything below, exact zeros included.
     The rank error of a quantile is at most the share of values in its bucket, ``rank_error``.
     """
 
-    FIRST = (127 - 40) << 10
-    BUCKETS = 64 << 10
+    FIRST = (127 - 40) << 12
+    BUCKETS = 64 << 12
 
     def __init__(self):
         self.counts = np.zeros(self.BUCKETS, np.int64)
 
     def add(self, values: np.ndarray) -> None:
         """Count the magnitudes of ``values``, of any shape."""
-        bits = np.abs(values.ravel()).astype(np.float32, copy=False).view(np.uint32) >> 13
+        bits = np.abs(values.ravel()).astype(np.float32, copy=False).view(np.uint32) >> 11
         place = bits.astype(np.int64) - self.FIRST
         if place.max(initial=0) >= self.BUCKETS:
             raise MinillmError("an activation is not finite or is 2^24 or larger: its quantile cannot be counted")
@@ -104,7 +104,7 @@ class StreamingMagnitudes:
         bucket, inside = self._bucket(level)
         if bucket == 0:
             return 0.0  # below 2^-40: zero, as a threshold
-        edges = (np.array([bucket, bucket + 1], np.uint32) + np.uint32(self.FIRST)) << np.uint32(13)
+        edges = (np.array([bucket, bucket + 1], np.uint32) + np.uint32(self.FIRST)) << np.uint32(11)
         low, high = edges.view(np.float32).astype(float)
         return float(low + (high - low) * inside)
 
@@ -402,7 +402,9 @@ def calibrate(
         _pass_over(model, pieces, sparse_ffn(model, found), meter, "measuring")
         return replace(found, spec=replace(spec, achieved=meter.report().achieved(by)))
 
-    result = at(sparsity) if by == "tensor" or sparsity == 0 else _search(at, sparsity, len(rule.tensors) > 1)
+    if by == "neuron" and sparsity > 0:
+        return _search(at, sparsity, len(rule.tensors) > 1)  # what it reached is measured, however coarse the quantile
+    result = at(sparsity)
     if (error := magnitudes.rank_error(rule.tensors, result.level)) > 1e-3:
         raise MinillmError(
             f"streaming quantile: {error:.2%} of the values share one bucket, expected at most 0.1 %; "

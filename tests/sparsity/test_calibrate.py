@@ -236,6 +236,11 @@ def test_streaming_refuses_where_its_quantile_would_be_too_coarse(model):
         calibrate(model, ["a"], "mid", 0.5, quantile="streaming")  # a handful of values: each a large share
 
 
+def test_a_share_of_neurons_is_searched_by_what_is_cut_and_so_found_with_a_coarse_quantile(model):
+    thresholds = calibrate(model, tiny.STORIES, "cats", 0.5, by="neuron", quantile="streaming")
+    assert thresholds.spec.achieved == pytest.approx(0.5, abs=2e-3)
+
+
 @pytest.mark.parametrize(
     ("how", "said"),
     [

@@ -1,0 +1,43 @@
+"""The figures on the default model's card are those that its script measures."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+from minillm.loading.embedded import embedded_model, embedded_models
+from minillm.transformer.evaluation import as_documents
+
+
+@pytest.fixture(scope="module")
+def script():
+    path = Path(__file__).parents[2] / "weights_scripts" / "write_model_card.py"
+    spec = importlib.util.spec_from_file_location("write_model_card", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def split_figures(text: str) -> tuple[str, list[float]]:
+    """A card's words with every number taken out, and the numbers."""
+    number = r"[-+]?\d[\d,]*\.?\d*"
+    return re.sub(number, "#", text), [float(found.replace(",", "")) for found in re.findall(number, text)]
+
+
+@pytest.mark.shared
+@pytest.mark.slow
+def test_the_default_card_is_what_its_script_measures(script, shared):
+    valid = as_documents((shared / "text" / "tinystories-valid.txt").read_text(encoding="utf-8"))
+    words, figures = split_figures(script.card("default", valid))
+    committed_words, committed = split_figures((embedded_model("default") / "README.md").read_text(encoding="utf-8"))
+    assert words == committed_words
+    # Another processor adds up in another order: the last printed digit may differ.
+    assert figures == pytest.approx(committed, rel=2e-3, abs=2e-3)
+
+
+@pytest.mark.parametrize("name", embedded_models())
+def test_every_embedded_model_has_a_card_that_names_data_and_licences(name):
+    card = (embedded_model(name) / "README.md").read_text(encoding="utf-8")
+    for word in (f"# minillm {name}", "CDLA-Sharing-1.0", "MIT", "What it is not for", "train_default.py", "log.json"):
+        assert word in card

@@ -1,0 +1,136 @@
+"""Write the cards of the embedded models: python weights_scripts/write_model_card.py VALID.txt
+
+Every figure of minillm/data/*/README.md is measured here. VALID is TinyStories' validation text (documents that end at
+lines "<|endoftext|>"), which none of the models was trained on. A test measures the default model again and compares.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import minillm
+from minillm.loading.embedded import embedded_model, embedded_models
+from minillm.study.natural import natural_sparsity
+from minillm.study.sweep import first_tokens, sweep
+from minillm.transformer.evaluation import as_documents
+
+TEXT = """# {name}
+
+{what} It comes with minillm so that everything runs without a download: a model that is small enough to step through,
+and trained, so that its activations are those of a language model and not noise.
+
+| | |
+|---|---|
+| architecture | Llama: RMSNorm, RoPE, grouped queries, gated FFN ({act}), tied head |
+| layers | {layers}, hidden {hidden}, intermediate {intermediate} |
+| heads | {heads} query and {kv} key/value heads of {head} |
+| vocabulary, context | {vocabulary}, {context} |
+| weights | {weights:,}, stored as BF16; all files {kilobytes:,} kB |
+| training text | {data} |
+| trained on | {tokens:,} tokens, drawn from {distinct:,}; seed {seed}, torch {torch} on {threads} CPU threads |
+| tokenizer | byte-fallback BPE, trained on the same text; every Unicode text comes back as it was |
+
+## Figures
+
+Protocol documents, context {context}, BOS {bos}.
+
+| text | bits per byte | perplexity | tokens |
+|---|---|---|---|
+{scores}
+
+What cutting half of the neurons costs (thresholds from the embedded calibration text, scored on the test text):
+
+| policy | neuron sparsity | FFN weights read: mask computed / known | perplexity | vs dense |
+|---|---|---|---|---|
+{cuts}
+
+Natural sparsity, nothing cut, embedded test text (near: against the root mean square of the token's own gates):
+
+| layer | gate exactly 0 | gate below 1 % | gate below 10 % |
+|---|---|---|---|
+{natural}
+
+## Where it comes from
+
+`weights_scripts/train_default.py` made it ({command}); `log.json` holds the data's checksums and the loss curve. The
+real stories are from TinyStories (Eldan and Li 2023, arXiv 2305.07759; CDLA-Sharing-1.0); the larger part of the text
+was drawn from stories260K (MIT), a model that was itself trained on TinyStories. The weights are under the project's
+MIT licence.
+
+## What it is not for
+
+It tells simple stories in English, with a child's vocabulary, and often loses the thread. It knows nothing, follows no
+instructions and has seen no other language. Its tolerance to sparsity is its own: larger models bear more.
+"""
+
+
+def card(name: str, valid: list[str]) -> str:
+    """The card of one embedded model."""
+    folder = embedded_model(name)
+    model, config = minillm.load(name), minillm.load(name).config
+    log = json.loads((folder / "log.json").read_text(encoding="utf-8"))
+    tests = {
+        "TinyStories, validation": valid,
+        "embedded test text": first_tokens(model, as_documents(minillm.embedded_text("test")), 20_000),
+    }
+    results = {text: minillm.perplexity(model, documents, context=512) for text, documents in tests.items()}
+    test, calibration = tests["embedded test text"], minillm.embedded_text("calibration")
+    cuts = sweep(model, calibration, test, ("dhar", "cats", "mid"), (0.5,), "neuron", "documents", 512)
+    what = "The default model of minillm."
+    if name != "default":
+        what = (
+            f"A small twin of minillm's other models with the activation {config.hidden_act} and nothing else changed."
+        )
+    command = f"--size {log['size']} --act {log['act']} --tokens {log['tokens']} --seed {log['seed']}"
+    return TEXT.format(
+        name=f"minillm {name}",
+        what=what,
+        act=config.hidden_act,
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        intermediate=config.intermediate_size,
+        heads=config.num_attention_heads,
+        kv=config.num_key_value_heads,
+        head=config.head_dim,
+        vocabulary=config.vocab_size,
+        context=config.max_position_embeddings,
+        weights=sum(model.parameters.values()),
+        kilobytes=round(sum(f.stat().st_size for f in folder.iterdir() if f.name != "README.md") / 1000),
+        data="; ".join(f"{data['documents']:,} documents ({data['file']})" for data in log["data"]),
+        tokens=log["curve"][-1]["tokens"],
+        distinct=log["data_tokens"],
+        seed=log["seed"],
+        threads=log["threads"],
+        torch=log["versions"]["torch"],
+        bos=next(iter(results.values())).bos,
+        scores="\n".join(
+            f"| {text} | {score.bits_per_byte:.4f} | {score.perplexity:.2f} | {score.tokens:,} |"
+            for text, score in results.items()
+        ),
+        cuts="\n".join(
+            f"| {row['policy']} | {row['neuron_sparsity']:.3f} "
+            f"| {row['read_exact']:.2f} / {row['read_known_mask']:.2f} "
+            f"| {row['perplexity']:.2f} | {row['vs_dense'] - 1:+.1%} |"
+            for row in cuts
+        ),
+        natural="\n".join(
+            f"| {row['layer']} | {row['gate_zeros']:.3f} | {row['gate_below_1_percent']:.3f} "
+            f"| {row['gate_below_10_percent']:.3f} |"
+            for row in natural_sparsity(model, test)
+        ),
+        command=command,
+    )
+
+
+def main() -> None:
+    """Write every card."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("valid", type=Path)
+    valid = as_documents(parser.parse_args().valid.read_text(encoding="utf-8"))
+    for name in embedded_models():
+        (embedded_model(name) / "README.md").write_text(card(name, valid), encoding="utf-8")
+        print(name)
+
+
+if __name__ == "__main__":
+    main()
