@@ -16,8 +16,8 @@ from minillm.transformer.evaluation import as_documents
 
 TEXT = """# {name}
 
-{what} It comes with minillm so that everything runs without a download: a model that is small enough to step through,
-and trained, so that its activations are those of a language model and not noise.
+{what} It comes with minillm so that everything runs without a download: small enough to step
+through, and trained, so that its activations are those of a language model and not noise.
 
 | | |
 |---|---|
@@ -52,8 +52,8 @@ Natural sparsity, nothing cut, embedded test text (near: against the root mean s
 
 ## Where it comes from
 
-`weights_scripts/train_default.py` made it ({command}); `log.json` holds the data's checksums and the loss curve. The
-real stories are from TinyStories (Eldan and Li 2023, arXiv 2305.07759; CDLA-Sharing-1.0); the larger part of the text
+`weights_scripts/train_default.py` made it, with `{command}`;
+`log.json` holds the data's checksums and the loss curve. The real stories are from TinyStories (Eldan and Li 2023, arXiv 2305.07759; CDLA-Sharing-1.0); the larger part of the text
 was drawn from stories260K (MIT), a model that was itself trained on TinyStories. The weights are under the project's
 MIT licence.
 
