@@ -53,9 +53,9 @@ Natural sparsity, nothing cut, embedded test text (near: against the root mean s
 ## Where it comes from
 
 `weights_scripts/train_default.py` made it, with `{command}`;
-`log.json` holds the data's checksums and the loss curve. The real stories are from TinyStories (Eldan and Li 2023, arXiv 2305.07759; CDLA-Sharing-1.0); the larger part of the text
-was drawn from stories260K (MIT), a model that was itself trained on TinyStories. The weights are under the project's
-MIT licence.
+`log.json` holds the data's checksums and the loss curve. The real stories are from TinyStories (Eldan and Li 2023,
+arXiv 2305.07759; CDLA-Sharing-1.0); the larger part of the text was drawn from stories260K (MIT), a model that was
+itself trained on TinyStories. The weights are under the project's MIT licence.
 
 ## What it is not for
 
