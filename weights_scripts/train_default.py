@@ -47,6 +47,7 @@ SIZES = {
 MUON_RATE, ADAM_RATE = 0.02, 4e-3
 TOKENIZER_DOCUMENTS = 8000  # as many are enough for its statistics
 CHECKPOINT_SECONDS = 120
+REAL_SHARE = 0.3  # of a batch, at the end; with twice as much, 700 stories are learnt by heart and the score gets worse
 
 
 # ---- the text --------------------------------------------------------------------------------------------------------
@@ -166,6 +167,7 @@ def bits_per_byte(folder: Path, documents: list[str]) -> float:
     return minillm.perplexity(minillm.load(folder), documents).bits_per_byte
 
 
+@torch.enable_grad()
 def train(a: argparse.Namespace, texts: list[np.ndarray], last: list[np.ndarray], valid: list[str]) -> list[dict]:
     """Train from the last checkpoint (or the start) to the end; gives the curve."""
     model = new_model(a.size, a.act, a.seed)
@@ -188,7 +190,7 @@ def train(a: argparse.Namespace, texts: list[np.ndarray], last: list[np.ndarray]
     for step in tqdm(range(first, steps), initial=first, total=steps, desc="training", unit="step", disable=None):
         rng = np.random.default_rng([a.seed, step])
         factor = rate_factor(step, steps)
-        real = round(ROWS * 0.6 * (1 - factor)) if last and step > steps / 2 else 0
+        real = round(ROWS * REAL_SHARE * (1 - factor)) if last and step > steps / 2 else 0
         ids = batch(texts, ROWS - real, rng)
         ids = torch.cat([ids, batch(last, real, rng)]) if real else ids
         for optimizer, rate in zip(optimizers, (MUON_RATE, ADAM_RATE), strict=True):
@@ -232,7 +234,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, help="use this tokenizer.json")
     parser.add_argument("--size", choices=SIZES, default="default")
     parser.add_argument("--act", choices=("silu", "relu", "relu2", "gelu", "gelu_pytorch_tanh"), default="silu")
-    parser.add_argument("--tokens", type=float, default=14e6)
+    parser.add_argument("--tokens", type=float, default=8e6)
     parser.add_argument("--seed", type=int, default=0)
     a = parser.parse_args()
     a.out.mkdir(parents=True, exist_ok=True)
