@@ -67,7 +67,8 @@ instructions and has seen no other language. Its tolerance to sparsity is its ow
 def card(name: str, valid: list[str]) -> str:
     """The card of one embedded model."""
     folder = embedded_model(name)
-    model, config = minillm.load(name), minillm.load(name).config
+    model = minillm.load(name)
+    config = model.config
     log = json.loads((folder / "log.json").read_text(encoding="utf-8"))
     tests = {
         "TinyStories, validation": valid,

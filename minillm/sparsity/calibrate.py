@@ -28,8 +28,7 @@ import numpy as np
 from ..errors import MinillmError, ThresholdsError, whole_file
 from ..loading.config import read_json, show
 from ..trace import Tap, no_tap
-from ..transformer.evaluation import document_hashes, run_hidden, runs
-from ..transformer.ffn import FeedForward, swiglu
+from ..transformer.evaluation import document_hashes, pass_over, runs
 from ..transformer.model import Layer, Llama
 from .gathered import gathered_swiglu
 from .masked import masked_swiglu
@@ -163,16 +162,8 @@ def collect(
     """Run the dense model over a text, cut as protocol ``documents`` does, and collect magnitudes at every position."""
     pieces = runs(model, documents, "documents", context)
     magnitudes = Magnitudes(model, tensors, sum(len(run.ids) for run in pieces), quantile)
-    _pass_over(model, pieces, swiglu, magnitudes, "calibrating")
+    pass_over(model, pieces, magnitudes, what="calibrating")
     return magnitudes
-
-
-def _pass_over(model: Llama, pieces: list, ffn: FeedForward, tap: Tap, what: str) -> None:
-    from tqdm.auto import tqdm
-
-    for run in tqdm(pieces, desc=what, unit="run", leave=False, delay=2, disable=None):
-        for _ in run_hidden(model, run.ids, ffn, tap):
-            pass
 
 
 # ---- thresholds ------------------------------------------------------------------------------------------------------
@@ -399,7 +390,7 @@ def calibrate(
         spec = SparsitySpec(policy, rule.tensors, rule.comparison, by, sparsity)
         found = Thresholds(policy, by, level, layers, spec, magnitudes.kind, hashes)
         meter = SparsityMeter()
-        _pass_over(model, pieces, sparse_ffn(model, found), meter, "measuring")
+        pass_over(model, pieces, meter, sparse_ffn(model, found), what="measuring")
         return replace(found, spec=replace(spec, achieved=meter.report().achieved(by)))
 
     if by == "neuron" and sparsity > 0:

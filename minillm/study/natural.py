@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..transformer.evaluation import run_hidden, runs
+from ..transformer.evaluation import pass_over, runs
 from ..transformer.model import Llama
 
 NEAR = {"gate_below_1_percent": 0.01, "gate_below_10_percent": 0.1}  # of r
@@ -24,8 +24,6 @@ NEAR = {"gate_below_1_percent": 0.01, "gate_below_10_percent": 0.1}  # of r
 
 def natural_sparsity(model: Llama, documents: str | Sequence[str], context: int | None = None) -> list[dict]:
     """The shares of the module docstring, a row per layer, of the dense model on texts (protocol documents)."""
-    from tqdm.auto import tqdm
-
     count: dict[int, Counter] = defaultdict(Counter)
 
     def tap(name: str, value: np.ndarray) -> np.ndarray:
@@ -41,9 +39,7 @@ def natural_sparsity(model: Llama, documents: str | Sequence[str], context: int 
                 found["tokens"] += len(value)
         return value
 
-    for run in tqdm(runs(model, documents, "documents", context), desc="counting", leave=False, delay=2, disable=None):
-        for _ in run_hidden(model, run.ids, tap=tap):
-            pass
+    pass_over(model, runs(model, documents, "documents", context), tap, what="counting")
     keys = ("gate_zeros", *NEAR, "mid_zeros")
     return [
         {"layer": layer, "tokens": found["tokens"]}

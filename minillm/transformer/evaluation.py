@@ -170,6 +170,15 @@ def run_hidden(model: Llama, ids: Sequence[int], ffn: FeedForward = swiglu, tap:
         yield from hidden_in_chunks(model, ids, KVCache(model.config, len(ids), model.dtype), ffn, tap)
 
 
+def pass_over(model: Llama, pieces: Sequence[Run], tap: Tap, ffn: FeedForward = swiglu, what: str = "reading") -> None:
+    """Send runs through the model for what the tap sees of them; a progress bar named ``what`` after two seconds."""
+    from tqdm.auto import tqdm
+
+    for run in tqdm(pieces, desc=what, unit="run", leave=False, delay=2, disable=None):
+        for _ in run_hidden(model, run.ids, ffn, tap):
+            pass
+
+
 def token_nll(model: Llama, ids: Sequence[int], ffn: FeedForward = swiglu, tap: Tap = no_tap) -> np.ndarray:
     """- ln p(ids[t + 1] | ids[.. t]) for each t, with the head computed a few rows at a time.
 
