@@ -16,11 +16,14 @@ ORDER = """
     loading/config loading/checkpoint loading/embedded loading/hub loading/tokenizer
     transformer/ops transformer/rope transformer/attention transformer/ffn transformer/model transformer/generation
     transformer/evaluation
-    sparsity/spec sparsity/policies sparsity/masked sparsity/gathered sparsity/calibrate sparsity/patterns
+    sparsity/spec sparsity/policies sparsity/masked sparsity/gathered sparsity/griffin sparsity/allocate
+    sparsity/thresholds sparsity/predicted sparsity/calibrate sparsity/patterns
     optim
     predictors/base predictors/oracle predictors/baselines predictors/training_free predictors/learned
+    predictors/patterns
     prefetch/bundle prefetch/buffer prefetch/clock prefetch/reader prefetch/feedforward
-    study/sweep study/natural study/tables study/plots study/report study/bench study/grade
+    study/tables study/sweep study/natural study/distributions study/prediction study/plots
+    study/report study/bench study/grade
     training/backward training/trainer
     methods/
     cli __main__

@@ -11,6 +11,7 @@ import tiny
 
 from minillm import trace as trace_module
 from minillm.errors import MinillmError, TraceError
+from minillm.predictors.oracle import Oracle
 from minillm.sparsity.calibrate import Thresholds, sparse_ffn
 from minillm.sparsity.policies import POLICIES
 from minillm.sparsity.spec import SparsitySpec
@@ -25,10 +26,14 @@ DENSE_FFN = "mlp.gate_pre mlp.gate mlp.up mlp.mid mlp.out".split()
 CUT_FFN = {
     ("dhar", "masked"): "gate_pre gate up mid mask_gate mask_up mask mid_cut out mask_out",
     ("cats", "masked"): "gate_pre gate up mid mask_gate mask mid_cut out",
-    ("mid", "masked"): "gate_pre gate up mid mask_up mask mid_cut out",
+    ("mid", "masked"): "gate_pre gate up mid mask mid_cut out",
+    ("teal", "masked"): "mask_in_gate mask_in_up gate_pre gate up mid mask mid_cut out",
+    ("griffin", "masked"): "gate_pre gate up mid mask_known mask mid_cut out",
     ("dhar", "gathered"): "gate_pre gate mask_gate mask mid_cut out mask_out",
     ("cats", "gathered"): "gate_pre gate mask_gate mask mid_cut out",
     ("mid", "gathered"): "gate_pre gate mask mid_cut out",
+    ("countdown", "gathered"): "up mask_up mask mid_cut out",
+    ("griffin", "gathered"): "mask_known mask mid_cut out",
 }
 
 
@@ -68,9 +73,14 @@ def test_the_steps_of_a_cut_pass_are_these_in_this_order(policy, form):
 
 
 def test_every_step_of_the_table_occurs_and_has_the_order_of_the_table():
-    model = tiny.model()
-    names = [re.sub(r"\.1\.", ".*.", name) for name in traced(model, ffn=cut(model, "dhar")) if ".0." not in name]
-    assert names == list(STEPS)
+    model, found = tiny.model(), set()
+    mid = cut(model, "mid").thresholds
+    predicted = sparse_ffn(model, mid, predictor=Oracle(model, mid))
+    for ffn in (*(cut(model, policy) for policy in ("dhar", "teal", "griffin")), predicted):
+        names = [re.sub(r"\.1\.", ".*.", name) for name in traced(model, ffn=ffn) if ".0." not in name]
+        assert names == [name for name in STEPS if name in names]
+        found |= {*names}
+    assert found == {*STEPS}
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)

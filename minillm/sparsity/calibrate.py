@@ -1,45 +1,57 @@
-"""Where thresholds come from: quantiles of magnitudes on a calibration text, and the files that keep them.
+"""Where thresholds come from: quantiles of magnitudes on a calibration text.
 
 For each layer l and cut tensor A (Dhar et al. 2024, arXiv 2412.12178, eq. 3-6), from the DENSE model's values:
 
     threshold[l, A] = the alpha-quantile of { |A[t, j]| : all tokens t, all entries j }
 
 so that a share alpha of that tensor falls below it. Sparsity 0 is threshold 0, which cuts nothing, and not the
-0-quantile, which is the smallest value seen.
+0-quantile, which is the smallest value seen. (topk, topp and griffin cut shares: their threshold is alpha itself.)
 
 Two ways to the quantile. Exact: keep every magnitude, sort, interpolate linearly (NumPy's default definition).
 Streaming: count magnitudes in the buckets of a float's own leading bits, at any length of text in fixed memory.
 
-``by="tensor"`` takes alpha as given (the paper's meaning). ``by="neuron"`` looks for the alpha at which the cut model
-reaches that neuron sparsity on the calibration text, so that policies can be compared at equal neuron sparsity.
+What a target counts:
+
+    by="tensor"   alpha as given: the share of each cut tensor (the paper's meaning)
+    by="neuron"   the alpha at which the cut model reaches that neuron sparsity
+    by="reads"    the alpha at which that share of the FFN's weights is not read
+    by="cett"     policy cett: per layer the largest threshold that loses at most that much of the output
+    by="ppl"      the alpha (for cett: the CETT) at which perplexity grows by that share: CETT-PPL-p% (arXiv 2411.02335)
+
+each measured on the calibration text. At equal "neuron" or equal "reads" policies can be compared; at equal "tensor"
+they cannot.
 """
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from dataclasses import fields as dataclass_fields
-from pathlib import Path
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import MinillmError, ThresholdsError, whole_file
-from ..loading.config import read_json, show
+from ..errors import MinillmError
 from ..trace import Tap, no_tap
-from ..transformer.evaluation import document_hashes, pass_over, runs
+from ..transformer.evaluation import document_hashes, pass_over, perplexity, runs
 from ..transformer.model import Layer, Llama
+from .allocate import cett_curve, greedy_levels, largest_within, on_path, sample_values
 from .gathered import gathered_swiglu
+from .griffin import GriffinFFN
 from .masked import masked_swiglu
-from .policies import POLICIES, TENSORS, Policy, policy_named
+from .policies import AFTER_BOTH, TENSORS, Norms, Policy, magnitude, policy_named
+from .predicted import PredictedFFN, check_fits
 from .spec import SparsityMeter, SparsitySpec
+from .thresholds import BYS, Thresholds
 
-FORMAT, VERSION = "minillm-thresholds", 1
+if TYPE_CHECKING:
+    from ..predictors.base import Predictor
+
 EXACT_BYTES = 1 << 30  # beyond this, magnitudes are counted in buckets and not kept
-BYS = ("tensor", "neuron")
-QUANTILES = ("exact", "streaming", "as published")  # the last: from the paper's own files
 FORMS = {"masked": masked_swiglu, "gathered": gathered_swiglu}
+STEPS = ("gate_pre", "gate", "up", "mid", "out")  # what `collect` collects unless told otherwise
+SAMPLE = 1000  # tokens for what needs whole rows: CETT and greedy allocation
+NEAR = {"neuron": 2e-3, "reads": 2e-3, "ppl": 5e-4}  # how near a search comes to its target
 
 
 # ---- quantiles -------------------------------------------------------------------------------------------------------
@@ -117,11 +129,18 @@ class Magnitudes:
     """A tap that collects the magnitudes of chosen tensors, layer by layer; quantile(layer, tensor, level) reads them.
 
     tokens: how many positions will come, for the exact kind's memory. kind: "exact" or "streaming"; None takes exact
-    where it fits in EXACT_BYTES.
+    where it fits in EXACT_BYTES. Tensors that are the same numbers (the inputs of gate and of up) are kept once.
     """
 
     def __init__(self, model: Llama, tensors: Sequence[str], tokens: int, kind: str | None = None):
-        widths = {t: model.config.hidden_size if t == "out" else model.config.intermediate_size for t in tensors}
+        self.searches: dict[str, list] = {}  # what calibrations on the same text share beside quantiles
+        sources = {tensor: tensor if TENSORS[tensor].norms else TENSORS[tensor].step for tensor in tensors}
+        distinct = {source: tensor for tensor, source in sources.items()}  # one tensor for each kind of number
+        hidden = {"norm", "out"}
+        widths = {
+            t: model.config.hidden_size if TENSORS[t].step in hidden else model.config.intermediate_size
+            for t in distinct.values()
+        }
         if kind is None:
             needed = tokens * sum(widths.values()) * len(model.layers) * model.dtype.itemsize
             kind = "exact" if needed <= EXACT_BYTES else "streaming"
@@ -132,12 +151,18 @@ class Magnitudes:
         def make(width: int) -> ExactMagnitudes | StreamingMagnitudes:
             return ExactMagnitudes(tokens * width, model.dtype) if kind == "exact" else StreamingMagnitudes()
 
-        self.layers = [{t: make(width) for t, width in widths.items()} for _ in model.layers]
+        kept = [{t: make(width) for t, width in widths.items()} for _ in model.layers]
+        self._adding = [[(TENSORS[t].step, t, layer[t]) for t in layer] for layer in kept]
+        self.layers = [{t: layer[distinct[source]] for t, source in sources.items()} for layer in kept]
+        self._norms = [{t: TENSORS[t].norms(layer) for t in widths if TENSORS[t].norms} for layer in model.layers]
 
     def __call__(self, name: str, value: np.ndarray) -> np.ndarray:
         parts = name.split(".")  # blocks.3.mlp.gate
-        if len(parts) == 4 and parts[2] == "mlp" and parts[3] in self.layers[0]:
-            self.layers[int(parts[1])][parts[3]].add(value)
+        if len(parts) == 4 and parts[2] == "mlp":
+            index = int(parts[1])
+            for step, tensor, magnitudes in self._adding[index]:
+                if step == parts[3]:
+                    magnitudes.add(magnitude(tensor, value, self._norms[index]))
         return value
 
     def thresholds(self, tensors: Sequence[str], level: float) -> list[dict[str, float]]:
@@ -155,7 +180,7 @@ class Magnitudes:
 def collect(
     model: Llama,
     documents: str | Sequence[str],
-    tensors: Sequence[str] = TENSORS,
+    tensors: Sequence[str] = STEPS,
     context: int | None = None,
     quantile: str | None = None,
 ) -> Magnitudes:
@@ -166,176 +191,30 @@ def collect(
     return magnitudes
 
 
-# ---- thresholds ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Thresholds:
-    """One number per layer and cut tensor, and everything that says what they mean.
-
-    layers: per layer {tensor: threshold}, tensors under the step names. level: the quantile that was taken (what the
-    paper calls its percentage), or None where it is not known. documents_sha256: the calibration text's documents.
-    """
-
-    policy: str
-    by: str
-    level: float | None
-    layers: tuple[dict[str, float], ...]
-    spec: SparsitySpec
-    quantile: str = "exact"
-    documents_sha256: tuple[str, ...] = ()
-
-    def check_fits(self, model: Llama) -> None:
-        """Raise ThresholdsError when the number of layers is not the model's."""
-        if len(self.layers) != len(model.layers):
-            raise ThresholdsError(
-                f"the thresholds are for {len(self.layers)} layers, the model has {len(model.layers)}: "
-                "they belong to another model"
-            )
-
-    def save(self, path: str | Path) -> None:
-        """Write as JSON, first beside the target, then renamed."""
-        fields = {"format": FORMAT, "version": VERSION, "policy": self.policy, "by": self.by, "level": self.level}
-        fields |= {
-            "spec": self.spec.asdict(),
-            "quantile": self.quantile,
-            "documents_sha256": list(self.documents_sha256),
-        }
-        _write_json(path, fields | {"layers": list(self.layers)})
-
-    def save_paper(self, path: str | Path) -> None:
-        """Write in the format of the paper's released files: {"gate_proj": {"layer_0": t, ...}, "up_proj": ...}.
-
-        Raises ThresholdsError for a policy other than dhar, the only one that the paper's code can run.
-        """
-        if self.policy != "dhar":
-            raise ThresholdsError(f"policy is {self.policy}, expected dhar: the paper's files hold no other")
-        names = {"gate_pre": "gate_proj", "up": "up_proj", "out": "down_proj"}
-        if all("up" not in layer for layer in self.layers):
-            names = {"gate_pre": "gate_up_proj", "out": "down_proj"}  # Phi-3, as released
-        table = {
-            key: {f"layer_{i}": layer[t] for i, layer in enumerate(self.layers)}
-            for t, key in names.items()
-            if t in self.layers[0]
-        }
-        _write_json(path, table)
-
-    @classmethod
-    def load(cls, path: str | Path) -> Thresholds:
-        """Read a thresholds file, ours or one of the paper's (told apart by its keys). Raises ThresholdsError."""
-        path = Path(path)
-        if not path.is_file():
-            raise ThresholdsError(f"{path}: no such file, expected a thresholds file (JSON)")
-        fields = read_json(path, ThresholdsError)
-        if "format" not in fields and ("gate_proj" in fields or "gate_up_proj" in fields):
-            return _from_paper(fields, path)
-        for key, expected in (("format", FORMAT), ("version", VERSION)):
-            if fields.get(key) != expected:
-                raise ThresholdsError(f"{path}: {key} is {fields.get(key)!r}, expected {expected!r}")
-        policy, layers = fields.get("policy"), fields.get("layers")
-        spec, by, level = fields.get("spec"), fields.get("by"), fields.get("level")
-        if not isinstance(policy, str) or policy not in POLICIES:
-            raise ThresholdsError(f"{path}: policy is {show(policy)}, expected one of {', '.join(POLICIES)}")
-        tensors = POLICIES[policy].tensors
-        if not isinstance(layers, list) or not layers:
-            raise ThresholdsError(f"{path}: layers is {show(layers)}, expected a list with one object per layer")
-        for i, layer in enumerate(layers):
-            known = isinstance(layer, dict) and layer and set(layer) <= set(tensors)
-            if not known or set(layer) != set(layers[0]):
-                found = show(sorted(layer)) if isinstance(layer, dict) else show(layer)
-                raise ThresholdsError(
-                    f"{path}: layers[{i}] has {found}, expected those of policy {policy} ({', '.join(tensors)}), "
-                    "the same in every layer"
-                )
-            for tensor, value in layer.items():
-                _check_threshold(path, f"layers[{i}].{tensor}", value)
-        hashes = fields.get("documents_sha256", [])
-        if not isinstance(hashes, list) or not all(isinstance(h, str) for h in hashes):
-            raise ThresholdsError(f"{path}: documents_sha256 is not a list of strings")
-        quantile = fields.get("quantile", "exact")
-        for field, value, good in (("by", by, BYS), ("quantile", quantile, QUANTILES)):
-            if value not in good:
-                raise ThresholdsError(f"{path}: {field} is {show(value)}, expected {' or '.join(good)}")
-        if level is not None and (type(level) not in (int, float) or not 0 <= level < 1):
-            raise ThresholdsError(f"{path}: level is {show(level)}, expected a number from 0 to below 1, or null")
-        spec = _spec_from(spec, path)
-        if (spec.policy, spec.by) != (policy, by):
-            raise ThresholdsError(f"{path}: spec is of {spec.policy} by {spec.by}, expected {policy} by {by}")
-        return cls(policy, by, level, tuple(layers), spec, quantile, tuple(hashes))
-
-
-def _spec_from(fields: object, path: Path) -> SparsitySpec:
-    """The SparsitySpec that a file holds, each field of the right type."""
-    names = {field.name for field in dataclass_fields(SparsitySpec)}
-    if not isinstance(fields, dict) or set(fields) != names:
-        raise ThresholdsError(f"{path}: spec is {show(fields)}, expected an object with {', '.join(sorted(names))}")
-    for name, value in fields.items():
-        if name == "tensors":
-            good = isinstance(value, list) and all(isinstance(tensor, str) for tensor in value)
-        elif name in ("target", "achieved"):
-            good = value is None or (type(value) in (int, float) and 0 <= value <= 1)
-        else:
-            good = isinstance(value, str)
-        if not good:
-            kind = {"tensors": "a list of strings", "target": "a share or null", "achieved": "a share or null"}
-            raise ThresholdsError(f"{path}: spec.{name} is {show(value)}, expected {kind.get(name, 'a string')}")
-    return SparsitySpec(**fields | {"tensors": tuple(fields["tensors"])})
-
-
-def _write_json(path: str | Path, fields: dict) -> None:
-    with whole_file(path, ThresholdsError) as beside:
-        beside.write_text(json.dumps(fields, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def _check_threshold(path: Path, field: str, value: object) -> float:
-    if type(value) not in (int, float) or not 0 <= value < 1e38:  # type(): True is an int
-        raise ThresholdsError(f"{path}: {field} is {show(value)}, expected a number from 0 to below 1e38")
-    return float(value)
-
-
-def _from_paper(fields: dict, path: Path) -> Thresholds:
-    """The paper's own files: projection -> layer_i -> threshold.
-
-    A percentage at the end of the file's name (llama-3-8b-30.json) is the level.
-    act_fn (activation_fn) is calibrated there and never applied. Phi-3's fused gate_up_proj has one pooled threshold,
-    which the released code applies to the gate half only: up stays uncut.
-    """
-    names = {"gate_proj": "gate_pre", "gate_up_proj": "gate_pre", "up_proj": "up", "down_proj": "out"}
-    layers: list[dict[str, float]] = []
-    for key, tensor in names.items():
-        if key not in fields:
-            continue
-        if any(tensor in layer for layer in layers):
-            raise ThresholdsError(f"{path}: holds gate_proj and gate_up_proj, expected one of the two")
-        table = fields[key]
-        expected = {f"layer_{i}" for i in range(len(table))} if isinstance(table, dict) else None
-        if not table or expected is None or set(table) != expected:
-            raise ThresholdsError(f"{path}: {key} is not a table of layer_0, layer_1, ... without gaps")
-        layers = layers or [{} for _ in table]
-        if len(layers) != len(table):
-            raise ThresholdsError(f"{path}: {key} has {len(table)} layers, the projections before it {len(layers)}")
-        for i, layer in enumerate(layers):
-            layer[tensor] = _check_threshold(path, f"{key}.layer_{i}", table[f"layer_{i}"])
-    percent = re.search(r"-([0-9][0-9])$", path.stem)
-    level = int(percent[1]) / 100 if percent else None
-    spec = SparsitySpec("dhar", tuple(layers[0]), ">=", "tensor", level)
-    return Thresholds("dhar", "tensor", level, tuple(layers), spec, "as published")
-
-
 # ---- the sparse model ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class SparseFFN:
-    """A FeedForward that cuts: masked or gathered SwiGLU with a policy and each layer's own thresholds."""
+    """A FeedForward that cuts: masked or gathered SwiGLU with a policy and each layer's own thresholds.
+
+    norms: per layer, the column norms that the policy needs, computed once. griffin, which has a state, is held inside.
+    """
 
     policy: Policy
     thresholds: Thresholds
     form: str
+    norms: tuple[Norms, ...]
 
     def __call__(self, x: np.ndarray, layer: Layer, position: int = 0, tap: Tap = no_tap) -> np.ndarray:
-        ffn = FORMS[self.form]
-        return ffn(x, layer, position, tap, policy=self.policy, thresholds=self.thresholds.layers[layer.index])
+        if self.policy.name == "griffin":
+            return self._griffin(x, layer, position, tap)
+        how = {"thresholds": self.thresholds.layers[layer.index], "norms": self.norms[layer.index]}
+        return FORMS[self.form](x, layer, position, tap, policy=self.policy, **how)
+
+    @cached_property
+    def _griffin(self) -> GriffinFFN:
+        return GriffinFFN([layer["mid"] for layer in self.thresholds.layers], self.form)
 
     @property
     def calibrated_on(self) -> frozenset[str]:
@@ -343,16 +222,24 @@ class SparseFFN:
         return frozenset(self.thresholds.documents_sha256)
 
 
-def sparse_ffn(model: Llama, thresholds: Thresholds, *, form: str = "masked") -> SparseFFN:
+def sparse_ffn(
+    model: Llama, thresholds: Thresholds, *, predictor: Predictor | None = None, form: str = "masked"
+) -> SparseFFN | PredictedFFN:
     """The FeedForward that cuts ``model`` with these thresholds, for ``forward(ids, ffn=...)`` and everything above it.
 
     form: "masked" (compute all, then cut) or "gathered" (only the kept neurons). The policy computes its own mask from
-    the true activations: an oracle. Raises ThresholdsError when the thresholds belong to another model.
+    the true activations: an oracle. With a predictor, the neurons that it selects are computed, and thresholds (of
+    policy mid) say what is true. Raises ThresholdsError when the thresholds belong to another model, MinillmError when
+    the predictor does.
     """
     thresholds.check_fits(model)
+    if predictor is not None:
+        check_fits(predictor, model)
+        return PredictedFFN(predictor, thresholds, form)
     if form not in FORMS:
         raise MinillmError(f"form is {form!r}, expected one of {', '.join(FORMS)}")
-    return SparseFFN(policy_named(thresholds.policy), thresholds, form)
+    policy = policy_named(thresholds.policy)
+    return SparseFFN(policy, thresholds, form, tuple(policy.norms(layer) for layer in model.layers))
 
 
 def calibrate(
@@ -364,39 +251,93 @@ def calibrate(
     by: str = "tensor",
     quantile: str | None = None,
     magnitudes: Magnitudes | None = None,
+    allocation: str = "uniform",
 ) -> Thresholds:
     """Find the thresholds at which ``policy`` reaches ``sparsity`` on a text (arXiv 2412.12178, eq. 3-6).
 
-    documents: a text with separator lines, or a list. sparsity: 0 to below 1. by: "tensor" or "neuron". quantile:
-    "exact", "streaming", or None for exact where it fits in memory. magnitudes: what ``collect`` gave for the same
-    documents, so that several calibrations share one pass. The spec in the result holds what was achieved.
-    Raises MinillmError for a sparsity out of range or an unknown policy or ``by``.
+    documents: a text with separator lines, or a list. sparsity: 0 to below 1, of what ``by`` counts (module
+    docstring). quantile: "exact", "streaming", or None for exact where it fits in memory. magnitudes: what ``collect``
+    gave for the same documents, so that several calibrations share one pass. allocation: "uniform" takes the same
+    level for each tensor of each layer, "greedy" (teal, wina) gives each layer's tensors levels of their own with the
+    same mean. The spec in the result holds what was achieved. Raises MinillmError for a target out of range or out of
+    reach, and for an unknown policy, ``by`` or allocation.
     """
     rule = policy_named(policy)
     if not 0 <= sparsity < 1:
         raise MinillmError(f"sparsity is {sparsity}, expected a share from 0 to below 1")
     if by not in BYS:
-        raise MinillmError(f"by is {by!r}, expected {' or '.join(BYS)}")
-    if magnitudes is None:
-        magnitudes = collect(model, documents, rule.tensors, context, quantile)
-    elif missing := set(rule.tensors) - set(magnitudes.layers[0]):
-        raise MinillmError(f"the magnitudes lack {', '.join(sorted(missing))}, which policy {policy} cuts")
+        raise MinillmError(f"by is {by!r}, expected one of {', '.join(BYS)}")
+    if by == "cett" and policy != "cett":
+        raise MinillmError(f"by is 'cett' with policy {policy}, expected policy cett")
+    if allocation not in ("uniform", "greedy"):
+        raise MinillmError(f"allocation is {allocation!r}, expected uniform or greedy")
+    if allocation == "greedy" and policy not in ("teal", "wina"):
+        raise MinillmError(f"allocation is 'greedy' with policy {policy}, expected teal or wina")
+    if by == "reads" and sparsity > most_unread(rule):
+        raise MinillmError(f"{policy} reads at least {1 - most_unread(rule):.3f} of the weights, {sparsity} cannot go")
     pieces = runs(model, documents, "documents", context)
     hashes = tuple(document_hashes(documents))
+    of_shares = rule.comparison in ("top-k", "top-p", "prompt")  # their thresholds need no look at a text
+    by_cett = policy == "cett" and by in ("cett", "ppl")
+    if magnitudes is None:
+        magnitudes = collect(model, documents, () if of_shares or by_cett else rule.tensors, context, quantile)
+    elif missing := set() if of_shares or by_cett else set(rule.tensors) - set(magnitudes.layers[0]):
+        raise MinillmError(f"the magnitudes lack {', '.join(sorted(missing))}, which policy {policy} cuts")
+
+    def cett_curves() -> list[tuple[np.ndarray, np.ndarray]]:
+        if "cett" not in magnitudes.searches:
+            sample = sample_values(model, pieces, ("mid",), SAMPLE)
+            found = [cett_curve(s["mid"], layer) for s, layer in zip(sample, model.layers, strict=True)]
+            magnitudes.searches["cett"] = found
+        return magnitudes.searches["cett"]
+
+    def greedy_paths() -> list[list[dict[str, float]]]:
+        if policy not in magnitudes.searches:
+            sample = sample_values(model, pieces, ("norm",), SAMPLE)
+            magnitudes.searches[policy] = [
+                greedy_levels(s["norm"], layer, rule, lambda t, level, of=of: of[t].quantile(level) if level else 0.0)
+                for s, layer, of in zip(sample, model.layers, magnitudes.layers, strict=True)
+            ]
+        return magnitudes.searches[policy]
+
+    def layers_at(level: float) -> list[dict[str, float]]:
+        if of_shares:
+            return [dict.fromkeys(rule.tensors, level) for _ in model.layers]
+        if by_cett:
+            return [{"neuron_norm": largest_within(*curve, level)} for curve in cett_curves()]
+        if allocation == "greedy":
+            levels = [on_path(path, level) for path in greedy_paths()]
+            found = zip(levels, magnitudes.layers, strict=True)
+            return [{t: of[t].quantile(share) if share else 0.0 for t, share in at.items()} for at, of in found]
+        return magnitudes.thresholds(rule.tensors, level)
+
+    dense = perplexity(model, documents, "documents", context).perplexity if by == "ppl" else None
 
     def at(level: float) -> Thresholds:
-        """Thresholds at a quantile, with the sparsity that the cut model then has on the calibration text."""
-        layers = tuple(magnitudes.thresholds(rule.tensors, level))
+        """Thresholds at a level, with what they then achieve on the calibration text."""
+        layers = tuple(layers_at(level))
         spec = SparsitySpec(policy, rule.tensors, rule.comparison, by, sparsity)
+        if allocation == "greedy":
+            spec = replace(spec, layer_scope="all layers, each with its own share of the cuts (greedy)")
         found = Thresholds(policy, by, level, layers, spec, magnitudes.kind, hashes)
-        meter = SparsityMeter()
-        pass_over(model, pieces, meter, sparse_ffn(model, found), what="measuring")
-        return replace(found, spec=replace(spec, achieved=meter.report().achieved(by)))
+        ffn, meter = sparse_ffn(model, found), SparsityMeter()
+        if by == "cett":
+            at_thresholds = zip(cett_curves(), layers, strict=True)
+            lost = [np.interp(of["neuron_norm"], grid, curve) for (grid, curve), of in at_thresholds]
+            achieved = float(np.mean(lost)) if level else 0.0
+        elif by == "ppl":
+            # The text is the calibration text, on purpose: nothing to warn of, so the ffn goes without its name tag.
+            achieved = perplexity(model, documents, "documents", context, lambda *a: ffn(*a)).perplexity / dense - 1
+        else:
+            pass_over(model, pieces, meter, ffn, what="measuring")
+            achieved = meter.report().achieved(by)
+        return replace(found, spec=replace(spec, achieved=achieved))
 
-    if by == "neuron" and sparsity > 0:
-        return _search(at, sparsity, len(rule.tensors) > 1)  # what it reached is measured, however coarse the quantile
+    if by in NEAR and sparsity > 0:
+        # What it reached is measured, however coarse the quantile.
+        return _search(at, sparsity, NEAR[by], first_guess(rule, by, sparsity))
     result = at(sparsity)
-    if (error := magnitudes.rank_error(rule.tensors, result.level)) > 1e-3:
+    if not of_shares and not by_cett and (error := magnitudes.rank_error(rule.tensors, result.level)) > 1e-3:
         raise MinillmError(
             f"streaming quantile: {error:.2%} of the values share one bucket, expected at most 0.1 %; "
             "use quantile='exact'"
@@ -404,23 +345,42 @@ def calibrate(
     return result
 
 
-def _search(at: Callable[[float], Thresholds], target: float, several: bool, tolerance: float = 2e-3) -> Thresholds:
-    """The level whose neuron sparsity is the target: secant steps kept inside a shrinking bracket.
+def most_unread(policy: Policy) -> float:
+    """The share of the FFN's weights that a policy can leave unread at most: what it needs for its mask is read."""
+    if policy.comparison == "prompt" or "in_up" in policy.tensors:
+        return 1.0
+    return 1 / 3 if set(policy.tensors) <= set(AFTER_BOTH) else 2 / 3
 
-    Neuron sparsity grows with the level, from 0 at 0 to 1 at 1. The first guess takes one tensor's share as it is, and
-    two tensors as independent, 1 - (1 - level)^2.
+
+def first_guess(policy: Policy, by: str, target: float) -> float:
+    """Where a search begins: one tensor's share as it is, two tensors as independent, 1 - (1 - level)^2."""
+    if by == "ppl":
+        return 0.25
+    if by == "reads" or policy.name in ("teal", "wina"):
+        return min(target / most_unread(policy), 0.95)
+    return 1 - (1 - target) ** 0.5 if policy.name == "dhar" else target
+
+
+def _search(at: Callable[[float], Thresholds], target: float, near: float, level: float) -> Thresholds:
+    """The level that achieves the target: secant steps kept inside a shrinking bracket.
+
+    What is achieved grows with the level, from 0 at 0; at level 1 everything is cut. A secant step that leaves the
+    bracket nearly as wide as it was is followed by a halving, which a curve that bends (perplexity) needs.
     """
-    low, high, low_value, high_value = 0.0, 1.0, 0.0, 1.0
-    level = 1 - (1 - target) ** 0.5 if several else target
-    for _ in range(20):
+    low, high, low_value, high_value = 0.0, 1.0, 0.0, max(1.0, 2 * target)
+    best = None
+    for _ in range(25):
         found = at(level)
-        value = found.spec.achieved
-        if abs(value - target) <= tolerance:
+        value, width = found.spec.achieved, high - low
+        if best is None or abs(value - target) < abs(best.spec.achieved - target):
+            best = found
+        if abs(value - target) <= near:
             break
         if value < target:
             low, low_value = level, value
         else:
             high, high_value = level, value
         share = (target - low_value) / (high_value - low_value) if high_value > low_value else 0.5
-        level = low + (high - low) * min(max(share, 0.05), 0.95)
-    return found
+        share = 0.5 if high - low > 0.7 * width else min(max(share, 0.05), 0.95)
+        level = low + (high - low) * share
+    return best

@@ -1,8 +1,11 @@
-"""The sparse FFN that does less: for each token, only the rows and columns of the kept neurons are touched.
+"""The sparse FFN that does less: for each token, only the rows and columns that its mask needs are touched.
 
     g = W_gate x, a = act(g)                 all rows: nothing is known yet
     J = {j : g_j and a_j kept}               u_J = W_up[J] x          |J| rows of up
     J' = {j in J : u_j and m_j kept}         y = W_down[:, J'] m_J'   |J'| columns of down
+
+A policy that looks at up alone (countdown) begins with up, and reads the gate's rows for J. One that cuts inputs
+(teal, wina) reads the columns of W_gate and W_up whose input is kept.
 
 It reads exactly what ``read_exact`` counts, and equals the masked form up to the order in which the same products are
 added. Each token has its own J, so there are loops over tokens: this is the form for decoding, one token at a time.
@@ -13,42 +16,78 @@ import numpy as np
 from ..trace import Tap, no_tap
 from ..transformer.model import Layer
 from ..transformer.ops import linear
-from .masked import both
-from .policies import AFTER_GATE, AFTER_UP, Policy
+from .masked import both, where_any
+from .policies import AFTER_BOTH, AFTER_GATE, AFTER_UP, OF_GATE_INPUT, OF_UP_INPUT, Norms, Policy
+
+
+def rows_of(
+    x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, rows: np.ndarray | None, columns: np.ndarray | None
+) -> np.ndarray:
+    """The products of each token with the rows and from the columns that are True; 0 where a row is not.
+
+    x (T, D), weight (F, D), rows (T, F) or None for all, columns (T, D) or None for all  ->  (T, F).
+    """
+    if rows is None and columns is None:
+        return linear(x, weight, bias)
+    out = np.zeros((len(x), len(weight)), x.dtype)
+    for t in range(len(x)):
+        if columns is not None:
+            kept = np.flatnonzero(columns[t])
+            out[t] = linear(x[t, kept], weight[:, kept], bias)
+        else:
+            kept = np.flatnonzero(rows[t])
+            out[t, kept] = linear(x[t], weight[kept], None if bias is None else bias[kept])
+    return out
+
+
+def columns_of(mid: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, mask: np.ndarray) -> np.ndarray:
+    """The output from the columns of W_down that are kept.  mid, mask (T, F), weight (D, F)  ->  (T, D)."""
+    out = np.empty((len(mid), len(weight)), mid.dtype)
+    for t in range(len(mid)):
+        kept = np.flatnonzero(mask[t])  # (|J'|,)
+        out[t] = linear(mid[t, kept], weight[:, kept], bias)
+    return out
 
 
 def gathered_swiglu(
-    x: np.ndarray, layer: Layer, position: int = 0, tap: Tap = no_tap, *, policy: Policy, thresholds: dict[str, float]
-) -> np.ndarray:
-    """SwiGLU from the kept neurons alone (equations above).
+    x: np.ndarray, layer: Layer, position: int = 0, tap: Tap = no_tap, *,
+    policy: Policy, thresholds: dict[str, float], norms: Norms | None = None,
+) -> np.ndarray:  # fmt: skip
+    """SwiGLU from what its mask needs alone (equations above).
 
-    x (T, D), thresholds {tensor: number} of this layer  ->  y (T, D). Taps gate_pre, gate, the masks, mid_cut and
-    out. An edit of the mask can cut more, not less: what was not read is 0 in mid_cut.
+    x (T, D), thresholds {tensor: number} of this layer  ->  y (T, D). Taps what is computed in full, the masks,
+    mid_cut and out. An edit of the mask can cut more, not less: what was not read is 0 in mid_cut.
     """
-    gate_pre = tap("gate_pre", linear(x, layer.gate_proj, layer.gate_bias))  # (T, F)
-    gate = tap("gate", layer.act(gate_pre))  # (T, F)
-    mask_gate = both([policy.kept(t, v, thresholds) for t, v in zip(AFTER_GATE, (gate_pre, gate), strict=True)])
-    if mask_gate is not None:
-        mask_gate = tap("mask_gate", mask_gate)  # (T, F)
-    cuts_up = any(t in policy.tensors and t in thresholds for t in AFTER_UP)
-    mask = np.ones(gate.shape, bool) if mask_gate is None else mask_gate.copy()  # (T, F)
+    norms, tap = policy.norms(layer) if norms is None else norms, where_any(tap)
 
-    mid = np.zeros_like(gate)  # (T, F), filled in where something was computed
-    for t in range(len(x)):
-        kept = np.flatnonzero(mask[t])  # (|J|,)
-        up_bias = None if layer.up_bias is None else layer.up_bias[kept]
-        up = linear(x[t], layer.up_proj[kept], up_bias)  # (|J|,)
-        mid[t, kept] = gate[t, kept] * up
-        if cuts_up:
-            values = (up, mid[t, kept])
-            mask[t, kept] = both([policy.kept(name, v, thresholds) for name, v in zip(AFTER_UP, values, strict=True)])
-    mask = tap("mask", mask)  # there is no mask_up to show: up was computed only where the gate was kept
+    def keep(tensors: tuple[str, ...], *values: np.ndarray) -> np.ndarray | None:
+        return both([policy.kept(t, v, thresholds, norms) for t, v in zip(tensors, values, strict=True)])
+
+    mask_in_gate = tap("mask_in_gate", keep(OF_GATE_INPUT, x, x))  # (T, D)
+    mask_in_up = tap("mask_in_up", keep(OF_UP_INPUT, x))  # (T, D)
+
+    def gate_rows(rows: np.ndarray | None) -> np.ndarray:
+        return rows_of(x, layer.gate_proj, layer.gate_bias, rows, mask_in_gate)
+
+    def up_rows(rows: np.ndarray | None) -> np.ndarray:
+        return rows_of(x, layer.up_proj, layer.up_bias, rows, mask_in_up)
+
+    cut = [t for t in policy.tensors if t in thresholds]
+    if "up" in cut and not set(cut) & set(AFTER_GATE):  # up first
+        up = tap("up", up_rows(None))  # (T, F)
+        mask = tap("mask_up", keep(AFTER_UP, up))  # (T, F)
+        gate = layer.act(gate_rows(mask))  # (T, F), right where the mask is True
+    else:
+        gate_pre = tap("gate_pre", gate_rows(None))  # (T, F)
+        gate = tap("gate", layer.act(gate_pre))  # (T, F)
+        mask = tap("mask_gate", keep(AFTER_GATE, gate_pre, gate))  # (T, F)
+        up = up_rows(mask)  # (T, F), right where the mask is True
+        mask = both([mask, keep(AFTER_UP, up)])  # not shown: up is known only where the gate was kept
+    mid = gate * up  # (T, F)
+    mask = both([mask, keep(AFTER_BOTH, mid, mid)])
+    mask = tap("mask", np.ones(mid.shape, bool) if mask is None else mask)  # (T, F)
     mid_cut = tap("mid_cut", np.where(mask, mid, 0))  # (T, F)
 
-    out = np.empty_like(x)  # (T, D)
-    for t in range(len(x)):
-        kept = np.flatnonzero(mask[t])  # (|J'|,)
-        out[t] = linear(mid_cut[t, kept], layer.down_proj[:, kept], layer.down_bias)  # (D,)
-    out = tap("out", out)  # (T, D)
-    mask_out = policy.kept("out", out, thresholds)
-    return out if mask_out is None else np.where(tap("mask_out", mask_out), out, 0)
+    out = tap("out", columns_of(mid_cut, layer.down_proj, layer.down_bias, mask))  # (T, D)
+    mask_out = tap("mask_out", keep(("out",), out))  # (T, D)
+    return out if mask_out is None else np.where(mask_out, out, 0)

@@ -1,6 +1,8 @@
 """The sparse FFN in its plain form: compute everything, then set to zero what the policy cuts.
 
-    g, a, u, m as in the dense FFN        mask = (g or a kept) and (u or m kept)
+    x_g, x_u = x where kept, else 0       (teal, wina: the inputs of gate and up; all other policies: x_g = x_u = x)
+    g = x_g W_gate^T    a = act(g)    u = x_u W_up^T    m = a * u
+    mask = (g or a kept) and (u kept) and (m kept)
     y = (m where mask, else 0) W_down^T   y = y where kept, else 0     (dhar)
 
 Nothing is saved here, which is the point: every value that a cut removes can still be looked at, the formula stands
@@ -13,7 +15,7 @@ import numpy as np
 from ..trace import Tap, no_tap
 from ..transformer.model import Layer
 from ..transformer.ops import linear
-from .policies import AFTER_GATE, AFTER_UP, Policy
+from .policies import AFTER_BOTH, AFTER_GATE, AFTER_UP, OF_GATE_INPUT, OF_UP_INPUT, Norms, Policy
 
 
 def both(masks: list[np.ndarray | None]) -> np.ndarray | None:
@@ -22,27 +24,41 @@ def both(masks: list[np.ndarray | None]) -> np.ndarray | None:
     return np.logical_and.reduce(found) if found else None
 
 
+def where_any(tap: Tap) -> Tap:
+    """The same tap, which is not shown a mask that there is not."""
+    return lambda name, value: None if value is None else tap(name, value)
+
+
 def masked_swiglu(
-    x: np.ndarray, layer: Layer, position: int = 0, tap: Tap = no_tap, *, policy: Policy, thresholds: dict[str, float]
-) -> np.ndarray:
+    x: np.ndarray, layer: Layer, position: int = 0, tap: Tap = no_tap, *,
+    policy: Policy, thresholds: dict[str, float], norms: Norms | None = None,
+) -> np.ndarray:  # fmt: skip
     """SwiGLU with the neurons that the policy cuts set to zero (equations above; policies.py for the rules).
 
-    x (T, D), thresholds {tensor: number} of this layer  ->  y (T, D). Taps the values before the cut.
+    x (T, D), thresholds {tensor: number} of this layer  ->  y (T, D). Taps the values before the cut. norms: what
+    ``policy.norms(layer)`` gives, where it is at hand.
     """
-    gate_pre = tap("gate_pre", linear(x, layer.gate_proj, layer.gate_bias))  # (T, F)
+    norms, tap = policy.norms(layer) if norms is None else norms, where_any(tap)
+
+    def keep(tensors: tuple[str, ...], *values: np.ndarray) -> np.ndarray | None:
+        return both([policy.kept(t, v, thresholds, norms) for t, v in zip(tensors, values, strict=True)])
+
+    mask_in_gate = tap("mask_in_gate", keep(OF_GATE_INPUT, x, x))  # (T, D)
+    mask_in_up = tap("mask_in_up", keep(OF_UP_INPUT, x))  # (T, D)
+    x_gate = x if mask_in_gate is None else np.where(mask_in_gate, x, 0)  # (T, D)
+    x_up = x if mask_in_up is None else np.where(mask_in_up, x, 0)  # (T, D)
+
+    gate_pre = tap("gate_pre", linear(x_gate, layer.gate_proj, layer.gate_bias))  # (T, F)
     gate = tap("gate", layer.act(gate_pre))  # (T, F)
-    up = tap("up", linear(x, layer.up_proj, layer.up_bias))  # (T, F)
+    up = tap("up", linear(x_up, layer.up_proj, layer.up_bias))  # (T, F)
     mid = tap("mid", gate * up)  # (T, F)
 
-    values = {"gate_pre": gate_pre, "gate": gate, "up": up, "mid": mid}
-    mask_gate = both([policy.kept(t, values[t], thresholds) for t in AFTER_GATE])
-    mask_up = both([policy.kept(t, values[t], thresholds) for t in AFTER_UP])
-    mask_gate = mask_gate if mask_gate is None else tap("mask_gate", mask_gate)  # (T, F)
-    mask_up = mask_up if mask_up is None else tap("mask_up", mask_up)  # (T, F)
-    mask = both([mask_gate, mask_up])
+    mask_gate = tap("mask_gate", keep(AFTER_GATE, gate_pre, gate))  # (T, F)
+    mask_up = tap("mask_up", keep(AFTER_UP, up))  # (T, F)
+    mask = both([mask_gate, mask_up, keep(AFTER_BOTH, mid, mid)])
     mask = tap("mask", np.ones(mid.shape, bool) if mask is None else mask)  # (T, F)
 
     mid_cut = tap("mid_cut", np.where(mask, mid, 0))  # (T, F)
     out = tap("out", linear(mid_cut, layer.down_proj, layer.down_bias))  # (T, D)
-    mask_out = policy.kept("out", out, thresholds)
-    return out if mask_out is None else np.where(tap("mask_out", mask_out), out, 0)
+    mask_out = tap("mask_out", keep(("out",), out))  # (T, D)
+    return out if mask_out is None else np.where(mask_out, out, 0)

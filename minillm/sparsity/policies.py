@@ -1,49 +1,130 @@
 """Which activations a method cuts: the tensor it looks at and how it compares.
 
 With x the normed input of the FFN, g = x W_gate^T, a = act(g), u = x W_up^T, m = a * u, y = m W_down^T, and one
-threshold t per layer and tensor:
+threshold t per layer and tensor, neuron j (or input i) stays where:
 
-    dhar   keep neuron j where |g_j| >= t_g and |u_j| >= t_u; then keep output coordinate i where |y_i| >= t_y
-           Dhar et al. 2024 (arXiv 2412.12178, eq. 3-7 and the released ThresholdLlamaMLP). The gate is compared
-           BEFORE its activation. "50 %" means half of each of the three tensors: far more than half of the neurons.
-           Cutting y saves no neuron.
-    cats   keep neuron j where |a_j| > t        Lee et al. 2024 (CATS, arXiv 2404.08763): after the activation
-    mid    keep neuron j where |m_j| > t        the neuron's own coefficient; needs gate and up in full
+    dhar       |g_j| >= t_g and |u_j| >= t_u; then output coordinate i where |y_i| >= t_y
+               Dhar et al. 2024 (arXiv 2412.12178, eq. 3-7 and the released ThresholdLlamaMLP). The gate is compared
+               BEFORE its activation. "50 %" means half of each of the three tensors: far more than half of the
+               neurons. Cutting y saves no neuron.
+    cats       |a_j| > t                    Lee et al. 2024 (CATS, arXiv 2404.08763): after the activation
+    countdown  |u_j| > t                    M-CountDown (arXiv 2505.17701): the other branch, which needs no activation
+    mid        |m_j| > t                    the neuron's own coefficient; needs gate and up in full
+    cett       |m_j| ||W_down[:, j]|| >= t  Luo et al. 2025 (Sparsing Law, arXiv 2411.02335, section 3): the length of
+                                            what the neuron adds to y
+    teal       inputs: |x_i| > t for the gate, |x_i| > t for up, |m_j| > t for down
+               Liu et al. 2024 (TEAL, arXiv 2408.14690): whole columns of the three matrices
+    wina       |x_i| ||W_gate[:, i]|| > t for the gate, |x_i| > t for up, |m_j| > t for down
+               Chen et al. 2025 (WINA, arXiv 2505.19427). Differs from WINA: the FFN alone, attention is left dense.
+               The norm of the gate's columns and of no others is what its released code uses.
+    topk       the k largest |m_j| of each token, k a fixed share of F
+    topp       the largest |m_j| of each token that together reach a fixed share of its sum_j |m_j|
+               both: Szatkowski et al. 2025 (arXiv 2509.00454)
+    griffin    the neurons that were largest over the prompt (Dong et al. 2024, arXiv 2404.01365): griffin.py
 
-What a policy must compute before it knows its mask is what it must read. The tensors come in the order g, a, u, m, y,
-so a policy that looks only at g or a can leave the other neurons' rows of W_up unread, and so on.
+What a policy must compute before it knows its mask is what it must read. A policy that looks only at g or a can leave
+the other neurons' rows of W_up unread, one that looks only at u those of W_gate, and so on.
+
+The thresholds of topk and topp are shares, too: of the neurons that go, and of the sum that goes. So 0 cuts nothing
+under every policy, and a larger threshold cuts more.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from ..errors import MinillmError
+from ..transformer.model import Layer
 
+OF_GATE_INPUT = ("in_gate", "in_gate_norm")  # known from x alone
+OF_UP_INPUT = ("in_up",)
 AFTER_GATE = ("gate_pre", "gate")  # known once the gate is computed
-AFTER_UP = ("up", "mid")  # known once up is computed too
-TENSORS = (*AFTER_GATE, *AFTER_UP, "out")  # in the order of computation, under the step names
+AFTER_UP = ("up",)  # known once up is computed
+AFTER_BOTH = ("mid", "neuron_norm")
+
+
+class Tensor(NamedTuple):
+    """What a threshold is compared with: the magnitude of a step, weighted per column where ``norms`` is given."""
+
+    step: str
+    norms: Callable[[Layer], np.ndarray] | None = None
+
+
+TENSORS = {  # in the order of computation
+    "in_gate": Tensor("norm"),
+    "in_gate_norm": Tensor("norm", lambda layer: np.linalg.norm(layer.gate_proj, axis=0)),  # (D,)
+    "in_up": Tensor("norm"),
+    "gate_pre": Tensor("gate_pre"),
+    "gate": Tensor("gate"),
+    "up": Tensor("up"),
+    "mid": Tensor("mid"),
+    "neuron_norm": Tensor("mid", lambda layer: np.linalg.norm(layer.down_proj, axis=0)),  # (F,)
+    "out": Tensor("out"),
+}
+Norms = dict[str, np.ndarray]
+
+
+def magnitude(tensor: str, values: np.ndarray, norms: Norms) -> np.ndarray:
+    """What is compared with the threshold of ``tensor``: |values|, times the column's norm where it has one."""
+    size = np.abs(values)
+    return size * norms[tensor] if TENSORS[tensor].norms else size
 
 
 @dataclass(frozen=True)
 class Policy:
-    """A rule: the tensors it cuts, and whether a value equal to the threshold stays (">=") or goes (">")."""
+    """A rule: the tensors it cuts, and how. Comparisons: ">=" (a value equal to the threshold stays), ">" (it goes),
+    "top-k" and "top-p" (per token), "prompt" (griffin)."""
 
     name: str
     tensors: tuple[str, ...]
     comparison: str
     source: str
 
-    def kept(self, tensor: str, values: np.ndarray, thresholds: dict[str, float]) -> np.ndarray | None:
+    def norms(self, layer: Layer) -> Norms:
+        """{tensor: (D,) or (F,)} the column norms of this layer that the rule needs; {} for most."""
+        return {t: TENSORS[t].norms(layer) for t in self.tensors if TENSORS[t].norms}
+
+    def kept(
+        self, tensor: str, values: np.ndarray, thresholds: dict[str, float], norms: Norms | None = None
+    ) -> np.ndarray | None:
         """True where a value stays; None when this policy (or this thresholds file) does not cut that tensor.
 
-        values (...)  ->  bool (...).
+        values (..., n)  ->  bool (..., n). norms: what ``norms(layer)`` gives; needed for a tensor that has one.
         """
         if tensor not in self.tensors or tensor not in thresholds:
             return None
-        magnitude, threshold = np.abs(values), thresholds[tensor]
+        size, threshold = magnitude(tensor, values, norms or {}), thresholds[tensor]
+        if self.comparison == "top-k":
+            return largest(size, size.shape[-1] - round(min(threshold, 1) * size.shape[-1]))
+        if self.comparison == "top-p":
+            return reaching(size, 1 - threshold)
         # Put as "not below", so that a NaN stays and shows up in the result.
-        return ~(magnitude < threshold) if self.comparison == ">=" else ~(magnitude <= threshold)
+        return ~(size < threshold) if self.comparison == ">=" else ~(size <= threshold)
+
+
+def largest(size: np.ndarray, count: int) -> np.ndarray:
+    """True at the ``count`` largest entries of each row; of equal ones, the first.  (..., n) -> bool (..., n)."""
+    order = np.argsort(-size, axis=-1, kind="stable")[..., :count]
+    mask = np.zeros(size.shape, bool)
+    np.put_along_axis(mask, order, True, axis=-1)
+    return mask
+
+
+def reaching(size: np.ndarray, share: float) -> np.ndarray:
+    """True at the fewest entries of each row that together hold ``share`` of its sum, and at any equal to the last.
+
+    (..., n) -> bool (..., n). Sums in float64, so that many small entries count.
+    """
+    if share >= 1:
+        return np.ones(size.shape, bool)  # a rounded sum may reach 1 too early
+    if share <= 0:
+        return np.zeros(size.shape, bool)
+    falling = -np.sort(-size, axis=-1)
+    total = np.cumsum(falling, axis=-1, dtype=np.float64)
+    last = np.argmax(total >= share * total[..., -1:], axis=-1)[..., None]  # the entry that reaches it
+    return ~(size < np.take_along_axis(falling, last, axis=-1))
 
 
 POLICIES = {
@@ -52,6 +133,13 @@ POLICIES = {
         Policy("dhar", ("gate_pre", "up", "out"), ">=", "arXiv 2412.12178, eq. 3-7"),
         Policy("cats", ("gate",), ">", "arXiv 2404.08763"),
         Policy("mid", ("mid",), ">", "the coefficient of each neuron"),
+        Policy("cett", ("neuron_norm",), ">=", "arXiv 2411.02335, section 3"),
+        Policy("teal", ("in_gate", "in_up", "mid"), ">", "arXiv 2408.14690"),
+        Policy("wina", ("in_gate_norm", "in_up", "mid"), ">", "arXiv 2505.19427"),
+        Policy("countdown", ("up",), ">", "arXiv 2505.17701, M-CountDown"),
+        Policy("griffin", ("mid",), "prompt", "arXiv 2404.01365"),
+        Policy("topk", ("mid",), "top-k", "arXiv 2509.00454"),
+        Policy("topp", ("mid",), "top-p", "arXiv 2509.00454"),
     )
 }
 

@@ -8,8 +8,9 @@ fields cannot be compared with another:
 and from the masks of a run, always in the same way:                                         SparsityMeter
 
     neuron sparsity    share of (token, neuron) pairs whose mid is cut to zero
-    read_exact         share of [gate rows, up rows, down columns] read per token when the policy computes its own
-                       mask: whatever decides the mask has to be read first
+    read_exact         share of [gate, up, down] weights read per token when the policy computes its own mask: whatever
+                       decides the mask has to be read first. Rows of gate and up and columns of down; where a policy
+                       cuts inputs (teal, wina), columns of all three
     read_known_mask    the same when the mask is known beforehand for nothing (a free oracle): the density, three times
     union density      share of neurons that at least one of ``window`` successive tokens needs: what a batch reads
 """
@@ -26,8 +27,9 @@ import numpy as np
 class SparsitySpec:
     """The definition behind a sparsity figure.
 
-    tensors: what is compared with a threshold, under the step names. comparison: kept where |value| is that against
-    the threshold. by: what ``target`` counts, "tensor" (share of each cut tensor) or "neuron" (neuron sparsity).
+    tensors: what is compared with a threshold (policies.py). comparison: kept where the value is that against the
+    threshold, or how many are kept. by: what ``target`` counts: "tensor" (share of each cut tensor), "neuron" (neuron
+    sparsity), "reads" (share of weights not read), "cett" (what is lost of the output), "ppl" (increase of perplexity).
     achieved: the same quantity as measured on the text that the figure is about. target is None where it is unknown.
     """
 
@@ -46,13 +48,24 @@ class SparsitySpec:
         return asdict(self) | {"tensors": list(self.tensors)}
 
     def __str__(self) -> str:
-        cut = ", ".join(f"|{t}| {self.comparison} threshold" for t in self.tensors)
         target = "unknown" if self.target is None else f"{self.target:.3f}"
         achieved = "" if self.achieved is None else f", achieved {self.achieved:.3f}"
+        counts = {"reads": "weights not read", "cett": "CETT", "ppl": "increase of perplexity"}
         return (
-            f"{self.policy}: keep where {cut}; {self.by} sparsity, target {target}{achieved}; "
+            f"{self.policy}: keep {in_words(self.tensors, self.comparison)}; "
+            f"{counts.get(self.by, f'{self.by} sparsity')}, target {target}{achieved}; "
             f"{self.token_scope}; {self.layer_scope}; {self.granularity}"
         )
+
+
+def in_words(tensors: tuple[str, ...], comparison: str) -> str:
+    """What a rule keeps: "where |gate| > threshold"."""
+    how = {
+        "top-k": "the largest {} of each token",
+        "top-p": "the largest {} of each token, up to a share of their sum",
+        "prompt": "the neurons with the largest {} over the first tokens",
+    }
+    return ", ".join(how.get(comparison, f"where {{}} {comparison} threshold").format(f"|{t}|") for t in tensors)
 
 
 @dataclass(frozen=True)
@@ -78,8 +91,13 @@ class SparsityReport:
         """Share of the FFN's weights read per token by a free oracle."""
         return sum(self.read_known_mask) / 3
 
-    def achieved(self, by: str) -> float:
-        """What a target of kind ``by`` came to: the neuron sparsity, or the mean over the cut tensors."""
+    def achieved(self, by: str) -> float | None:
+        """What a target of kind ``by`` came to: the neuron sparsity, the mean over the cut tensors, or the share of
+        weights not read; None for a kind that masks do not tell."""
+        if by in ("cett", "ppl"):
+            return None
+        if by == "reads":
+            return 1 - self.weight_reads
         if by == "neuron" or not self.tensor_sparsity:
             return self.neuron_sparsity
         return float(np.mean(list(self.tensor_sparsity.values())))
@@ -121,10 +139,19 @@ class SparsityMeter:
         """The accounting of everything counted so far."""
         layers = self._size.get("mask", {})
         per_layer = tuple(1 - self._kept["mask"][i] / layers[i] for i in sorted(layers))
-        density = self._density("mask")
-        # mask_gate is what is known once the gate is computed: only those rows of up are read. mask is what is known
-        # once up is computed as well: only those columns of down are read.
-        reads = (1.0, self._density("mask_gate"), density)
-        cut = {mask.removeprefix("mask_"): 1 - self._density(mask) for mask in self._size if mask != "mask"}
+        density, seen = self._density("mask"), self._size
+        if "mask_known" in seen:  # chosen before anything was computed
+            reads = (density,) * 3
+        elif "mask_in_gate" in seen:  # columns, by their inputs
+            reads = (self._density("mask_in_gate"), self._density("mask_in_up"), density)
+        else:
+            # What was computed first decides which rows of the other are read; mask, which columns of down.
+            gate = 1.0 if "mask_gate" in seen else self._density("mask_up")
+            reads = (gate, self._density("mask_gate"), density)
+        cut = {
+            m.removeprefix("mask_"): 1 - self._density(m) for m in seen if m not in ("mask", "mask_known", "mask_true")
+        }
+        if "mask" in seen and not {"mask_gate", "mask_up"} & set(seen):
+            cut["mid"] = 1 - density  # then mid itself is what is cut
         union = self._union / self._union_size if self._union_size else None
         return SparsityReport(self.tokens, 1 - density, per_layer, cut, reads, (density,) * 3, union, self.window)

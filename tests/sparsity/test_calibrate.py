@@ -22,7 +22,7 @@ from minillm.sparsity.calibrate import (
     collect,
     sparse_ffn,
 )
-from minillm.sparsity.policies import POLICIES
+from minillm.sparsity.policies import POLICIES, TENSORS, magnitude
 from minillm.sparsity.spec import SparsityMeter, SparsitySpec
 from minillm.trace import Trace
 from minillm.transformer.evaluation import document_hashes, perplexity, run_hidden, runs, split_documents
@@ -39,6 +39,8 @@ DISTRIBUTIONS = {
     "tiny": lambda rng, n: rng.standard_normal(n) * 1e-7,
     "relu, with ties at zero": lambda rng, n: np.maximum(rng.standard_normal(n), 0),
 }
+
+BY_SIZE = [name for name, rule in POLICIES.items() if rule.comparison in (">", ">=")]  # the rest cut shares
 
 
 @pytest.fixture(scope="module")
@@ -154,29 +156,31 @@ def test_magnitudes_that_do_not_fit_in_memory_are_streamed(model, monkeypatch):
 # ---- calibrating -----------------------------------------------------------------------------------------------------
 
 
-def shares(model, documents, ffn, context=None) -> dict[str, float]:
-    """Over the first layer: the share of each tensor that is below its threshold in the CUT model."""
-    counts: dict[str, list[int]] = {}
+def shares(model, documents, ffn, context=None) -> dict[str, tuple[float, float]]:
+    """Over the first layer of the CUT model: the share of each tensor below its threshold, and at or below it."""
+    counts: dict[str, list[np.ndarray]] = {}
     for run in runs(model, documents, "documents", context):
         with Trace(keep="blocks.0.mlp.*") as trace:
             model.forward(run.ids, ffn=ffn, tap=trace)
         for tensor, threshold in ffn.thresholds.layers[0].items():
-            kept = ffn.policy.kept(tensor, trace[f"blocks.0.mlp.{tensor}"], {tensor: threshold})
-            counts.setdefault(tensor, []).append((kept.size - np.count_nonzero(kept), kept.size))
-    return {tensor: np.sum([c for c, _ in pairs]) / np.sum([n for _, n in pairs]) for tensor, pairs in counts.items()}
+            size = magnitude(tensor, trace[f"blocks.0.mlp.{TENSORS[tensor].step}"], ffn.norms[0])
+            counts.setdefault(tensor, []).append([(size < threshold).mean(), (size <= threshold).mean(), len(size)])
+    return {tensor: np.average(np.array(c)[:, :2], axis=0, weights=np.array(c)[:, 2]) for tensor, c in counts.items()}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", BY_SIZE)
 @pytest.mark.parametrize("level", [0.3, 0.5])
 def test_the_first_layer_is_cut_by_exactly_the_level_on_the_calibration_text(tmp_path, policy, level, dtype):
     model, documents = tiny.loaded(tmp_path / "m", dtype), texts(20)
     thresholds = calibrate(model, documents, policy, level, context=32)
-    count = sum(len(run.ids) for run in runs(model, documents, "documents", 32)) * 12
-    found = shares(model, documents, sparse_ffn(model, thresholds), 32)
-    for tensor, share in found.items():
-        if tensor != "out":  # computed from masked values, so it drifts even in the first layer
-            assert abs(share - level) <= (1 if dtype == "float64" else 3) / count, tensor
+    count = sum(len(run.ids) for run in runs(model, documents, "documents", 32)) * 8
+    near = (1 if dtype == "float64" else 5) / count
+    for tensor, (below, at_most) in shares(model, documents, sparse_ffn(model, thresholds), 32).items():
+        # Two are computed from values that were cut before, and so drift even in the first layer.
+        if tensor != "out" and not (policy in ("teal", "wina") and tensor == "mid"):
+            assert below - near <= level <= at_most + near, tensor  # values that occur often can lie on the threshold
+            assert at_most - below < 0.02
     assert thresholds.level == level and thresholds.by == "tensor" and thresholds.quantile == "exact"
     assert abs(thresholds.spec.achieved - level) < 0.1 and thresholds.spec.target == level
 
@@ -184,21 +188,24 @@ def test_the_first_layer_is_cut_by_exactly_the_level_on_the_calibration_text(tmp
 def test_the_achieved_value_is_what_the_meter_finds_on_the_calibration_text(model):
     documents = texts(6)
     for policy in POLICIES:
-        for by in ("tensor", "neuron"):
-            thresholds, meter = calibrate(model, documents, policy, 0.4, by=by), SparsityMeter()
+        for by in ("tensor", "neuron", "reads"):
+            thresholds, meter = calibrate(model, documents, policy, 0.3, by=by), SparsityMeter()
             for run in runs(model, documents):
                 for _ in run_hidden(model, run.ids, sparse_ffn(model, thresholds), meter):
                     pass
             assert thresholds.spec.achieved == meter.report().achieved(by)
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", [name for name in POLICIES if name != "griffin"])  # whole neurons of twelve
 @pytest.mark.parametrize("target", [0.1, 0.5, 0.9])
 def test_a_neuron_sparsity_is_reached_on_the_calibration_text(model, policy, target):
     thresholds = calibrate(model, texts(25), policy, target, by="neuron")
     assert abs(thresholds.spec.achieved - target) <= 0.005
     assert thresholds.spec.target == target and thresholds.spec.by == thresholds.by == "neuron"
-    assert (thresholds.level < target - 0.02) == (policy == "dhar")  # two masks: each tensor is cut by less
+    if policy == "dhar":  # two masks: each tensor is cut by less
+        assert thresholds.level < target - 0.02
+    elif policy not in ("teal", "wina", "topp"):  # one mask, one tensor: its share is the share
+        assert abs(thresholds.level - target) < 0.02
 
 
 @pytest.mark.parametrize("by", ["tensor", "neuron"])
@@ -211,7 +218,7 @@ def test_sparsity_zero_is_threshold_zero_and_the_dense_model(model, policy, by):
     assert model.forward(ids, ffn=sparse_ffn(model, thresholds)).tobytes() == model.forward(ids).tobytes()
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", [name for name in POLICIES if name != "griffin"])
 def test_a_higher_sparsity_has_higher_thresholds_and_keeps_fewer(model, policy):
     documents = texts(6)
     shared = collect(model, documents, POLICIES[policy].tensors)
@@ -244,11 +251,15 @@ def test_a_share_of_neurons_is_searched_by_what_is_cut_and_so_found_with_a_coars
 @pytest.mark.parametrize(
     ("how", "said"),
     [
-        ({"policy": "teal"}, "policy 'teal' is unknown"),
+        ({"policy": "tea"}, "policy 'tea' is unknown"),
         ({"sparsity": 1.0}, "sparsity is 1.0"),
         ({"sparsity": -0.1}, "sparsity is -0.1"),
         ({"sparsity": float("nan")}, "sparsity is nan"),
-        ({"by": "cett"}, "by is 'cett', expected tensor or neuron"),
+        ({"by": "cut"}, "by is 'cut', expected one of tensor, neuron, reads, cett, ppl"),
+        ({"by": "cett"}, "by is 'cett' with policy mid, expected policy cett"),
+        ({"by": "reads"}, r"mid reads at least 0.667 of the weights, 0.5 cannot go"),
+        ({"allocation": "best"}, "allocation is 'best', expected uniform or greedy"),
+        ({"allocation": "greedy"}, "allocation is 'greedy' with policy mid, expected teal or wina"),
         ({"quantile": "fast"}, "quantile is 'fast', expected exact or streaming"),
         ({"documents": ""}, "empty"),
     ],
@@ -291,7 +302,7 @@ BROKEN = {
     "no format": ({"format": None}, "format is None, expected 'minillm-thresholds'"),
     "another format": ({"format": "x"}, "format is 'x'"),
     "a later version": ({"version": 2}, "version is 2, expected 1"),
-    "an unknown policy": ({"policy": "teal"}, "policy is 'teal', expected one of dhar, cats, mid"),
+    "an unknown policy": ({"policy": "tea"}, "policy is 'tea', expected one of dhar, cats, mid"),
     "a policy that is no name": ({"policy": ["dhar"]}, "policy is ['dhar']"),
     "no policy": ({"policy": None}, "policy is None"),
     "no layers": ({"layers": []}, "layers is []"),

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from minillm.sparsity.calibrate import Thresholds, sparse_ffn
 from minillm.sparsity.gathered import gathered_swiglu
 from minillm.sparsity.masked import masked_swiglu
-from minillm.sparsity.policies import POLICIES
+from minillm.sparsity.policies import POLICIES as ALL
 from minillm.sparsity.spec import SparsityMeter, SparsitySpec
 from minillm.trace import Trace
 from minillm.transformer.attention import KVCache
@@ -17,6 +17,7 @@ from minillm.transformer.ffn import swiglu
 
 quick = settings(max_examples=25, derandomize=True, deadline=None)
 IDS = [1, 5, 3, 9, 30, 2, 7]
+POLICIES = {name: rule for name, rule in ALL.items() if name != "griffin"}  # which has a state: test_griffin.py
 ACTIVATIONS = ["silu", "relu", "relu2", "gelu", "gelu_pytorch_tanh"]
 
 
@@ -34,20 +35,45 @@ def cut(model, policy: str, value: float, form: str):
 def by_hand(x: np.ndarray, layer, policy: str, limits: dict[str, float]) -> np.ndarray:
     """The FFN as a sum over neurons, one (token, neuron) pair at a time, with the rule written out."""
     out = np.zeros((len(x), len(layer.down_proj))) + (0 if layer.down_bias is None else layer.down_bias)
+    neurons, inputs = range(len(layer.gate_proj)), range(len(layer.down_proj))
     for t in range(len(x)):
-        for j in range(len(layer.gate_proj)):
-            g = x[t] @ layer.gate_proj[j] + (0 if layer.gate_bias is None else layer.gate_bias[j])
-            u = x[t] @ layer.up_proj[j] + (0 if layer.up_bias is None else layer.up_bias[j])
+        x_gate, x_up, mids = x[t].copy(), x[t].copy(), []
+        for i in inputs:
+            weight = np.sqrt(sum(layer.gate_proj[j, i] ** 2 for j in neurons)) if policy == "wina" else 1.0
+            if policy in ("teal", "wina"):
+                x_gate[i] = (
+                    x[t, i] if abs(x[t, i]) * weight > limits.get("in_gate", limits.get("in_gate_norm")) else 0.0
+                )
+                x_up[i] = x[t, i] if abs(x[t, i]) > limits["in_up"] else 0.0
+        for j in neurons:
+            g = x_gate @ layer.gate_proj[j] + (0 if layer.gate_bias is None else layer.gate_bias[j])
+            u = x_up @ layer.up_proj[j] + (0 if layer.up_bias is None else layer.up_bias[j])
             if policy == "dhar":  # the paper's code: cut g and u, and then activate
                 g = g if abs(g) >= limits["gate_pre"] else 0.0
                 u = u if abs(u) >= limits["up"] else 0.0
             a = float(layer.act(np.array([g]))[0])
             if policy == "cats":
                 a = a if abs(a) > limits["gate"] else 0.0
+            if policy == "countdown":
+                u = u if abs(u) > limits["up"] else 0.0
             m = a * u
-            if policy == "mid":
+            if policy in ("mid", "teal", "wina"):
                 m = m if abs(m) > limits["mid"] else 0.0
-            out[t] += m * layer.down_proj[:, j]
+            if policy == "cett":
+                column = np.sqrt(sum(layer.down_proj[i, j] ** 2 for i in inputs))
+                m = m if abs(m) * column >= limits["neuron_norm"] else 0.0
+            mids.append(m)
+        falling = sorted(map(abs, mids), reverse=True)
+        if policy == "topk":
+            fewest = falling[: len(mids) - round(limits["mid"] * len(mids))]
+        if policy == "topp":
+            fewest, goal = [], (1 - limits["mid"]) * sum(falling)
+            while sum(fewest) < goal:
+                fewest.append(falling[len(fewest)])
+        if policy in ("topk", "topp"):
+            mids = [m if abs(m) in fewest else 0.0 for m in mids]
+        for j in neurons:
+            out[t] += mids[j] * layer.down_proj[:, j]
     return np.where(np.abs(out) >= limits["out"], out, 0) if policy == "dhar" else out
 
 
@@ -142,19 +168,29 @@ def test_the_gathered_form_reads_only_the_rows_and_columns_that_the_accounting_c
     layer, x = model.layers[0], np.random.default_rng(2).standard_normal((1, 8))
     limits = {tensor: value for tensor, value in thresholds(policy, 0.4).items() if tensor != "out"}  # NaN is cut there
     how = {"policy": POLICIES[policy], "thresholds": limits}
-    meter, trace = SparsityMeter(), Trace()
+    meter, trace, norms = SparsityMeter(), Trace(), POLICIES[policy].norms(layer)
 
     def tap(name, value):
         return meter(f"blocks.0.mlp.{name}", trace(name, value))
 
     expected = gathered_swiglu(x, layer, 0, tap, **how)
     mask = trace["mask"][0]
-    first = trace["mask_gate"][0] if "mask_gate" in trace else np.ones(len(mask), bool)
     assert 0 < mask.sum() < len(mask)
-    layer.up_proj[~first], layer.up_bias[~first], layer.down_proj[:, ~mask] = np.nan, np.nan, np.nan
+
+    def read(name: str, size: int) -> np.ndarray:
+        return trace[name][0] if name in trace else np.ones(size, bool)
+
+    rows_of_gate, rows_of_up = read("mask_up", 12), read("mask_gate", 12)  # each decided by the other
+    of_gate, of_up = read("mask_in_gate", 8), read("mask_in_up", 8)
+    layer.gate_proj[~rows_of_gate], layer.gate_bias[~rows_of_gate] = np.nan, np.nan
+    layer.up_proj[~rows_of_up], layer.up_bias[~rows_of_up] = np.nan, np.nan
+    layer.gate_proj[:, ~of_gate], layer.up_proj[:, ~of_up] = np.nan, np.nan
+    layer.down_proj[:, ~mask] = np.nan
+    how["norms"] = norms
     assert np.array_equal(gathered_swiglu(x, layer, **how), expected) and np.isfinite(expected).all()
     assert np.isnan(masked_swiglu(x, layer, **how)).any()  # the plain form reads everything
-    np.testing.assert_allclose(meter.report().read_exact, (1, first.mean(), mask.mean()))
+    reads = (rows_of_gate.mean() * of_gate.mean(), rows_of_up.mean() * of_up.mean(), mask.mean())
+    np.testing.assert_allclose(meter.report().read_exact, reads)
     # and each that is counted is needed: one more NaN shows
     layer.down_proj[:, np.flatnonzero(mask)[0]] = np.nan
     assert np.isnan(gathered_swiglu(x, layer, **how)).any()

@@ -16,7 +16,9 @@ IDS = np.random.default_rng(0).integers(0, 31, 19)
 
 def cut(model, policy: str, form: str = "masked", **thresholds):
     rule = POLICIES[policy]
-    layers = tuple(thresholds or dict.fromkeys(rule.tensors, 0.3) for _ in model.layers)
+    layers = tuple(
+        thresholds or dict.fromkeys(rule.tensors, 0.6 if policy == "countdown" else 0.3) for _ in model.layers
+    )
     spec = SparsitySpec(policy, rule.tensors, rule.comparison, "tensor", None)
     return sparse_ffn(model, Thresholds(policy, "tensor", None, layers, spec), form=form)
 
@@ -40,12 +42,17 @@ def masks(traces, name: str) -> np.ndarray:
 READS = {
     "dhar": lambda traces: (1, masks(traces, "mask_gate").mean(), masks(traces, "mask").mean()),
     "cats": lambda traces: (1, masks(traces, "mask").mean(), masks(traces, "mask").mean()),
-    "mid": lambda traces: (1, 1, masks(traces, "mask").mean()),
+    "countdown": lambda traces: (masks(traces, "mask").mean(), 1, masks(traces, "mask").mean()),  # up comes first
+    **dict.fromkeys(("mid", "cett", "topk", "topp"), lambda traces: (1, 1, masks(traces, "mask").mean())),
+    **dict.fromkeys(
+        ("teal", "wina"),
+        lambda traces: tuple(masks(traces, mask).mean() for mask in ("mask_in_gate", "mask_in_up", "mask")),
+    ),
 }
 
 
 @pytest.mark.parametrize("form", ["masked", "gathered"])
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", READS)
 def test_reads_and_sparsity_are_the_shares_counted_by_hand(policy, form):
     model = tiny.model()
     report, traces = metered(model, cut(model, policy, form), texts=(IDS, IDS[:7], IDS[5:6]))
@@ -57,7 +64,8 @@ def test_reads_and_sparsity_are_the_shares_counted_by_hand(policy, form):
     np.testing.assert_allclose(report.read_known_mask, (kept.mean(),) * 3)
     assert np.isclose(report.weight_reads, sum(READS[policy](traces)) / 3)
     assert np.isclose(report.weight_reads_known_mask, kept.mean())
-    assert report.read_exact[1] >= report.read_exact[2]  # more is known later
+    if policy not in ("teal", "wina", "countdown"):
+        assert report.read_exact[1] >= report.read_exact[2]  # more is known later
     assert report.weight_reads_known_mask < report.weight_reads
 
 
@@ -79,11 +87,11 @@ def test_a_tensor_sparsity_is_the_share_that_its_own_threshold_cuts():
     assert report.achieved("neuron") == report.neuron_sparsity
 
 
-@pytest.mark.parametrize(("policy", "name"), [("cats", "gate"), ("mid", "up")])
+@pytest.mark.parametrize(("policy", "name"), [("cats", "gate"), ("mid", "mid"), ("countdown", "up")])
 def test_a_policy_of_one_tensor_has_one_tensor_sparsity_which_is_its_neuron_sparsity(policy, name):
     report, _ = metered(tiny.model(), cut(tiny.model(), policy))
     assert report.tensor_sparsity == {name: report.neuron_sparsity}
-    assert report.achieved("tensor") == report.achieved("neuron") > 0.2
+    assert report.achieved("tensor") == report.achieved("neuron") > 0.15
 
 
 def test_union_density_is_the_share_of_neurons_that_any_token_of_a_window_needs():

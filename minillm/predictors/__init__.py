@@ -1,0 +1,1 @@
+"""4. Predicting: which neurons a token will need, said before they are computed."""

@@ -1,0 +1,292 @@
+"""Predictors that are trained: Deja Vu's two low-rank maps, the same one layer ahead, and one that corrects a shadow.
+
+    z = x A B + c                       A (D, r), B (r, F), c (F,)          learned
+    z = x A B + c + a log s             s (F,) the shadow's scores, a (F,)  refined
+    p = 1 / (1 + exp(-z))               how likely each neuron is active
+
+(Liu et al. 2023, Deja Vu, arXiv 2310.17157, section 3 and the released code: two linear maps without anything between
+them, one predictor per layer.) Trained with binary cross entropy against the mask y of policy mid,
+
+    loss = - mean w (y ln p + (1 - y) ln(1 - p))          w = (|m| / t)^2 where active, else 1
+
+with Adam, on what the layers of the CUT model see, since that is what they will see in use. A tenth of the documents is
+held out, and the parameters are those of the epoch that was best on it. The gradients are short enough to write down.
+With d = w (p - y) / size,
+
+    dB = (x A)^T d      dA = x^T (d B^T)      dc = sum_t d      da = sum_t d log s
+
+One layer ahead (``ahead``): x is the input of the FFN one layer BEFORE, at the same token, so that the weights can be on
+their way while that layer is computed. Layer 0 has no layer before it and is predicted from its own input.
+
+Differs from Deja Vu: the bias c, which costs next to nothing; a score is no decision, the cutoffs are set afterwards.
+A linear z can say which gates will be large; it cannot say that |up| will be, whose sign may be either.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import MinillmError
+from ..optim import Adam, cosine
+from ..sparsity.calibrate import sparse_ffn
+from ..sparsity.predicted import shape_of
+from ..transformer.evaluation import as_documents, document_hashes, pass_over, runs
+from ..transformer.model import Llama
+from .training_free import Shadow
+
+if TYPE_CHECKING:
+    from ..sparsity.calibrate import Thresholds
+
+HELD_OUT = 0.1  # of the documents
+import os
+POWER, STRONGEST = float(os.environ.get("POW","2")), 10
+TINY = 1e-6  # added to a shadow's score before its logarithm
+
+
+# ---- one layer: value and gradient -----------------------------------------------------------------------------------
+
+
+def logits(p: dict[str, np.ndarray], x: np.ndarray, logs: np.ndarray | None = None) -> np.ndarray:
+    """z = x A B + c (+ a log s): x (T, D), logs (T, F) or None  ->  (T, F)."""
+    z = (x @ p["A"]) @ p["B"] + p["c"]  # (T, F)
+    return z if logs is None else z + p["a"] * logs
+
+
+def loss_and_gradients(
+    p: dict[str, np.ndarray], x: np.ndarray, strength: np.ndarray, logs: np.ndarray | None = None
+) -> tuple[float, dict[str, np.ndarray]]:
+    """The weighted cross entropy of the module's docstring and its gradient by every parameter.
+
+    p: A, B, c (and a, where logs are given). x (T, D), strength |m| / t (T, F), logs (T, F).
+    """
+    z = logits(p, x, logs)  # (T, F)
+    y, weight = strength > 1, np.clip(strength, 1, STRONGEST) ** POWER  # (T, F)
+    weight = weight.astype(z.dtype, copy=False)
+    # ln(1 + exp(-|z|)) never overflows:  -ln p = max(-z, 0) + that,  -ln(1 - p) = max(z, 0) + that
+    small = np.exp(-np.abs(z))
+    loss = float((weight * (np.maximum(np.where(y, -z, z), 0) + np.log1p(small))).mean(dtype=np.float64))
+    probability = np.where(z >= 0, 1, small) / (1 + small)
+    d = weight * (probability - y) / z.size  # (T, F)
+    gradients = {"B": (x @ p["A"]).T @ d, "A": x.T @ (d @ p["B"].T), "c": d.sum(axis=0)}
+    if logs is not None:
+        gradients["a"] = (d * logs).sum(axis=0)
+    return loss, gradients
+
+
+# ---- all layers: examples and training -------------------------------------------------------------------------------
+
+
+def examples(
+    model: Llama, thresholds: Thresholds, documents: Sequence[str], context: int | None = None
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """What every layer sees in the model that is cut by these thresholds, and which neurons it keeps.
+
+    ->  inputs: per layer (n, D), masks: per layer (n, F) bool. Held in memory: n (4 D + F) bytes per layer.
+    """
+    found: dict[str, dict[int, list[np.ndarray]]] = {"norm": defaultdict(list), "mid": defaultdict(list)}
+
+    def tap(name: str, value: np.ndarray) -> np.ndarray:
+        parts = name.split(".")
+        if len(parts) == 4 and parts[2] == "mlp" and parts[3] in found:
+            index = int(parts[1])
+            copy = value.copy() if parts[3] == "norm" else np.abs(value) / (thresholds.layers[index]["mid"] or TINY)
+            found[parts[3]][index].append(copy)
+        return value
+
+    pass_over(model, runs(model, documents, "documents", context), tap, sparse_ffn(model, thresholds), "examples")
+    return tuple([np.concatenate(part[i]) for i in range(len(model.layers))] for part in found.values())
+
+
+def train(
+    model: Llama,
+    thresholds: Thresholds,
+    documents: str | Sequence[str],
+    rank: int,
+    shadow: Shadow | None = None,
+    ahead: int = 0,
+    context: int | None = None,
+    epochs: int = 12,
+    batch: int = 256,
+    lr: float = 2e-3,
+    rng: np.random.Generator | None = None,
+) -> Learned | Refined:
+    """Train one predictor per layer (module's docstring); with a shadow, one that refines it.
+
+    documents: training text, the last tenth of it held out. rank: r. ahead: 0, or 1 for one layer ahead (not with a
+    shadow). Stops a layer's training after three epochs without gain on the held-out documents. rng: for the first A
+    and the order of the examples. Raises MinillmError for a text of one document and a rank or ahead out of range.
+    """
+    from tqdm.auto import tqdm
+
+    texts, (layers, hidden, intermediate) = as_documents(documents), shape_of(model)
+    if len(texts) < 2:
+        raise MinillmError("the training text is one document, expected at least two: some are held out")
+    if not 1 <= rank <= hidden:
+        raise MinillmError(f"rank is {rank}, expected 1 to {hidden}")
+    if ahead not in (0, 1) or (ahead and shadow):
+        raise MinillmError(f"ahead is {ahead}, expected 0, or 1 without a shadow")
+    rng = np.random.default_rng(0) if rng is None else rng
+    at = len(texts) - max(1, round(HELD_OUT * len(texts)))
+    (x, y), (x_held, y_held) = (examples(model, thresholds, part, context) for part in (texts[:at], texts[at:]))
+    if shadow is not None and hasattr(shadow, "attach"):
+        shadow.attach(model)
+
+    tables: dict[str, list[np.ndarray]] = defaultdict(list)
+    with tqdm(total=layers * epochs, desc="training", unit="epoch", leave=False, delay=2, disable=None) as bar:
+        for i in range(layers):
+            seen, seen_held = (inputs[max(0, i - ahead)] for inputs in (x, x_held))
+            logs = None if shadow is None else [log_scores(shadow, i, part) for part in (x[i], x_held[i])]
+            rate = (y[i] > 1).mean(axis=0).clip(0.01, 0.99)
+            size = np.sqrt((seen * seen).mean())  # so that x A is near 1, whatever the scale of the normed inputs
+            p = {
+                "A": rng.normal(0, hidden**-0.5, (hidden, rank)) / size,
+                "B": np.zeros((rank, intermediate)),
+                "c": np.log(rate / (1 - rate)),
+            }
+            if logs is not None:  # begin where the shadow is: z = 0 where its score is the threshold
+                p["a"] = np.full(intermediate, 4.0)
+                p["c"] = np.full(intermediate, -4 * np.log(thresholds.layers[i]["mid"] + TINY))
+            p = {name: value.astype(np.float32) for name, value in p.items()}
+            held = (seen_held, y_held[i], logs and logs[1])
+            best, patience, adam = (loss_and_gradients(p, *held)[0], dict(p)), 0, Adam(p, lr)
+            best = (best[0], {name: value.copy() for name, value in p.items()})
+            steps = epochs * -(-len(seen) // batch)
+            for _ in range(epochs):
+                order = rng.permutation(len(seen))
+                for a in range(0, len(seen), batch):
+                    rows = order[a : a + batch]
+                    part = (seen[rows], y[i][rows], None if logs is None else logs[0][rows])
+                    adam.step(loss_and_gradients(p, *part)[1], cosine(adam.t, steps))
+                loss = loss_and_gradients(p, *held)[0]
+                bar.set_postfix(layer=i, held_out=f"{loss:.4f}")
+                bar.update()
+                patience += 1
+                if loss < best[0]:
+                    best, patience = (loss, {name: value.copy() for name, value in p.items()}), 0
+                if patience == 3:
+                    break
+            for name, value in best[1].items():
+                tables[name].append(value.astype(np.float16))
+    stacked = {name: np.stack(parts) for name, parts in tables.items()}
+    shape = (layers, hidden, intermediate)
+    found = Learned(shape, stacked, ahead) if shadow is None else Refined(shadow, stacked)
+    found.trained_on |= frozenset(document_hashes(texts))
+    return found
+
+
+def log_scores(shadow: Shadow, index: int, x: np.ndarray) -> np.ndarray:
+    """log s of a shadow: x (T, D)  ->  (T, F)."""
+    return np.log(shadow.predict(index, 0, x) + TINY)
+
+
+# ---- the predictors --------------------------------------------------------------------------------------------------
+
+
+def check_tables(tables: dict[str, np.ndarray], shape: tuple[int, int, int], names: str) -> None:
+    """Raise ValueError unless the tables are A (L, D, r), B (L, r, F) and c, a (L, F)."""
+    layers, hidden, intermediate = shape
+    rank = tables["A"].shape[-1]
+    sizes = {"A": (layers, hidden, rank), "B": (layers, rank, intermediate)}
+    for name in names:
+        expected = sizes.get(name, (layers, intermediate))
+        if tables[name].shape != expected:
+            raise ValueError(f"{name} is {list(tables[name].shape)}, expected {list(expected)}")
+
+
+class Learned:
+    """Deja Vu's predictor, z = x A B + c, in float16; ahead 1 takes x from the layer before."""
+
+    sequential, needs_truth = False, False
+
+    def __init__(self, shape: tuple[int, int, int], tables: dict[str, np.ndarray], ahead: int = 0):
+        self.shape, self.tables, self.ahead = tuple(shape), tables, ahead
+        check_tables(tables, self.shape, "ABc")
+        self.cutoffs, self.trained_on = None, frozenset()
+        self.name = f"learned rank {tables['A'].shape[-1]}" + (", one layer ahead" if ahead else "")
+        self._before: np.ndarray | None = None  # the input of the layer before, of the same tokens
+
+    def predict(self, index: int, position: int, x: np.ndarray) -> np.ndarray:
+        """x (T, D)  ->  z (T, F)."""
+        seen = self._before if self.ahead and index else x
+        self._before = x
+        return logits({name: table[index].astype(x.dtype) for name, table in self.tables.items()}, seen)
+
+    def observe(self, index: int, position: int, x: np.ndarray, mask: np.ndarray | None) -> None:
+        """Nothing to learn."""
+
+    @property
+    def nbytes(self) -> int:
+        """A, B and c: 2 (r (D + F) + F) bytes per layer."""
+        return sum(table.nbytes for table in self.tables.values())
+
+    def multiply_adds(self, index: int) -> float:
+        """r (D + F)."""
+        _, hidden, intermediate = self.shape
+        return self.tables["A"].shape[-1] * (hidden + intermediate)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """A, B and c."""
+        return self.tables
+
+    def settings(self) -> dict:
+        """Shape and ahead."""
+        return {"shape": self.shape, "ahead": self.ahead}
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, np.ndarray], settings: dict) -> Learned:
+        """Made again from its tables."""
+        return cls(settings["shape"], arrays, settings["ahead"])
+
+
+class Refined:
+    """A shadow and a small learned correction: z = a log s + c + x A B, the correction in float16."""
+
+    sequential, needs_truth = False, False
+
+    def __init__(self, shadow: Shadow, tables: dict[str, np.ndarray]):
+        self.shadow, self.shape, self.tables = shadow, shadow.shape, tables
+        check_tables(tables, self.shape, "ABca")
+        self.cutoffs, self.trained_on, self.reads_gate = None, shadow.trained_on, shadow.reads_gate
+        self.name = f"{shadow.name}, refined"
+
+    def attach(self, model: Llama) -> None:
+        """Hand the model on to the shadow."""
+        self.shadow.attach(model)
+
+    def predict(self, index: int, position: int, x: np.ndarray) -> np.ndarray:
+        """x (T, D)  ->  z (T, F)."""
+        logs = log_scores(self.shadow, index, x)
+        return logits({name: table[index].astype(x.dtype) for name, table in self.tables.items()}, x, logs)
+
+    def observe(self, index: int, position: int, x: np.ndarray, mask: np.ndarray | None) -> None:
+        """Nothing to learn."""
+
+    @property
+    def nbytes(self) -> int:
+        """The shadow's, and 2 (r (D + F) + 2 F) bytes per layer."""
+        return self.shadow.nbytes + sum(table.nbytes for table in self.tables.values())
+
+    def multiply_adds(self, index: int) -> float:
+        """The shadow's and r (D + F) + F."""
+        _, hidden, intermediate = self.shape
+        rank = self.tables["A"].shape[-1]
+        return self.shadow.multiply_adds(index) + rank * (hidden + intermediate) + intermediate
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The shadow's tables and the correction's."""
+        return self.shadow.arrays() | {f"correction_{name}": table for name, table in self.tables.items()}
+
+    def settings(self) -> dict:
+        """The shadow's."""
+        return self.shadow.settings()
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, np.ndarray], settings: dict) -> Refined:
+        """Made again from both."""
+        own = {name.removeprefix("correction_"): a for name, a in arrays.items() if name.startswith("correction_")}
+        rest = {name: a for name, a in arrays.items() if not name.startswith("correction_")}
+        return cls(Shadow.from_arrays(rest, settings), own)

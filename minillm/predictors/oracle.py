@@ -1,0 +1,58 @@
+"""The oracle: the score of a neuron is what it will be.
+
+    s_j = |act(x . gate_j) (x . up_j)| = |m_j|
+
+It reads all of gate and up to know, so it is no method but the bound that predictors are held against: with the cutoffs
+of its own thresholds it is policy ``mid``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import MinillmError
+from ..sparsity.predicted import shape_of
+from ..transformer.model import Llama
+from ..transformer.ops import linear
+
+if TYPE_CHECKING:
+    from ..sparsity.calibrate import Thresholds
+
+
+class Oracle:
+    """|mid| from the layer's own weights; with thresholds of policy mid, their levels are its cutoffs."""
+
+    name, sequential, needs_truth, nbytes = "oracle", False, False, 0
+
+    def __init__(self, model: Llama, thresholds: Thresholds | None = None):
+        self.layers, self.shape, self.trained_on = model.layers, shape_of(model), frozenset()
+        self.cutoffs = thresholds and np.array([layer["mid"] for layer in thresholds.layers])
+
+    def predict(self, index: int, position: int, x: np.ndarray) -> np.ndarray:
+        """x (T, D)  ->  |mid| (T, F)."""
+        layer = self.layers[index]
+        gate = layer.act(linear(x, layer.gate_proj, layer.gate_bias))  # (T, F)
+        return np.abs(gate * linear(x, layer.up_proj, layer.up_bias))  # (T, F)
+
+    def observe(self, index: int, position: int, x: np.ndarray, mask: np.ndarray | None) -> None:
+        """Nothing to learn."""
+
+    def multiply_adds(self, index: int) -> float:
+        """Gate and up in full: 2 F D."""
+        _, hidden, intermediate = self.shape
+        return 2 * intermediate * hidden
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """None of its own."""
+        return {}
+
+    def settings(self) -> dict:
+        """None."""
+        return {}
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, np.ndarray], settings: dict) -> Oracle:
+        """Raises MinillmError: it is made from a model."""
+        raise MinillmError("the oracle has no tables of its own, expected Oracle(model, thresholds)")

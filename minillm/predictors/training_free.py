@@ -1,0 +1,369 @@
+"""Predictors that are made from the weights alone, without a training loop: signs, low rank, and few bits.
+
+    sign     s_j = D - 2 popcount(sign(x) XOR sign(gate_j))        SparseInfer (arXiv 2411.12692): one bit per weight
+    svd      s_j = |act(x . g_j) (x . u_j)|  with G = A B of rank r in the gate's place, and U in up's
+    shadow   the same with G, U = gate and up rounded to b bits per weight, a scale per row
+
+The last two compute the whole of gate and up in small: a poor copy of the layer that says which neurons of the real
+one are worth reading. How good a copy is depends on what it is asked about. The inputs x of a layer are far from
+round: a few directions hold most of their energy. The error that counts for a row w and its copy q is
+
+    mean_t (x_t . w - x_t . q)^2 = (w - q) H (w - q)^T        H = mean_t x_t^T x_t   (D, D), on a training text
+
+so both kinds take H where it is given. Without it, H = 1: the plain rounding and the plain SVD.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import MinillmError
+from ..sparsity.calibrate import sparse_ffn
+from ..sparsity.predicted import shape_of
+from ..transformer.evaluation import pass_over, runs
+from ..transformer.model import Llama
+from ..transformer.ops import ACTIVATIONS, linear
+
+if TYPE_CHECKING:
+    from ..sparsity.calibrate import Thresholds
+
+PAIRS = 1 << 20  # (token, neuron) pairs whose XOR is held at once
+GOLDEN = (5**0.5 - 1) / 2
+
+
+def second_moments(
+    model: Llama, thresholds: Thresholds, documents: str | Sequence[str], context: int | None = None
+) -> np.ndarray:
+    """H = mean_t x_t^T x_t of the FFN inputs of every layer, in the model as it is cut: (L, D, D) float64."""
+    layers, hidden, _ = shape_of(model)
+    total, tokens = np.zeros((layers, hidden, hidden)), np.zeros(layers)
+
+    def tap(name: str, value: np.ndarray) -> np.ndarray:
+        if name.endswith(".mlp.norm"):
+            index = int(name.split(".")[1])
+            total[index] += value.T @ value
+            tokens[index] += len(value)
+        return value
+
+    pass_over(model, runs(model, documents, "documents", context), tap, sparse_ffn(model, thresholds), "looking")
+    return total / tokens[:, None, None]
+
+
+# ---- sign ------------------------------------------------------------------------------------------------------------
+
+
+class Sign:
+    """SparseInfer (arXiv 2411.12692): how many signs of x and of the gate's row agree.
+
+        N_neg = popcount(sign(x) XOR sign(gate_j))        s_j = N_pos - N_neg = D - 2 N_neg
+
+    which is x . gate_j with every magnitude set to 1. Written for ReLU, where a negative gate is exactly zero; with
+    SiLU it is only small. Counts have ties, and a share between two of them could not be selected: a fixed fraction of
+    1 per neuron orders them, the fractional part of j times the golden ratio.
+    Differs from the paper: its rule N_neg > alpha N_pos is our cutoff, one per layer.
+    """
+
+    name, sequential, needs_truth = "sign", False, False
+
+    def __init__(self, shape: tuple[int, int, int], bits: np.ndarray):
+        self.shape, self.bits, self.cutoffs, self.trained_on = tuple(shape), bits, None, frozenset()
+        layers, hidden, intermediate = self.shape
+        expected = (layers, intermediate, -(-hidden // 8))
+        if bits.shape != expected or bits.dtype != np.uint8:
+            raise ValueError(f"bits are {bits.dtype}{list(bits.shape)}, expected uint8{list(expected)}")
+        self._order = (np.arange(intermediate) * GOLDEN % 1).astype(np.float32)
+
+    @classmethod
+    def fit(cls, model: Llama) -> Sign:
+        """Pack the signs of every gate matrix: (L, F, D) -> (L, F, D / 8) bytes."""
+        return cls(shape_of(model), np.stack([pack(np.signbit(layer.gate_proj)) for layer in model.layers]))
+
+    def disagreements(self, index: int, x: np.ndarray) -> np.ndarray:
+        """N_neg of every token and neuron: x (T, D)  ->  counts (T, F)."""
+        signs, rows = pack(np.signbit(x)), max(1, PAIRS // self.shape[2])  # (T, D / 8)
+        blocks = (signs[a : a + rows, None] ^ self.bits[index] for a in range(0, len(x), rows))  # (rows, F, D / 8)
+        return np.concatenate([np.bitwise_count(block).sum(axis=-1, dtype=np.int32) for block in blocks])
+
+    def predict(self, index: int, position: int, x: np.ndarray) -> np.ndarray:
+        """x (T, D)  ->  signs that agree minus signs that do not, and the order of ties (T, F)."""
+        return self.shape[1] - 2 * self.disagreements(index, x) + self._order
+
+    def observe(self, index: int, position: int, x: np.ndarray, mask: np.ndarray | None) -> None:
+        """Nothing to learn."""
+
+    @property
+    def nbytes(self) -> int:
+        """One bit per weight of the gate."""
+        return self.bits.nbytes
+
+    def multiply_adds(self, index: int) -> float:
+        """F D operations on single bits, 32 of which count as one."""
+        _, hidden, intermediate = self.shape
+        return intermediate * hidden / 32
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The packed signs."""
+        return {"bits": self.bits}
+
+    def settings(self) -> dict:
+        """The shape."""
+        return {"shape": self.shape}
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, np.ndarray], settings: dict) -> Sign:
+        """Made again from its signs."""
+        return cls(settings["shape"], arrays["bits"])
+
+
+# ---- bits ------------------------------------------------------------------------------------------------------------
+
+
+def pack(codes: np.ndarray, bits: int = 1) -> np.ndarray:
+    """Whole numbers below 2^bits, packed without gaps along the last axis: (..., n) -> (..., ceil(n bits / 8)) uint8."""
+    each = np.unpackbits(codes.astype(np.uint8)[..., None], axis=-1, count=bits, bitorder="little")  # (..., n, bits)
+    return np.packbits(each.reshape(*codes.shape[:-1], -1), axis=-1, bitorder="little")
+
+
+def unpack(packed: np.ndarray, bits: int, count: int) -> np.ndarray:
+    """The inverse of ``pack``: (..., ceil(count bits / 8)) uint8 -> (..., count) uint8."""
+    each = np.unpackbits(packed, axis=-1, count=count * bits, bitorder="little")
+    each = each.reshape(*packed.shape[:-1], count, bits)
+    return np.packbits(each, axis=-1, bitorder="little")[..., 0]
+
+
+def quantise(
+    weight: np.ndarray, bits: int, moment: np.ndarray | None = None, sweeps: int = 12
+) -> tuple[np.ndarray, np.ndarray]:
+    """Round each row w to q = scale (code - (2^bits - 1) / 2), looking for the least (w - q) H (w - q)^T.
+
+    First, codes by nearest rounding, at the best of some scales for H's diagonal. Then, in turns:
+    - one column at a time, with all others as they are. With r = (w - q) H, the best value of column j is
+      q_j + r_j / H_jj; of the values there are, the nearest one is taken. An error made in one column is made good in
+      those that come with it.
+    - the scale, by least squares: (w H c^T) / (c H c^T), c = the codes' values.
+    No step makes the error larger. (Frantar et al. 2022, GPTQ, arXiv 2210.17323, does the first in one sweep.)
+
+    weight (F, D), moment (D, D) or None for the identity  ->  codes (F, D) uint8, scale (F,) float16.
+    """
+    w, top = weight.astype(np.float64), (2**bits - 1) / 2
+    H = np.eye(w.shape[1]) if moment is None else moment / np.trace(moment) * len(moment)
+    H = H + 1e-3 * np.eye(len(H))  # a direction that the text never showed counts a little, too
+
+    def nearest(values: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        return np.clip(np.round(values / scale + top), 0, 2 * top) - top
+
+    largest = np.maximum(np.abs(w).max(axis=1), 1e-4)  # (F,); float16 has no scale near 0
+    scale, least = largest, np.full(len(w), np.inf)
+    for share in np.linspace(0.3, 1.1, 41):
+        tried = share * largest / top  # (F,)
+        error = ((w - nearest(w, tried[:, None]) * tried[:, None]) ** 2 * np.diag(H)).sum(axis=1)
+        scale, least = np.where(error < least, tried, scale), np.minimum(error, least)
+    scale = scale.astype(np.float16).astype(np.float64)
+    code = nearest(w, scale[:, None])  # (F, D), as values around 0
+    for _ in range(sweeps if moment is not None else 0):
+        r = (w - code * scale[:, None]) @ H  # (F, D)
+        for j in range(w.shape[1]):
+            better = nearest(code[:, j] + r[:, j] / (H[j, j] * scale), 1.0)
+            r -= np.outer((better - code[:, j]) * scale, H[j])
+            code[:, j] = better
+        codeH = code @ H
+        refined = (codeH * w).sum(axis=1) / np.maximum((codeH * code).sum(axis=1), 1e-30)
+        scale = np.where(refined > 0, refined, scale).astype(np.float16).astype(np.float64)
+    return (code + top).astype(np.uint8), scale.astype(np.float16)
+
+
+def low_rank(weight: np.ndarray, rank: int, moment: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """The best A (F, r) B (r, D) for a weight (F, D): least (w - q) H (w - q)^T over all rows, by one SVD.
+
+        H = R R^T (Cholesky);  W R = U S V^T;  A = (U S)_r,  B = V_r^T R^-1        (H = 1: Eckart and Young 1936)
+    """
+    w = weight.astype(np.float64)
+    H = np.eye(w.shape[1]) if moment is None else moment / np.trace(moment) * len(moment)
+    R = np.linalg.cholesky(H + 1e-6 * np.eye(len(H)))
+    u, s, vt = np.linalg.svd(w @ R, full_matrices=False)
+    root = np.sqrt(s[:rank])  # shared between the two, so that neither is too large or too small for a float16
+    b = np.linalg.solve(R.T, (root[:, None] * vt[:rank]).T).T  # (r, D)
+    return (u[:, :rank] * root).astype(np.float16), b.astype(np.float16)
+
+
+# ---- copies of the layer in small ------------------------------------------------------------------------------------
+
+
+class LowRank:
+    """|act(x . g) (x . u)| with gate and up of rank r, in float16 (low_rank above)."""
+
+    sequential, needs_truth = False, False
+
+    def __init__(self, shape: tuple[int, int, int], hidden_act: str, tables: dict[str, np.ndarray]):
+        self.shape, self.hidden_act, self.tables = tuple(shape), hidden_act, tables
+        self.cutoffs, self.trained_on = None, frozenset()
+        layers, hidden, intermediate = self.shape
+        self.rank = tables["gate_b"].shape[1]
+        for part in ("gate", "up"):
+            found = (tables[f"{part}_a"].shape, tables[f"{part}_b"].shape)
+            if found != (expected := ((layers, intermediate, self.rank), (layers, self.rank, hidden))):
+                raise ValueError(f"{part}'s factors are {found}, expected {expected}")
+        self.name = f"svd rank {self.rank}"
+
+    @classmethod
+    def fit(cls, model: Llama, rank: int, moments: np.ndarray | None = None) -> LowRank:
+        """Factor gate and up of every layer; moments (L, D, D): what second_moments gives, or None for a plain SVD."""
+        if not 0 < rank <= min(shape_of(model)[1:]):
+            raise MinillmError(f"rank is {rank}, expected 1 to {min(shape_of(model)[1:])}")
+        tables: dict[str, list[np.ndarray]] = {}
+        for layer in model.layers:
+            moment = None if moments is None else moments[layer.index]
+            for part in ("gate", "up"):
+                a, b = low_rank(getattr(layer, f"{part}_proj"), rank, moment)
+                tables.setdefault(f"{part}_a", []).append(a)
+                tables.setdefault(f"{part}_b", []).append(b)
+                if (bias := getattr(layer, f"{part}_bias")) is not None:
+                    tables.setdefault(f"{part}_bias", []).append(bias.astype(np.float16))
+        return cls(shape_of(model), model.config.hidden_act, {name: np.stack(parts) for name, parts in tables.items()})
+
+    def predict(self, index: int, position: int, x: np.ndarray) -> np.ndarray:
+        """x (T, D)  ->  |mid| of the copy (T, F)."""
+
+        def product(part: str) -> np.ndarray:
+            a, b = (self.tables[f"{part}_{side}"][index].astype(x.dtype) for side in "ab")
+            return linear(linear(x, b), a, of_layer(self.tables, f"{part}_bias", index, x.dtype))  # (T, F)
+
+        return np.abs(ACTIVATIONS[self.hidden_act](product("gate")) * product("up"))
+
+    def observe(self, index: int, position: int, x: np.ndarray, mask: np.ndarray | None) -> None:
+        """Nothing to learn."""
+
+    @property
+    def nbytes(self) -> int:
+        """Both factors of gate and up: 4 r (F + D) bytes per layer."""
+        return sum(table.nbytes for table in self.tables.values())
+
+    def multiply_adds(self, index: int) -> float:
+        """2 r (F + D)."""
+        _, hidden, intermediate = self.shape
+        return 2 * self.rank * (intermediate + hidden)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The factors."""
+        return self.tables
+
+    def settings(self) -> dict:
+        """Shape and activation."""
+        return {"shape": self.shape, "hidden_act": self.hidden_act}
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, np.ndarray], settings: dict) -> LowRank:
+        """Made again from its factors."""
+        return cls(settings["shape"], settings["hidden_act"], arrays)
+
+
+def of_layer(tables: dict[str, np.ndarray], name: str, index: int, dtype: np.dtype) -> np.ndarray | None:
+    """One layer's row of a table that a predictor may not have."""
+    return tables[name][index].astype(dtype) if name in tables else None
+
+
+class Shadow:
+    """|act(x . g) (x . u)| with gate and up at b bits per weight and a float16 scale per row, stored packed.
+
+    gate_bits 0: no copy of the gate, the layer's own is read in full (reads_gate), and only up is a copy. That reads
+    what CATS reads (arXiv 2404.08763) and knows more: the neurons of a large gate whose up is small.
+    """
+
+    sequential, needs_truth = False, False
+
+    def __init__(
+        self, shape: tuple[int, int, int], hidden_act: str, gate_bits: int, up_bits: int, tables: dict[str, np.ndarray]
+    ):
+        self.shape, self.hidden_act, self.tables = tuple(shape), hidden_act, tables
+        self.bits = {"gate": gate_bits, "up": up_bits}
+        self.cutoffs, self.trained_on, self.reads_gate = None, frozenset(), gate_bits == 0
+        layers, hidden, intermediate = self.shape
+        for part, bits in self.bits.items():
+            if bits:
+                found = (tables[f"{part}_codes"], tables[f"{part}_scale"])
+                sizes = ((layers, intermediate, -(-hidden * bits // 8)), (layers, intermediate))
+                for table, size, dtype in zip(found, sizes, (np.uint8, np.float16), strict=True):
+                    if table.shape != size or table.dtype != dtype:
+                        raise ValueError(f"a table of {part} is {table.dtype}{list(table.shape)}, expected {list(size)}")
+        widths = f"{up_bits}" if gate_bits == up_bits else f"{gate_bits}+{up_bits}"
+        self.name = f"shadow {widths}-bit" if gate_bits else f"gate and {up_bits}-bit up"
+        self._layers, self._unpacked = None, {}  # the model's own, and what was unpacked for speed
+
+    @classmethod
+    def fit(cls, model: Llama, bits: int, moments: np.ndarray | None = None, gate_bits: int | None = None) -> Shadow:
+        """Round gate and up of every layer to 1 to 8 bits; moments (L, D, D): what second_moments gives, or None."""
+        widths = {"gate": bits if gate_bits is None else gate_bits, "up": bits}
+        if not (0 <= widths["gate"] <= 8 and 1 <= bits <= 8):
+            raise MinillmError(f"bits are {widths['gate']} and {bits}, expected 1 to 8 (of the gate: 0 for its own)")
+        tables: dict[str, list[np.ndarray]] = {}
+        for layer in model.layers:
+            moment = None if moments is None else moments[layer.index]
+            for part in (part for part, width in widths.items() if width):
+                codes, scale = quantise(getattr(layer, f"{part}_proj"), widths[part], moment)
+                tables.setdefault(f"{part}_codes", []).append(pack(codes, widths[part]))
+                tables.setdefault(f"{part}_scale", []).append(scale)
+                if (bias := getattr(layer, f"{part}_bias")) is not None:
+                    tables.setdefault(f"{part}_bias", []).append(bias.astype(np.float16))
+        stacked = {name: np.stack(parts) for name, parts in tables.items()}
+        return cls(shape_of(model), model.config.hidden_act, widths["gate"], bits, stacked)
+
+    def attach(self, model: Llama) -> None:
+        """Take the model whose gate is read where there is no copy of it."""
+        self._layers = model.layers
+
+    def weight(self, part: str, index: int, dtype: np.dtype) -> np.ndarray:
+        """The copy of a layer's gate or up, unpacked: scale (code - (2^b - 1) / 2), (F, D). Kept from then on."""
+        if (part, index, dtype) not in self._unpacked:
+            bits, hidden = self.bits[part], self.shape[1]
+            codes = unpack(self.tables[f"{part}_codes"][index], bits, hidden).astype(dtype) - (2**bits - 1) / 2
+            scale = self.tables[f"{part}_scale"][index].astype(dtype)
+            self._unpacked[part, index, dtype] = (codes * scale[:, None]).astype(dtype)
+        return self._unpacked[part, index, dtype]
+
+    def gate_up(self, index: int, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What the copy has for gate_pre and up: x (T, D)  ->  twice (T, F)."""
+        if not self.reads_gate:
+            bias = of_layer(self.tables, "gate_bias", index, x.dtype)
+            gate_pre = linear(x, self.weight("gate", index, x.dtype), bias)
+        elif self._layers is None:
+            raise MinillmError(f"the predictor {self.name} reads the model's gate, expected attach(model) before")
+        else:
+            gate_pre = linear(x, self._layers[index].gate_proj, self._layers[index].gate_bias)
+        up_bias = of_layer(self.tables, "up_bias", index, x.dtype)
+        return gate_pre, linear(x, self.weight("up", index, x.dtype), up_bias)
+
+    def predict(self, index: int, position: int, x: np.ndarray) -> np.ndarray:
+        """x (T, D)  ->  |mid| of the copy (T, F)."""
+        gate_pre, up = self.gate_up(index, x)
+        return np.abs(ACTIVATIONS[self.hidden_act](gate_pre) * up)
+
+    def observe(self, index: int, position: int, x: np.ndarray, mask: np.ndarray | None) -> None:
+        """Nothing to learn."""
+
+    @property
+    def nbytes(self) -> int:
+        """The packed codes and the scales; what is unpacked for speed is not counted."""
+        return sum(table.nbytes for table in self.tables.values())
+
+    def multiply_adds(self, index: int) -> float:
+        """2 F D, at few bits each; an own gate counts as well, though its selected rows are needed anyway."""
+        _, hidden, intermediate = self.shape
+        return 2 * intermediate * hidden
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Packed codes and scales."""
+        return self.tables
+
+    def settings(self) -> dict:
+        """Shape, activation, bits."""
+        about = {"gate_bits": self.bits["gate"], "up_bits": self.bits["up"]}
+        return {"shape": self.shape, "hidden_act": self.hidden_act} | about
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, np.ndarray], settings: dict) -> Shadow:
+        """Made again from its tables."""
+        keys = ("shape", "hidden_act", "gate_bits", "up_bits")
+        return cls(*(settings[key] for key in keys), arrays)

@@ -1,0 +1,134 @@
+"""The sparse FFN that is told beforehand: a predictor scores the neurons, and only the selected ones are computed.
+
+    s = predict(layer, x)                      one score per neuron, before a single row of the layer is read
+    J = {j : s_j > c}                          c = the layer's cutoff, which sets how many are selected
+    y = W_down[:, J] (act(W_gate[J] x) * (W_up[J] x))
+
+The selected neurons are computed exactly and none of them is cut again, so a predictor makes only one kind of error
+that costs perplexity: a neuron that mattered and was not selected. The truth it is held against is the mask of policy
+``mid`` at the given thresholds, |m_j| > t.
+
+Two forms of the same sum. ``masked`` computes every neuron, so that the truth is known and can be tapped (mask_true).
+``gathered`` touches the rows and columns of the selected neurons only; where a predictor wants to see the truth
+afterwards (needs_truth: the previous token's mask, say), gate and up are computed in full for that alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import MinillmError, ThresholdsError
+from ..trace import Tap, no_tap
+from ..transformer.model import Layer, Llama
+from ..transformer.ops import linear
+from .policies import policy_named
+
+if TYPE_CHECKING:
+    from ..predictors.base import Predictor
+    from .calibrate import Thresholds
+
+FORMS = ("masked", "gathered")
+
+
+def shape_of(model: Llama) -> tuple[int, int, int]:
+    """(L, D, F): what a predictor must agree on with the model."""
+    config = model.config
+    return config.num_hidden_layers, config.hidden_size, config.intermediate_size
+
+
+def check_fits(predictor: Predictor, model: Llama) -> None:
+    """Raise MinillmError when the predictor is for another number of layers, hidden size or intermediate size.
+
+    One that reads a part of the layer itself (its own gate, say) is given the model here: it has a method attach.
+    """
+    if tuple(predictor.shape) != shape_of(model):
+        found = f"the predictor {predictor.name} is for (layers, hidden, intermediate) {tuple(predictor.shape)}"
+        raise MinillmError(f"{found}, the model has {shape_of(model)}: it belongs to another model")
+    if hasattr(predictor, "attach"):
+        predictor.attach(model)
+
+
+def at_rows(array: np.ndarray | None, rows: np.ndarray) -> np.ndarray | None:
+    """The entries of a bias that the selected neurons need; None stays None."""
+    return None if array is None else array[rows]
+
+
+@dataclass(frozen=True, eq=False)
+class PredictedFFN:
+    """A FeedForward whose neurons are selected by a predictor (equations in the module's docstring).
+
+    thresholds: of policy mid; they say what is true and take no part in the output. Raises ThresholdsError for another
+    policy, MinillmError for a predictor without cutoffs or of another shape.
+    """
+
+    predictor: Predictor
+    thresholds: Thresholds
+    form: str = "masked"
+
+    def __post_init__(self) -> None:
+        if self.form not in FORMS:
+            raise MinillmError(f"form is {self.form!r}, expected one of {', '.join(FORMS)}")
+        if self.thresholds.policy != "mid":
+            raise ThresholdsError(f"the thresholds are of policy {self.thresholds.policy}, a predictor's truth is mid")
+        layers, cutoffs = len(self.thresholds.layers), self.predictor.cutoffs
+        if cutoffs is None or len(cutoffs) != layers:
+            found = "no cutoffs" if cutoffs is None else f"cutoffs for {len(cutoffs)} layers"
+            raise MinillmError(f"the predictor {self.predictor.name} has {found}, expected {layers}: see fit_cutoffs")
+
+    @property
+    def calibrated_on(self) -> frozenset[str]:
+        """Hashes of the documents behind thresholds, tables and cutoffs; scoring any of them gives a warning."""
+        return self.predictor.trained_on | frozenset(self.thresholds.documents_sha256)
+
+    def __call__(self, x: np.ndarray, layer: Layer, position: int = 0, tap: Tap = no_tap) -> np.ndarray:
+        """x (T, D)  ->  y (T, D). Taps scores, mask and mid_cut; the masked form also all that it computes."""
+        predictor, masked, true = self.predictor, self.form == "masked", None
+        if not predictor.sequential:
+            scores = tap("scores", self._scores(x, layer, position))  # (T, F)
+        if masked or predictor.needs_truth:
+            step = tap if masked else no_tap
+            gate_pre = step("gate_pre", linear(x, layer.gate_proj, layer.gate_bias))  # (T, F)
+            gate = step("gate", layer.act(gate_pre))  # (T, F)
+            up = step("up", linear(x, layer.up_proj, layer.up_bias))  # (T, F)
+            mid = step("mid", gate * up)  # (T, F)
+            true = policy_named("mid").kept("mid", mid, self.thresholds.layers[layer.index])  # (T, F)
+        if predictor.sequential:
+            # A row may be predicted only after the row before it was observed, also where a text comes at once.
+            scores = np.concatenate([self._one_row(x, layer, position, true, t) for t in range(len(x))])
+            scores = tap("scores", scores)  # (T, F)
+        else:
+            predictor.observe(layer.index, position, x, true if predictor.needs_truth else None)
+        if true is not None:
+            tap("mask_true", true)  # (T, F)
+        mask = tap("mask", ~(scores <= predictor.cutoffs[layer.index]))  # (T, F); a NaN stays and shows up
+        if masked:
+            mid_cut = tap("mid_cut", np.where(mask, mid, 0))  # (T, F)
+            return tap("out", linear(mid_cut, layer.down_proj, layer.down_bias))  # (T, D)
+
+        mid_cut, out = np.zeros(mask.shape, x.dtype), np.empty_like(x)  # (T, F), (T, D)
+        kept = [np.flatnonzero(row) for row in mask]  # T times (|J|,)
+        for t, J in enumerate(kept):
+            gate = layer.act(linear(x[t], layer.gate_proj[J], at_rows(layer.gate_bias, J)))  # (|J|,)
+            mid_cut[t, J] = gate * linear(x[t], layer.up_proj[J], at_rows(layer.up_bias, J))
+        mid_cut = tap("mid_cut", mid_cut)
+        for t, J in enumerate(kept):
+            out[t] = linear(mid_cut[t, J], layer.down_proj[:, J], layer.down_bias)  # (D,)
+        return tap("out", out)  # (T, D)
+
+    def _scores(self, x: np.ndarray, layer: Layer, position: int) -> np.ndarray:
+        scores = self.predictor.predict(layer.index, position, x)
+        expected = (len(x), len(layer.gate_proj))
+        if scores.shape != expected:
+            found = f"the predictor {self.predictor.name} gave scores {list(scores.shape)}"
+            raise MinillmError(f"{found}, expected {list(expected)}: it belongs to another model")
+        return scores
+
+    def _one_row(self, x: np.ndarray, layer: Layer, position: int, true: np.ndarray | None, t: int) -> np.ndarray:
+        row = slice(t, t + 1)
+        scores = self._scores(x[row], layer, position + t)  # (1, F)
+        known = true[row] if self.predictor.needs_truth else None
+        self.predictor.observe(layer.index, position + t, x[row], known)
+        return scores

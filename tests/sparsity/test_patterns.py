@@ -1,0 +1,430 @@
+"""The predictability experiment: crops, scopes, rates, made variants, the released files, and its controls."""
+
+import json
+
+import numpy as np
+import pytest
+import tiny
+
+from minillm import cli
+from minillm.errors import MinillmError, ThresholdsError
+from minillm.sparsity import patterns as module
+from minillm.sparsity.calibrate import calibrate
+from minillm.sparsity.patterns import (
+    Overlap,
+    Pair,
+    crop,
+    insert_sentence,
+    made_pairs,
+    most_frequent,
+    patterns,
+    predictability,
+    published,
+    read_perturbation,
+    reference,
+    released_pairs,
+    replace_tail,
+    scatter,
+    scopes,
+    shared_prefix,
+)
+from minillm.transformer.model import Llama
+
+WORDS = "the cat sat on a mat and saw the red sea. tom ran home.".split()
+
+
+def texts(count: int, length: int = 25, seed: int = 0) -> list[str]:
+    rng = np.random.default_rng(seed)
+    return [" ".join(rng.choice(WORDS, length)) for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Llama:
+    folder = tmp_path_factory.mktemp("patterns") / "model"
+    sizes = {"num_hidden_layers": 3, "hidden_size": 16, "intermediate_size": 96, "num_attention_heads": 4}
+    return tiny.loaded(folder, "float32", **sizes)
+
+
+@pytest.fixture(scope="module")
+def known(model):
+    calibration = texts(12, seed=1)
+    return reference(model, calibrate(model, calibration, "dhar", 0.5), calibration)
+
+
+def match(measured, scope: str, variant: str) -> float:
+    rows = measured.rows(by_layer=False)
+    return next(row["match"] for row in rows if (row["scope"], row["variant"]) == (scope, variant))
+
+
+# ---- rates -----------------------------------------------------------------------------------------------------------
+
+
+def test_rates_of_two_small_masks_by_hand():
+    found = Overlap.of(np.array([1, 1, 1, 0, 0, 0], bool), np.array([1, 0, 0, 0, 0, 1], bool))
+    assert found == (6, 3, 2, 1)
+    assert (found.match, found.recall, found.iou) == (3 / 6, 1 / 3, 1 / 4)
+    assert found.plus(found).match == found.match
+
+
+def test_independent_masks_of_one_half_match_by_one_half_with_an_iou_of_one_third():
+    rng = np.random.default_rng(0)
+    a, b = rng.random((2, 400, 500)) < 0.5
+    found = Overlap.of(a, b)
+    assert found.match == pytest.approx(0.5, abs=5e-3) and found.iou == pytest.approx(1 / 3, abs=5e-3)
+    exact = Overlap(100, 50, 50, 0).chance()
+    assert (exact.match, exact.recall, exact.iou) == (0.5, 0.5, pytest.approx(1 / 3))
+
+
+def test_chance_follows_the_densities_and_nothing_is_divided_by_nothing():
+    rng = np.random.default_rng(1)
+    found = Overlap.of(rng.random(100_000) < 0.2, rng.random(100_000) < 0.7)
+    for rate in ("match", "recall", "iou"):
+        assert getattr(found, rate) == pytest.approx(getattr(found.chance(), rate), abs=0.01)
+    assert (Overlap().match, Overlap(4, 0, 1, 0).recall, Overlap(4, 0, 0, 0).iou) == (None, None, None)
+
+
+def test_the_unrelated_rate_is_that_of_positions_drawn_at_random(model, known):
+    ids = [model.tokenizer.encode(text) for text in texts(12, seed=1)]
+    found = np.concatenate([patterns(model, text, known.thresholds) for text in ids], axis=1)  # (L, T, F)
+    rng = np.random.default_rng(0)
+    a, b = (rng.integers(found.shape[1], size=3000) for _ in range(2))
+    pair = Pair("t", "v", ids[0], ids[1])
+    rows = [row for row in predictability(model, known, [pair]).rows() if row["scope"] == "window"]
+    for layer, row in enumerate(rows):
+        drawn = Overlap.of(found[layer, a], found[layer, b])
+        assert row["unrelated_match"] == pytest.approx(drawn.match, abs=0.01)
+
+
+def test_the_static_mask_is_the_most_frequent_neurons_and_as_dense_as_the_patterns(known):
+    assert most_frequent(np.array([0.1, 0.9, 0.5, 0.9]), 2).tolist() == [False, True, False, True]
+    for frequency, static in zip(known.frequency, known.static, strict=True):
+        assert static.sum() == pytest.approx(frequency.sum(), abs=0.51)
+        assert frequency[static].min() >= frequency[~static].max()
+
+
+def test_a_pattern_is_the_gate_before_its_activation_at_or_above_the_threshold(model, known):
+    found = patterns(model, model.tokenizer.encode("the cat sat"), known.thresholds)
+    assert found.shape == (3, 12, 96) and found.dtype == bool
+    layer = known.thresholds.layers[0]
+    edge = np.array([layer["gate_pre"], -layer["gate_pre"], 0], np.float64)
+    assert module.pattern(edge, known.thresholds, 0).tolist() == [True, True, False]
+
+
+def test_thresholds_without_a_gate_are_refused(model):
+    with pytest.raises(ThresholdsError, match="policy mid, expected dhar's"):
+        reference(model, calibrate(model, texts(2), "mid", 0.5), texts(2))
+
+
+# ---- crops and scopes ------------------------------------------------------------------------------------------------
+
+
+def test_a_crop_puts_the_first_edit_at_its_middle_and_gives_equal_lengths():
+    a = list(range(100))
+    b = a[:60] + [999] * 70
+    left, right = crop(a, b, 20)
+    assert left == a[50:70] and right == b[50:70] and shared_prefix(left, right) == 10
+    assert [len(x) for x in crop(a, b, 1000)] == [100, 100]  # the longer one is cut
+    left, right = crop(a, a[:95] + [999] * 5, 20)
+    assert left == a[80:] and shared_prefix(left, right) == 15  # moved left, to stay full
+    left, _ = crop(a, [999, *a[1:]], 20)
+    assert left == a[:20]
+
+
+def test_scopes_cover_what_they_say():
+    a, b = [1, 2, 3, 4, 5, 6, 7, 8], [1, 2, 9, 3, 4, 6, 7, 8]
+    found = {scope: [x.tolist() for x in rows] for scope, rows in scopes(a, b).items()}
+    assert found["prefix"] == [[0, 1]] * 2
+    assert found["after"] == [[2, 3, 4, 5, 6, 7]] * 2
+    assert found["changed"] == [[2, 3, 4]] * 2
+    assert found["unchanged"] == [[5, 6, 7]] * 2
+    assert found["aligned"] == [[2, 3, 5, 6, 7], [3, 4, 5, 6, 7]]
+    assert found["window"] == [list(range(8))] * 2
+
+
+# ---- the experiment --------------------------------------------------------------------------------------------------
+
+
+def test_the_shared_prefix_matches_exactly_on_every_layer_and_position(model, known):
+    documents = texts(3, 60, seed=2)  # longer than the context, so that they are cropped
+    pairs = made_pairs(model, documents, np.random.default_rng(0))
+    rows = [row for row in predictability(model, known, pairs, 100).rows(by_text=True) if row["scope"] == "prefix"]
+    assert len(rows) == 3 * 8 * 3
+    assert all(row["match"] == row["recall"] == row["iou"] == 1.0 for row in rows)
+
+
+def test_an_off_by_one_in_the_crop_is_seen_at_the_prefix(model, known, monkeypatch):
+    a = model.tokenizer.encode(" ".join(texts(2, 60)), bos=False)
+    b = [*a[:100], *a[20:]]
+
+    def shifted(original, variant, size):
+        start = 100 - size // 2
+        return original[start : start + size], variant[start + 1 : start + 1 + size]
+
+    pair = Pair("t", "v", a, b)
+    assert match(predictability(model, known, [pair], 64), "prefix", "v") == 1.0
+    monkeypatch.setattr(module, "crop", shifted)
+    rows = predictability(model, known, [pair], 64).rows(by_layer=False)
+    prefix = next(row for row in rows if row["scope"] == "prefix")
+    assert prefix["positions"] < 31  # the shared prefix of 32 tokens and the BOS is gone
+    monkeypatch.setattr(module, "shared_prefix", lambda *_: 31)  # and where its length is believed, its rate tells
+    assert match(predictability(model, known, [pair], 64), "prefix", "v") < 0.9
+
+
+def test_a_model_that_sees_ahead_does_not_match_on_the_prefix(model, known, monkeypatch):
+    real = Llama.hidden
+
+    def sees_ahead(self, ids, *rest):
+        return real(self, [ids[-1], *ids[1:]], *rest)
+
+    a = model.tokenizer.encode(texts(1)[0], bos=False)
+    b = [*a[:-9], *[a[3]] * 9]
+    monkeypatch.setattr(Llama, "hidden", sees_ahead)
+    assert a[-1] != b[-1]
+    assert match(predictability(model, known, [Pair("t", "v", a, b)]), "prefix", "v") < 1
+
+
+def test_random_weights_give_the_published_picture_without_any_predictability():
+    """Prefix 1, changed positions near chance, the whole sequence s + (1 - s) of that (methods' control)."""
+    model = _random_model()
+    rng = np.random.default_rng(3)
+    a, donor = (rng.integers(3, 500, 200).tolist() for _ in range(2))
+    found = {}
+    for percent in (95, 70):
+        keep = 2 * percent
+        found[percent] = Pair("t", f"tail {percent} %", a, a[:keep] + donor[keep:])
+    found[0] = Pair("t", "scattered", a, scatter(a, 0.1, rng))
+    measured = predictability(model, _random_reference(model, rng), found.values(), 256)
+    for percent in (95, 70):
+        name = f"tail {percent} %"
+        assert match(measured, "prefix", name) == 1.0
+        assert 0.48 < match(measured, "changed", name) < 0.6
+        whole = percent / 100 + (1 - percent / 100) * match(measured, "after", name)
+        assert match(measured, "window", name) == pytest.approx(whole, abs=0.01)
+    assert 0.48 < match(measured, "changed", "scattered") < 0.65 < 0.75 < match(measured, "unchanged", "scattered") < 1
+
+
+class _NoText:
+    """What bos_ids asks of a tokenizer, for a model without one."""
+
+    bos_ids = (1,)
+
+
+def _random_model() -> Llama:
+    sizes = tiny.config("plain", vocab_size=500, hidden_size=32, intermediate_size=128, num_hidden_layers=4,
+                        max_position_embeddings=256)  # fmt: skip
+    model = Llama(sizes, tiny.weights(sizes, std=0.2))
+    model.__dict__["tokenizer"] = _NoText()
+    return model
+
+
+def _random_reference(model: Llama, rng: np.random.Generator) -> module.Reference:
+    """Thresholds and frequencies from random ids: ``reference`` wants a text."""
+    from minillm.sparsity.calibrate import Magnitudes, Thresholds
+    from minillm.sparsity.spec import SparsitySpec
+
+    ids = rng.integers(3, 500, 250)
+    magnitudes = Magnitudes(model, ["gate_pre"], len(ids))
+    model.forward(ids, tap=magnitudes)
+    layers = tuple(magnitudes.thresholds(["gate_pre"], 0.5))
+    thresholds = Thresholds("dhar", "tensor", 0.5, layers, SparsitySpec("dhar", ("gate_pre",), ">=", "tensor", 0.5))
+    frequency = patterns(model, ids, thresholds).mean(axis=1)
+    return module.Reference(thresholds, frequency, np.array([most_frequent(f, 64) for f in frequency]))
+
+
+def test_aligned_positions_are_compared_where_difflib_found_them(model, known):
+    """A token is put in: by index everything after it differs, two steps apart nothing is compared with itself."""
+    a = model.tokenizer.encode(texts(1)[0], bos=False)
+    b = [*a[:20], 40, 41, *a[20:]]
+    before, after = (patterns(model, [1, *ids], known.thresholds)[2] for ids in (a, b[: len(a)]))
+    rows = [row for row in predictability(model, known, [Pair("t", "v", a, b)]).rows() if row["layer"] == 2]
+    found = {row["scope"]: row for row in rows}
+    left, right = scopes([1, *a], [1, *b[: len(a)]])["aligned"]
+    assert len(left) > 40 and (right != left).all()
+    assert found["aligned"]["match"] == (before[left] == after[right]).mean() > found["changed"]["match"] + 0.1
+    assert found["aligned"]["recall"] == (before[left] & after[right]).sum() / after[right].sum()
+
+
+def test_pooled_rows_add_the_counts_of_texts_and_layers(model, known):
+    pairs = made_pairs(model, texts(2), np.random.default_rng(0))
+    measured = predictability(model, known, pairs)
+    by_text, pooled = measured.rows(by_text=True), measured.rows(by_layer=False)
+    for row in pooled:
+        parts = [r for r in by_text if (r["variant"], r["scope"]) == (row["variant"], row["scope"])]
+        assert row["positions"] * 3 == sum(part["positions"] for part in parts)
+        weighted = sum(part["positions"] * part["match"] for part in parts) / sum(part["positions"] for part in parts)
+        assert row["match"] == pytest.approx(weighted)
+    assert {row["layer"] for row in by_text} == {0, 1, 2}
+
+
+def test_the_whole_text_is_the_prefix_and_the_rest_by_their_lengths(model, known):
+    a = model.tokenizer.encode(" ".join(texts(2, 60)), bos=False)
+    pair = Pair("t", "v", a, [*a[:90], *a[:200]])
+    rows = predictability(model, known, [pair], 64).rows(by_layer=False)
+    after = next(row for row in rows if row["scope"] == "after")
+    assert after["shared"] == 90 / 290
+    assert after["whole_text"] == pytest.approx(90 / 290 + 200 / 290 * after["match"])
+
+
+def test_the_published_rates_stand_beside_chance(model, known):
+    pairs = made_pairs(model, texts(2), np.random.default_rng(0))
+    rows = published(predictability(model, known, pairs))
+    assert [row["similarity"] for row in rows] == ["95 %", "90 %", "85 %", "80 %", "75 %", "70 %"]
+    assert rows[0]["text 4"] == "100.00%" and rows[5]["text 4"] == "53.83% .. 53.93%"
+    assert [row["whole text at chance"] for row in (rows[0], rows[5])] == [0.975, 0.85]
+    assert all(row["our prefix"] == 1.0 and row["our after"] < row["our whole text"] < 1 for row in rows)
+
+
+@pytest.mark.parametrize("context", [2, 129])
+def test_a_window_without_room_or_beyond_the_model_is_refused(model, known, context):
+    with pytest.raises(MinillmError, match="expected 3 to 128"):
+        predictability(model, known, [Pair("t", "v", [5, 6, 7], [5, 6, 8])], context)
+
+
+def test_a_variant_that_is_the_same_text_is_refused(model, known):
+    with pytest.raises(MinillmError, match="v of t is the same text"):
+        predictability(model, known, [Pair("t", "v", [5, 6], [5, 6])])
+    with pytest.raises(MinillmError, match="no text to compare"):
+        predictability(model, known, [])
+
+
+# ---- made variants ---------------------------------------------------------------------------------------------------
+
+
+def test_a_replaced_tail_keeps_the_first_words_as_they_stand_and_their_number():
+    text = "a  b\nc d e f g h i j"
+    assert replace_tail(text, "x y z", 0.7) == "a  b\nc d e f g x y z"
+    assert replace_tail(text, "x", 0.8) == "a  b\nc d e f g h x x"
+    assert replace_tail(text, "x y", 1.0) == "a  b\nc d e f g h i y"  # at least one word goes
+
+
+def test_a_sentence_is_inserted_after_the_sentence_nearest_to_the_middle():
+    assert insert_sentence("One two. Three four. Five six.", "New one! Rest.") == (
+        "One two. Three four. New one! Five six."
+    )
+    assert insert_sentence("no end at all", "new") == "no end new at all"
+    assert insert_sentence("word", "new") == "word new"
+
+
+def test_scattered_ids_differ_at_exactly_the_share_asked_for():
+    ids = np.random.default_rng(0).integers(0, 9, 200).tolist()
+    for share, count in ((0.1, 20), (0.001, 1), (1, 200)):
+        edited = scatter(ids, share, np.random.default_rng(1))
+        assert sum(a != b for a, b in zip(ids, edited, strict=True)) == count and set(edited) <= set(ids)
+    with pytest.raises(MinillmError, match="repeats one token"):
+        scatter([4, 4], 0.5, np.random.default_rng(0))
+
+
+def test_variants_are_the_same_for_the_same_seed_and_share_what_they_should(model):
+    documents = texts(2)
+    pairs = made_pairs(model, documents, np.random.default_rng(0))
+    assert pairs == made_pairs(model, documents, np.random.default_rng(0))
+    shares = {pair.variant: shared_prefix(*pair[2:]) / len(pair.edited) for pair in pairs[:8]}
+    for percent in (95, 90, 85, 80, 75, 70):
+        assert shares[f"tail {percent} %"] == pytest.approx(percent / 100, abs=0.05)
+
+
+# ---- the released files ----------------------------------------------------------------------------------------------
+
+RELEASED = (
+    '    paragraph90 = """\nOne two. Tail\n  \n"""\n\n'
+    'paragraphMain = """One two. End\n"""\nparagraph95="""One two. Ende"""'
+)
+
+
+def test_a_released_file_is_read_in_any_order_and_indentation(tmp_path, model):
+    path = tmp_path / "paragraph3.txt"
+    for data in (RELEASED.encode(), RELEASED.replace("\n", "\r\n").encode("utf-8-sig")):
+        path.write_bytes(data)
+        assert read_perturbation(path) == {None: "One two. End", 95: "One two. Ende", 90: "One two. Tail"}
+    (tmp_path / "paragraph12.txt").write_bytes(RELEASED.encode())
+    pairs = released_pairs(model, tmp_path)
+    assert [(p.text, p.variant) for p in pairs[::2]] == [("paragraph3", "tail 95 %"), ("paragraph12", "tail 95 %")]
+    assert released_pairs(model, path) == pairs[:2]
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b'paragraphMain = """a"""', "holds paragraphMain, expected paragraphMain and at least one variant"),
+        (b'paragraph95 = """a"""\nparagraph90 = """a"""', "holds paragraph95, paragraph90, expected paragraphMain"),
+        (b"", "holds no paragraph"),
+        (b'paragraphMain = """a"""\nparagraph95 = """b', "found 'paragraph95"),
+        (b'import os\nparagraphMain = """a"""', "found 'import os'"),
+        (b'paragraphMain = """a"""\nparagraphMain = """b"""', "stands twice"),
+        (b'paragraphMain = """ \n"""\nparagraph95 = """b"""', "paragraphMain is empty"),
+        (b"\xff\xfe", "byte 0 is not UTF-8"),
+        (None, "cannot be read"),
+    ],
+)
+def test_what_is_no_released_file_gives_one_sentence_with_its_name(tmp_path, data, says):
+    path = tmp_path / "paragraph1.txt"
+    if data is not None:
+        path.write_bytes(data)
+    with pytest.raises(MinillmError, match=says) as error:
+        read_perturbation(path)
+    assert str(error.value).startswith(str(path)) and "\n" not in str(error.value)
+
+
+def test_a_folder_without_texts_is_refused(tmp_path, model):
+    with pytest.raises(MinillmError, match="holds no .txt file"):
+        released_pairs(model, tmp_path)
+
+
+@pytest.mark.shared
+def test_every_released_variant_shares_its_stated_similarity_as_a_prefix(shared):
+    for path in (shared / "paper" / "perturbation").glob("*.txt"):
+        found = read_perturbation(path)
+        assert sorted(key for key in found if key) == [70, 75, 80, 85, 90, 95]
+        original = found[None].split()
+        for percent, text in found.items():
+            if percent:
+                same = shared_prefix(original, text.split()) / len(original)
+                stated = 90 if (path.stem, percent) == ("paragraph11", 95) else percent
+                assert same == pytest.approx(stated / 100, abs=0.015)
+
+
+@pytest.mark.shared
+def test_on_a_released_text_a_real_model_matches_on_the_prefix_and_falls_below_a_static_mask_after(shared):
+    model = Llama.from_folder(shared / "models" / "tinystories-656k")
+    stories = (shared / "text" / "tinystories-train.txt").read_text(encoding="utf-8").split("<|endoftext|>")[:8]
+    known = reference(model, calibrate(model, stories, "dhar", 0.5), stories)
+    pairs = released_pairs(model, shared / "paper" / "perturbation" / "paragraph8.txt")
+    for row in predictability(model, known, pairs[-1:], 256).rows():
+        if row["scope"] == "prefix":
+            assert row["match"] == 1.0
+        if row["scope"] == "changed":
+            assert 0.48 < row["match"] < row["static_match"] < 0.65
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+
+
+def test_the_command_prints_tables_and_writes_rows(tmp_path, model, capsys):
+    (tmp_path / "calibration.txt").write_text("\n<|endoftext|>\n".join(texts(6, seed=5)), encoding="utf-8")
+    (tmp_path / "text.txt").write_text("\n<|endoftext|>\n".join(texts(2)), encoding="utf-8")
+    common = ["patterns", "-m", str(model.folder), "--calibration", str(tmp_path / "calibration.txt")]
+    assert cli.main([*common, "--text", str(tmp_path / "text.txt"), "-o", str(tmp_path / "rows.json")]) == 0
+    printed = capsys.readouterr().out
+    assert "unrelated" in printed and "Table II as published" in printed
+    rows = json.loads((tmp_path / "rows.json").read_text(encoding="utf-8"))
+    assert {row["text"] for row in rows} == {"document 0", "document 1"} and {row["layer"] for row in rows} == {0, 1, 2}
+
+    (tmp_path / "released.txt").write_text(RELEASED, encoding="utf-8")
+    assert cli.main([*common, "--released", str(tmp_path / "released.txt"), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert set(result) == {"model", "pooled", "layers", "published"} and len(result["published"]) == 6
+
+    (tmp_path / "edited.txt").write_text(texts(1)[0] + " tom", encoding="utf-8")
+    (tmp_path / "one.txt").write_text(texts(1)[0] + " cat", encoding="utf-8")
+    variant = ["--text", str(tmp_path / "one.txt"), "--variant", str(tmp_path / "edited.txt"), "--json"]
+    assert cli.main([*common, *variant]) == 0
+    assert {row["variant"] for row in json.loads(capsys.readouterr().out)["pooled"]} == {"edited"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [(["--variant", "v.txt"], "--variant came without"), (["--released", "r", "--text", "t"], "both given")],
+)
+def test_flags_that_do_not_go_together_are_refused(flags, says, capsys):
+    assert cli.main(["patterns", *flags]) == 1
+    assert says in capsys.readouterr().err
