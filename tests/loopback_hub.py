@@ -16,8 +16,10 @@ class LoopbackHub:
     with hang=True the connection then stays open and silent. status, error: answer every request with those.
     """
 
-    def __init__(self, repo: str, files: dict[str, bytes], old_files: dict[str, bytes] | None = None):
+    def __init__(self, repo: str, files: dict[str, bytes], old_files: dict[str, bytes] | None = None, kind="models"):
         self.repo, self.trees = repo, {COMMIT: files, OLD_COMMIT: old_files or {}}
+        self.api = f"/api/{kind}/{repo}/"
+        self.resolve = f"/{repo}/resolve/" if kind == "models" else f"/{kind}/{repo}/resolve/"
         self.names = {"main": COMMIT, "v1": OLD_COMMIT, COMMIT: COMMIT, OLD_COMMIT: OLD_COMMIT}
         self.asked, self.ranges, self.cut, self.hang, self.status, self.error = [], [], {}, False, 200, ""
         self.cut_now = threading.Event()
@@ -39,7 +41,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         hub, path = self.hub, unquote(urlsplit(self.path).path)
         hub.asked.append(f"{self.command} {path}")
-        api, files = f"/api/models/{hub.repo}/", f"/{hub.repo}/resolve/"
+        api, files = hub.api, hub.resolve
+        if path + "/" == api:
+            path = f"{api}revision/main"
         if hub.status != 200:
             return self.answer(hub.status, b"", {"X-Error-Code": hub.error})
         if path.startswith(files):
@@ -62,13 +66,25 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_HEAD = do_GET
 
+    def do_POST(self):
+        """paths-info, which huggingface_hub's file system asks before it opens a file."""
+        asked = self.rfile.read(int(self.headers["Content-Length"]))
+        path = unquote(urlsplit(self.path).path)
+        self.hub.asked.append(f"POST {path}")
+        tree = self.hub.trees[self.hub.names[path.rpartition("/")[2]]]
+        names = json.loads(asked)["paths"]
+        found = [{"type": "file", "path": n, "size": len(tree[n]), "oid": "0" * 40} for n in names if n in tree]
+        self.answer(200, json.dumps(found).encode())
+
     def send_file(self, name: str, body: bytes, commit: str):
         headers = {"ETag": f'"{hashlib.sha256(body).hexdigest()}"', "X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
         start, status = 0, 200
         if self.command == "GET" and "Range" in self.headers:
             self.hub.ranges.append(self.headers["Range"])
-            start, status = int(self.headers["Range"].removeprefix("bytes=").split("-")[0]), 206
-            headers["Content-Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
+            first, _, last = self.headers["Range"].removeprefix("bytes=").partition("-")
+            start, status, whole = int(first), 206, len(body)
+            body = body[: int(last) + 1] if last else body
+            headers["Content-Range"] = f"bytes {start}-{len(body) - 1}/{whole}"
         stop = self.hub.cut.pop(name, None) if self.command == "GET" else None
         self.answer(status, body[start:], headers, stop)
 

@@ -37,6 +37,7 @@ from tqdm import tqdm
 import minillm
 from minillm.transformer.evaluation import SEPARATOR, split_documents
 
+PUBLISHED = "datasets/roneneldan/TinyStories/TinyStoriesV2-GPT4-train.txt"
 CONTEXT, VOCABULARY, ROWS = 512, 1024, 8
 SIZES = {
     "default": {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 8}
@@ -53,14 +54,17 @@ REAL_SHARE = 1 / 8  # of a batch, at the end: 700 stories are seen four times; s
 # ---- the text --------------------------------------------------------------------------------------------------------
 
 
-def published_stories(megabytes: int = 60) -> list[str]:
-    """The first stories of the published TinyStories (Eldan and Li 2023, arXiv 2305.07759), through the hub's cache."""
-    from huggingface_hub import hf_hub_download
+def published_stories(megabytes: int = 60, block: int = 1 << 22) -> list[str]:
+    """The first stories of the published TinyStories (Eldan and Li 2023, arXiv 2305.07759), and no more."""
+    from huggingface_hub import HfFileSystem
 
-    file = hf_hub_download("roneneldan/TinyStories", "TinyStoriesV2-GPT4-train.txt", repo_type="dataset")
-    with open(file, "rb") as stories:
-        text = stories.read(megabytes * 1_000_000).decode("utf-8", errors="ignore")
-    return split_documents(text)[:-1]  # the last one was cut
+    read = bytearray()
+    bar = tqdm(desc="downloading", unit="B", unit_scale=True, disable=None)
+    with HfFileSystem().open(PUBLISHED, "rb", block_size=block) as file, bar:
+        while len(read) < megabytes * 1_000_000 and (more := file.read(block)):
+            read += more
+            bar.update(len(more))
+    return split_documents(read.decode("utf-8", errors="ignore"))[:-1]  # the last one may be cut
 
 
 @torch.inference_mode()

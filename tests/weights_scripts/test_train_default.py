@@ -2,6 +2,9 @@
 
 import importlib.util
 import json
+import os
+import subprocess
+import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loopback_hub import LoopbackHub
 
 import minillm
 
@@ -109,6 +113,25 @@ def test_the_command_writes_a_folder_that_minillm_loads_and_a_log(script, tmp_pa
 def test_a_teacher_tells_stories_with_an_end(script, shared):
     stories = script.sample(shared / "models" / "tinystories-656k", 3, seed=0, at_once=6)
     assert len(stories) == 3 and all(len(story) > 100 and "<" not in story for story in stories)
+
+
+def test_without_a_text_it_reads_as_much_of_the_published_stories_as_it_wants_and_no_more(script):
+    _, name = script.PUBLISHED.split("TinyStories/", 1)
+    file = "\n<|endoftext|>\n".join(f"{i} {story}" for i, story in enumerate(STORIES * 400)).encode()
+    code = (
+        "import sys; sys.path.insert(0, 'weights_scripts'); import train_default as t; "
+        "s = t.published_stories(1, 1 << 18); print(len(s)); print(s[0]); print(s[-1])"
+    )
+    with LoopbackHub("roneneldan/TinyStories", {name: file}, kind="datasets") as hub:
+        variables = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
+        variables |= {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1"}
+        root = Path(__file__).parents[2]
+        run = subprocess.run([sys.executable, "-c", code], env=variables, cwd=root, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    count, first, last = run.stdout.splitlines()
+    asked = sum(int(r.split("-")[1]) - int(r.removeprefix("bytes=").split("-")[0]) + 1 for r in hub.ranges)
+    assert 1_000_000 <= asked < 2_000_000 < len(file)
+    assert first == f"0 {STORIES[0]}" and last == f"{int(count) - 1} {STORIES[(int(count) - 1) % len(STORIES)]}"
 
 
 def test_a_text_that_is_scored_may_not_be_trained_on(script, tmp_path, monkeypatch):
