@@ -25,10 +25,21 @@ from . import __version__
 from .errors import MinillmError
 from .loading.embedded import embedded_model, embedded_text
 
-POLICIES = ("dhar", "cats", "mid")
+POLICIES = ("dhar", "cats", "mid", "cett", "teal", "wina", "countdown", "griffin", "topk", "topp")
+DEMO_POLICIES = ("dhar", "cats", "mid")
+PREDICTORS = (
+    "chance", "static", "previous-token", "sign", "svd", "shadow-2", "shadow-3", "shadow-4", "up-4", "refined-3",
+    "learned", "learned-ahead", "ahead-4",
+)  # fmt: skip
 DEMO_PROMPT = "Once upon a time"
 DEMO_TOKENS = 20_000  # scored per row of the demo's table
 DEMO_CALIBRATION = 10_000  # read for its thresholds, several times over: each search for a share is a few passes
+PATTERN_TOKENS = 4_000  # of a text, for which `patterns` makes variants
+PATTERN_WORDS = (
+    "Prefix matches because the model is causal: same tokens, same past. Chance: independent bits of the same "
+    "densities. Static: the neurons that are most often active on the calibration text. Unrelated: two positions of "
+    "that text drawn at random. Whole text: prefix and rest, weighted by their lengths in the whole text."
+)
 SHARES = (0.3, 0.5, 0.7)
 SMALL_MODEL = 200_000_000  # bytes of weights
 
@@ -102,8 +113,16 @@ def load_ffn(arguments: argparse.Namespace, model):
     from .transformer.ffn import swiglu
 
     if not arguments.thresholds:
+        if arguments.predictor:
+            raise MinillmError("--predictor needs --thresholds of policy mid, which say what is true")
         return swiglu
     thresholds = Thresholds.load(arguments.thresholds)
+    if arguments.predictor:
+        from .predictors.base import load_predictor
+
+        predictor = load_predictor(arguments.predictor)
+        say(f"neurons selected by {arguments.predictor}: {predictor.name}, {predictor.nbytes:,} bytes")
+        return sparse_ffn(model, thresholds, predictor=predictor, form=arguments.form)
     ffn = sparse_ffn(model, thresholds, form=arguments.form)
     say(f"cut by {arguments.thresholds}: {thresholds.spec}")
     return ffn
@@ -158,6 +177,7 @@ def command_demo(a: argparse.Namespace) -> int:
 
     from .sparsity.calibrate import calibrate, collect, sparse_ffn
     from .sparsity.policies import policy_named
+    from .sparsity.spec import in_words
     from .study.sweep import first_tokens, row, score_cut
     from .study.tables import text_table
     from .transformer.evaluation import as_documents, default_context, perplexity
@@ -184,9 +204,9 @@ def command_demo(a: argparse.Namespace) -> int:
     def cut(policy: str, sparsity: float, by: str):
         return calibrate(model, calibration, policy, sparsity, context, by, magnitudes=magnitudes)
 
-    half = {policy: cut(policy, 0.5, "neuron") for policy in POLICIES}
+    half = {policy: cut(policy, 0.5, "neuron") for policy in DEMO_POLICIES}
     continuations = {}
-    for policy in ("dense", *POLICIES):
+    for policy in ("dense", *DEMO_POLICIES):
         ffn = {"ffn": sparse_ffn(model, half[policy])} if policy != "dense" else {}
         continuations[policy] = "".join(step.text for step in generate(model, ids, count, **ffn))
         if not a.json:
@@ -195,7 +215,7 @@ def command_demo(a: argparse.Namespace) -> int:
     if not a.json:
         about = "at equal shares of neurons, then the paper's rule (dhar) at its own percentages of each tensor:"
         print("\n" + wrapped(f"What the cuts cost, {about}") + "\n", flush=True)
-    plan = [(policy, share, "neuron") for share in SHARES for policy in POLICIES]
+    plan = [(policy, share, "neuron") for share in SHARES for policy in DEMO_POLICIES]
     plan += [("dhar", share, "tensor") for share in (0.3, 0.5)]
     dense = perplexity(model, test, "documents", context)
     rows = [row(model, dense, dense)]
@@ -223,11 +243,8 @@ def command_demo(a: argparse.Namespace) -> int:
             + ("the same file." if a.text else "the embedded calibration text.")
         )
     )
-    rules = [policy_named(policy) for policy in POLICIES]
-    kept = [
-        f"{rule.name} {' and '.join(f'|{t}|' for t in rule.tensors)} {rule.comparison} threshold ({rule.source})"
-        for rule in rules
-    ]
+    rules = [policy_named(policy) for policy in DEMO_POLICIES]
+    kept = [f"{rule.name} {in_words(rule.tensors, rule.comparison)} ({rule.source})" for rule in rules]
     print(wrapped(f"What each policy keeps: {'; '.join(kept)}."))
     print(
         wrapped(
@@ -300,21 +317,29 @@ def command_perplexity(a: argparse.Namespace) -> int:
 
 
 def command_inspect(a: argparse.Namespace) -> int:
-    """What a checkpoint is: config, parts, tensors; with --natural, how many activations are zero by themselves."""
+    """What a checkpoint is: config, parts, tensors; on request its natural zeros, and how large its values are."""
     from dataclasses import asdict
 
     from .loading.checkpoint import checkpoint_tensors
     from .study.tables import text_table
 
+    wanted = a.natural or (a.text and not a.distributions), a.distributions
+    if a.figure:
+        from .study.plots import check_figure
+
+        check_figure(a.figure)
+        if sum(map(bool, wanted)) != 1:
+            raise MinillmError("--figure draws what --natural or --distributions counts, expected one of the two")
     model = load_model(a)
-    natural = natural_rows(model, a.text) if a.natural or a.text else []
+    natural = natural_rows(model, a.text, a.figure) if wanted[0] else []
+    distributions = distribution_rows(model, a.text, a.figure) if wanted[1] else {}
     tensors = [
         {"tensor": t.name, "dtype": t.dtype, "shape": list(t.shape), "bytes": t.nbytes, "file": Path(t.path).name}
         for t in checkpoint_tensors(model.folder).values()
     ]
     if a.json:
         result = {"model": model.name, "config": asdict(model.config), "parts": describe(model), "tensors": tensors}
-        print(json.dumps(result | ({"natural": natural} if natural else {})))
+        print(json.dumps(result | ({"natural": natural} if natural else {}) | distributions))
         return 0
     print(wrapped(headline(model)) + "\n")
     print(text_table(describe(model), {"part": "", "weights": ",", "share": ".1%", "MB": ".2f"}) + "\n")
@@ -330,17 +355,59 @@ def command_inspect(a: argparse.Namespace) -> int:
         print(text_table(natural, {"layer": "d"} | dict.fromkeys(list(natural[0])[2:], ".4f")))
         about = "Zeros are exact. Below 1 % (10 %): of the root mean square of the gates of the same token and layer."
         print("\n" + wrapped(about))
+    if distributions:
+        print_distributions(**distributions)
     return 0
 
 
-def natural_rows(model, path: str | None) -> list[dict]:
-    """Natural sparsity per layer on as much of a text as the demo scores."""
-    from .study.natural import natural_sparsity
+def counted_documents(model, path: str | None) -> list[str]:
+    """As much of a text as the demo scores."""
     from .study.sweep import first_tokens
     from .transformer.evaluation import as_documents
 
-    documents = as_documents(text_or_embedded(path, "test"))
-    return natural_sparsity(model, first_tokens(model, documents, DEMO_TOKENS))
+    return first_tokens(model, as_documents(text_or_embedded(path, "test")), DEMO_TOKENS)
+
+
+def natural_rows(model, path: str | None, figure: str | None) -> list[dict]:
+    """Natural sparsity per layer on a text, and its figure where one is asked for."""
+    from .study.natural import natural_sparsity
+
+    rows = natural_sparsity(model, counted_documents(model, path))
+    if figure:
+        from .study.plots import natural_by_layer
+
+        write_figure(natural_by_layer({model.name: rows}), figure)
+    return rows
+
+
+def distribution_rows(model, path: str | None, figure: str | None) -> dict[str, list[dict]]:
+    """Tables of weight and activation magnitudes, and the activations' figure where one is asked for."""
+    from .study import distributions
+
+    magnitudes = distributions.activation_magnitudes(model, counted_documents(model, path))
+    if figure:
+        from .study.plots import magnitudes_figure
+
+        curves = {step: distributions.curve(magnitudes, step) for step in magnitudes.layers[0]}
+        write_figure(magnitudes_figure(curves, model.name), figure)
+    weights = distributions.weight_magnitudes(model)
+    return {"weight_magnitudes": weights, "activation_magnitudes": distributions.activation_rows(magnitudes)}
+
+
+def print_distributions(weight_magnitudes: list[dict], activation_magnitudes: list[dict]) -> None:
+    """The two tables of ``distribution_rows``, with what one must know to read them."""
+    from .study.distributions import NEAR, normal_below
+    from .study.tables import text_table
+
+    print("\nMagnitudes of the FFN's weights.\n")
+    columns = {"layer": "d", "matrix": ""} | dict.fromkeys(list(weight_magnitudes[0])[3:], ".4f")
+    print(text_table(weight_magnitudes, columns) + "\n")
+    normal = " and ".join(f"{normal_below(near):.4f}" for near in NEAR)
+    about = "Zeros are exact. Below 1 % (10 %): of the matrix's own root mean square (rms)"
+    print(wrapped(f"{about}; of a normal distribution {normal} would lie there."))
+    print("\nMagnitudes of the FFN's activations: the share up to a magnitude, and what half of them do not exceed.\n")
+    columns = {"step": "", "layer": "d"} | dict.fromkeys(list(activation_magnitudes[0])[2:], ".3f")
+    print(text_table(activation_magnitudes, columns | {"median": ".4f"}))
 
 
 def command_trace(a: argparse.Namespace) -> int:
@@ -388,7 +455,7 @@ def command_calibrate(a: argparse.Namespace) -> int:
 
     model = load_model(a)
     text = text_or_embedded(a.text, "calibration")
-    thresholds = calibrate(model, text, a.policy, a.sparsity, a.context, a.by, a.quantile)
+    thresholds = calibrate(model, text, a.policy, a.sparsity, a.context, a.by, a.quantile, allocation=a.allocation)
     (thresholds.save_paper if a.paper else thresholds.save)(a.output)
     print(
         json.dumps(thresholds.spec.asdict())
@@ -399,30 +466,250 @@ def command_calibrate(a: argparse.Namespace) -> int:
 
 
 def command_sweep(a: argparse.Namespace) -> int:
-    """Score policies at sparsities."""
-    from .study.sweep import sweep
-    from .study.tables import check_ending, save_rows, text_table
+    """Score policies at sparsities; -o makes a record, from which the same command goes on where it was stopped."""
+    import numpy as np
+
+    import minillm
+
+    from .study.plots import check_figure, sweep_figure
+    from .study.sweep import compare_policies, sweep, with_intervals
+    from .study.tables import check_ending, json_rows, text_table
 
     if a.output:
         check_ending(a.output)
+    if a.figure:
+        check_figure(a.figure)
+    models = [minillm.load(source, dtype=a.dtype) for source in a.model or ["default"]]
+    calibration, test = two_texts(a.text, a.calibration)
+    if not a.text:
+        test = enough_documents(models, test, DEMO_TOKENS, a.context)
+        calibration = (
+            calibration if a.calibration else enough_documents(models, calibration, DEMO_CALIBRATION, a.context)
+        )
+
+    def tell(row: dict) -> None:
+        target = "" if row["target"] is None else f" {row['target']:.2f}"
+        model = f"{row['model']} " if len(models) > 1 else ""
+        say(f"{model}{row['policy']}{target}: perplexity {row['perplexity']:.3f}")
+
+    what = (models, calibration, test, a.policy, a.sparsity, a.by, a.protocol, a.context)
+    rows = sweep(*what, output=a.output, jobs=a.jobs, on_row=tell)
+    rng = np.random.default_rng(a.seed)
+    compared = compare_policies(rows, a.baseline, rng) if len(rows[0]["document_nll"]) > 1 else []
+    if a.figure:
+        drawn = with_intervals(rows, rng) if len(rows[0]["document_nll"]) > 1 else rows
+        write_figure(sweep_figure(drawn), a.figure)
+    if a.json:
+        print(f'{{"rows": {json_rows(rows)},\n"comparison": {json_rows(compared)}}}')
+        return 0
+    columns = {"model": ""} if len(models) > 1 else {}
+    columns |= {"policy": "", "by": "", "target": ".2f", "achieved": ".3f", "neuron_sparsity": ".3f"}
+    columns |= dict.fromkeys(("read_gate", "read_up", "read_down", "read_exact", "read_known_mask"), ".3f")
+    columns |= {"union_density": ".3f", "perplexity": ".3f", "vs_dense": ".3f", "bits_per_byte": ".4f"}
+    print(text_table(rows, columns | {"tokens": ","}))
+    print(f"protocol {rows[0]['protocol']}, context {rows[0]['context']}, BOS {rows[0]['bos']}")
+    if compared:
+        columns = {"model": ""} if len(models) > 1 else {}
+        columns |= {"policy": "", "target": ".2f", "share": ".3f", "baseline_share": ".3f", "log_ratio": "+.4f"}
+        print("\n" + text_table(compared, columns | {"low": "+.4f", "high": "+.4f", "verdict": ""}))
+        equal = "neuron sparsity" if a.by == "neuron" else "weight reads"
+        about = (
+            f"log_ratio: ln of the perplexity over that of {a.baseline} at equal {equal} (share, baseline_share: what "
+            f"it came to on this text); low, high: 95 % paired bootstrap interval over "
+            f"{len(rows[0]['document_nll'])} documents, seed {a.seed}."
+        )
+        print(wrapped(about))
+    return 0
+
+
+def enough_documents(models: list, text: str, tokens: int, context: int | None) -> list[str]:
+    """The first documents of an embedded text, as many as hold that many tokens for each of the models."""
+    from .study.sweep import first_tokens
+    from .transformer.evaluation import as_documents
+
+    documents = as_documents(text)
+    count = max(len(first_tokens(model, documents, tokens, context)) for model in models)
+    if count < len(documents):
+        say(f"text: of {len(documents)} documents the first {count}, which hold {tokens:,} tokens")
+    return documents[:count]
+
+
+def command_predict(a: argparse.Namespace) -> int:
+    """Make a predictor and write it to a file (train), or score predictors beside chance and the oracle (eval)."""
+    return (predict_train if a.what == "train" else predict_eval)(a)
+
+
+def mid_thresholds(a: argparse.Namespace):
+    """The thresholds of --thresholds, or None."""
+    from .sparsity.thresholds import Thresholds
+
+    return Thresholds.load(a.thresholds) if a.thresholds else None
+
+
+def predict_train(a: argparse.Namespace) -> int:
+    """Make one predictor on three quarters of a text, and set its cutoffs on the rest."""
+    from .predictors.base import fit_cutoffs, save_predictor
+    from .sparsity.calibrate import calibrate
+    from .study.prediction import TRAINING_SHARE, Workshop, ffn_bytes
+    from .study.sweep import split_text
+
+    if not a.output:
+        raise MinillmError("predict train writes a file, expected -o FILE")
+    wanted = a.predictor or ["learned"]
+    if len(wanted) != 1 or len(a.sparsity) != 1:
+        raise MinillmError("predict train makes one predictor, expected one --predictor and one --sparsity")
+    model, (name,), (sparsity,) = load_model(a), wanted, a.sparsity
+    training, held = split_text(text_or_embedded(a.text or a.calibration, "calibration"), TRAINING_SHARE)
+    thresholds = mid_thresholds(a) or calibrate(model, held, "mid", sparsity, a.context, "neuron")
+    started = time.perf_counter()
+    predictor = Workshop(model, thresholds, training, held, a.context, a.rank, a.seed).make(name)
+    fit_cutoffs(model, predictor, thresholds, held, 1 - sparsity, a.context)
+    save_predictor(a.output, predictor)
+    say(f"{time.perf_counter() - started:.1f} s, seed {a.seed}")
+    in_float32, as_stored = ffn_bytes(model)
+    shares = {"own_share_float32": predictor.nbytes / in_float32, "own_share_stored": predictor.nbytes / as_stored}
+    if a.json:
+        about = {"predictor": predictor.name, "fraction": 1 - sparsity, "own_bytes": predictor.nbytes} | shares
+        print(json.dumps(about | {"truth": thresholds.spec.asdict(), "file": a.output}))
+    else:
+        print(
+            f"{predictor.name}: {predictor.nbytes:,} bytes, {shares['own_share_float32']:.4f} of the FFNs in float32 "
+            f"({shares['own_share_stored']:.4f} as stored); selects {1 - sparsity:.3f} -> {a.output}"
+        )
+    return 0
+
+
+def predict_eval(a: argparse.Namespace) -> int:
+    """Score predictors at the same selected fraction; a row each, the oracle first."""
+    from .study.prediction import prediction_rows, verdict
+    from .study.tables import check_ending, json_rows, save_rows, text_table
+
+    if a.output:
+        check_ending(a.output)
+    if a.figure:
+        from .study.plots import check_figure, cost_of_predictors
+
+        check_figure(a.figure)
     model = load_model(a)
     calibration, test = two_texts(a.text, a.calibration)
-    rows = []
-    for row in sweep(model, calibration, test, a.policy, a.sparsity, a.by, a.protocol, a.context):
-        rows.append(row)
-        target = "" if row["target"] is None else f" {row['target']:.2f}"
-        say(f"{row['policy']}{target}: perplexity {row['perplexity']:.3f}")
-        if a.output:
-            save_rows(a.output, rows)
+    if not a.text:
+        test = enough_documents([model], test, DEMO_TOKENS, a.context)
+    rows, thresholds, wanted = [], mid_thresholds(a), a.predictor or PREDICTORS
+    for sparsity in a.sparsity:
+        given = (calibration, test, wanted, sparsity, thresholds, a.protocol, a.context, a.rank, a.seed)
+        for row in prediction_rows(model, *given):
+            rows.append(row)
+            say(f"{row['predictor']} at {row['fraction']:.2f}: perplexity {row['perplexity']:.3f}")
+            if a.output:
+                save_rows(a.output, rows)
+    if a.figure:
+        write_figure(cost_of_predictors(rows, rows[0]["dense"]), a.figure)
+    verdicts = {1 - s: verdict([row for row in rows if row["fraction"] == 1 - s]) for s in a.sparsity}
     if a.json:
-        print(json.dumps(rows, indent=1))
+        print(f'{{"rows": {json_rows(rows)},\n"verdict": {json.dumps({f"{f:g}": v for f, v in verdicts.items()})}}}')
+        return 0
+    columns = {"predictor": ""} | dict.fromkeys(("recall", "precision", "f1", "iou", "selected"), ".3f")
+    columns |= {"own_bytes": ",", "of float32": ".4f", "of stored": ".4f", "reads": ".3f", "multiply_adds": ",.0f"}
+    columns |= {"perplexity": ".3f", "increase": ".3f", "x oracle": ".2f", "kl": ".4f"}
+    short = {"of float32": "own_share_float32", "of stored": "own_share_stored", "x oracle": "times_oracle"}
+    for fraction, sentences in verdicts.items():
+        print(f"Dense {rows[0]['dense']:.3f}; {fraction:.0%} of the neurons selected:\n")
+        shown = [row | {k: row[v] for k, v in short.items()} for row in rows if row["fraction"] == fraction]
+        print(text_table(shown, columns) + "\n")
+        for sentence in sentences:
+            print(wrapped(f"{sentence}."))
+        print()
+    about = (
+        f"{rows[0]['tokens']:,} tokens, protocol {rows[0]['protocol']}, context {rows[0]['context']}, BOS "
+        f"{rows[0]['bos']}. Truth: {rows[0]['truth']}. Metrics pooled over tokens, mean over layers. own_bytes: the "
+        "predictor's tables, and their share of the FFNs' bytes. reads: bytes touched per token, tables included, as a "
+        "share of the FFNs' bytes as stored; the oracle's are those of a mask known for nothing. kl: nats per token, "
+        "from the dense model."
+    )
+    print(wrapped(about))
+    return 0
+
+
+def write_figure(figure, path: str) -> None:
+    """Write a figure, and say on stderr what it shows."""
+    from .study.plots import alt_text, save_figure
+
+    save_figure(figure, path)
+    say(f"figure: {path}: {alt_text(figure)}")
+
+
+def command_patterns(a: argparse.Namespace) -> int:
+    """Compare activation patterns of texts and edited variants (the paper's Table II), with controls."""
+    import numpy as np
+
+    from .sparsity.calibrate import calibrate
+    from .sparsity.patterns import SCOPES, made_pairs, predictability, published, reference, released_pairs, text_pairs
+    from .sparsity.thresholds import Thresholds
+    from .study.sweep import first_tokens
+    from .study.tables import check_ending, save_rows, text_table
+    from .transformer.evaluation import as_documents, default_context, document_hashes
+
+    if a.output:
+        check_ending(a.output)
+    if a.variant and not a.text:
+        raise MinillmError("--variant came without --text, expected the original text beside its variants")
+    if a.released and a.text:
+        raise MinillmError("--released and --text were both given, expected one of them")
+    model = load_model(a)
+    context = a.context or default_context(model)
+    if a.released:
+        pairs, about = released_pairs(model, a.released), f"the texts of {a.released}"
+        texts = []
+    elif a.variant:
+        texts = [read_text(a.text)]
+        pairs = text_pairs(model, Path(a.text).stem, texts[0], {Path(v).stem: read_text(v) for v in a.variant})
+        about = f"{a.text} and the variants given"
     else:
-        columns = {"policy": "", "by": "", "target": ".2f", "achieved": ".3f", "neuron_sparsity": ".3f"}
-        columns |= dict.fromkeys(("read_gate", "read_up", "read_down", "read_exact", "read_known_mask"), ".3f")
-        columns |= {"union_density": ".3f", "perplexity": ".3f", "vs_dense": ".3f", "bits_per_byte": ".4f"}
-        columns |= {"tokens": ","}
-        print(text_table(rows, columns))
-        print(f"protocol {rows[0]['protocol']}, context {rows[0]['context']}, BOS {rows[0]['bos']}")
+        texts = first_tokens(model, as_documents(text_or_embedded(a.text, "test")), PATTERN_TOKENS, context)
+        pairs = made_pairs(model, texts, np.random.default_rng(a.seed))
+        about = f"{len(texts)} document{'s'[: len(texts) > 1]}, variants made with seed {a.seed}"
+    known = as_documents(text_or_embedded(a.calibration, "calibration"))
+    known = first_tokens(model, known, DEMO_CALIBRATION, context)
+    if mixed := len(set(document_hashes(known)) & set(document_hashes(texts))):
+        say(f"minillm: note: {mixed} of the documents are in the calibration text, too")
+    if a.thresholds:
+        thresholds = Thresholds.load(a.thresholds)
+    else:
+        thresholds = calibrate(model, known, "dhar", a.sparsity, context)
+    measured = predictability(model, reference(model, thresholds, known, context), pairs, context)
+    rows = measured.rows(by_text=True)
+    if a.output:
+        save_rows(a.output, rows)
+    pooled, layers = measured.rows(by_layer=False), measured.rows()
+    table_two = published(measured)
+    if a.json:
+        print(json.dumps({"model": model.name, "pooled": pooled, "layers": layers, "published": table_two}, indent=1))
+        return 0
+    headings = {"chance": "chance_match", "static": "static_match", "unrelated": "unrelated_match"}
+    headings |= {"static recall": "static_recall", "chance IoU": "chance_iou", "IoU": "iou", "whole text": "whole_text"}
+    for line in pooled:
+        line.update({heading: line[key] for heading, key in headings.items()})
+    columns = {"variant": "", "scope": "", "positions": ",", "density": ".3f", "match": ".4f"}
+    columns |= dict.fromkeys(("chance", "static", "unrelated", "recall", "static recall", "IoU", "chance IoU"), ".3f")
+    columns |= {"whole text": ".3f"}
+    print(text_table(pooled, columns))
+    per_layer = []
+    scopes = [scope for scope in SCOPES if any(row["scope"] == scope for row in layers)]
+    for row in measured.rows(by_variant=False):
+        if row["layer"] == len(per_layer):
+            per_layer.append({"layer": row["layer"]})
+        per_layer[row["layer"]][row["scope"]] = row["match"]
+        if row["scope"] == "window":  # the controls differ little between scopes: those of all positions are shown
+            per_layer[row["layer"]] |= {kind: row[f"{kind}_match"] for kind in ("chance", "static", "unrelated")}
+    print("\nMatch per layer, all variants together:\n")
+    columns = {"layer": "d"} | dict.fromkeys([*scopes, "chance", "static", "unrelated"], ".4f")
+    print(text_table(per_layer, columns))
+    if any(line["our after"] is not None for line in table_two):
+        forms = {key: "" if isinstance(value, str) else ".4f" for line in table_two for key, value in line.items()}
+        print("\nTable II as published (Llama-3-8B, first layer), beside chance and what was measured here:\n")
+        print(text_table(table_two, forms))
+    print()
+    print(wrapped(f"Read: {about}; window {context} with the first edit at its middle, BOS included. {PATTERN_WORDS}"))
     return 0
 
 
@@ -524,10 +811,19 @@ def parser() -> argparse.ArgumentParser:
         "--min-p": ((), {"type": float}),
         "--seed": (("-s",), {"type": whole, "default": 0}),
         "--thresholds": ((), {"metavar": "FILE", "help": "cut with these thresholds (ours or the paper's JSON)"}),
+        "--predictor": ((), {"metavar": "FILE", "help": "select neurons with this predictor (of `minillm predict`)"}),
         "--form": ((), {"choices": ("masked", "gathered"), "default": "masked", "help": "how a cut FFN is computed"}),
         "--policy": ((), {"choices": POLICIES, "default": "dhar"}),
         "--sparsity": ((), {"type": share, "default": 0.5}),
-        "--by": ((), {"choices": ("tensor", "neuron"), "default": "tensor", "help": "what --sparsity counts"}),
+        "--by": (
+            (),
+            {
+                "choices": ("tensor", "neuron", "reads", "cett", "ppl"),
+                "default": "tensor",
+                "help": "what --sparsity counts: a share of each cut tensor, of the neurons, of the weights not read, "
+                "of the output lost (policy cett), or the increase of perplexity",
+            },
+        ),
         "--protocol": ((), {"choices": ("documents", "stream"), "default": "documents"}),
         "--context": ((), {"type": positive, "help": "default: the smaller of the model's longest text and 2048"}),
         "--dtype": ((), {"choices": ("float32", "float64"), "default": "float32"}),
@@ -536,6 +832,8 @@ def parser() -> argparse.ArgumentParser:
             {"type": positive, "help": "BLAS threads (default: 1 for models below 200 MB, else BLAS decides)"},
         ),
         "--output": (("-o",), {"metavar": "FILE"}),
+        "--jobs": ((), {"type": positive, "default": 1, "help": "rows computed at once (needs joblib; default: 1)"}),
+        "--figure": ((), {"metavar": "FILE", "help": "draw it, too: a .png or .svg (needs matplotlib)"}),
         "--json": ((), {"action": "store_true", "help": "the result as JSON"}),
     }
 
@@ -550,14 +848,18 @@ def parser() -> argparse.ArgumentParser:
     run = "dtype threads"  # of every command that runs a model
     sampling = "prompt max-new-tokens temperature top-k top-p min-p seed"
     command("demo", command_demo, f"model text prompt max-new-tokens context {run}")
-    command("generate", command_generate, f"model {sampling} thresholds form {run}", prompt={"required": True})
-    command("perplexity", command_perplexity, f"model text thresholds form protocol context {run}")
-    inspect = command("inspect", command_inspect, f"model text {run}", text={"help": "the text for --natural"})
+    cut = "thresholds predictor form"  # of every command that can run a cut model
+    command("generate", command_generate, f"model {sampling} {cut} {run}", prompt={"required": True})
+    command("perplexity", command_perplexity, f"model text {cut} protocol context {run}")
+    inspect = command("inspect", command_inspect, f"model text figure {run}", text={"help": "the text to count on"})
     inspect.add_argument("--natural", action="store_true", help="share of zeros and near-zeros per layer on a text")
+    inspect.add_argument(
+        "--distributions", action="store_true", help="how large weights and activations are, per layer on a text"
+    )
     trace = command(
         "trace",
         command_trace,
-        f"model prompt text thresholds form output {run}",
+        f"model prompt text {cut} output {run}",
         text={"help": "a text to trace instead of --prompt"},
         output={"help": "write an .npz for `minillm compare`"},
     )
@@ -576,19 +878,73 @@ def parser() -> argparse.ArgumentParser:
         output={"required": True},
     )
     calibrate.add_argument("--quantile", choices=("exact", "streaming"), help="default: exact where it fits in memory")
+    calibrate.add_argument(
+        "--allocation",
+        choices=("uniform", "greedy"),
+        default="uniform",
+        help="teal, wina: one level for all, or each layer its own shares by what they cost (default: uniform)",
+    )
     calibrate.add_argument("--paper", action="store_true", help="write the format of the paper's released files")
     sweep = command(
         "sweep",
         command_sweep,
-        f"model text policy sparsity by protocol context output {run}",
-        policy={"type": names, "choices": None, "default": ",".join(POLICIES), "help": "comma-separated"},
+        f"model text policy sparsity by protocol context seed jobs output figure {run}",
+        model={"action": "append", "default": None, "help": "as for other commands; may be said several times"},
+        policy={"type": names, "choices": None, "default": ",".join(DEMO_POLICIES), "help": "comma-separated"},
         sparsity={"type": shares, "default": "0.3,0.5,0.7", "help": "comma-separated"},
-        output={"help": "write rows to a .csv or .json, after every row"},
+        seed={"help": "of the intervals (default: 0)"},
+        output={"help": "write rows to a .csv or .json after every row; rows that it already holds are not computed"},
     )
     sweep.add_argument(
         "--calibration",
         metavar="FILE",
         help="text for thresholds (default: the first 40 %% of --text, or the embedded one)",
+    )
+    sweep.add_argument(
+        "--baseline",
+        metavar="POLICY",
+        default="mid",
+        help="with --by neuron or reads, the policy that the others are compared with (default: mid)",
+    )
+    predict = command(
+        "predict",
+        command_predict,
+        f"model text predictor thresholds sparsity protocol context seed output figure {run}",
+        text={"help": "train: the text to learn from; eval: the text to score (default: the embedded ones)"},
+        predictor={
+            "type": names,
+            "metavar": "NAMES",
+            "help": "comma-separated (default: train: learned; eval: most of them): files, or chance, static, "
+            "previous-token, sign, svd, shadow-BITS, up-BITS (with the layer's own gate), ahead-BITS (one layer "
+            "ahead), learned, learned-ahead, refined-BITS",
+        },
+        thresholds={"help": "the truth: thresholds of policy mid (default: found for --sparsity)"},
+        sparsity={"type": shares, "default": "0.5", "help": "1 - the selected fraction; eval: several, with commas"},
+        output={"help": "train: the predictor's file (.safetensors); eval: rows as .csv or .json, after every row"},
+    )
+    predict.add_argument("what", choices=("train", "eval"))
+    predict.add_argument("--rank", type=positive, help="of svd and learned (default: a quarter of the hidden size)")
+    predict.add_argument(
+        "--calibration",
+        metavar="FILE",
+        help="eval: text to make predictors from (default: the first 40 %% of --text, or the embedded one)",
+    )
+    patterns = command(
+        "patterns",
+        command_patterns,
+        f"model text thresholds sparsity context seed output {run}",
+        text={"help": "the original text (default: the embedded test text)"},
+        thresholds={"help": "thresholds of policy dhar (default: found on the calibration text at --sparsity)"},
+        output={"help": "write a row per text, variant, scope and layer to a .csv or .json"},
+    )
+    patterns.add_argument(
+        "--variant", action="append", metavar="FILE", help="an edited variant of --text; repeatable (default: made)"
+    )
+    patterns.add_argument(
+        "--released", metavar="FILE", help="a perturbation file of the paper's release, or their folder"
+    )
+    patterns.add_argument(
+        "--calibration", metavar="FILE", help="text for thresholds and frequencies (default: embedded)"
     )
     download = command("download", command_download, "")
     download.add_argument("repository", metavar="ORG/NAME[@REVISION]")
@@ -613,11 +969,15 @@ def one_thread_is_best(arguments: argparse.Namespace) -> bool:
     """
     if arguments.command == "bench":
         return True
-    folder, size = getattr(arguments, "model", None), 0
-    folder = embedded_model(folder) or folder
-    with suppress(OSError):  # a file that cannot be looked at is said by name when it is loaded
-        size = sum(file.stat().st_size for file in Path(folder).glob("*.safetensors")) if folder else 0
-    return 0 < size < SMALL_MODEL
+    if getattr(arguments, "jobs", 1) > 1:
+        return True  # the jobs share the cores, and a row is the same whoever computes it
+    sources, sizes = getattr(arguments, "model", None), []
+    for source in sources if isinstance(sources, list) else [sources or embedded_model("default")]:
+        folder, size = embedded_model(source) or source, 0
+        with suppress(OSError):  # a file that cannot be looked at is said by name when it is loaded
+            size = sum(file.stat().st_size for file in Path(folder).glob("*.safetensors")) if folder else 0
+        sizes.append(size)
+    return all(0 < size < SMALL_MODEL for size in sizes)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -635,8 +995,9 @@ def main(argv: list[str] | None = None) -> int:
             os.environ[f"{library}{'_MAXIMUM' if library == 'VECLIB' else '_NUM'}_THREADS"] = str(threads)
     warnings.showwarning = lambda message, *_, **__: say(f"minillm: note: {message}")
     try:
-        if getattr(arguments, "output", None) is not None:
-            check_output(arguments.output)
+        for name in ("output", "figure"):
+            if getattr(arguments, name, None) is not None:
+                check_output(getattr(arguments, name))
         status = arguments.run(arguments)
         print(end="", flush=True)
         return status

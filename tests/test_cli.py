@@ -96,7 +96,7 @@ def test_demo_says_what_the_model_is_continues_a_prompt_and_prints_a_table_that_
     head = next(i for i, line in enumerate(lines) if line[:2] == ["policy", "target"])
     assert lines[head + 1][:5] == ["dense", "-", "0.000", "1.000", "1.000"]
     assert [line[:3] for line in lines[head + 2 : head + 13]] == [
-        *([policy, "neuron", share] for share in ("30%", "50%", "70%") for policy in cli.POLICIES),
+        *([policy, "neuron", share] for share in ("30%", "50%", "70%") for policy in cli.DEMO_POLICIES),
         *(["dhar", "tensor", share] for share in ("30%", "50%")),
     ]
     assert "the text holds no more; 20,000 are better" in " ".join(out.split())
@@ -105,7 +105,7 @@ def test_demo_says_what_the_model_is_continues_a_prompt_and_prints_a_table_that_
 def test_demos_json_holds_the_same_and_scores_documents_that_it_did_not_calibrate_on(run):
     status, out, err = run("demo", "-m", "m", "--text", "stories.txt", "-n", "3", "--json")
     found, model = json.loads(out), minillm.load("m")
-    assert status == 0 and list(found["continuations"]) == ["dense", *cli.POLICIES] and len(found["rows"]) == 12
+    assert status == 0 and list(found["continuations"]) == ["dense", *cli.DEMO_POLICIES] and len(found["rows"]) == 12
     text = "".join(step.text for step in minillm.generate(model, model.tokenizer.encode("Once upon a time"), 3))
     assert found["continuations"]["dense"] == text
     _, test = split_text(Path("stories.txt").read_text(encoding="utf-8"))
@@ -247,14 +247,55 @@ def test_sweep_prints_a_row_for_each_policy_and_sparsity_and_writes_them(run, tm
     progress = [line.partition(":")[0] for line in err.splitlines()]
     assert progress == ["dense", "mid 0.30", "cats 0.30", "mid 0.60", "cats 0.60"]
     assert len((tmp_path / "rows.csv").read_text(encoding="utf-8").splitlines()) == 6
-    found = json.loads(run(*sweep, "--json", "-o", tmp_path / "rows.json")[1])
+    found = json.loads(run(*sweep, "--json", "-o", tmp_path / "rows.json")[1])["rows"]
     assert found == json.loads((tmp_path / "rows.json").read_text(encoding="utf-8"))
+    assert run(*sweep, "-o", tmp_path / "rows.json")[2] == ""  # all of it is there: nothing is computed
+    status, _, err = run("sweep", "-m", "three", *sweep[3:], "-o", tmp_path / "rows.json")
+    assert status == 1 and "rows.json: row 1 is of another sweep (it has model m, expected three" in one_sentence(err)
     assert [(r["policy"], r["target"]) for r in found[1:]] == [
         ("mid", 0.3), ("cats", 0.3), ("mid", 0.6), ("cats", 0.6)
     ]  # fmt: skip
     assert sorted(tmp_path.iterdir()) == [tmp_path / "rows.csv", tmp_path / "rows.json"]
     other = ("--calibration", "one.txt", "--policy", "mid", "--sparsity", "0.5", "--by", "neuron")
     assert run("sweep", "-m", "m", "--text", "stories.txt", *other)[0] == 0
+
+
+def test_sweep_compares_policies_and_models_draws_and_takes_jobs(run, tmp_path):
+    sweep = ("sweep", "-m", "m", "--model", "three", "--text", "stories.txt", "--by", "neuron", "--sparsity", "0.5")
+    sweep += ("--policy", "mid,cats,dhar")
+    status, out, err = run(*sweep, "--figure", tmp_path / "f.png")
+    assert status == 0 and "figure: " in err and "Perplexity of three against" in err
+    assert (tmp_path / "f.png").read_bytes().startswith(b"\x89PNG")
+    table, compared = (part.splitlines() for part in out.split("\n\n"))
+    assert [line.split()[:2] for line in table[1:-1]] == [
+        [model, policy] for model in ("m", "three") for policy in ("dense", "mid", "cats", "dhar")
+    ]
+    assert [line.split()[:2] for line in compared[1:5]] == [
+        [model, policy] for model in ("m", "three") for policy in ("cats", "dhar")
+    ]
+    assert compared[0].endswith("verdict") and "95 % paired bootstrap interval" in " ".join(compared)
+    found = json.loads(run(*sweep, "--json", "--seed", "3", "--jobs", "2")[1])
+    assert [(r["model"], r["policy"], r["baseline"]) for r in found["comparison"]] == [
+        (model, policy, "mid") for model in ("m", "three") for policy in ("cats", "dhar")
+    ]
+    assert found["rows"] == json.loads(run(*sweep, "--json")[1])["rows"]
+    other = json.loads(run(*sweep, "--json", "--baseline", "dhar")[1])["comparison"]
+    assert {r["baseline"] for r in other} == {"dhar"} and len(other) == 4
+    paper = ("sweep", "-m", "m", "--text", "stories.txt", "--policy", "dhar", "--figure", tmp_path / "f.svg")
+    status, out, err = run(*paper)
+    assert status == 0 and "Published, read off the figure: Llama-3-8B +73 at 50" in err and "verdict" not in out
+
+
+def test_inspect_shows_how_large_weights_and_activations_are_and_draws_them(run, tmp_path):
+    options = ("inspect", "-m", "m", "--text", "stories.txt", "--distributions")
+    status, out, err = run(*options, "--figure", tmp_path / "f.svg")
+    assert status == 0 and b"<svg" in (tmp_path / "f.svg").read_bytes() and "figure: " in err
+    assert "of a normal distribution 0.0080 and 0.0797" in " ".join(out.split()) and "Natural" not in out
+    found = json.loads(run(*options, "--natural", "--json")[1])
+    assert [len(found[key]) for key in ("natural", "weight_magnitudes", "activation_magnitudes")] == [2, 6, 10]
+    assert run("inspect", "-m", "m", "--text", "stories.txt", "--natural", "--figure", tmp_path / "n.png")[0] == 0
+    status, _, err = run(*options, "--natural", "--figure", tmp_path / "b.svg")
+    assert status == 1 and "--natural or --distributions" in one_sentence(err)
 
 
 def test_download_prints_the_folder_which_inspect_then_finds_by_its_name(tmp_path):
@@ -341,6 +382,9 @@ WRONG_INPUT = [
     ("sweep -m m --text one.txt --policy mid,nothing", "policy 'nothing' is unknown, expected one of dhar, cats, mid"),
     ("sweep -m m --text one.txt -o rows.xlsx", "rows.xlsx: the name ends in .xlsx, expected .csv or .json"),
     ("sweep -m m --text one.txt -o absent/rows.csv", "absent/rows.csv: cannot be written"),
+    ("sweep -m m --text one.txt --figure absent/f.png", "absent/f.png: cannot be written"),
+    ("sweep -m m --text one.txt --figure f.pdf", "f.pdf: the name ends in .pdf, expected .png or .svg"),
+    ("inspect -m m --figure f.png", "--natural or --distributions"),
     ("sweep -m m --text letter.txt", "too few"),
     ("sweep -m m --text one.txt --calibration empty.txt", "empty.txt: is empty"),
     ("download nothing", "'nothing' is no name of a model on the hub"),
@@ -544,3 +588,13 @@ def test_without_memory_there_is_a_sentence_and_no_traceback(run, monkeypatch):
     monkeypatch.setattr(cli, "command_inspect", greedy)
     status, out, err = run("inspect", "-m", "m")
     assert (status, out) == (1, "") and "not enough memory" in one_sentence(err)
+
+
+def test_the_names_that_the_parser_offers_are_those_that_there_are():
+    from minillm.sparsity.policies import POLICIES
+    from minillm.sparsity.thresholds import BYS
+
+    assert cli.POLICIES == tuple(POLICIES) and set(cli.DEMO_POLICIES) <= set(POLICIES)
+    with pytest.raises(SystemExit):
+        cli.parser().parse_args(["calibrate", "-o", "x", "--by", "share"])
+    assert all(cli.parser().parse_args(["calibrate", "-o", "x", "--by", by]).by == by for by in BYS)

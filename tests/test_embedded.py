@@ -129,7 +129,7 @@ def test_every_command_runs_on_the_embedded_model_and_takes_its_own_text(stand_i
     )
 
     def sweep(*options):
-        rows = json.loads(stand_in("sweep", "--policy", "mid", "--sparsity", "0.5", "--json", *options)[1])
+        rows = json.loads(stand_in("sweep", "--policy", "mid", "--sparsity", "0.5", "--json", *options)[1])["rows"]
         return rows[0]["nll"], rows[1]["level"], rows[1]["neuron_sparsity"]
 
     embedded, calibrated, split = sweep(), sweep("--calibration", file), sweep("--text", file)

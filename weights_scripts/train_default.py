@@ -236,7 +236,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, help="use this tokenizer.json")
     parser.add_argument("--size", choices=SIZES, default="default")
     parser.add_argument("--act", choices=("silu", "relu", "relu2", "gelu", "gelu_pytorch_tanh"), default="silu")
-    parser.add_argument("--tokens", type=float, default=28e6)
+    parser.add_argument("--tokens", type=float, default=24e6)
     parser.add_argument("--seed", type=int, default=0)
     a = parser.parse_args()
     a.out.mkdir(parents=True, exist_ok=True)

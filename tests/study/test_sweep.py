@@ -1,17 +1,43 @@
-"""Sweeps: how a text is divided, what a row holds, and that it holds what the parts say by themselves."""
+"""Sweeps: how a text is divided, what a row holds, that it holds what the parts say by themselves; that a sweep goes on
+where it was killed, gives the same rows in parallel, and says how sure a difference is."""
 
+import json
+import math
+import os
+import subprocess
+import sys
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import joblib
+import numpy as np
 import pytest
 import tiny
 
 import minillm
 from minillm.errors import MinillmError
-from minillm.study.sweep import first_tokens, row, score_cut, split_text, sweep
+from minillm.study import sweep as module
+from minillm.study.sweep import (
+    compare_policies,
+    fingerprint,
+    first_tokens,
+    paired_bootstrap,
+    row,
+    score_cut,
+    split_text,
+    sweep,
+    text_digest,
+    with_intervals,
+)
+from minillm.study.tables import load_rows, save_rows
+from minillm.transformer.evaluation import runs
 
 STORIES = [f"{story} {number}" for number in range(3) for story in tiny.STORIES]
 TEXT = "\n<|endoftext|>\n".join(STORIES)
 KEYS = """model policy by target achieved level neuron_sparsity tensor_sparsity read_gate read_up read_down read_exact
 read_known_mask union_density union_window perplexity vs_dense bits_per_byte nll tokens bytes protocol context bos
-dtype spec""".split()
+dtype spec document_nll document_tokens model_sha256 calibration_sha256 test_sha256""".split()
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +85,7 @@ def test_first_tokens_keeps_just_as_many_documents_as_hold_them(model, context):
 
 def test_rows_come_dense_first_then_by_sparsity_and_policy_with_all_keys(model):
     calibration, test = split_text(TEXT)
-    rows = list(sweep(model, calibration, test, ("mid", "dhar"), (0.3, 0.6), context=64))
+    rows = sweep(model, calibration, test, ("mid", "dhar"), (0.3, 0.6), context=64)
     assert [(r["policy"], r["target"]) for r in rows] == [
         ("dense", None), ("mid", 0.3), ("dhar", 0.3), ("mid", 0.6), ("dhar", 0.6)
     ]  # fmt: skip
@@ -106,11 +132,342 @@ def test_what_is_achieved_is_that_of_the_text_scored_and_not_of_the_calibration_
 
 def test_sweeping_shares_one_calibration_pass_between_policies_and_changes_nothing(model):
     calibration, test = split_text(TEXT)
-    together = list(sweep(model, calibration, test, ("dhar", "cats", "mid"), (0.4,)))[1:]
-    alone = [list(sweep(model, calibration, test, (policy,), (0.4,)))[1] for policy in ("dhar", "cats", "mid")]
+    together = sweep(model, calibration, test, ("dhar", "cats", "mid"), (0.4,))[1:]
+    alone = [sweep(model, calibration, test, (policy,), (0.4,))[1] for policy in ("dhar", "cats", "mid")]
     assert together == alone
 
 
 def test_an_unknown_policy_is_refused_before_anything_is_scored(model):
     with pytest.raises(MinillmError, match="policy 'nothing' is unknown"):
-        next(sweep(model, STORIES[:1], STORIES[1:], ("mid", "nothing"), (0.5,)))
+        sweep(model, STORIES[:1], STORIES[1:], ("mid", "nothing"), (0.5,), on_row=lambda found: pytest.fail("scored"))
+
+
+# ---- a record, and going on from it ----------------------------------------------------------------------------------
+
+POLICIES, TARGETS = ("mid", "cats"), (0.3, 0.6)
+
+
+def swept(model, output=None, **changes):
+    """A small sweep; changes replace its arguments."""
+    calibration, test = split_text(TEXT)
+    what = {"models": model, "calibration": calibration, "test": test, "policies": POLICIES, "sparsities": TARGETS}
+    return sweep(**what | {"context": 64, "output": output} | changes)
+
+
+@pytest.fixture(scope="module")
+def rows(model):
+    return swept(model)
+
+
+@pytest.fixture
+def passes(model, monkeypatch):
+    """How many runs went through the model so far, in a list that holds one number."""
+    count, hidden = [0], model.hidden
+    monkeypatch.setattr(model, "hidden", lambda *a, **k: (count.__setitem__(0, count[0] + 1), hidden(*a, **k))[1])
+    return count
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.json"])
+def test_a_finished_sweep_is_read_back_equal_and_nothing_is_computed(model, rows, passes, tmp_path, name):
+    assert swept(model, tmp_path / name) == rows and passes[0] > 0
+    written, passes[0] = (tmp_path / name).read_bytes(), 0
+    assert swept(model, tmp_path / name, on_row=lambda row: pytest.fail("computed again")) == rows
+    assert passes == [0] and (tmp_path / name).read_bytes() == written
+    assert load_rows(tmp_path / name, module.TEXT_COLUMNS) == rows
+
+
+CHILD = """
+import sys, time
+sys.path.insert(0, {tests!r})
+import tiny, minillm
+from minillm.study.sweep import split_text, sweep
+calibration, test = split_text({text!r})
+def told(row):
+    print(row["policy"], flush=True)
+    time.sleep(0.3)
+sweep(minillm.load({folder!r}, "float64"), calibration, test, {policies!r}, {targets!r}, context=64,
+      output={output!r}, on_row=told)
+"""
+
+
+def test_a_killed_sweep_goes_on_without_computing_a_finished_row_again(model, rows, passes, tmp_path):
+    output = tmp_path / "rows.csv"
+    script = CHILD.format(
+        tests=str(Path(tiny.__file__).parent), text=TEXT, folder=str(model.folder), policies=POLICIES, targets=TARGETS,
+        output=str(output),
+    )  # fmt: skip
+    child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    for _ in range(3):
+        assert child.stdout.readline()
+    child.kill()  # no handler runs: SIGKILL, TerminateProcess
+    child.wait()
+    child.stdout.close()
+    recorded = load_rows(output, module.TEXT_COLUMNS)
+    assert 3 <= len(recorded) < len(rows) and recorded == rows[: len(recorded)]  # whole, in plan order, equal
+    new = []
+    assert swept(model, output, on_row=new.append) == rows and new == rows[len(recorded) :]
+    # Calibration text: collected once, then measured once per row. Test text: once per row. Nothing for the dense row.
+    calibration, test = (len(runs(model, text, context=64)) for text in split_text(TEXT))
+    assert passes[0] == calibration + len(new) * (calibration + test)
+    assert load_rows(output, module.TEXT_COLUMNS) == rows
+    assert [path.name for path in tmp_path.iterdir() if not path.name.endswith(".partial")] == ["rows.csv"]
+
+
+def test_a_sweep_may_grow_and_its_file_keeps_the_order_of_the_plan(model, rows, tmp_path):
+    output, new = tmp_path / "rows.json", []
+    swept(model, output, policies=("cats",))
+    grown = swept(model, output, on_row=new.append)
+    assert grown == rows and [(r["policy"], r["target"]) for r in new] == [("mid", 0.3), ("mid", 0.6)]
+    assert load_rows(output, ()) == rows
+    swept(model, output, policies=("topk", *POLICIES), on_row=new.append)
+    assert [r["policy"] for r in load_rows(output, ())] == ["dense", "topk", "mid", "cats", "topk", "mid", "cats"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"context": 32}, "context 64, expected 32"),
+        ({"protocol": "stream"}, "protocol documents, expected stream"),
+        ({"test": STORIES[6:]}, r"test_sha256 \w{12}\.\.\., expected \w{12}\.\.\."),
+        ({"calibration": STORIES[:2]}, "calibration_sha256"),
+        ({"by": "neuron"}, "by tensor, expected neuron"),
+        ({"policies": ("mid",)}, "policy cats, expected mid"),
+        ({"sparsities": (0.3,)}, "target 0.6, expected 0.3"),
+    ],
+)
+def test_rows_of_another_sweep_are_refused_before_the_work_and_stay(model, passes, tmp_path, rows, changes, found):
+    output = tmp_path / "rows.csv"
+    save_rows(output, rows)
+    before = output.read_bytes()
+    with pytest.raises(
+        MinillmError, match=rf"rows\.csv: row \d is of another sweep .*{found}.*to begin anew, name anoth"
+    ):
+        swept(model, output, **changes)
+    assert passes == [0] and output.read_bytes() == before
+
+
+def test_another_model_of_the_same_name_another_dtype_and_other_weights_are_other_rows(model, rows, tmp_path):
+    output = tmp_path / "rows.csv"
+    other = tiny.loaded(tmp_path / "m", seed=1)
+    assert other.name == model.name and fingerprint(other) != fingerprint(model)
+    save_rows(output, rows)
+    with pytest.raises(MinillmError, match="model_sha256"):
+        swept(other, output)
+    with pytest.raises(MinillmError, match="dtype float64, expected float32"):
+        swept(minillm.load(model.folder, "float32"), output)
+    both = swept([model, other], output)  # but beside each other they may stand
+    assert both[: len(rows)] == rows and both[len(rows) :] == swept(other)
+
+
+def test_a_fingerprint_is_that_of_weights_config_and_tokenizer(model, tmp_path):
+    same = minillm.load(model.folder, "float64")
+    assert fingerprint(same) == fingerprint(model)
+    same.layers[1] = replace(same.layers[1], down_proj=same.layers[1].down_proj + 1e-9)
+    assert fingerprint(same) != fingerprint(model)
+    assert fingerprint(tiny.loaded(tmp_path / "eps", rms_norm_eps=1e-6)) != fingerprint(model)
+    assert fingerprint(tiny.loaded(tmp_path / "bos", bos=False)) != fingerprint(model)
+
+
+def test_a_text_digest_knows_where_documents_end():
+    digests = {text_digest(text) for text in ("ab", ["ab"], ["a", "b"], ["ab", ""], "", [])}
+    assert len(digests) >= 5 and text_digest(["\ud800"])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("rows.csv", "a,b\n1,2\n", "row 1 has no model, expected the rows of a sweep; to begin anew"),
+        ("rows.json", '[{"a": 1}]', "row 1 has no model"),
+        ("rows.json", "{}", "expected a JSON list with one object per row"),
+        ("rows.json", "[1, ", "cannot be read as rows"),
+        ("rows.csv", 'a,b\n1,"2\n', "cannot be read as rows"),
+        ("rows.csv", "a,b\n1\n", "expected a CSV table"),
+        ("rows.csv", b"\xff\xfe", "cannot be read as rows"),
+        ("rows.txt", "", "expected .csv or .json"),
+    ],
+)
+def test_a_file_that_is_no_record_is_refused_and_stays(model, passes, tmp_path, name, content, sentence):
+    output = tmp_path / name
+    output.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(MinillmError) as problem:
+        swept(model, output)
+    assert sentence in str(problem.value) and str(output) in str(problem.value) and passes == [0]
+    assert output.read_bytes() == (content if isinstance(content, bytes) else content.encode())
+
+
+def test_an_output_that_cannot_be_written_gives_one_sentence(model, tmp_path):
+    with pytest.raises(MinillmError, match=r"rows\.csv: cannot be written"):
+        swept(model, tmp_path / "absent" / "rows.csv")
+
+
+def test_a_file_of_many_documents_is_read_back(tmp_path, rows):
+    long = rows[0] | {"document_nll": [math.pi / 7] * 20_000}  # a cell of 400 kB
+    save_rows(tmp_path / "rows.csv", [long])
+    assert load_rows(tmp_path / "rows.csv", module.TEXT_COLUMNS) == [long]
+
+
+# ---- in parallel -----------------------------------------------------------------------------------------------------
+
+
+def test_rows_are_the_same_by_two_processes_which_may_not_write_to_what_they_share(model, rows, tmp_path):
+    with joblib.parallel_config(backend="loky", max_nbytes=64):  # every array is a read-only file
+        for by in ("tensor", "neuron"):
+            assert swept(model, tmp_path / f"{by}.csv", by=by, jobs=2) == swept(model, by=by)
+    assert load_rows(tmp_path / "tensor.csv", module.TEXT_COLUMNS) == rows
+
+
+def test_the_backend_is_joblibs_to_choose_and_calibration_is_collected_once(model, rows, monkeypatch):
+    calls, collect = [], module.collect
+    monkeypatch.setattr(module, "collect", lambda *a: calls.append(a) or collect(*a))
+    with joblib.parallel_config(backend="threading", n_jobs=2):
+        assert swept(model, jobs=None) == rows and len(calls) == 1
+        assert swept([model, minillm.load(model.folder, "float32")], jobs=2)[: len(rows)] == rows and len(calls) == 3
+
+
+def test_a_note_of_a_worker_is_shown_and_an_error_is_one_sentence(model):
+    calibration, test = split_text(TEXT)
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        swept(model, test=[*test, calibration[0]], jobs=2)
+    assert any("1 of the documents scored are among those" in str(note.message) for note in notes)
+    with pytest.raises(MinillmError, match="reads at least 0.667 of the weights"):
+        swept(model, policies=("mid",), sparsities=(0.5,), by="reads", jobs=2)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a process is killed by its number")
+def test_a_worker_that_is_killed_leaves_a_record_and_a_sentence(model, rows, tmp_path):
+    import signal
+
+    from joblib.externals.loky import reusable_executor
+
+    def kill(row):
+        if row["policy"] != "dense":
+            for process in list(reusable_executor._executor._processes):
+                os.kill(process, signal.SIGKILL)
+
+    output = tmp_path / "rows.csv"
+    with pytest.raises(MinillmError, match="a worker ended before its row was done .* run the same sweep again"):
+        swept(model, output, jobs=2, policies=(*POLICIES, "topk", "topp", "cett"), on_row=kill)
+    recorded = load_rows(output, module.TEXT_COLUMNS)
+    assert recorded[0] == rows[0] and len(recorded) >= 2
+
+
+def test_without_joblib_one_job_runs_and_two_give_a_sentence(model, rows, monkeypatch):
+    monkeypatch.setitem(sys.modules, "joblib", None)
+    assert swept(model) == rows
+    with pytest.raises(MinillmError, match=r"more than one job needs joblib: pip install '\.\[study\]'"):
+        swept(model, jobs=2)
+
+
+@pytest.mark.parity
+def test_a_dask_cluster_gives_the_same_rows_and_each_worker_is_sent_what_they_share_once(model, rows, tmp_path):
+    distributed = pytest.importorskip("distributed")
+    options = {"n_workers": 1, "threads_per_worker": 2, "processes": False, "dashboard_address": None}
+    with distributed.LocalCluster(**options) as cluster, distributed.Client(cluster):
+        with joblib.parallel_config(backend="dask"):
+            assert swept(model, tmp_path / "rows.csv", jobs=None) == rows
+    calibration, test = split_text(TEXT)
+    shared = module.Shared(model, calibration, test, None, None, "tensor")
+    assert sys.getsizeof(shared) > 1000  # what joblib's dask backend scatters
+
+
+# ---- intervals -------------------------------------------------------------------------------------------------------
+
+
+def scores(rng, documents=60, effect=0.0, noise=0.01):
+    """Two methods on the same documents: document difficulty varies far more than the methods differ."""
+    tokens = rng.integers(50, 300, documents)
+    per_token = rng.normal(2.5, 0.5, documents)
+    a = tokens * (per_token + effect + rng.normal(0, noise, documents))
+    return a, tokens * per_token, tokens
+
+
+def test_equal_scores_have_the_interval_zero():
+    a, _, tokens = scores(np.random.default_rng(0))
+    assert paired_bootstrap(a, a, tokens, np.random.default_rng(1)) == (0.0, 0.0)
+
+
+def test_a_planted_difference_is_found_and_none_where_there_is_none():
+    a, b, tokens = scores(np.random.default_rng(0), effect=0.01)
+    low, high = paired_bootstrap(a, b, tokens, np.random.default_rng(1))
+    assert 0 < low < (a - b).sum() / tokens.sum() < high < 0.02
+    minus = paired_bootstrap(b, a, tokens, np.random.default_rng(1))
+    np.testing.assert_allclose(minus, (-high, -low), rtol=1e-12)
+    missed = 0
+    for seed in range(60):
+        low, high = paired_bootstrap(*scores(np.random.default_rng(seed)), np.random.default_rng(1), 400)
+        missed += not low <= 0 <= high
+    assert missed <= 10  # 5 % of 60 is 3
+
+
+def test_the_paired_interval_is_far_narrower_than_an_unpaired_one():
+    a, b, tokens = scores(np.random.default_rng(0), effect=0.01)
+    low, high = paired_bootstrap(a, b, tokens, np.random.default_rng(1))
+    rng, unpaired = np.random.default_rng(1), []
+    for _ in range(500):
+        i, j = rng.integers(len(tokens), size=(2, len(tokens)))
+        unpaired.append(a[i].sum() / tokens[i].sum() - b[j].sum() / tokens[j].sum())
+    assert high - low < 0.1 * np.subtract(*np.quantile(unpaired, [0.975, 0.025]))
+
+
+def test_an_interval_takes_weights_levels_and_empty_documents_as_it_should():
+    a, b, tokens = scores(np.random.default_rng(0), effect=0.01)
+    wide, narrow = (paired_bootstrap(a, b, tokens, np.random.default_rng(1), level=level) for level in (0.99, 0.5))
+    assert wide[0] < narrow[0] < narrow[1] < wide[1]
+    padded = [np.append(x, 0) for x in (a, b, tokens)]
+    assert paired_bootstrap(*padded, np.random.default_rng(1)) == paired_bootstrap(
+        a, b, tokens, np.random.default_rng(1)
+    )
+    # Two documents: the means are those of (0, 0), (0, 1) and (1, 1), tokens counted.
+    assert paired_bootstrap([1, 6], [0, 0], [1, 2], np.random.default_rng(1)) == (1.0, 3.0)
+    many = paired_bootstrap(*(np.tile(x, 400) for x in (a, b, tokens)), np.random.default_rng(1), 200)
+    assert many[1] - many[0] < 0.1 * (wide[1] - wide[0])
+    for wrong in (([1.0], [1.0], [3]), ([1.0, 2], [1.0, 2], [3, 0]), ([1.0, 2], [1.0], [3, 3])):
+        with pytest.raises(MinillmError, match="expected one number per document|needs two"):
+            paired_bootstrap(*wrong, np.random.default_rng(0))
+
+
+def made(policy, per_token, by="neuron", target=0.5, cut=0.5, model="m", tokens=(100, 150, 120, 90)):
+    nll = [n * (per_token + 0.1 * i) for i, n in enumerate(tokens)]
+    return {
+        "model": model, "policy": policy, "by": by, "target": target, "neuron_sparsity": cut, "read_exact": 1 - cut,
+        "nll": sum(nll), "tokens": sum(tokens), "document_nll": nll, "document_tokens": list(tokens),
+        "perplexity": math.exp(sum(nll) / sum(tokens)),
+    }  # fmt: skip
+
+
+def test_policies_are_compared_at_equal_neuron_sparsity_or_equal_reads_and_nowhere_else():
+    table = [
+        made("dense", 2.0, None, None, 0.0), made("mid", 2.1), made("cats", 2.2), made("cett", 2.05),
+        made("topk", 2.1), made("teal", 2.5, cut=0.6), made("cats", 9.0, "tensor"), made("mid", 1.0, "tensor"),
+        made("mid", 2.3, "reads"), made("dhar", 2.2, "reads"), made("cats", 2.0, target=0.7),
+        made("cats", 1.0, model="n"),
+    ]  # fmt: skip
+    found = compare_policies(table)
+    assert [(r["policy"], r["by"], r["verdict"]) for r in found] == [
+        ("cats", "neuron", "worse"), ("cett", "neuron", "better"), ("topk", "neuron", "undecided"),
+        ("teal", "neuron", "not equal"), ("dhar", "reads", "better"),
+    ]  # fmt: skip
+    assert all(r["baseline"] == "mid" and r["low"] - 1e-12 <= r["log_ratio"] <= r["high"] + 1e-12 for r in found)
+    assert found[0]["log_ratio"] == pytest.approx(0.1) and found[4]["share"] == 0.5
+    assert [r["policy"] for r in compare_policies(table, "cats")] == ["mid", "cett", "topk", "teal"]
+    with pytest.raises(MinillmError, match="were not scored on the same documents"):
+        compare_policies([made("mid", 2.1), made("cats", 2.2, tokens=(1, 2, 3, 4))])
+
+
+def test_real_rows_are_compared_with_the_difference_that_their_perplexities_have(model):
+    found = swept(model, by="neuron")
+    compared = compare_policies(found)
+    assert [r["policy"] for r in compared] == ["cats", "cats"]
+    mid, cats = found[1], found[2]
+    assert compared[0]["log_ratio"] == pytest.approx(math.log(cats["perplexity"] / mid["perplexity"]), rel=1e-9)
+
+
+def test_bands_hold_the_perplexity_and_are_nothing_for_the_dense_model(rows):
+    banded = with_intervals(rows)
+    for r in banded:
+        assert r["perplexity_low"] <= r["perplexity"] <= r["perplexity_high"]
+    assert banded[0]["perplexity_low"] == banded[0]["perplexity_high"] == rows[0]["perplexity"]
+    assert banded[1]["perplexity_low"] < banded[1]["perplexity_high"]
+    assert "perplexity_low" not in rows[1] and "perplexity_low" not in with_intervals(rows[1:])[0]
+    assert json.loads(json.dumps(banded)) == banded

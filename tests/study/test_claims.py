@@ -1,0 +1,57 @@
+"""What the README says about the method, on three trained models and text that none of them was calibrated on."""
+
+import numpy as np
+import pytest
+
+import minillm
+from minillm.sparsity.allocate import sample_values
+from minillm.study.sweep import compare_policies, first_tokens, sweep
+from minillm.transformer.evaluation import runs, split_documents
+
+pytestmark = [pytest.mark.slow, pytest.mark.shared]
+HALVES = ("dhar", "cats", "countdown")  # they rank by a part of what a neuron does
+
+
+@pytest.fixture(scope="module", params=["default", "tinystories-656k", "stories260K"])
+def model(request, shared, tmp_path_factory):
+    if request.param == "stories260K":
+        from convert_llama2c import convert
+
+        source = shared / "models" / "stories260K"
+        folder = tmp_path_factory.mktemp("converted") / "stories260K"
+        convert(source / "stories260K.bin", source / "tok512.bin", folder)
+        return minillm.load(folder)
+    return minillm.load("default" if request.param == "default" else shared / "models" / request.param)
+
+
+@pytest.fixture(scope="module")
+def stories(shared):
+    def read(name):
+        return split_documents((shared / "text" / name).read_text(encoding="utf-8"))
+
+    return read("tinystories-train.txt")[:30], read("tinystories-valid.txt")
+
+
+def test_at_equal_neuron_sparsity_no_policy_that_looks_at_a_part_beats_mid(model, stories):
+    calibration, test = stories
+    test = first_tokens(model, test, 20_000)
+    rows = sweep(model, calibration, test, [*HALVES, "mid", "cett"], [0.5], "neuron")
+    found = {row["policy"]: row for row in compare_policies(rows, "mid", np.random.default_rng(0))}
+    assert all(abs(row["share"] - 0.5) < 0.02 for row in found.values())
+    assert [found[policy]["verdict"] for policy in HALVES] == ["worse"] * 3, found
+    assert abs(found["cett"]["log_ratio"]) < 0.02  # it looks at the whole neuron, too
+    costs = {row["policy"]: row["perplexity"] for row in rows}
+    if model.name == "stories260K":
+        assert costs["dhar"] < costs["cats"] - 1
+    if model.name == "tinystories-656k":
+        assert costs["cats"] < costs["dhar"]
+
+
+def test_cats_is_dear_where_small_gates_come_with_large_ups(model, stories):
+    pieces = runs(model, stories[1][:10])
+    found = []
+    for values in sample_values(model, pieces, ("gate", "up"), 1500):
+        gate, up = np.abs(values["gate"]).ravel(), np.abs(values["up"]).ravel()
+        found.append(np.corrcoef(gate, up)[0, 1])
+    assert (np.mean(found) < -0.03) == (model.name == "stories260K")
+    assert model.name == "stories260K" or np.mean(found) > 0.03
