@@ -6,6 +6,7 @@ The chapters, in reading order:
     loading         1. from files to arrays: config.json, safetensors, embedded models, the hub's cache, the tokenizer
     transformer     2. from arrays to text: ops, rope, attention, ffn, model, generation, evaluation
     sparsity        3. cutting: what "50 % sparse" means, policies, masked and gathered FFNs, calibration
+    predictors      4. predicting: which neurons a token will need: oracle, baselines, shadows, look-ahead, learned
     study           6. studying: sweeps, natural sparsity, tables, benchmarks
     cli             the command line
 
@@ -38,6 +39,7 @@ _PUBLIC = {
     "Thresholds": "sparsity.calibrate",
     "calibrate": "sparsity.calibrate",
     "sparse_ffn": "sparsity.calibrate",
+    "load_predictor": "predictors.base",
 }
 
 __all__ = ["load", *_PUBLIC]

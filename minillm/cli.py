@@ -33,7 +33,9 @@ PREDICTORS = (
 )  # fmt: skip
 DEMO_PROMPT = "Once upon a time"
 DEMO_TOKENS = 20_000  # scored per row of the demo's table
-DEMO_CALIBRATION = 10_000  # read for its thresholds, several times over: each search for a share is a few passes
+DEMO_PREDICTION = 4_000  # scored per predictor, which takes several passes for each
+DEMO_PREDICTORS = ("chance", "static", "previous-token", "shadow-4")
+DEMO_CALIBRATION = 6_000  # read for its thresholds, several times over: each search for a share is a few passes
 PATTERN_TOKENS = 4_000  # of a text, for which `patterns` makes variants
 PATTERN_WORDS = (
     "Prefix matches because the model is causal: same tokens, same past. Chance: independent bits of the same "
@@ -178,6 +180,7 @@ def command_demo(a: argparse.Namespace) -> int:
     from .sparsity.calibrate import calibrate, collect, sparse_ffn
     from .sparsity.policies import policy_named
     from .sparsity.spec import in_words
+    from .study.prediction import prediction_rows
     from .study.sweep import first_tokens, row, score_cut
     from .study.tables import text_table
     from .transformer.evaluation import as_documents, default_context, perplexity
@@ -222,10 +225,17 @@ def command_demo(a: argparse.Namespace) -> int:
     for policy, sparsity, by in tqdm(plan, desc="policies", leave=False, delay=2, disable=None):
         thresholds = half[policy] if (sparsity, by) == (0.5, "neuron") else cut(policy, sparsity, by)
         rows.append(score_cut(model, test, thresholds, dense))
+    few = first_tokens(model, test, DEMO_PREDICTION, context)
+    making = tqdm(total=1 + len(DEMO_PREDICTORS), desc="predictors", leave=False, delay=2, disable=None)
+    predicted = []
+    for line in prediction_rows(model, calibration, few, DEMO_PREDICTORS, context=context):
+        predicted.append(line)
+        making.update()
+    making.close()
     seconds = time.perf_counter() - started
     if a.json:
         result = {"model": headline(model), "parts": parts, "prompt": a.prompt, "continuations": continuations}
-        print(json.dumps(result | {"rows": rows, "seconds": seconds}, indent=1))
+        print(json.dumps(result | {"rows": rows, "predictors": predicted, "seconds": seconds}, indent=1))
         return 0
     columns = {"policy": "", "target": "", "neurons cut": ".3f", "read": ".3f", "known": ".3f", "perplexity": ".3f"}
     headings = {"neurons cut": "neuron_sparsity", "read": "read_exact", "known": "read_known_mask"}
@@ -250,6 +260,22 @@ def command_demo(a: argparse.Namespace) -> int:
         wrapped(
             "Neurons cut: share of (token, neuron) pairs. Read: share of the FFN's weights that a token reads when the "
             "policy computes its own mask; known: when the mask is known beforehand."
+        )
+    )
+    about = "Who can know beforehand? Half of the neurons, selected by each before the layer is read:"
+    print("\n" + wrapped(about) + "\n")
+    columns = {"predictor": ""} | dict.fromkeys(("recall", "selected", "own bytes", "read", "perplexity"), ".3f")
+    for line in predicted:
+        line |= {"own bytes": line["own_share_stored"], "read": line["reads"]}
+        line |= {"vs dense": line["perplexity"] / line["dense"], "x oracle": line["times_oracle"]}
+    print(text_table(predicted, columns | {"vs dense": ".3f", "x oracle": ".2f"}) + "\n")
+    print(
+        wrapped(
+            f"Scored: {predicted[0]['tokens']:,} tokens, dense {predicted[0]['dense']:.3f}. Recall: of the neurons "
+            "that matter most (the mask of mid), those that were selected. Own bytes: the predictor's tables; read: "
+            "what a token touches, tables included; both as shares of the FFN's bytes as stored. The oracle has no "
+            "tables and reads nothing to know. x oracle: the increase of perplexity over that of the oracle. More: "
+            "minillm predict eval."
         )
     )
     say(f"{seconds:.1f} s")

@@ -32,7 +32,7 @@ from ..transformer.evaluation import document_hashes, pass_over, runs
 from ..transformer.model import Llama
 
 if TYPE_CHECKING:
-    from ..sparsity.calibrate import Thresholds
+    from ..sparsity.thresholds import Thresholds
 
 FORMAT, VERSION = "minillm-predictor", "1"
 # What a file may hold: the kind it names -> the class below this module that reads it. Loaded when first asked for.
@@ -43,6 +43,7 @@ KINDS = {
     "sign": "training_free:Sign",
     "svd": "training_free:LowRank",
     "shadow": "training_free:Shadow",
+    "ahead": "ahead:Ahead",
     "learned": "learned:Learned",
     "refined": "learned:Refined",
     "library": "patterns:Library",

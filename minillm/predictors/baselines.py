@@ -21,7 +21,7 @@ from ..transformer.evaluation import document_hashes, pass_over, runs
 from ..transformer.model import Llama
 
 if TYPE_CHECKING:
-    from ..sparsity.calibrate import Thresholds
+    from ..sparsity.thresholds import Thresholds
 
 
 class Chance:

@@ -7,16 +7,16 @@
 (Liu et al. 2023, Deja Vu, arXiv 2310.17157, section 3 and the released code: two linear maps without anything between
 them, one predictor per layer.) Trained with binary cross entropy against the mask y of policy mid,
 
-    loss = - mean w (y ln p + (1 - y) ln(1 - p))          w = (|m| / t)^2 where active, else 1
+    loss = - mean w_y (y ln p + (1 - y) ln(1 - p))        w_1 = 1, w_0 = share of active neurons + 0.005
 
-with Adam, on what the layers of the CUT model see, since that is what they will see in use. A tenth of the documents is
-held out, and the parameters are those of the epoch that was best on it. The gradients are short enough to write down.
-With d = w (p - y) / size,
+with Adam, on what the layers of the CUT model see, since that is what they will see in use. Other documents are held
+out, and the parameters are those of the epoch that was best on them. The gradients are short enough to write down. With
+d = w (p - y) / size,
 
     dB = (x A)^T d      dA = x^T (d B^T)      dc = sum_t d      da = sum_t d log s
 
-One layer ahead (``ahead``): x is the input of the FFN one layer BEFORE, at the same token, so that the weights can be on
-their way while that layer is computed. Layer 0 has no layer before it and is predicted from its own input.
+One layer ahead (``ahead``): x is the input of the FFN one layer BEFORE, at the same token, so that the weights can be
+on their way while that layer is computed. Layer 0 has no layer before it and is predicted from its own input.
 
 Differs from Deja Vu: the bias c, which costs next to nothing; a score is no decision, the cutoffs are set afterwards.
 A linear z can say which gates will be large; it cannot say that |up| will be, whose sign may be either.
@@ -34,16 +34,14 @@ from ..errors import MinillmError
 from ..optim import Adam, cosine
 from ..sparsity.calibrate import sparse_ffn
 from ..sparsity.predicted import shape_of
-from ..transformer.evaluation import as_documents, document_hashes, pass_over, runs
+from ..transformer.evaluation import document_hashes, pass_over, runs
 from ..transformer.model import Llama
 from .training_free import Shadow
 
 if TYPE_CHECKING:
-    from ..sparsity.calibrate import Thresholds
+    from ..sparsity.thresholds import Thresholds
 
-HELD_OUT = 0.1  # of the documents
-import os
-POWER, STRONGEST = float(os.environ.get("POW","2")), 10
+BATCH, RATE = 256, 0.01  # examples per step, Adam's lr
 TINY = 1e-6  # added to a shadow's score before its logarithm
 
 
@@ -57,15 +55,14 @@ def logits(p: dict[str, np.ndarray], x: np.ndarray, logs: np.ndarray | None = No
 
 
 def loss_and_gradients(
-    p: dict[str, np.ndarray], x: np.ndarray, strength: np.ndarray, logs: np.ndarray | None = None
+    p: dict[str, np.ndarray], x: np.ndarray, y: np.ndarray, logs: np.ndarray | None = None, negative: float = 1.0
 ) -> tuple[float, dict[str, np.ndarray]]:
     """The weighted cross entropy of the module's docstring and its gradient by every parameter.
 
-    p: A, B, c (and a, where logs are given). x (T, D), strength |m| / t (T, F), logs (T, F).
+    p: A, B, c (and a, where logs are given). x (T, D), y (T, F) bool, logs (T, F). negative: the weight w_0.
     """
     z = logits(p, x, logs)  # (T, F)
-    y, weight = strength > 1, np.clip(strength, 1, STRONGEST) ** POWER  # (T, F)
-    weight = weight.astype(z.dtype, copy=False)
+    weight = np.where(y, 1, negative).astype(z.dtype)
     # ln(1 + exp(-|z|)) never overflows:  -ln p = max(-z, 0) + that,  -ln(1 - p) = max(z, 0) + that
     small = np.exp(-np.abs(z))
     loss = float((weight * (np.maximum(np.where(y, -z, z), 0) + np.log1p(small))).mean(dtype=np.float64))
@@ -87,14 +84,12 @@ def examples(
 
     ->  inputs: per layer (n, D), masks: per layer (n, F) bool. Held in memory: n (4 D + F) bytes per layer.
     """
-    found: dict[str, dict[int, list[np.ndarray]]] = {"norm": defaultdict(list), "mid": defaultdict(list)}
+    found: dict[str, dict[int, list[np.ndarray]]] = {"norm": defaultdict(list), "mask": defaultdict(list)}
 
     def tap(name: str, value: np.ndarray) -> np.ndarray:
         parts = name.split(".")
         if len(parts) == 4 and parts[2] == "mlp" and parts[3] in found:
-            index = int(parts[1])
-            copy = value.copy() if parts[3] == "norm" else np.abs(value) / (thresholds.layers[index]["mid"] or TINY)
-            found[parts[3]][index].append(copy)
+            found[parts[3]][int(parts[1])].append(value.copy())
         return value
 
     pass_over(model, runs(model, documents, "documents", context), tap, sparse_ffn(model, thresholds), "examples")
@@ -105,77 +100,87 @@ def train(
     model: Llama,
     thresholds: Thresholds,
     documents: str | Sequence[str],
+    held_out: str | Sequence[str],
     rank: int,
     shadow: Shadow | None = None,
     ahead: int = 0,
     context: int | None = None,
-    epochs: int = 12,
-    batch: int = 256,
-    lr: float = 2e-3,
+    epochs: int = 15,
     rng: np.random.Generator | None = None,
 ) -> Learned | Refined:
     """Train one predictor per layer (module's docstring); with a shadow, one that refines it.
 
-    documents: training text, the last tenth of it held out. rank: r. ahead: 0, or 1 for one layer ahead (not with a
-    shadow). Stops a layer's training after three epochs without gain on the held-out documents. rng: for the first A
-    and the order of the examples. Raises MinillmError for a text of one document and a rank or ahead out of range.
+    documents: training text. held_out: other documents, for early stopping: a layer's training ends after three epochs
+    without gain on them. rank: r. ahead: 0, or 1 for one layer ahead (not with a shadow). rng: for the first A and the
+    order of the examples. Raises MinillmError for documents in both texts and for a rank or ahead out of range.
     """
     from tqdm.auto import tqdm
 
-    texts, (layers, hidden, intermediate) = as_documents(documents), shape_of(model)
-    if len(texts) < 2:
-        raise MinillmError("the training text is one document, expected at least two: some are held out")
+    layers, hidden, intermediate = shape_of(model)
+    hashes = [frozenset(document_hashes(text)) for text in (documents, held_out)]
+    if hashes[0] & hashes[1]:
+        raise MinillmError(f"{len(hashes[0] & hashes[1])} of the held-out documents are among the training documents")
     if not 1 <= rank <= hidden:
         raise MinillmError(f"rank is {rank}, expected 1 to {hidden}")
-    if ahead not in (0, 1) or (ahead and shadow):
+    if ahead not in (0, 1) or (ahead and shadow is not None):
         raise MinillmError(f"ahead is {ahead}, expected 0, or 1 without a shadow")
     rng = np.random.default_rng(0) if rng is None else rng
-    at = len(texts) - max(1, round(HELD_OUT * len(texts)))
-    (x, y), (x_held, y_held) = (examples(model, thresholds, part, context) for part in (texts[:at], texts[at:]))
-    if shadow is not None and hasattr(shadow, "attach"):
+    (x, y), (x_held, y_held) = (examples(model, thresholds, text, context) for text in (documents, held_out))
+    if shadow is not None:
         shadow.attach(model)
 
     tables: dict[str, list[np.ndarray]] = defaultdict(list)
     with tqdm(total=layers * epochs, desc="training", unit="epoch", leave=False, delay=2, disable=None) as bar:
         for i in range(layers):
             seen, seen_held = (inputs[max(0, i - ahead)] for inputs in (x, x_held))
-            logs = None if shadow is None else [log_scores(shadow, i, part) for part in (x[i], x_held[i])]
-            rate = (y[i] > 1).mean(axis=0).clip(0.01, 0.99)
-            size = np.sqrt((seen * seen).mean())  # so that x A is near 1, whatever the scale of the normed inputs
-            p = {
-                "A": rng.normal(0, hidden**-0.5, (hidden, rank)) / size,
-                "B": np.zeros((rank, intermediate)),
-                "c": np.log(rate / (1 - rate)),
-            }
-            if logs is not None:  # begin where the shadow is: z = 0 where its score is the threshold
+            logs = [None, None] if shadow is None else [log_scores(shadow, i, part) for part in (x[i], x_held[i])]
+            size = float(np.sqrt(np.square(seen).mean()))  # x A begins near 1, whatever the scale of the inputs
+            p = {"A": rng.normal(0, hidden**-0.5 / size, (hidden, rank)), "B": np.zeros((rank, intermediate))}
+            if shadow is None:  # begin with how often each neuron is active
+                rate = y[i].mean(axis=0).clip(0.01, 0.99)
+                p["c"] = np.log(rate / (1 - rate))
+            else:  # begin where the shadow is: z = 0 where its score is the threshold
                 p["a"] = np.full(intermediate, 4.0)
                 p["c"] = np.full(intermediate, -4 * np.log(thresholds.layers[i]["mid"] + TINY))
             p = {name: value.astype(np.float32) for name, value in p.items()}
-            held = (seen_held, y_held[i], logs and logs[1])
-            best, patience, adam = (loss_and_gradients(p, *held)[0], dict(p)), 0, Adam(p, lr)
-            best = (best[0], {name: value.copy() for name, value in p.items()})
-            steps = epochs * -(-len(seen) // batch)
-            for _ in range(epochs):
-                order = rng.permutation(len(seen))
-                for a in range(0, len(seen), batch):
-                    rows = order[a : a + batch]
-                    part = (seen[rows], y[i][rows], None if logs is None else logs[0][rows])
-                    adam.step(loss_and_gradients(p, *part)[1], cosine(adam.t, steps))
-                loss = loss_and_gradients(p, *held)[0]
-                bar.set_postfix(layer=i, held_out=f"{loss:.4f}")
-                bar.update()
-                patience += 1
-                if loss < best[0]:
-                    best, patience = (loss, {name: value.copy() for name, value in p.items()}), 0
-                if patience == 3:
-                    break
-            for name, value in best[1].items():
+            p = train_layer(p, (seen, y[i], logs[0]), (seen_held, y_held[i], logs[1]), epochs, rng, bar)
+            for name, value in p.items():
                 tables[name].append(value.astype(np.float16))
     stacked = {name: np.stack(parts) for name, parts in tables.items()}
     shape = (layers, hidden, intermediate)
     found = Learned(shape, stacked, ahead) if shadow is None else Refined(shadow, stacked)
-    found.trained_on |= frozenset(document_hashes(texts))
+    found.trained_on |= hashes[0] | hashes[1]
     return found
+
+
+def train_layer(
+    p: dict[str, np.ndarray], training: tuple, held_out: tuple, epochs: int, rng: np.random.Generator, bar=None
+) -> dict[str, np.ndarray]:
+    """Adam on one layer's parameters p, which are changed; gives those of the epoch that was best on held_out.
+
+    training, held_out: (x (n, D), y (n, F), log s (n, F) or None). Three epochs without gain are the last.
+    """
+    x, y, logs = training
+    negative = float(y.mean()) + 0.005
+
+    def kept() -> tuple[float, dict[str, np.ndarray]]:
+        return loss_and_gradients(p, *held_out, negative)[0], {name: value.copy() for name, value in p.items()}
+
+    best, patience, adam, steps = kept(), 0, Adam(p, RATE), epochs * -(-len(x) // BATCH)
+    for _ in range(epochs):
+        order = rng.permutation(len(x))
+        for a in range(0, len(x), BATCH):
+            rows = order[a : a + BATCH]
+            part = (x[rows], y[rows], None if logs is None else logs[rows], negative)
+            adam.step(loss_and_gradients(p, *part)[1], cosine(adam.t, steps, warmup=20))
+        now = kept()
+        best, patience = (now, 0) if now[0] < best[0] else (best, patience + 1)
+        if bar is not None:
+            bar.set_postfix(held_out=f"{now[0]:.4f}")
+            bar.update()
+        if patience == 3:
+            break
+    return best[1]
 
 
 def log_scores(shadow: Shadow, index: int, x: np.ndarray) -> np.ndarray:

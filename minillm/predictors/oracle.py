@@ -18,7 +18,7 @@ from ..transformer.model import Llama
 from ..transformer.ops import linear
 
 if TYPE_CHECKING:
-    from ..sparsity.calibrate import Thresholds
+    from ..sparsity.thresholds import Thresholds
 
 
 class Oracle:

@@ -2,7 +2,7 @@
 
     sign     s_j = D - 2 popcount(sign(x) XOR sign(gate_j))        SparseInfer (arXiv 2411.12692): one bit per weight
     svd      s_j = |act(x . g_j) (x . u_j)|  with G = A B of rank r in the gate's place, and U in up's
-    shadow   the same with G, U = gate and up rounded to b bits per weight, a scale per row
+    shadow   the same with G, U = gate and up rounded to b bits per weight, a scale per row; see below
 
 The last two compute the whole of gate and up in small: a poor copy of the layer that says which neurons of the real
 one are worth reading. How good a copy is depends on what it is asked about. The inputs x of a layer are far from
@@ -11,6 +11,13 @@ round: a few directions hold most of their energy. The error that counts for a r
     mean_t (x_t . w - x_t . q)^2 = (w - q) H (w - q)^T        H = mean_t x_t^T x_t   (D, D), on a training text
 
 so both kinds take H where it is given. Without it, H = 1: the plain rounding and the plain SVD.
+
+With H the error itself is known, and a shadow can say what it expects of a neuron whose g and u it knows only up to
+standard deviations e_g and e_u: the root of the expected square, taken at two points (Gauss-Hermite's rule of order 2),
+
+    s_j^2 = (act(g + e_g)^2 + act(g - e_g)^2) / 2 * (u^2 + e_u^2)      ~ E[m_j^2]
+
+A neuron of which little is known may be large, and missing it would cost the square.
 """
 
 from __future__ import annotations
@@ -28,7 +35,7 @@ from ..transformer.model import Llama
 from ..transformer.ops import ACTIVATIONS, linear
 
 if TYPE_CHECKING:
-    from ..sparsity.calibrate import Thresholds
+    from ..sparsity.thresholds import Thresholds
 
 PAIRS = 1 << 20  # (token, neuron) pairs whose XOR is held at once
 GOLDEN = (5**0.5 - 1) / 2
@@ -89,7 +96,7 @@ class Sign:
 
     def predict(self, index: int, position: int, x: np.ndarray) -> np.ndarray:
         """x (T, D)  ->  signs that agree minus signs that do not, and the order of ties (T, F)."""
-        return self.shape[1] - 2 * self.disagreements(index, x) + self._order
+        return (self.shape[1] - 2 * self.disagreements(index, x)).astype(np.float32) + self._order
 
     def observe(self, index: int, position: int, x: np.ndarray, mask: np.ndarray | None) -> None:
         """Nothing to learn."""
@@ -122,7 +129,7 @@ class Sign:
 
 
 def pack(codes: np.ndarray, bits: int = 1) -> np.ndarray:
-    """Whole numbers below 2^bits, packed without gaps along the last axis: (..., n) -> (..., ceil(n bits / 8)) uint8."""
+    """Whole numbers below 2^bits, packed without gaps on the last axis: (..., n) -> (..., ceil(n bits / 8)) uint8."""
     each = np.unpackbits(codes.astype(np.uint8)[..., None], axis=-1, count=bits, bitorder="little")  # (..., n, bits)
     return np.packbits(each.reshape(*codes.shape[:-1], -1), axis=-1, bitorder="little")
 
@@ -178,7 +185,7 @@ def quantise(
 def low_rank(weight: np.ndarray, rank: int, moment: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """The best A (F, r) B (r, D) for a weight (F, D): least (w - q) H (w - q)^T over all rows, by one SVD.
 
-        H = R R^T (Cholesky);  W R = U S V^T;  A = (U S)_r,  B = V_r^T R^-1        (H = 1: Eckart and Young 1936)
+    H = R R^T (Cholesky);  W R = U S V^T;  A = (U S)_r,  B = V_r^T R^-1        (H = 1: Eckart and Young 1936)
     """
     w = weight.astype(np.float64)
     H = np.eye(w.shape[1]) if moment is None else moment / np.trace(moment) * len(moment)
@@ -266,7 +273,11 @@ def of_layer(tables: dict[str, np.ndarray], name: str, index: int, dtype: np.dty
 
 
 class Shadow:
-    """|act(x . g) (x . u)| with gate and up at b bits per weight and a float16 scale per row, stored packed.
+    """E[m^2]^(1/2) with gate and up at b bits per weight and a float16 scale per row, stored packed.
+
+    tables: {gate,up}_codes (L, F, ceil(D b / 8)) uint8, {gate,up}_scale (L, F) float16; where the inputs were known
+    when it was made, {gate,up}_error (L, F) float16, the e of the module's docstring (else 0: the score is |m| of the
+    copy); for a model with biases, {gate,up}_bias (L, F) float16.
 
     gate_bits 0: no copy of the gate, the layer's own is read in full (reads_gate), and only up is a copy. That reads
     what CATS reads (arXiv 2404.08763) and knows more: the neurons of a large gate whose up is small.
@@ -281,13 +292,12 @@ class Shadow:
         self.bits = {"gate": gate_bits, "up": up_bits}
         self.cutoffs, self.trained_on, self.reads_gate = None, frozenset(), gate_bits == 0
         layers, hidden, intermediate = self.shape
-        for part, bits in self.bits.items():
-            if bits:
-                found = (tables[f"{part}_codes"], tables[f"{part}_scale"])
-                sizes = ((layers, intermediate, -(-hidden * bits // 8)), (layers, intermediate))
-                for table, size, dtype in zip(found, sizes, (np.uint8, np.float16), strict=True):
-                    if table.shape != size or table.dtype != dtype:
-                        raise ValueError(f"a table of {part} is {table.dtype}{list(table.shape)}, expected {list(size)}")
+        for part in (part for part, bits in self.bits.items() if bits):
+            expected = {f"{part}_codes": (np.uint8, (layers, intermediate, -(-hidden * self.bits[part] // 8)))}
+            expected |= {f"{part}_scale": (np.float16, (layers, intermediate))}
+            for name, (dtype, size) in expected.items():
+                if tables[name].dtype != dtype or tables[name].shape != size:
+                    raise ValueError(f"{name} is {tables[name].dtype}{tables[name].shape}, expected {size}")
         widths = f"{up_bits}" if gate_bits == up_bits else f"{gate_bits}+{up_bits}"
         self.name = f"shadow {widths}-bit" if gate_bits else f"gate and {up_bits}-bit up"
         self._layers, self._unpacked = None, {}  # the model's own, and what was unpacked for speed
@@ -295,20 +305,42 @@ class Shadow:
     @classmethod
     def fit(cls, model: Llama, bits: int, moments: np.ndarray | None = None, gate_bits: int | None = None) -> Shadow:
         """Round gate and up of every layer to 1 to 8 bits; moments (L, D, D): what second_moments gives, or None."""
-        widths = {"gate": bits if gate_bits is None else gate_bits, "up": bits}
-        if not (0 <= widths["gate"] <= 8 and 1 <= bits <= 8):
-            raise MinillmError(f"bits are {widths['gate']} and {bits}, expected 1 to 8 (of the gate: 0 for its own)")
+        layers = [
+            {part: (getattr(layer, f"{part}_proj"), getattr(layer, f"{part}_bias"), 0.0) for part in ("gate", "up")}
+            for layer in model.layers
+        ]
+        gate_bits = bits if gate_bits is None else gate_bits
+        return cls.of_weights(shape_of(model), model.config.hidden_act, layers, gate_bits, bits, moments)
+
+    @classmethod
+    def of_weights(
+        cls, shape: tuple[int, int, int], hidden_act: str, layers: Sequence[dict], gate_bits: int, up_bits: int,
+        moments: np.ndarray | None,
+    ) -> Shadow:  # fmt: skip
+        """Round given weights: per layer {"gate", "up": (weight (F, D), bias (F,) or None, variance (F,) or 0)}.
+
+        variance: what is unknown of the product beside the rounding. Raises MinillmError for bits out of range.
+        """
+        if not (0 <= gate_bits <= 8 and 1 <= up_bits <= 8):
+            raise MinillmError(f"bits are {gate_bits} and {up_bits}, expected 1 to 8 (of the gate: 0 for its own)")
         tables: dict[str, list[np.ndarray]] = {}
-        for layer in model.layers:
-            moment = None if moments is None else moments[layer.index]
-            for part in (part for part, width in widths.items() if width):
-                codes, scale = quantise(getattr(layer, f"{part}_proj"), widths[part], moment)
-                tables.setdefault(f"{part}_codes", []).append(pack(codes, widths[part]))
-                tables.setdefault(f"{part}_scale", []).append(scale)
-                if (bias := getattr(layer, f"{part}_bias")) is not None:
-                    tables.setdefault(f"{part}_bias", []).append(bias.astype(np.float16))
+        for index, layer in enumerate(layers):
+            for part, bits in (("gate", gate_bits), ("up", up_bits)):
+                weight, bias, variance = layer[part]
+                if bits == 0:
+                    continue
+                moment = None if moments is None else moments[index]
+                codes, scale = quantise(weight, bits, moment)
+                found = {"codes": pack(codes, bits), "scale": scale}
+                if moment is not None:
+                    missed = weight - (codes - (2**bits - 1) / 2) * scale.astype(np.float64)[:, None]  # (F, D)
+                    found["error"] = np.sqrt(np.vecdot(missed @ moment, missed) + variance).astype(np.float16)
+                if bias is not None:
+                    found["bias"] = bias.astype(np.float16)
+                for name, table in found.items():
+                    tables.setdefault(f"{part}_{name}", []).append(table)
         stacked = {name: np.stack(parts) for name, parts in tables.items()}
-        return cls(shape_of(model), model.config.hidden_act, widths["gate"], bits, stacked)
+        return cls(shape, hidden_act, gate_bits, up_bits, stacked)
 
     def attach(self, model: Llama) -> None:
         """Take the model whose gate is read where there is no copy of it."""
@@ -336,16 +368,24 @@ class Shadow:
         return gate_pre, linear(x, self.weight("up", index, x.dtype), up_bias)
 
     def predict(self, index: int, position: int, x: np.ndarray) -> np.ndarray:
-        """x (T, D)  ->  |mid| of the copy (T, F)."""
-        gate_pre, up = self.gate_up(index, x)
-        return np.abs(ACTIVATIONS[self.hidden_act](gate_pre) * up)
+        """x (T, D)  ->  the root of the expected square of mid, or |mid| of the copy where no error is known (T, F)."""
+        act = ACTIVATIONS[self.hidden_act]
+        gate_pre, up = self.gate_up(index, x)  # (T, F), (T, F)
+        gate_error = of_layer(self.tables, "gate_error", index, x.dtype)
+        up_error = of_layer(self.tables, "up_error", index, x.dtype)
+        if up_error is None:
+            return np.abs(act(gate_pre) * up)
+        if gate_error is None:  # the gate is the layer's own
+            return np.abs(act(gate_pre)) * np.sqrt(up * up + up_error * up_error)
+        square = (act(gate_pre + gate_error) ** 2 + act(gate_pre - gate_error) ** 2) / 2  # (T, F)
+        return np.sqrt(square * (up * up + up_error * up_error))
 
     def observe(self, index: int, position: int, x: np.ndarray, mask: np.ndarray | None) -> None:
         """Nothing to learn."""
 
     @property
     def nbytes(self) -> int:
-        """The packed codes and the scales; what is unpacked for speed is not counted."""
+        """All tables, the codes packed; what is unpacked for speed is not counted."""
         return sum(table.nbytes for table in self.tables.values())
 
     def multiply_adds(self, index: int) -> float:
@@ -354,7 +394,7 @@ class Shadow:
         return 2 * intermediate * hidden
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Packed codes and scales."""
+        """Packed codes, scales, errors."""
         return self.tables
 
     def settings(self) -> dict:

@@ -28,7 +28,7 @@ from .policies import policy_named
 
 if TYPE_CHECKING:
     from ..predictors.base import Predictor
-    from .calibrate import Thresholds
+    from .thresholds import Thresholds
 
 FORMS = ("masked", "gathered")
 

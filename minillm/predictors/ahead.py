@@ -1,0 +1,136 @@
+"""A shadow that looks one layer ahead: which neurons of layer l, while layer l - 1 is still being computed.
+
+A prefetch needs time. What is known of layer l's FFN input x_l[t] when layer l - 1 has its own:
+
+    f = [x_{l-1}[t], x_l[t - 1]]       this token one layer before, this layer one token before        (2 D,)
+    x_l[t] ~ f M + b                   M (2 D, D), b (D,) by least squares on a training text, one per layer
+
+Between the two lie an FFN and an attention, which no linear map can follow. But what it misses is measured, too: with C
+the covariance of the rest, a row w of the gate is wrong by w C w^T on average, and that goes into the shadow's e_g (and
+e_u), so that the score is the expected square and not the square of what is expected.
+
+    g = f (M w^T) + b . w        so the map is multiplied into gate and up once, and only the products are kept, packed
+
+Layer 0 has no layer before it: it is predicted from its own input, by a shadow as in training_free.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..sparsity.calibrate import sparse_ffn
+from ..sparsity.predicted import shape_of
+from ..transformer.evaluation import document_hashes, pass_over, runs
+from ..transformer.model import Llama
+from .training_free import Shadow
+
+if TYPE_CHECKING:
+    from ..sparsity.thresholds import Thresholds
+
+RIDGE = 1e-4  # of the features' mean square, added to the diagonal
+
+
+class Features:
+    """f of the module's docstring, from the inputs as they come, layer by layer; position 0 starts a new text."""
+
+    def __init__(self):
+        self._last: dict[int, np.ndarray] = {}  # layer -> the last row it saw (1, D)
+        self._before: np.ndarray | None = None  # the rows of the layer before
+
+    def __call__(self, index: int, position: int, x: np.ndarray) -> np.ndarray:
+        """x (T, D)  ->  f (T, 2 D); of layer 0, [x, 0]."""
+        last = self._last.get(index) if position else None
+        shifted = np.concatenate([np.zeros_like(x[:1]) if last is None else last, x[:-1]])  # (T, D)
+        f = np.concatenate([self._before, shifted] if index else [x, np.zeros_like(x)], axis=1)  # (T, 2 D)
+        self._last[index], self._before = x[-1:].copy(), x
+        return f
+
+
+class Ahead:
+    """One layer ahead: a shadow of 2 D inputs, fed with what is known one layer before."""
+
+    sequential, needs_truth = False, False
+
+    def __init__(self, shadow: Shadow):
+        layers, twice, intermediate = shadow.shape
+        if twice % 2 or shadow.reads_gate:
+            raise ValueError(f"the shadow has {twice} inputs and {shadow.bits} bits, expected two of every input")
+        self.shadow, self.shape = shadow, (layers, twice // 2, intermediate)
+        self.cutoffs, self.trained_on, self._features = None, frozenset(), Features()
+        self.name = f"{shadow.name}, one layer ahead"
+
+    @classmethod
+    def fit(
+        cls, model: Llama, thresholds: Thresholds, documents: str | Sequence[str], bits: int,
+        context: int | None = None,
+    ) -> Ahead:  # fmt: skip
+        """Find M, b and C on a training text, in the model as it is cut, and round gate M^T and up M^T to ``bits``."""
+        layers, hidden, intermediate = shape_of(model)
+        features, n = Features(), np.zeros(layers)
+        # Sums over tokens of [f 1]^T [f 1], [f 1]^T x and x^T x: all that least squares needs.
+        ff, fx = np.zeros((layers, 2 * hidden + 1, 2 * hidden + 1)), np.zeros((layers, 2 * hidden + 1, hidden))
+        xx = np.zeros((layers, hidden, hidden))
+
+        def watch(x: np.ndarray, layer, position: int, tap) -> np.ndarray:
+            f = np.concatenate([features(layer.index, position, x), np.ones_like(x[:, :1])], axis=1)  # (T, 2 D + 1)
+            for total, product in ((ff, f.T @ f), (fx, f.T @ x), (xx, x.T @ x)):
+                total[layer.index] += product
+            n[layer.index] += len(x)
+            return cut(x, layer, position, tap)
+
+        cut = sparse_ffn(model, thresholds)
+        pass_over(model, runs(model, documents, "documents", context), lambda name, value: value, watch, "looking")
+        ff, fx, xx = (total / n[:, None, None] for total in (ff, fx, xx))
+        parts = []
+        for layer in model.layers:
+            i = layer.index
+            if i:
+                ridge = RIDGE * np.trace(ff[i]) / len(ff[i]) * np.eye(len(ff[i]))
+                m = np.linalg.solve(ff[i] + ridge, fx[i])  # (2 D + 1, D): M, and b as its last row
+                rest = xx[i] - m.T @ fx[i] - fx[i].T @ m + m.T @ ff[i] @ m  # C (D, D)
+            else:
+                m, rest = np.eye(2 * hidden + 1, hidden), np.zeros((hidden, hidden))
+            part = {}
+            for name in ("gate", "up"):
+                w, bias = (getattr(layer, f"{name}_{kind}") for kind in ("proj", "bias"))
+                composed = w.astype(np.float64) @ m.T  # (F, 2 D + 1)
+                constant = composed[:, -1] + (0 if bias is None else bias)
+                part[name] = (composed[:, :-1], constant, np.maximum(np.vecdot(w @ rest, w), 0))
+            parts.append(part)
+        moments = ff[:, :-1, :-1]
+        shape, act = (layers, 2 * hidden, intermediate), model.config.hidden_act
+        found = cls(Shadow.of_weights(shape, act, parts, bits, bits, moments))
+        found.trained_on = frozenset(document_hashes(documents))
+        return found
+
+    def predict(self, index: int, position: int, x: np.ndarray) -> np.ndarray:
+        """x (T, D), of which layer l > 0 uses only the tokens before  ->  scores (T, F)."""
+        return self.shadow.predict(index, position, self._features(index, position, x))
+
+    def observe(self, index: int, position: int, x: np.ndarray, mask: np.ndarray | None) -> None:
+        """Nothing to learn: predict() keeps the inputs."""
+
+    @property
+    def nbytes(self) -> int:
+        """Those of the shadow, which is twice as wide."""
+        return self.shadow.nbytes
+
+    def multiply_adds(self, index: int) -> float:
+        """2 F 2 D."""
+        return self.shadow.multiply_adds(index)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Those of the shadow."""
+        return self.shadow.arrays()
+
+    def settings(self) -> dict:
+        """Those of the shadow."""
+        return self.shadow.settings()
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, np.ndarray], settings: dict) -> Ahead:
+        """Made again from the shadow's."""
+        return cls(Shadow.from_arrays(arrays, settings))

@@ -1,0 +1,231 @@
+"""What prediction is worth: a row per predictor, at the same selected fraction, on text that none of them has seen.
+
+For each predictor, with its own mask in the loop (sparsity/predicted.py):
+
+    recall, precision, f1, iou, selected   against the mask of policy mid, pooled over tokens, mean over layers
+    own_bytes        of its tables, and their share of the FFNs' bytes in float32 and as the checkpoint stores them
+    bytes_per_token  (rows and columns read) x their stored size + own_bytes: what a token touches, all FFNs together
+    increase         perplexity with it minus the dense model's;  times_oracle = that over the oracle's own increase
+    kl               mean KL divergence from the dense model's next-token distribution, in nats
+
+and beside them what any of them must beat (chance, static, previous-token) and the bound (oracle).
+
+Three texts that share no document: ``training`` for what is counted or trained, ``held`` for thresholds, cutoffs and
+early stopping, ``test`` for the figures.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import MinillmError
+from ..loading.checkpoint import checkpoint_tensors
+from ..predictors.ahead import Ahead
+from ..predictors.base import PredictionMeter, Predictor, fit_cutoffs, load_predictor
+from ..predictors.baselines import Chance, PreviousToken, Static
+from ..predictors.learned import train
+from ..predictors.oracle import Oracle
+from ..predictors.patterns import Clusters, Library
+from ..predictors.training_free import LowRank, Shadow, Sign, second_moments
+from ..sparsity.calibrate import calibrate, sparse_ffn
+from ..sparsity.predicted import shape_of
+from ..sparsity.thresholds import Thresholds
+from ..transformer.evaluation import Evaluation, as_documents, divergence, document_hashes, perplexity
+from ..transformer.model import Llama
+from .sweep import split_text
+
+TRAINING_SHARE = 0.75  # of the documents that are not test documents; the rest is held out
+REFINED_RANK = 4
+
+
+@dataclass
+class Workshop:
+    """What predictors are made from: a model, thresholds of policy mid, training and held-out documents.
+
+    rank: of svd and learned; None takes a quarter of D. What several of them need is computed once.
+    """
+
+    model: Llama
+    thresholds: Thresholds
+    training: Sequence[str]
+    held: Sequence[str]
+    context: int | None = None
+    rank: int | None = None
+    seed: int = 0
+
+    @cached_property
+    def moments(self) -> np.ndarray:
+        """The inputs' second moments, (L, D, D)."""
+        return second_moments(self.model, self.thresholds, self.training, self.context)
+
+    @cached_property
+    def static(self) -> Static:
+        """The static shares."""
+        return Static.fit(self.model, self.thresholds, self.training, self.context)
+
+    @property
+    def given(self) -> tuple:
+        """What every maker of patterns takes first."""
+        return self.model, self.thresholds, self.training
+
+    def informed(self, predictor: Predictor) -> Predictor:
+        """The same predictor, which was made with the moments and so knows the training documents."""
+        predictor.trained_on |= frozenset(document_hashes(self.training))
+        return predictor
+
+    def shadow(self, bits: int, gate_bits: int | None = None) -> Shadow:
+        """A shadow that knows the inputs."""
+        return self.informed(Shadow.fit(self.model, bits, self.moments, gate_bits))
+
+    def learned(self, rank: int, **kind) -> Predictor:
+        """A trained one."""
+        rng = np.random.default_rng(self.seed)
+        return train(*self.given, self.held, rank, context=self.context, rng=rng, **kind)
+
+    def make(self, name: str) -> Predictor:
+        """The predictor of a name of NAMES ("shadow-3": 3 bits), or of a file. Its cutoffs are still to be set."""
+        found = re.fullmatch(r"(shadow|up|ahead|refined)-([1-8])", name)
+        kind, bits = (found[1], int(found[2])) if found else (name, 4)
+        rank = self.rank or max(1, shape_of(self.model)[1] // 4)
+        makers: dict[str, Callable[[], Predictor]] = {
+            "oracle": lambda: Oracle(self.model, self.thresholds),
+            "chance": lambda: Chance(shape_of(self.model), self.seed),
+            "static": lambda: self.static,
+            "previous-token": lambda: PreviousToken(self.static),
+            "sign": lambda: Sign.fit(self.model),
+            "svd": lambda: self.informed(LowRank.fit(self.model, rank, self.moments)),
+            "shadow": lambda: self.shadow(bits),
+            "up": lambda: self.shadow(bits, gate_bits=0),
+            "ahead": lambda: Ahead.fit(self.model, self.thresholds, self.training, bits, self.context),
+            "learned": lambda: self.learned(rank),
+            "library": lambda: Library.fit(*self.given, np.random.default_rng(self.seed), context=self.context),
+            "clusters": lambda: Clusters.fit(*self.given, np.random.default_rng(self.seed), context=self.context),
+            "learned-ahead": lambda: self.learned(rank, ahead=1),
+            "refined": lambda: self.learned(min(REFINED_RANK, rank), shadow=self.shadow(bits)),
+        }
+        if kind in makers:
+            return makers[kind]()
+        if name.endswith(".safetensors") or Path(name).is_file():
+            return load_predictor(name)
+        known = ", ".join(makers)
+        raise MinillmError(f"predictor {name!r} is unknown, expected a file or one of {known} (shadow-3: of 3 bits)")
+
+
+NAMES = (
+    "oracle", "chance", "static", "previous-token", "sign", "svd", "shadow-2", "shadow-3", "shadow-4", "shadow-8",
+    "up-3", "up-4", "refined-3", "library", "clusters", "learned", "learned-ahead", "ahead-4",
+)  # fmt: skip
+
+
+def ffn_bytes(model: Llama) -> tuple[int, int]:
+    """Bytes of all FFN weights in float32, and as the checkpoint stores them (as loaded, where there is no file)."""
+    layers, hidden, intermediate = shape_of(model)
+    numbers = 3 * layers * hidden * intermediate
+    if model.folder is None:
+        return 4 * numbers, model.dtype.itemsize * numbers
+    stored = [t.nbytes for name, t in checkpoint_tensors(model.folder).items() if re.search(r"mlp\..*weight$", name)]
+    return 4 * numbers, sum(stored)
+
+
+def predictor_row(
+    model: Llama, predictor: Predictor, thresholds: Thresholds, test: Sequence[str], fraction: float, dense: Evaluation,
+) -> dict:  # fmt: skip
+    """Score one predictor, cutoffs set, under the protocol and context of the dense score (module docstring)."""
+    ffn, meter = sparse_ffn(model, thresholds, predictor=predictor), PredictionMeter()
+    score = perplexity(model, test, dense.protocol, dense.context, ffn, meter)
+    kl, agreement = divergence(model, test, ffn, dense.protocol, dense.context)
+    found, (in_float32, as_stored) = meter.report(), ffn_bytes(model)
+    share = found["selected"]
+    read = (1.0 if getattr(predictor, "reads_gate", False) else share, share, share)
+    layers, hidden, intermediate = shape_of(model)
+    own_work = sum(predictor.multiply_adds(i) for i in range(layers))
+    touched = sum(read) / 3 * as_stored + predictor.nbytes
+    return {
+        "model": model.name,
+        "predictor": predictor.name,
+        "fraction": fraction,
+        **found,
+        "own_bytes": predictor.nbytes,
+        "own_share_float32": predictor.nbytes / in_float32,
+        "own_share_stored": predictor.nbytes / as_stored,
+        "read_gate": read[0],
+        "read_up": read[1],
+        "read_down": read[2],
+        "bytes_per_token": touched,
+        "reads": touched / as_stored,
+        "multiply_adds": own_work + sum(read) * layers * hidden * intermediate,
+        "own_multiply_adds": own_work,
+        "perplexity": score.perplexity,
+        "dense": dense.perplexity,
+        "increase": score.perplexity - dense.perplexity,
+        "times_oracle": None,
+        "kl": kl,
+        "agreement": agreement,
+        "tokens": score.tokens,
+        "protocol": score.protocol,
+        "context": score.context,
+        "bos": score.bos,
+        "dtype": str(model.dtype),
+        "truth": str(thresholds.spec),
+    }
+
+
+def prediction_rows(
+    model: Llama,
+    calibration: str | Sequence[str],
+    test: str | Sequence[str],
+    names: Sequence[str] = NAMES,
+    sparsity: float = 0.5,
+    thresholds: Thresholds | None = None,
+    protocol: str = "documents",
+    context: int | None = None,
+    rank: int | None = None,
+    seed: int = 0,
+) -> Iterator[dict]:
+    """Make, set and score predictors at the selected fraction 1 - sparsity; yields each row as soon as it is known.
+
+    calibration: split here into training and held-out documents. thresholds: of policy mid, calibrated on the held-out
+    documents where None. The oracle comes first, asked for or not: the others' increase is counted in its own. Its
+    cutoffs are the thresholds, all others' are fitted to the fraction. Raises MinillmError for an unknown name.
+    """
+    training, held = split_text(calibration, TRAINING_SHARE)
+    if thresholds is None:
+        thresholds = calibrate(model, held, "mid", sparsity, context=context, by="neuron")
+    workshop = Workshop(model, thresholds, training, held, context, rank, seed)
+    test, dense, bound = as_documents(test), perplexity(model, test, protocol, context), None
+    for name in ("oracle", *(name for name in names if name != "oracle")):
+        predictor = workshop.make(name)
+        if name != "oracle":
+            fit_cutoffs(model, predictor, thresholds, held, 1 - sparsity, context)
+        row = predictor_row(model, predictor, thresholds, test, 1 - sparsity, dense)
+        bound = row["increase"] if bound is None else bound
+        yield row | {"times_oracle": row["increase"] / bound if bound > 0 else None}
+
+
+def verdict(rows: Sequence[dict]) -> list[str]:
+    """What the rows of one fraction say about the questions that such a table is made for, in sentences."""
+    found, counted = [], [row for row in rows if row["times_oracle"] is not None]
+
+    def cheapest(candidates: list[dict], among: str, bound: float) -> None:
+        if candidates:
+            best = min(candidates, key=lambda row: row["times_oracle"])
+            within = "within" if best["times_oracle"] <= bound else "not within"
+            cost = f"{best['predictor']} costs {best['times_oracle']:.2f} times the oracle's increase"
+            found.append(f"{among}: {cost} ({within} {bound:g})")
+
+    for least, bound in ((8, 1.5), (16, 1.2)):
+        small = [row for row in counted if 0 < row["own_share_float32"] <= 1 / least]
+        cheapest(small, f"Of at most 1/{least} of the FFNs' float32 bytes", bound)
+    cheapest([row for row in counted if "ahead" in row["predictor"]], "One layer ahead", 2.0)
+    learned = next((row for row in rows if re.fullmatch(r"learned rank \d+", row["predictor"])), None)
+    for rival in (row for row in rows if learned and row["predictor"] in ("static", "previous-token")):
+        won = {"recall": learned["recall"] > rival["recall"], "perplexity": learned["perplexity"] < rival["perplexity"]}
+        words = " and ".join(f"{'beats' if better else 'does not beat'} it in {key}" for key, better in won.items())
+        found.append(f"{learned['predictor']} against {rival['predictor']}, the same fraction selected: {words}")
+    return found

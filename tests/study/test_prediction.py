@@ -1,0 +1,168 @@
+"""The predictor table: the oracle first, honest accounting, three texts that never meet."""
+
+import json
+
+import numpy as np
+import pytest
+import tiny
+
+from minillm.cli import main
+from minillm.errors import MinillmError
+from minillm.predictors.base import load_predictor, save_predictor
+from minillm.predictors.training_free import Shadow
+from minillm.sparsity.calibrate import calibrate, sparse_ffn
+from minillm.study.prediction import NAMES, Workshop, ffn_bytes, prediction_rows, verdict
+from minillm.transformer.evaluation import document_hashes, perplexity
+
+TRAINING = [f"{story} And then he saw {i} red balls." for i in range(3) for story in tiny.STORIES]
+TEST = tiny.STORIES
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny.folder(tmp_path_factory.mktemp("table") / "model", hidden_size=16, intermediate_size=24)
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return tiny.Llama.from_folder(folder, "float64")
+
+
+@pytest.fixture(scope="module")
+def rows(model):
+    names = ["chance", "static", "shadow-4", "up-4", "ahead-4", "learned"]
+    return list(prediction_rows(model, TRAINING, TEST, names, rank=4))
+
+
+def test_the_oracle_comes_first_and_is_policy_mid(model, rows):
+    held = TRAINING[9:]  # the last quarter
+    thresholds = calibrate(model, held, "mid", 0.5, by="neuron")
+    score = perplexity(model, TEST, ffn=sparse_ffn(model, thresholds))
+    assert rows[0]["predictor"] == "oracle" and rows[0]["perplexity"] == score.perplexity
+    assert (rows[0]["recall"], rows[0]["own_bytes"]) == (1, 0)
+    assert rows[0]["times_oracle"] in (1, None)  # None where cutting half of the neurons made this tiny model better
+
+
+def test_the_row_of_a_shadow_is_its_accounting(model, rows):
+    row = next(row for row in rows if row["predictor"] == "shadow 4-bit")
+    numbers = 2 * 3 * 16 * 24
+    own = 2 * (2 * 24 * 8 + 2 * 24 * 4)
+    assert ffn_bytes(model) == (4 * numbers, 4 * numbers)  # the folder holds float32
+    assert row["own_bytes"] == own and row["own_share_float32"] == own / (4 * numbers)
+    assert row["bytes_per_token"] == pytest.approx(row["selected"] * 4 * numbers + own)
+    assert row["reads"] == pytest.approx(row["bytes_per_token"] / (4 * numbers))
+    assert row["own_multiply_adds"] == 2 * 2 * 24 * 16
+    assert row["multiply_adds"] == pytest.approx(row["own_multiply_adds"] + row["selected"] * numbers)
+    assert row["increase"] == row["perplexity"] - row["dense"] and row["kl"] > 0
+    own_gate = next(row for row in rows if row["predictor"] == "gate and 4-bit up")
+    assert own_gate["read_gate"] == 1 and own_gate["read_up"] == own_gate["selected"] < 0.7
+
+
+def test_better_informed_predictors_find_more(rows):
+    recall = {row["predictor"]: row["recall"] for row in rows}
+    assert recall["oracle"] > recall["gate and 4-bit up"] > recall["shadow 4-bit"] - 0.02 > recall["chance"] + 0.2
+
+
+def test_no_predictor_sees_the_test_text_and_the_cutoffs_none_of_the_training_text(model):
+    thresholds = calibrate(model, TRAINING[9:], "mid", 0.5, by="neuron")
+    shop = Workshop(model, thresholds, TRAINING[:9], TRAINING[9:], rank=3)
+    for name in ("static", "learned"):
+        assert not shop.make(name).trained_on & set(document_hashes(TEST))
+    for name in ("shadow-4", "svd", "ahead-4", "refined-4"):
+        assert set(document_hashes(TRAINING[:9])) <= shop.make(name).trained_on, name
+    with pytest.warns(UserWarning, match="of the documents scored are among those"):
+        list(prediction_rows(model, TEST, TEST, ["static"]))
+
+
+def test_every_name_makes_a_predictor_and_an_unknown_one_is_refused(model, tmp_path):
+    shop = Workshop(model, calibrate(model, TRAINING[9:], "mid", 0.5, by="neuron"), TRAINING[:9], TRAINING[9:], rank=2)
+    x = np.ones((2, 16))
+    for name in NAMES:
+        predictor = shop.make(name)
+        if hasattr(predictor, "attach"):
+            predictor.attach(model)
+        assert predictor.predict(0, 0, x[:1] if predictor.sequential else x).shape[1] == 24, name
+    assert shop.make("shadow-3").name == "shadow 3-bit"
+    for name in ("magic", "shadow-9", "static-2"):
+        with pytest.raises(MinillmError, match=f"predictor '{name}' is unknown"):
+            shop.make(name)
+    save_predictor(tmp_path / "p.safetensors", shop.make("shadow-3"))
+    assert shop.make(str(tmp_path / "p.safetensors")).name == "shadow 3-bit"
+
+
+def test_the_verdict_says_what_the_rows_say():
+    def row(predictor, times, share=0.05, recall=0.6, perplexity=5.0):
+        return {"predictor": predictor, "times_oracle": times, "own_share_float32": share, "recall": recall,
+                "perplexity": perplexity}  # fmt: skip
+
+    rows = [row("oracle", 1.0, 0), row("shadow 4-bit", 1.1, 0.09), row("shadow 3-bit", 1.3),
+            row("shadow 4-bit, one layer ahead", 2.5, 0.2), row("learned rank 8", 9.0, 0.1, 0.65, 6.0),
+            row("static", 20.0, 0.001, 0.7, 7.0)]  # fmt: skip
+    assert verdict(rows) == [
+        "Of at most 1/8 of the FFNs' float32 bytes: shadow 4-bit costs 1.10 times the oracle's increase (within 1.5)",
+        "Of at most 1/16 of the FFNs' float32 bytes: shadow 3-bit costs 1.30 times the oracle's increase "
+        "(not within 1.2)",
+        "One layer ahead: shadow 4-bit, one layer ahead costs 2.50 times the oracle's increase (not within 2)",
+        "learned rank 8 against static, the same fraction selected: does not beat it in recall and beats it in "
+        "perplexity",
+    ]
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def texts(tmp_path):
+    found = {}
+    for name, documents in (("train", TRAINING), ("test", TEST)):
+        (tmp_path / name).write_text("\n<|endoftext|>\n".join(documents), encoding="utf-8")
+        found[name] = str(tmp_path / name)
+    return found
+
+
+def test_predict_train_writes_a_predictor_that_eval_and_perplexity_take(folder, texts, tmp_path, capsys):
+    file, limits = str(tmp_path / "p.safetensors"), str(tmp_path / "t.json")
+    train = ["predict", "train", "-m", str(folder), "--text", texts["train"], "-o", file, "--json"]
+    assert main([*train, "--predictor", "shadow-4"]) == 0
+    about = json.loads(capsys.readouterr().out)
+    predictor = load_predictor(file)
+    assert (about["predictor"], about["own_bytes"], about["fraction"]) == ("shadow 4-bit", predictor.nbytes, 0.5)
+
+    rows = str(tmp_path / "rows.json")
+    score = ["predict", "eval", "-m", str(folder), "--text", texts["test"], "--calibration", texts["train"]]
+    assert main([*score, "--predictor", f"chance,{file}", "--sparsity", "0.3,0.5", "-o", rows, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert [(row["predictor"], row["fraction"]) for row in result["rows"]] == [
+        (name, fraction) for fraction in (0.7, 0.5) for name in ("oracle", "chance", "shadow 4-bit")
+    ]
+    assert json.loads((tmp_path / "rows.json").read_text(encoding="utf-8")) == result["rows"]
+    assert main([*score, "--predictor", "static"]) == 0
+    assert "50% of the neurons selected" in capsys.readouterr().out
+
+    options = ["-m", str(folder), "--text", texts["train"], "--policy", "mid", "--by", "neuron", "-o", limits]
+    assert main(["calibrate", *options]) == 0
+    assert main(["perplexity", "-m", str(folder), "--text", texts["test"], "--predictor", file]) == 1
+    assert "--predictor needs --thresholds" in capsys.readouterr().err
+    use = ["perplexity", "-m", str(folder), "--text", texts["test"], "--thresholds", limits, "--predictor", file]
+    assert main(use) == 0
+    assert "shadow 4-bit" in capsys.readouterr().err
+    assert isinstance(predictor, Shadow)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["train"], "expected -o FILE"),
+        (["train", "--predictor", "sign,svd", "-o", "p.safetensors"], "makes one predictor"),
+        (["train", "--predictor", "oracle", "-o", "p.safetensors"], "no tables of its own"),
+        (["eval", "--predictor", "magic"], "'magic' is unknown"),
+        (["eval", "-o", "rows.txt"], "expected .csv or .json"),
+    ],
+)
+def test_predict_refuses_in_one_sentence(arguments, sentence, folder, texts, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    given = ["-m", str(folder), "--text", texts["test"], "--calibration", texts["train"]]
+    assert main(["predict", *arguments, *given]) == 1
+    error = capsys.readouterr().err
+    assert sentence in error and "Traceback" not in error
+    assert not list(tmp_path.glob("*.safetensors"))
