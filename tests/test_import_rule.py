@@ -19,9 +19,11 @@ ORDER = """
     sparsity/spec sparsity/policies sparsity/masked sparsity/gathered sparsity/griffin sparsity/allocate
     sparsity/thresholds sparsity/predicted sparsity/calibrate sparsity/patterns
     optim
-    predictors/base predictors/oracle predictors/baselines predictors/training_free predictors/learned
+    predictors/base predictors/oracle predictors/baselines predictors/training_free predictors/ahead
+    predictors/learned
     predictors/patterns
-    prefetch/bundle prefetch/buffer prefetch/clock prefetch/reader prefetch/feedforward
+    prefetch/bundle prefetch/kernels prefetch/reorder prefetch/buffer prefetch/clock prefetch/reader
+    prefetch/feedforward prefetch/replay
     study/tables study/sweep study/natural study/distributions study/prediction study/plots
     study/report study/bench study/grade
     training/backward training/trainer
