@@ -1,22 +1,30 @@
 """What the README says about the method, on three trained models and text that none of them was calibrated on."""
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 import minillm
 from minillm.sparsity.allocate import sample_values
+from minillm.study.prediction import prediction_rows
 from minillm.study.sweep import compare_policies, first_tokens, sweep
 from minillm.transformer.evaluation import runs, split_documents
 
 pytestmark = [pytest.mark.slow, pytest.mark.shared]
+SCRIPTS = Path(__file__).parents[2] / "weights_scripts"
 HALVES = ("dhar", "cats", "countdown")  # they rank by a part of what a neuron does
 
 
 @pytest.fixture(scope="module", params=["default", "tinystories-656k", "stories260K"])
 def model(request, shared, tmp_path_factory):
     if request.param == "stories260K":
-        from convert_llama2c import convert
-
+        sys.path.insert(0, str(SCRIPTS))
+        try:
+            from convert_llama2c import convert
+        finally:
+            sys.path.pop(0)
         source = shared / "models" / "stories260K"
         folder = tmp_path_factory.mktemp("converted") / "stories260K"
         convert(source / "stories260K.bin", source / "tok512.bin", folder)
@@ -55,3 +63,14 @@ def test_cats_is_dear_where_small_gates_come_with_large_ups(model, stories):
         found.append(np.corrcoef(gate, up)[0, 1])
     assert (np.mean(found) < -0.03) == (model.name == "stories260K")
     assert model.name == "stories260K" or np.mean(found) > 0.03
+
+
+def test_a_shadow_of_an_eighth_of_the_bytes_costs_at_most_half_more_than_the_oracle(model, stories):
+    calibration, test = stories
+    test = first_tokens(model, test, 8_000)
+    rows = {row["predictor"]: row for row in prediction_rows(model, calibration, test, ("static", "shadow-4"))}
+    oracle, static, shadow = rows.values()
+    assert oracle["predictor"] == "oracle" and oracle["recall"] == 1 and oracle["increase"] > 0
+    assert 0 < shadow["own_share_float32"] <= 1 / 8 and shadow["times_oracle"] <= 1.5, shadow
+    assert static["times_oracle"] > 10 and static["recall"] < 0.7
+    assert all(abs(row["selected"] - 0.5) <= 0.01 for row in rows.values())
