@@ -1,0 +1,210 @@
+"""Simulated time: what fetching costs on a stated device, and how much of it hides behind the computing.
+
+    fetching n neurons     n latency + n bytes / bandwidth        one read each, one after the other
+    computing              multiply-adds / rate
+
+There are two lanes, one that computes and one that fetches; each does one thing at a time, in the order it was asked.
+For layer l of token t:
+
+    compute lane    rest (attention: its weights are resident) | stall | ffn | ... after the last layer: head
+    fetch lane                            fetch: what is missing
+                                          prefetch: the guess for the next layer (or for the next token)
+
+When the FFN's input is known, the missing neurons are asked for first, then the next guess. The FFN begins when all
+its neurons are there; until then the compute lane stands still, and that is a stall. With miss="drop" nobody waits for
+what is missing: what is to be kept of it is fetched behind the computing, and only the same layer's next token has to
+wait for it, should it still be under way. Without overlap the compute lane waits for every fetch, and the time is the
+sum of both lanes.
+
+Nothing here is measured: the devices are round figures of their kind, all of them to be replaced by one's own. Work
+that is the same for every method (the embedding, sampling) has no time, and what lies in the buffer at the start was
+brought there before the clock began.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from ..errors import MinillmError
+from ..transformer.model import Llama
+from .buffer import LOOKAHEADS, Traffic, after, first
+
+MISSES = ("wait", "drop")
+
+
+@dataclass(frozen=True)
+class Device:
+    """Slow memory and the processor before it: bandwidth in bytes/s, latency in s per read, rate in multiply-adds/s."""
+
+    name: str
+    bandwidth: float
+    latency: float
+    rate: float
+
+    def __post_init__(self) -> None:
+        if not (self.bandwidth > 0 and self.latency >= 0 and self.rate > 0):
+            found = f"bandwidth {self.bandwidth}, latency {self.latency}, rate {self.rate}"
+            raise MinillmError(f"{self.name}: found {found}, expected a positive bandwidth and rate, a latency >= 0")
+
+
+# Latency is what a read adds when many are in the queue, not what one read alone would take. A single token is bound by
+# reading weights from fast memory, so the rate is that memory's bandwidth over the bytes of a weight.
+DEVICES = {
+    device.name: device
+    for device in (
+        Device("phone UFS", bandwidth=2e9, latency=5e-6, rate=2e10),
+        Device("laptop NVMe", bandwidth=5e9, latency=2e-6, rate=3e10),
+        Device("PCIe host to GPU", bandwidth=2.5e10, latency=1e-7, rate=4e11),
+    )
+}
+
+
+def device_named(device: str | Device) -> Device:
+    """A preset by its name; a Device as it is. Raises MinillmError listing the presets."""
+    if isinstance(device, Device):
+        return device
+    if device not in DEVICES:
+        raise MinillmError(f"device {device!r} is unknown, expected one of {', '.join(DEVICES)}")
+    return DEVICES[device]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a token costs: bytes and multiply-adds of a neuron, and multiply-adds of all that is resident.
+
+    layer: of one layer beside its neurons (attention, a predictor). token: of one token beside its layers (the head).
+    """
+
+    neuron_bytes: int
+    neuron: int
+    layer: int = 0
+    token: int = 0
+
+
+def work_of(model: Llama, bytes_per_number: int | None = None, positions: int = 0, predictor: float = 0) -> Work:
+    """The work of one token of a model.
+
+        neuron = 3 D    layer = 2 D H d + 2 D K d + 2 positions H d + predictor    token = V D
+
+    bytes_per_number: of a weight in slow memory; None for the model's own dtype. positions: how many the attention
+    looks back at. predictor: multiply-adds of one at each layer.
+    """
+    c = model.config
+    queries, keys = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
+    layer = 2 * c.hidden_size * (queries + keys) + 2 * positions * queries + round(predictor)
+    size = model.dtype.itemsize if bytes_per_number is None else bytes_per_number
+    return Work(3 * c.hidden_size * size, 3 * c.hidden_size, layer, c.vocab_size * c.hidden_size)
+
+
+class Interval(NamedTuple):
+    """A bar of the Gantt figure: what a lane did for (token, layer) from start to end, in seconds.
+
+    kind: rest, stall, ffn, head (layer L) on the compute lane; fetch, prefetch on the other.
+    """
+
+    token: int
+    layer: int
+    kind: str
+    start: float
+    end: float
+
+
+FETCHING = ("fetch", "prefetch")
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """The result of a simulation: when each token was done, and every interval, in the order of their making."""
+
+    device: Device
+    intervals: list[Interval]
+    ends: np.ndarray  # (T,) seconds
+
+    @property
+    def seconds(self) -> float:
+        """When the last token was done."""
+        return float(self.ends[-1]) if len(self.ends) else 0.0
+
+    def total(self, *kinds: str) -> float:
+        """Seconds spent on these kinds of intervals."""
+        return sum(i.end - i.start for i in self.intervals if i.kind in kinds)
+
+    def figures(self) -> dict[str, float]:
+        """Seconds per token, the shares of the time that were a stall and that the fetch lane was busy."""
+        whole = self.seconds or 1.0
+        return {
+            "seconds_per_token": self.seconds / max(1, len(self.ends)),
+            "stall_share": self.total("stall") / whole,
+            "fetch_share": self.total(*FETCHING) / whole,
+        }
+
+    def rows(self) -> list[dict]:
+        """The intervals as rows of a table or a figure."""
+        return [interval._asdict() for interval in self.intervals]
+
+
+def simulate(
+    traffic: Traffic, device: str | Device, work: Work, *,
+    lookahead: str = "layer", miss: str = "wait", overlap: bool = True,
+) -> Timeline:  # fmt: skip
+    """Play the traffic of a buffer on a device (module docstring).
+
+    traffic: counts (T, L). lookahead: when a guess was ordered: "layer" or "token" before. miss: "wait" or "drop".
+    Raises MinillmError for another word.
+    """
+    device = device_named(device)
+    if lookahead not in LOOKAHEADS:
+        raise MinillmError(f"lookahead is {lookahead!r}, expected one of {', '.join(LOOKAHEADS)}")
+    if miss not in MISSES:
+        raise MinillmError(f"miss is {miss!r}, expected one of {', '.join(MISSES)}")
+    tokens, layers = traffic.requested.shape
+    missed, guessed = traffic.late(miss).tolist(), traffic.prefetched.tolist()
+    computed = traffic.computed(miss).tolist()
+    each = device.latency + work.neuron_bytes / device.bandwidth
+    intervals: list[Interval] = []
+    now = free = 0.0  # the compute lane's time; when the fetch lane is free again
+    arriving: dict[tuple[int, int], float] = {}  # (token, layer) -> when its guess is there
+    behind = [0.0] * layers  # when what a layer dropped last is there
+    ends = np.empty(tokens)
+
+    def compute(kind: str, t: int, layer: int, multiply_adds: float) -> None:
+        nonlocal now
+        begin, now = now, now + multiply_adds / device.rate
+        if now > begin:
+            intervals.append(Interval(t, layer, kind, begin, now))
+
+    def wait(t: int, layer: int, until: float) -> None:
+        nonlocal now
+        if until > now:
+            intervals.append(Interval(t, layer, "stall", now, until))
+            now = until
+
+    def fetch(kind: str, t: int, layer: int, count: int) -> float:
+        nonlocal free
+        if count:
+            begin = max(now, free)
+            free = begin + count * each
+            intervals.append(Interval(t, layer, kind, begin, free))
+            return free
+        return now
+
+    for t in range(tokens):
+        for layer in range(layers):
+            compute("rest", t, layer, work.layer)
+            if first(t, layer, lookahead):
+                arriving[t, layer] = fetch("prefetch", t, layer, guessed[t][layer])
+            late = fetch("fetch", t, layer, missed[t][layer])
+            later, next_layer = after(t, layer, lookahead)
+            if later < tokens and next_layer < layers:
+                arriving[later, next_layer] = fetch("prefetch", later, next_layer, guessed[later][next_layer])
+            if not overlap:
+                wait(t, layer, free)
+            wait(t, layer, max(arriving.pop((t, layer)), late if miss == "wait" else behind[layer]))
+            behind[layer] = late
+            compute("ffn", t, layer, computed[t][layer] * work.neuron)
+        compute("head", t, layers, work.token)
+        ends[t] = now
+    return Timeline(device, intervals, ends)

@@ -1,0 +1,228 @@
+"""The sparse FFN that computes from the prefetch buffer and from nothing else.
+
+The layer's weights play the slow memory. Of each neuron that the buffer holds there is a copy in a few small arrays,
+one row per neuron and matrix (its row of W_gate, its row of W_up, its column of W_down): the fast memory. For a token
+that needs the neurons J,
+
+    fetch what of J is not there            3 D numbers each, counted as they are copied
+    y = swiglu(x, the layer of J alone)     W_gate[J], W_up[J], W_down[:, J], all taken from the fast memory
+    give up the rows that the buffer's keeper does not keep
+
+so the formula is the dense one (ffn.py), on a layer that has only these neurons. In ascending order of J it is the same
+computation as the gathered FFN of a known mask, and equal to it bit for bit.
+
+Which neurons are needed (J) and which were guessed before is said by the sparse FFN that it is built around, whose mask
+is tapped and whose output is thrown away. With a *role*:
+
+    role        needed       guessed      for
+    select      mask         -            a policy (the oracle, free of charge), or a predictor whose word is the mask
+    prefetch    mask_true    mask         the truth is computed, the predictor only prefetches: the output is exact
+    both        mask         mask         a predictor that knows early enough to prefetch what it selects
+
+What a miss means is the other choice:
+
+    wait        fetch it, then compute: exact, the buffer changes the time alone
+    drop        leave it out of this token's sum, and fetch behind what is to be kept: no stall, another output
+
+A guess is ordered just before its request here, where its input is at hand; that it was known earlier (a layer, a
+token) changes only times, which are clock.py's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import MinillmError
+from ..sparsity.calibrate import SparseFFN
+from ..sparsity.predicted import PredictedFFN, at_rows
+from ..trace import Tap, no_tap
+from ..transformer.ffn import FeedForward, swiglu
+from .buffer import PrefetchBuffer
+from .clock import MISSES
+
+if TYPE_CHECKING:
+    from ..transformer.model import Layer
+
+ROLES = ("select", "prefetch", "both")
+Bundles = tuple[np.ndarray, np.ndarray, np.ndarray]  # rows of gate, rows of up, columns of down as rows; each (n, D)
+
+
+def from_weights(layer: Layer, neurons: np.ndarray) -> Bundles:
+    """Read neurons (n,) from the layer's own weights: the slow memory unless another is given."""
+    return layer.gate_proj[neurons], layer.up_proj[neurons], layer.down_proj.T[neurons]
+
+
+def check_role(ffn: FeedForward, role: str) -> None:
+    """Raise MinillmError where a sparse FFN does not say which whole neurons it needs, or knows no guess."""
+    if role not in ROLES:
+        raise MinillmError(f"role is {role!r}, expected one of {', '.join(ROLES)}")
+    if isinstance(ffn, SparseFFN):
+        others = [t for t in ffn.policy.tensors if t in ("out", "in_gate", "in_gate_norm", "in_up")]
+        if others and any(t in layer for layer in ffn.thresholds.layers for t in others):
+            cut = f"policy {ffn.policy.name} cuts {', '.join(others)}"
+            raise MinillmError(f"{cut}: a buffer of neurons needs a policy that cuts whole neurons")
+    if role == "prefetch" and not (isinstance(ffn, PredictedFFN) and ffn.form == "masked"):
+        raise MinillmError("role prefetch needs the truth and a guess: expected a predicted FFN in masked form")
+
+
+class Asked:
+    """A tap around a sparse FFN that learns what is needed and what was guessed (roles in the module's docstring).
+
+    In the role "prefetch" it gives mask_true back in mask's place, so that the model goes on with the truth. It is
+    called with the names that the FFN itself uses ("mask").
+    """
+
+    def __init__(self, role: str, tap: Tap = no_tap):
+        self.role, self.tap = role, tap
+        self.needed: np.ndarray | None = None  # (T, N)
+        self.guessed: np.ndarray | None = None  # (T, N)
+        self._true: np.ndarray | None = None
+
+    def __call__(self, name: str, value: np.ndarray) -> np.ndarray:
+        value = self.tap(name, value)
+        if name == "mask_true":
+            self._true = value
+        elif name == "mask":
+            self.guessed = None if self.role == "select" else value
+            self.needed = value = self._true if self.role == "prefetch" else value
+        return value
+
+
+class FastMemory:
+    """The rows of one layer's neurons that are there: slot (N,) says in which row a neuron lies, -1 that it does not.
+
+    Its arrays grow to what was held at once, which ``nbytes`` tells.
+    """
+
+    def __init__(self, neurons: int, hidden: int, dtype: np.dtype):
+        self.slot = np.full(neurons, -1)
+        self.arrays = [np.empty((0, hidden), dtype) for _ in range(3)]  # gate, up, down as in a bundle
+        self._free: list[int] = []
+
+    def put(self, neurons: np.ndarray, bundles: Bundles) -> int:
+        """Copy in neurons (n,) that are not there, from arrays (n, D); -> the bytes copied."""
+        if len(neurons) > len(self._free):
+            have, more = len(self.arrays[0]), len(neurons) - len(self._free)
+            grown = [np.empty((have + more, array.shape[1]), array.dtype) for array in self.arrays]
+            for new, old in zip(grown, self.arrays, strict=True):
+                new[:have] = old
+            self.arrays = grown
+            self._free.extend(range(have, have + more))
+        rows = [self._free.pop() for _ in neurons]
+        self.slot[neurons] = rows
+        for array, bundle in zip(self.arrays, bundles, strict=True):
+            array[rows] = bundle
+        return sum(bundle.nbytes for bundle in bundles)
+
+    def keep_only(self, mask: np.ndarray) -> None:
+        """Give up the rows of all neurons that are not in mask (N,)."""
+        gone = np.flatnonzero((self.slot >= 0) & ~mask)
+        self._free.extend(self.slot[gone].tolist())
+        self.slot[gone] = -1
+
+    @property
+    def there(self) -> np.ndarray:
+        """True where a neuron lies here, (N,)."""
+        return self.slot >= 0
+
+    @property
+    def nbytes(self) -> int:
+        """Of the three arrays."""
+        return sum(array.nbytes for array in self.arrays)
+
+    def layer_of(self, layer: Layer, neurons: np.ndarray) -> Layer:
+        """The layer that has these neurons (n,) alone, all of them from here; biases are small and stay resident."""
+        gate, up, down = (array[self.slot[neurons]] for array in self.arrays)  # (n, D) each
+        biases = {name: at_rows(getattr(layer, name), neurons) for name in ("gate_bias", "up_bias")}
+        return replace(layer, gate_proj=gate, up_proj=up, down_proj=down.T, **biases)
+
+
+class BufferedFFN:
+    """A FeedForward that computes only from what the prefetch buffer holds (module docstring).
+
+    ffn: a sparse FFN (``sparse_ffn``) that says what is needed. miss: "wait" or "drop". role: what a predictor's mask
+    is for. read(layer, neurons) -> three (n, D): the slow memory. It has a state, which texts share one after the other
+    as a session would: ``reset`` begins anew. bytes_read counts what was copied in, the buffer's own start included.
+    Raises MinillmError for a policy that cuts other things than neurons.
+    """
+
+    def __init__(
+        self, ffn: FeedForward, buffer: PrefetchBuffer, miss: str = "wait", role: str = "select",
+        read: Callable[[Layer, np.ndarray], Bundles] = from_weights,
+    ):  # fmt: skip
+        check_role(ffn, role)
+        if miss not in MISSES:
+            raise MinillmError(f"miss is {miss!r}, expected one of {', '.join(MISSES)}")
+        self.ffn, self.buffer, self.miss, self.role, self.read = ffn, buffer, miss, role, read
+        self.reset()
+
+    def reset(self) -> None:
+        """Empty the fast memory, and take the buffer back to its start."""
+        self.buffer.reset()
+        self.memory: dict[int, FastMemory] = {}
+        self.bytes_read = 0
+
+    @property
+    def calibrated_on(self) -> frozenset[str]:
+        """That of the FFN inside."""
+        return getattr(self.ffn, "calibrated_on", frozenset())
+
+    def __call__(self, x: np.ndarray, layer: Layer, position: int = 0, tap: Tap = no_tap) -> np.ndarray:
+        """x (T, D)  ->  y (T, D). Taps what the FFN inside computes, then mask, mid_cut and out of what is done here.
+
+        mask is what is needed and can be edited; with miss "drop" it is what was computed, and is only shown.
+        """
+        asked = Asked(self.role, lambda name, v: v if name in ("mask", "mid_cut", "out") else tap(name, v))
+        self.ffn(x, layer, position, asked)
+        needed, guessed, drop = asked.needed, asked.guessed, self.miss == "drop"  # (T, N), (T, N)
+        needed = needed.copy() if drop else tap("mask", needed)
+        memory = self._memory(x, layer)
+        mid_cut, out = np.zeros(needed.shape, x.dtype), np.empty_like(x)  # (T, N), (T, D)
+        for t in range(len(x)):
+            if guessed is not None:
+                self._fetch(memory, layer, self.buffer.prefetch(layer.index, guessed[t]))
+            found = self.buffer.request(layer.index, needed[t])
+            if not drop:
+                self._fetch(memory, layer, found.missed)
+            J = np.flatnonzero(needed[t] & memory.there)  # (n,)
+            mid_cut[t, J], out[t] = _mid_and_out(x[t], memory.layer_of(layer, J))
+            if drop:
+                needed[t] &= memory.there
+                self._fetch(memory, layer, found.missed & ~found.passed)
+            memory.keep_only(self.buffer.held[layer.index])
+        if drop:
+            tap("mask", needed)
+        tap("mid_cut", mid_cut)
+        return tap("out", out)
+
+    def _memory(self, x: np.ndarray, layer: Layer) -> FastMemory:
+        """The layer's fast memory; at its first use, with the buffer's start in it."""
+        if layer.index not in self.memory:
+            if (len(layer.gate_proj), layer.index < self.buffer.layers) != (self.buffer.neurons, True):
+                found = f"layer {layer.index} with {len(layer.gate_proj)} neurons"
+                expected = f"{self.buffer.layers} layers of {self.buffer.neurons}"
+                raise MinillmError(f"found {found}, expected one of the buffer's {expected}")
+            self.memory[layer.index] = FastMemory(self.buffer.neurons, x.shape[1], x.dtype)
+            self._fetch(self.memory[layer.index], layer, self.buffer.start[layer.index])
+        return self.memory[layer.index]
+
+    def _fetch(self, memory: FastMemory, layer: Layer, mask: np.ndarray) -> None:
+        if len(neurons := np.flatnonzero(mask)):
+            self.bytes_read += memory.put(neurons, self.read(layer, neurons))
+
+
+def _mid_and_out(x: np.ndarray, layer: Layer) -> tuple[np.ndarray, np.ndarray]:
+    """One token through the dense FFN of a small layer: x (D,)  ->  mid (n,), out (D,)."""
+    mids: list[np.ndarray] = []
+
+    def keep_mid(name: str, value: np.ndarray) -> np.ndarray:
+        if name == "mid":
+            mids.append(value)
+        return value
+
+    out = swiglu(x, layer, 0, keep_mid)
+    return mids[0], out

@@ -1,0 +1,295 @@
+"""The FFN that computes from the buffer: exact when it waits, cut when it drops, and every byte counted."""
+
+import numpy as np
+import pytest
+import tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minillm.errors import MinillmError
+from minillm.predictors.baselines import Chance, PreviousToken, Static
+from minillm.predictors.oracle import Oracle
+from minillm.prefetch.buffer import PrefetchBuffer, belady, random_set, static
+from minillm.prefetch.feedforward import BufferedFFN, FastMemory, from_weights
+from minillm.sparsity.calibrate import sparse_ffn
+from minillm.sparsity.policies import POLICIES
+from minillm.sparsity.spec import SparsitySpec
+from minillm.sparsity.thresholds import Thresholds
+from minillm.trace import Trace
+from minillm.transformer.attention import KVCache
+
+quick = settings(max_examples=20, derandomize=True, deadline=None)
+IDS = [1, 5, 3, 9, 30, 2, 7]
+LAYERS, NEURONS, HIDDEN = 2, 12, 8  # of tiny.model()
+BUNDLE = 3 * HIDDEN  # numbers
+
+
+def limits(model, policy: str = "mid", value: float = 0.4) -> Thresholds:
+    rule = POLICIES[policy]
+    layers = tuple(dict.fromkeys(rule.tensors, value) for _ in model.layers)
+    spec = SparsitySpec(policy, rule.tensors, rule.comparison, "tensor", None)
+    return Thresholds(policy, "tensor", None, layers, spec)
+
+
+def buffer(capacity: int, keeper="lru", start=None) -> PrefetchBuffer:
+    return PrefetchBuffer(LAYERS, NEURONS, capacity, keeper, start=start)
+
+
+def guesser(model, kind: str = "chance"):
+    """A predictor that is often wrong."""
+    shape = (LAYERS, HIDDEN, NEURONS)
+    shares = np.linspace(0, 1, LAYERS * NEURONS, dtype=np.float32).reshape(LAYERS, NEURONS)
+    found = {"chance": lambda: Chance(shape, 3), "previous": lambda: PreviousToken(Static(shape, shares))}[kind]()
+    found.cutoffs = np.full(LAYERS, 0.6)
+    return found
+
+
+def gathered(model, cut: Thresholds, predictor=None, ids=IDS) -> np.ndarray:
+    """The FFN of a known mask, every neuron read where it lies in the layer's own matrices."""
+    return model.forward(ids, ffn=sparse_ffn(model, cut, predictor=predictor or Oracle(model, cut), form="gathered"))
+
+
+# ---- waiting is exact ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral"])  # with and without biases
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@quick
+@given(capacity=st.integers(0, 12), keeper=st.sampled_from(["lru", "lfu", "window-2"]), value=st.floats(0, 1.5))
+def test_waiting_gives_the_gathered_ffn_bit_for_bit(family, dtype, capacity, keeper, value):
+    model = tiny.model(family, dtype)
+    cut = limits(model, value=value)
+    ffn = BufferedFFN(sparse_ffn(model, cut), buffer(capacity, keeper))
+    assert model.forward(IDS, ffn=ffn).tobytes() == gathered(model, cut).tobytes()
+
+
+@pytest.mark.parametrize("kind", ["chance", "previous"])
+@pytest.mark.parametrize("role", ["select", "prefetch", "both"])
+def test_waiting_is_exact_for_a_predictor_in_every_role(kind, role):
+    model = tiny.model("llama", np.float32)
+    cut = limits(model)
+    ffn = BufferedFFN(sparse_ffn(model, cut, predictor=guesser(model, kind)), buffer(4), role=role)
+    found = model.forward(IDS, ffn=ffn)
+    expected = gathered(model, cut, None if role == "prefetch" else guesser(model, kind))
+    assert found.tobytes() == expected.tobytes()
+    traffic = ffn.buffer.traffic()
+    assert (traffic.prefetched.sum() > 0) == (role != "select")
+    assert (traffic.wasted.sum() > 0) == (role == "prefetch") and (role != "both" or traffic.missed.sum() == 0)
+
+
+@pytest.mark.parametrize("policy", ["mid", "cats", "countdown", "cett", "topk", "topp"])
+def test_any_policy_that_cuts_whole_neurons_equals_its_masked_form(policy):
+    model = tiny.model("llama")
+    inner = sparse_ffn(model, limits(model, policy))
+    expected = model.forward(IDS, ffn=inner)
+    found = model.forward(IDS, ffn=BufferedFFN(inner, buffer(3)))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
+
+
+def test_token_by_token_is_the_same_as_a_text_at_once():
+    model = tiny.model("llama", np.float32)
+    cut, outputs, states = limits(model), [], []
+    for sizes in ([1] * 7, [7], [3, 4]):
+        ffn, cache = BufferedFFN(sparse_ffn(model, cut), buffer(4)), KVCache(model.config, 8, np.float32)
+        at, rows = 0, []
+        for size in sizes:
+            rows.append(model.forward(IDS[at : at + size], cache, ffn))
+            at += size
+        outputs.append(np.concatenate(rows))
+        states.append((ffn.bytes_read, ffn.buffer.traffic(), ffn.buffer.held))
+    for found, (nbytes, traffic, held) in zip(outputs[1:], states[1:], strict=True):
+        np.testing.assert_allclose(found, outputs[0], rtol=1e-4, atol=1e-4)
+        assert nbytes == states[0][0] and np.array_equal(held, states[0][2])
+        assert all(np.array_equal(a, b) for a, b in zip(traffic, states[0][1], strict=True))
+
+
+# ---- dropping --------------------------------------------------------------------------------------------------------
+
+
+def test_dropping_with_everything_there_is_exact_too():
+    model = tiny.model("llama", np.float32)
+    cut, full = limits(model), np.ones((LAYERS, NEURONS), bool)
+    ffn = BufferedFFN(sparse_ffn(model, cut), buffer(NEURONS, start=full), "drop")
+    assert model.forward(IDS, ffn=ffn).tobytes() == gathered(model, cut).tobytes()
+    assert ffn.bytes_read == full.sum() * BUNDLE * 4  # the start, and nothing more
+
+
+def test_dropping_with_a_perfect_guess_is_exact_without_any_capacity():
+    model = tiny.model("llama", np.float32)
+    cut = limits(model)
+    ffn = BufferedFFN(sparse_ffn(model, cut, predictor=Oracle(model, cut)), buffer(0), "drop", "both")
+    assert model.forward(IDS, ffn=ffn).tobytes() == gathered(model, cut).tobytes()
+
+
+def test_dropping_leaves_out_exactly_what_was_not_there():
+    model = tiny.model("llama")
+    cut, fixed = limits(model), random_set(LAYERS, NEURONS, 5, np.random.default_rng(2))
+    ffn = BufferedFFN(sparse_ffn(model, cut), buffer(5, fixed), "drop")
+    with Trace(keep=["*.mask", "*.mid_cut"]) as trace:
+        found = model.forward(IDS, ffn=ffn, tap=trace)
+
+    def by_hand(x, layer, position, tap):
+        def only_the_set(name, mask):
+            return mask & fixed.start[layer.index] if name == "mask" else mask
+
+        return sparse_ffn(model, cut)(x, layer, position, only_the_set)
+
+    expected = model.forward(IDS, ffn=by_hand)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
+    assert not np.allclose(found, gathered(model, cut))
+    for layer in range(LAYERS):
+        mask = trace[f"blocks.{layer}.mlp.mask"]
+        assert np.array_equal(mask.sum(axis=1), ffn.buffer.traffic().computed("drop")[:, layer])
+        assert np.array_equal(trace[f"blocks.{layer}.mlp.mid_cut"] != 0, mask)
+
+
+def test_dropping_without_capacity_or_guess_leaves_the_bias_alone_and_reads_nothing():
+    model = tiny.model("llama")
+    ffn = BufferedFFN(sparse_ffn(model, limits(model)), buffer(0), "drop")
+    silent = model.forward(IDS, ffn=lambda x, layer, position, tap: np.zeros_like(x) + layer.down_bias)
+    assert np.array_equal(model.forward(IDS, ffn=ffn), silent) and ffn.bytes_read == 0
+
+
+def test_what_was_dropped_is_there_for_the_next_token():
+    model = tiny.model("llama")
+    everything = sparse_ffn(model, limits(model, value=0.0))
+    ffn = BufferedFFN(everything, buffer(NEURONS), "drop")
+    x = np.random.default_rng(0).standard_normal((2, HIDDEN))
+    found, layer = ffn(x, model.layers[0]), model.layers[0]
+    assert np.array_equal(found[0], layer.down_bias)
+    np.testing.assert_allclose(found[1], everything(x, layer)[1], rtol=1e-12)
+
+
+# ---- it really computes from what it holds ---------------------------------------------------------------------------
+
+
+def test_only_the_rows_in_fast_memory_take_part():
+    # The slow memory is read through a door of our own: what does not come through it cannot be in the output.
+    model, asked = tiny.model("llama"), []
+
+    def doubled(layer, neurons):
+        asked.append((layer.index, neurons.tolist()))
+        gate, up, down = from_weights(layer, neurons)
+        return gate, up, 2 * down
+
+    inner = sparse_ffn(model, limits(model))
+    x = np.random.default_rng(1).standard_normal((3, HIDDEN))
+    layer, ffn = model.layers[0], BufferedFFN(inner, buffer(4), read=doubled)
+    expected = 2 * (inner(x, layer) - layer.down_bias) + layer.down_bias
+    np.testing.assert_allclose(ffn(x, layer), expected, rtol=1e-12)
+    assert sum(len(neurons) for _, neurons in asked) * BUNDLE * 8 == ffn.bytes_read > 0
+    # A row that was changed while it lay there shows in the next token that needs it.
+    ffn, reference = (BufferedFFN(inner, buffer(NEURONS)) for _ in range(2))
+    for each in (ffn, reference):
+        each(x[:1], layer)
+    assert np.array_equal(ffn(x[:1], layer, 1), reference(x[:1], layer, 1))
+    ffn.memory[0].arrays[2][:] = 0
+    assert np.array_equal(ffn(x[:1], layer, 2)[0], layer.down_bias)
+
+
+@quick
+@given(capacity=st.integers(0, 12), keeper=st.sampled_from(["lru", "window-2"]), seed=st.integers(0, 9))
+def test_after_each_token_the_fast_memory_holds_what_the_buffer_says_and_the_right_rows(capacity, keeper, seed):
+    model = tiny.model("mistral", seed=seed)
+    ffn = BufferedFFN(sparse_ffn(model, limits(model), predictor=guesser(model)), buffer(capacity, keeper), role="both")
+    cache = KVCache(model.config, 8, np.float64)
+    for index in IDS:
+        model.forward([index], cache, ffn)
+        for layer in model.layers:
+            memory = ffn.memory[layer.index]
+            there = np.flatnonzero(memory.there)
+            assert np.array_equal(memory.there, ffn.buffer.held[layer.index])
+            own = memory.layer_of(layer, there)
+            assert np.array_equal(own.gate_proj, layer.gate_proj[there])
+            assert np.array_equal(own.up_proj, layer.up_proj[there])
+            assert np.array_equal(own.down_proj, layer.down_proj[:, there])
+
+
+def test_the_arrays_are_no_larger_than_what_lay_there_at_once():
+    memory = FastMemory(9, 4, np.float32)
+    rows = np.arange(36, dtype=np.float32).reshape(9, 4)
+
+    def put(neurons):
+        return memory.put(np.array(neurons), (rows[neurons], -rows[neurons], 2 * rows[neurons]))
+
+    assert put([0, 3, 5]) == 3 * 3 * 4 * 4 == memory.nbytes
+    memory.keep_only(np.isin(np.arange(9), [3]))
+    put([1, 8])
+    assert memory.nbytes == 3 * 3 * 4 * 4 and np.flatnonzero(memory.there).tolist() == [1, 3, 8]
+    assert np.array_equal(memory.arrays[0][memory.slot[[1, 3, 8]]], rows[[1, 3, 8]])
+    put([0])
+    assert memory.nbytes == 3 * 4 * 4 * 4
+    assert np.array_equal(memory.arrays[2][memory.slot[[0, 1, 3, 8]]], 2 * rows[[0, 1, 3, 8]])
+
+
+# ---- bytes -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("miss", ["wait", "drop"])
+@pytest.mark.parametrize("role", ["select", "prefetch", "both"])
+def test_the_bytes_copied_are_those_that_the_counts_mean(miss, role):
+    model = tiny.model("llama", np.float32)
+    ffn = BufferedFFN(sparse_ffn(model, limits(model), predictor=guesser(model)), buffer(4), miss, role)
+    model.forward(IDS, ffn=ffn)
+    found = ffn.buffer.traffic().figures(BUNDLE * 4, miss)
+    assert ffn.bytes_read == pytest.approx(found["bytes_per_token"] * len(IDS)) and ffn.bytes_read > 0
+
+
+def test_bytes_by_hand():
+    model = tiny.model("mistral", np.float32)
+    sets = np.zeros((3, LAYERS, NEURONS), bool)
+    sets[0, 0, [1, 2]] = sets[1, 0, [2, 3]] = sets[2, 0, [1, 3]] = True  # lru of 2: fetch 1 2, then 3, then 1
+
+    def inner(x, layer, position, tap):
+        tap("mask", sets[: len(x), layer.index])
+        return x
+
+    ffn = BufferedFFN(inner, buffer(2))
+    model.forward([3, 4, 5], ffn=ffn)
+    assert ffn.bytes_read == 4 * BUNDLE * 4
+    ffn.reset()
+    assert ffn.bytes_read == 0 and not ffn.buffer.held.any()
+    ffn = BufferedFFN(inner, buffer(2, belady(sets)))
+    model.forward([3, 4, 5], ffn=ffn)
+    assert ffn.bytes_read == 3 * BUNDLE * 4  # it lets 2 go for 3, and has 1 when it is needed again
+
+
+# ---- what is refused -------------------------------------------------------------------------------------------------
+
+
+def test_what_does_not_fit_is_refused():
+    model = tiny.model("llama")
+    inner = sparse_ffn(model, limits(model))
+    for policy in ("dhar", "teal", "wina"):
+        with pytest.raises(MinillmError, match="cuts whole neurons"):
+            BufferedFFN(sparse_ffn(model, limits(model, policy)), buffer(3))
+    changes = (({"miss": "guess"}, "miss"), ({"role": "tell"}, "role"), ({"role": "prefetch"}, "masked form"))
+    for change, word in changes:
+        with pytest.raises(MinillmError, match=word):
+            BufferedFFN(inner, buffer(3), **change)
+    for shape in ((1, NEURONS), (LAYERS, NEURONS + 1)):
+        with pytest.raises(MinillmError, match="expected one of the buffer's"):
+            model.forward(IDS, ffn=BufferedFFN(inner, PrefetchBuffer(*shape, 3)))
+
+
+@pytest.mark.parametrize("bug", ["stale row", "descending", "down of another"])
+def test_a_planted_bug_is_seen(bug, monkeypatch):
+    model = tiny.model("llama", np.float32)
+    put, layer_of = FastMemory.put, FastMemory.layer_of
+    name, wrong = {
+        "stale row": ("put", lambda s, n, b: put(s, n, (b[0][::-1], b[1], b[2]))),
+        "down of another": ("put", lambda s, n, b: put(s, n, (b[0], b[1], np.roll(b[2], 1, axis=0)))),
+        "descending": ("layer_of", lambda s, layer, n: layer_of(s, layer, n[::-1])),  # the same sum in another order
+    }[bug]
+    monkeypatch.setattr(FastMemory, name, wrong)
+    cut = limits(model)
+    ffn = BufferedFFN(sparse_ffn(model, cut), buffer(12))
+    assert model.forward(IDS, ffn=ffn).tobytes() != gathered(model, cut).tobytes()
+
+
+def test_a_static_set_needs_no_slow_memory_for_its_own():
+    model = tiny.model("mistral", np.float32)
+    sets = np.ones((LAYERS, NEURONS), bool)
+    ffn = BufferedFFN(sparse_ffn(model, limits(model)), buffer(NEURONS, static("all", sets)))
+    model.forward(IDS, ffn=ffn)
+    assert ffn.bytes_read == sets.sum() * BUNDLE * 4 and not ffn.buffer.traffic().missed.any()
