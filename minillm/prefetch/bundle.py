@@ -1,0 +1,256 @@
+"""A model on disk in the order in which a sparse FFN reads it: neuron by neuron, or block by block.
+
+An ordinary file holds three matrices per layer, and neuron j is in all three: row j of gate, row j of up, column j of
+down. To fetch it takes two short reads and, for the column, D tiny ones. Here the neurons are cut into blocks of g (the
+last block is shorter where g does not divide F), and each block is one *bundle*, one contiguous stretch of bytes:
+
+    g gate rows | g up rows | g down columns, as rows          3 g D numbers
+
+    rows of the layer's array:  3 g b ... 3 g (b + 1) - 1  for block b, which holds neurons g b ... g (b + 1) - 1
+
+(g = 1: the row-column bundle of LLM in a Flash, Alizadeh et al. 2023, arXiv 2312.11514, section 3.2, with SwiGLU's
+gate beside it.) A larger g needs fewer reads and lets BLAS see longer matrices, but brings in neurons nobody asked for.
+
+The folder:
+
+    bundle.json               {"format": "minillm-bundle", "version": 1, "group": g, "dtype": "float32" | "bfloat16"}
+    config.json, tokenizer... as they were
+    rest.safetensors          everything but the FFN's matrices (their biases are here), float32, under Llama's names
+    layer-000.safetensors     one array "bundles" (3 F, D) per layer, F32 or BF16; its data begin at a multiple of 4096
+
+Every file of arrays is a valid safetensors file, which the safetensors library opens. The folder is written beside its
+place and renamed when it is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import BundleError, CheckpointError, whole_file
+from ..loading.checkpoint import DTYPES, TensorInfo, read_header, read_tensor, save_tensors
+from ..loading.config import Fields, ModelConfig, file_in, read_json, show
+from ..transformer.model import Llama
+
+FORMAT, VERSION, PAGE = "minillm-bundle", 1, 4096
+STORED = {"float32": "F32", "bfloat16": "BF16"}  # ours -> the name in a safetensors header
+INDEX, REST, BUNDLES = "bundle.json", "rest.safetensors", "bundles"
+COPIED = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+
+
+# ---- the order of the rows -------------------------------------------------------------------------------------------
+
+
+def bundled(gate: np.ndarray, up: np.ndarray, down: np.ndarray, group: int) -> np.ndarray:
+    """Lay three matrices out as bundles.  gate, up (F, D), down (D, F)  ->  (3 F, D)."""
+    neurons, hidden = gate.shape
+    whole = neurons - neurons % group
+    parts = np.stack([gate, up, down.T])  # (3, F, D)
+    blocks = parts[:, :whole].reshape(3, -1, group, hidden).swapaxes(0, 1)  # (F // g, 3, g, D)
+    return np.concatenate([blocks.reshape(-1, hidden), parts[:, whole:].reshape(-1, hidden)])  # (3 F, D)
+
+
+def unbundled(rows: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The inverse of ``bundled``.  rows (3 F, D)  ->  gate, up (F, D), down (D, F)."""
+    neurons, hidden = len(rows) // 3, rows.shape[1]
+    whole = neurons - neurons % group
+    blocks = rows[: 3 * whole].reshape(-1, 3, group, hidden).swapaxes(0, 1)  # (3, F // g, g, D)
+    parts = [blocks.reshape(3, whole, hidden), rows[3 * whole :].reshape(3, -1, hidden)]
+    gate, up, down = np.concatenate(parts, axis=1)
+    return gate, up, down.T
+
+
+def to_bfloat16(array: np.ndarray) -> np.ndarray:
+    """The bits of the nearest bfloat16 (a float32's upper half), ties to even.  float32  ->  uint16, same shape.
+
+    Raises BundleError where the nearest is infinite (above 3.39e38).
+    """
+    bits = array.view(np.uint32)
+    upper = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
+    if ((upper & 0x7F80) == 0x7F80).any():
+        raise BundleError("a weight is beyond 3.39e38, expected numbers that bfloat16 can hold")
+    return upper
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------------
+
+
+def write_bundle(source: Llama | str | Path, out: str | Path, group: int = 32, dtype: str = "float32") -> Path:
+    """Write a model as a folder of neuron bundles (module docstring), whole or not at all; returns its path.
+
+    source: a model that was loaded from a folder, or that folder. Read back, the matrices are those of the source bit
+    for bit (float32), or rounded to the nearest bfloat16. Raises BundleError: the place is taken or cannot be written,
+    group or dtype is out of range, the model came from no folder (and so has no config.json to copy).
+    """
+    model = source if isinstance(source, Llama) else Llama.from_folder(source)
+    out, config = Path(out), model.config
+    if model.folder is None:
+        raise BundleError("the model was not loaded from a folder, expected one with a config.json to copy")
+    if type(group) is not int or not 1 <= group <= config.intermediate_size:
+        raise BundleError(f"group is {show(group)}, expected 1 to {config.intermediate_size} (the model's neurons)")
+    if dtype not in STORED:
+        raise BundleError(f"dtype is {show(dtype)}, expected one of {', '.join(STORED)}")
+    if out.exists():
+        raise BundleError(f"{out}: exists already, expected the name of a new folder")
+    beside = None
+    try:
+        with _as_bundle_errors(), whole_file(out, BundleError) as beside:
+            beside.mkdir()
+            for name in COPIED:
+                if (model.folder / name).is_file():
+                    shutil.copyfile(model.folder / name, beside / name)
+            index = {"format": FORMAT, "version": VERSION, "group": group, "dtype": dtype}
+            (beside / INDEX).write_text(json.dumps(index) + "\n", encoding="utf-8")
+            save_tensors(beside / REST, {name: _tensor_of(model, name) for name in _rest_shapes(config)})
+            for layer in model.layers:
+                matrices = (layer.gate_proj, layer.up_proj, layer.down_proj)
+                rows = bundled(*(matrix.astype(np.float32, copy=False) for matrix in matrices), group)  # (3 F, D)
+                _write_layer(beside / _layer_file(layer.index), to_bfloat16(rows) if dtype == "bfloat16" else rows)
+    except BundleError as problem:  # the reader of the message knows nothing of the folder beside
+        raise BundleError(str(problem).replace(str(beside), str(out))) from None
+    finally:
+        if beside:
+            shutil.rmtree(beside, ignore_errors=True)  # nothing there once it has been renamed
+    return out
+
+
+def _write_layer(path: Path, rows: np.ndarray) -> None:
+    """One safetensors file with one array (uint16: the bits of BF16), whose data begin at a multiple of a page.
+
+    (By hand, as safetensors.numpy has no BF16 and cannot place the data. Spaces after the header are in the format.)
+    """
+    stored = "BF16" if rows.dtype == np.uint16 else "F32"
+    entry = {"dtype": stored, "shape": list(rows.shape), "data_offsets": [0, rows.nbytes]}
+    header = json.dumps({BUNDLES: entry}, separators=(",", ":")).encode()
+    header += b" " * (-(8 + len(header)) % PAGE)
+    with open(path, "wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.write(rows.astype(DTYPES[stored], copy=False).data)
+
+
+def _layer_file(index: int) -> str:
+    return f"layer-{index:03d}.safetensors"
+
+
+def _rest_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every tensor but the FFN's matrices, under Llama's names (Phi-3's are split)."""
+    shapes = replace(config, model_type="llama").tensor_shapes()
+    return {name: shape for name, shape in shapes.items() if not (".mlp." in name and name.endswith(".weight"))}
+
+
+def _tensor_of(model: Llama, name: str) -> np.ndarray:
+    """One tensor of a model by its name in a file, as float32."""
+    *path, module, kind = name.split(".")  # model layers 0 mlp | gate_proj | bias
+    owner = model.layers[int(path[2])] if path[1:2] == ["layers"] else model
+    return getattr(owner, module if kind == "weight" else module.replace("_proj", "_bias")).astype(np.float32)
+
+
+@contextmanager
+def _as_bundle_errors() -> Iterator[None]:
+    """A safetensors file of a bundle that cannot be read or written is the bundle's fault."""
+    try:
+        yield
+    except CheckpointError as problem:
+        raise BundleError(str(problem)) from None
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What a folder of bundles holds, all checked but the weights themselves; ``open_bundle`` makes it.
+
+    layers: per layer, where its array of bundles (3 F, D) lies. rest: the other tensors.
+    """
+
+    folder: Path
+    config: ModelConfig
+    group: int
+    dtype: str
+    layers: tuple[TensorInfo, ...]
+    rest: dict[str, TensorInfo]
+
+    @property
+    def blocks(self) -> int:
+        """Bundles per layer, the shorter last one included."""
+        return -(-self.config.intermediate_size // self.group)
+
+    @property
+    def neuron_bytes(self) -> int:
+        """Bytes of one neuron on disk: three rows of D numbers."""
+        return 3 * self.config.hidden_size * DTYPES[STORED[self.dtype]].itemsize
+
+
+def open_bundle(folder: str | Path) -> Bundle:
+    """Read and check everything of a bundle folder but the weights: index, config, headers, names, shapes, sizes.
+
+    Raises BundleError (and ConfigError for its config.json) for what is cut short, foreign or contradicts itself.
+    """
+    folder = Path(folder)
+    if not (folder / INDEX).is_file():
+        raise BundleError(f"{folder}: holds no {INDEX}, expected a folder that `minillm bundle` wrote")
+    path = file_in(folder, INDEX, BundleError)
+    read = Fields(read_json(path, BundleError), str(path), kind=BundleError)
+    read.choice("format", [FORMAT])
+    read.integer("version", VERSION)
+    config = ModelConfig.from_folder(folder)
+    group, dtype = read.integer("group", config.intermediate_size), read.choice("dtype", STORED)
+
+    names = [_layer_file(i) for i in range(config.num_hidden_layers)]
+    if extra := sorted({path.name for path in folder.glob("layer-*.safetensors")} - set(names)):
+        found = f"is beyond the {len(names)} layers of config.json"
+        raise BundleError(f"{folder / extra[0]}: {found}, expected no such file")
+    shape, layers = (3 * config.intermediate_size, config.hidden_size), []
+    for name in names:
+        held = _header(folder, name, {BUNDLES: shape}, STORED[dtype])
+        layers.append(held[BUNDLES])
+    rest = _header(folder, REST, _rest_shapes(config), "F32")
+    return Bundle(folder, config, group, dtype, tuple(layers), rest)
+
+
+def _header(folder: Path, name: str, shapes: dict[str, tuple[int, ...]], dtype: str) -> dict[str, TensorInfo]:
+    """The header of one file, which must hold exactly these tensors, all of that dtype."""
+    path = file_in(folder, name, BundleError)
+    with _as_bundle_errors():
+        held = read_header(path)
+    if missing := [tensor for tensor in shapes if tensor not in held]:
+        raise BundleError(f"{path}: lacks tensor {show(missing[0])}, expected what config.json asks for")
+    if extra := [tensor for tensor in held if tensor not in shapes]:
+        raise BundleError(f"{path}: holds tensor {show(extra[0])}, expected only what config.json asks for")
+    for tensor, info in held.items():
+        if (info.dtype, info.shape) != (dtype, shapes[tensor]):
+            found, expected = f"{info.dtype} {list(info.shape)}", f"{dtype} {list(shapes[tensor])}"
+            raise BundleError(f"{path}: tensor {tensor} is {found}, expected {expected}")
+    return held
+
+
+def read_layer(bundle: Bundle, index: int, dtype=np.float32) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The three matrices of one layer, read whole.  ->  gate, up (F, D), down (D, F). Raises BundleError."""
+    with _as_bundle_errors():
+        return unbundled(read_tensor(bundle.layers[index], dtype), bundle.group)
+
+
+def resident_llama(bundle: Bundle, dtype: str | type = "float32") -> Llama:
+    """The model without the FFN's matrices: what stays in memory while the bundles stay on disk.
+
+    Embedding, attention, norms, head and all biases are there. The three matrices of each layer are empty (F, 0), so
+    that a FeedForward that wants them fails at once: give ``forward`` one that fetches (prefetch/reader.py).
+    Raises BundleError.
+    """
+    dtype, maps, weights = np.dtype(dtype), {}, {}
+    with _as_bundle_errors():
+        for name, info in bundle.rest.items():
+            weights[name] = read_tensor(info, dtype, maps)
+    config = bundle.config
+    for i in range(config.num_hidden_layers):
+        for part, rows in (("gate", config.intermediate_size), ("up", config.intermediate_size),
+                           ("down", config.hidden_size)):  # fmt: skip
+            weights[f"model.layers.{i}.mlp.{part}_proj.weight"] = np.empty((rows, 0), dtype)
+    return Llama(config, weights, bundle.folder)

@@ -1,0 +1,317 @@
+"""The same idea on a real disk: fetch the bundles that a token needs, and nothing else.
+
+    reader = BundleReader(open_bundle(folder))
+    model = resident_llama(reader.bundle)                       # everything but the FFN's matrices
+    logits = model.forward(ids, ffn=FetchedFFN(reader, select))
+
+For each layer and token, select says which neurons are wanted; the bundles that hold them are fetched, and SwiGLU is
+computed from these alone. A bundle that was fetched is used whole: its other neurons cost nothing more and can only
+help. What select knows must not come from the bundles themselves: a predictor's scores, or masks recorded before.
+
+How it is read:
+
+    one read per run of neighbouring bundles, straight into three reused buffers, gate, up and down rows apart
+        (preadv fills a list of places from one stretch of the file; no row is copied once it is in memory)
+    one layer ahead, where somebody knows it: posix_fadvise(WILLNEED) starts the disk and returns at once
+    where the system lacks these calls (macOS has no fadvise, Windows neither): seek and readinto, the same bytes
+
+A buffer (buffer.py) may keep bundles in memory between tokens: it decides what stays, and the reader holds it.
+
+bytes_read counts what the system really gave us. Whether that came from the disk or from the system's own cache is
+another question, which decides every time measured: drop_cache() empties it, cached_share() proves it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+
+from ..errors import BundleError, MinillmError, file_errors
+from ..loading.checkpoint import DTYPES
+from ..trace import Tap, no_tap
+from ..transformer.model import Layer
+from .bundle import STORED, Bundle
+from .kernels import coefficients
+
+if TYPE_CHECKING:
+    from ..predictors.base import Predictor
+    from .buffer import PrefetchBuffer
+
+PLACES = 1024 if hasattr(os, "sysconf") else 16  # of one preadv: Linux's and macOS's IOV_MAX
+
+# (layer, position of x's first row, x (T, D)) -> bool (T, F): the neurons wanted, known before the layer is read.
+Select: TypeAlias = Callable[[int, int, np.ndarray], np.ndarray]
+
+
+def runs_of(blocks: Sequence[int]) -> list[tuple[int, int]]:
+    """Neighbours together: ascending numbers -> [(first, one past the last), ...]."""
+    blocks = np.asarray(blocks)
+    if not blocks.size:
+        return []
+    breaks = np.flatnonzero(np.diff(blocks) != 1) + 1
+    return [(int(run[0]), int(run[-1]) + 1) for run in np.split(blocks, breaks)]
+
+
+class BundleReader:
+    """Reads bundles of an open bundle folder and counts the bytes; use it in a ``with``, or close() it.
+
+    dtype: of the rows that fetch() gives (float32 or float64). buffer: a PrefetchBuffer of bundle.layers x
+    bundle.blocks, or None; what it holds at its start is read at once. portable: never use preadv and fadvise.
+    bytes_read, reads: so far, both may be set to 0. Raises BundleError for a file that cannot be read or has become
+    shorter.
+    """
+
+    def __init__(
+        self, bundle: Bundle, dtype: str | type = np.float32, buffer: PrefetchBuffer | None = None,
+        portable: bool = False,
+    ):  # fmt: skip
+        self.bundle, self.dtype, self.buffer = bundle, np.dtype(dtype), buffer
+        self.portable = portable or not hasattr(os, "preadv")
+        self.bytes_read = self.reads = 0
+        self._stored = DTYPES[STORED[bundle.dtype]]
+        self._raw = [np.empty((1, bundle.config.hidden_size), self._stored) for _ in range(3)]  # gate, up, down rows
+        self._wide = self._raw if self._stored == self.dtype else [array.astype(self.dtype) for array in self._raw]
+        self._files = []
+        self._held: list[dict[int, tuple[np.ndarray, ...]]] = [{} for _ in bundle.layers]
+        for info in bundle.layers:
+            with file_errors(info.path, "read", BundleError):
+                self._files.append(open(info.path, "rb", buffering=0))
+        if buffer is not None:
+            shape = (len(bundle.layers), bundle.blocks)
+            if buffer.held.shape != shape:
+                found = f"the buffer is for {list(buffer.held.shape)} layers and neurons"
+                raise BundleError(f"{found}, expected {list(shape)} layers and blocks of this bundle")
+            for layer, start in enumerate(buffer.held):
+                self._read(layer, np.flatnonzero(start))
+                self._keep(layer, np.flatnonzero(start))
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in self._files:
+            file.close()
+
+    def __enter__(self) -> BundleReader:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    # -- what callers use
+
+    def neurons(self, blocks: np.ndarray) -> np.ndarray:
+        """The neurons of ascending blocks, in the order in which fetch() gives their rows."""
+        group, count = self.bundle.group, self.bundle.config.intermediate_size
+        found = (np.asarray(blocks, int)[:, None] * group + np.arange(group)).ravel()
+        return found[found < count]  # the last block may be shorter
+
+    def fetch(self, layer: int, blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The rows of ascending blocks of one layer.  blocks (n,)  ->  gate, up, down rows, each (neurons, D).
+
+        The arrays are good until the next call. With a buffer, what it holds is not read again, and this call is the
+        one request of that layer's token.
+        """
+        if self.buffer is None:
+            return self._read(layer, blocks)
+        self.buffer.request(layer, blocks)
+        rows = self._read(layer, blocks)
+        self._keep(layer, blocks)
+        return rows
+
+    def will_need(self, layer: int, blocks: np.ndarray) -> None:
+        """Ask the system to begin reading these blocks, and do not wait; nothing happens where it cannot."""
+        if self.portable or not hasattr(os, "posix_fadvise"):
+            return
+        for first, end in runs_of([b for b in np.asarray(blocks).tolist() if b not in self._held[layer]]):
+            offset, nbytes = self._place(layer, first, end)
+            os.posix_fadvise(self._files[layer].fileno(), offset, nbytes, os.POSIX_FADV_WILLNEED)
+
+    def drop_cache(self) -> None:
+        """Make the system forget the layers' files, so that the next read comes from the disk; see cached_share().
+
+        Pages that some process has mapped stay; this reader maps none. Raises MinillmError where it cannot be done.
+        """
+        if not hasattr(os, "posix_fadvise"):
+            raise MinillmError(f"{sys.platform}: the system's cache cannot be emptied here, expected posix_fadvise")
+        for file in self._files:
+            with file_errors(file.name, "dropped from the system's cache", BundleError):
+                os.fsync(file.fileno())  # pages that still have to be written are not dropped
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+    # -- how it is done
+
+    def _place(self, layer: int, first: int, end: int) -> tuple[int, int]:
+        """Where the blocks first ... end - 1 lie in the file: offset and length in bytes."""
+        group, size = self.bundle.group, self.bundle.neuron_bytes
+        last = min(end * group, self.bundle.config.intermediate_size)
+        return self.bundle.layers[layer].offset + first * group * size, (last - first * group) * size
+
+    def _read(self, layer: int, blocks: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Fill the buffers with the rows of these blocks, from what is held or from the file, and widen them."""
+        blocks = np.asarray(blocks).tolist()
+        group, count, held = self.bundle.group, self.bundle.config.intermediate_size, self._held[layer]
+        sizes = [min(group, count - b * group) for b in blocks]
+        total = sum(sizes)
+        if total > len(self._raw[0]):  # grown, never shrunk: at most one whole layer
+            same = self._wide is self._raw
+            self._raw = [np.empty((total, array.shape[1]), array.dtype) for array in self._raw]
+            self._wide = self._raw if same else [np.empty(array.shape, self.dtype) for array in self._raw]
+        starts = dict(zip(blocks, np.cumsum([0, *sizes]).tolist(), strict=False))
+        places = [memoryview(array).cast("B") for array in self._raw]
+        row = self._raw[0].strides[0]  # bytes
+
+        missing = [b for b in blocks if b not in held]
+        for first, end in runs_of(missing):
+            views = []
+            for b in range(first, end):
+                a, n = starts[b], min(group, count - b * group)
+                views += [place[a * row : (a + n) * row] for place in places]
+            self._read_at(layer, self._place(layer, first, end)[0], views)
+        for b in blocks:
+            if b in held:
+                for array, rows in zip(self._raw, held[b], strict=True):
+                    array[starts[b] : starts[b] + len(rows)] = rows
+        return tuple(self._widened(raw[:total], wide[:total]) for raw, wide in zip(self._raw, self._wide, strict=True))
+
+    def _widened(self, raw: np.ndarray, wide: np.ndarray) -> np.ndarray:
+        if wide.dtype == raw.dtype:
+            return raw
+        if raw.dtype == np.uint16:  # BF16 is the upper half of a float32
+            bits = raw.astype(np.uint32)
+            bits <<= 16
+            raw = bits.view(np.float32)
+        np.copyto(wide, raw)
+        return wide
+
+    def _read_at(self, layer: int, offset: int, views: list[memoryview]) -> None:
+        """Read one stretch of the file into a list of places, however many calls it takes."""
+        file, at = self._files[layer], 0
+        with file_errors(file.name, "read", BundleError):
+            while at < len(views):
+                if self.portable:
+                    file.seek(offset)
+                    got = file.readinto(views[at])
+                else:
+                    got = os.preadv(file.fileno(), views[at : at + PLACES], offset)
+                if not got:
+                    raise BundleError(f"{file.name}: ends at byte {offset}, expected more: it has been cut short")
+                self.bytes_read += got
+                self.reads += 1
+                offset += got
+                while at < len(views) and got >= views[at].nbytes:
+                    got -= views[at].nbytes
+                    at += 1
+                if got:  # the system may stop anywhere
+                    views[at] = views[at][got:]
+
+    def _keep(self, layer: int, blocks: np.ndarray) -> None:
+        """Hold what the buffer keeps of the blocks just read (as stored: BF16 takes half), and let go of the rest."""
+        held, kept = self._held[layer], self.buffer.held[layer]
+        for b in [b for b in held if not kept[b]]:
+            del held[b]
+        start, group, count = 0, self.bundle.group, self.bundle.config.intermediate_size
+        for b in np.asarray(blocks).tolist():
+            n = min(group, count - b * group)
+            if kept[b] and b not in held:
+                held[b] = tuple(array[start : start + n].copy() for array in self._raw)
+            start += n
+
+
+class FetchedFFN:
+    """A FeedForward that reads its weights as it goes (module docstring): y = sum over fetched neurons of mid_j down_j.
+
+    select: which neurons each token wants; None: all of them. ahead: the same for the next layer, from what this layer
+    knows, for the reader's will_need; a wrong guess costs a read by the system, never a wrong result.
+    Several tokens at once (a prompt) share one fetch of all their blocks, and each uses its own.
+    """
+
+    def __init__(self, reader: BundleReader, select: Select | None = None, ahead: Select | None = None):
+        self.reader, self.select, self.ahead = reader, select, ahead
+
+    def blocks(self, select: Select | None, index: int, position: int, x: np.ndarray) -> np.ndarray:
+        """The blocks that hold a neuron that is wanted.  x (T, D)  ->  bool (T, B). Raises MinillmError."""
+        bundle = self.reader.bundle
+        if select is None:
+            return np.ones((len(x), bundle.blocks), bool)
+        wanted, expected = select(index, position, x), [len(x), bundle.config.intermediate_size]
+        if wanted.dtype != bool or list(wanted.shape) != expected:
+            found = f"{wanted.dtype}{list(wanted.shape)}"
+            raise MinillmError(f"select gave {found} for layer {index}, expected bool{expected}")
+        return np.logical_or.reduceat(wanted, np.arange(0, expected[1], bundle.group), axis=1)  # (T, B)
+
+    def __call__(self, x: np.ndarray, layer: Layer, position: int = 0, tap: Tap = no_tap) -> np.ndarray:
+        """x (T, D)  ->  y (T, D). Taps mask (T, F), True for every neuron that is used, mid_cut and out."""
+        reader, index = self.reader, layer.index
+        used = self.blocks(self.select, index, position, x)  # (T, B)
+        blocks = np.flatnonzero(used.any(axis=0))
+        if self.ahead is not None and index + 1 < len(reader.bundle.layers):
+            following = self.blocks(self.ahead, index + 1, position, x).any(axis=0)
+            reader.will_need(index + 1, np.flatnonzero(following))
+        gate, up, down = reader.fetch(index, blocks)  # (n, D) each
+        neurons = reader.neurons(blocks)  # (n,)
+        mine = used[:, neurons // reader.bundle.group]  # (T, n)
+        if tap is not no_tap:
+            mine = tap("mask", self._everywhere(mine, neurons))[:, neurons]
+        mid = coefficients(x, gate, up, neurons, layer)  # (T, n)
+        mid *= mine
+        if tap is not no_tap:
+            mid = tap("mid_cut", self._everywhere(mid, neurons))[:, neurons]
+        y = mid @ down  # (T, D)
+        return tap("out", y if layer.down_bias is None else y + layer.down_bias)
+
+    def _everywhere(self, values: np.ndarray, neurons: np.ndarray) -> np.ndarray:
+        """Values of the fetched neurons at their places among all.  (T, n)  ->  (T, F), zero elsewhere."""
+        full = np.zeros((len(values), self.reader.bundle.config.intermediate_size), values.dtype)
+        full[:, neurons] = values
+        return full
+
+
+def recorded(masks: np.ndarray) -> Select:
+    """Wanted is what masks say: bool (L, T, F), recorded before for the positions 0 ... T - 1 of the same text."""
+    return lambda index, position, x: masks[index, position : position + len(x)]
+
+
+def predicted(predictor: Predictor) -> Select:
+    """Wanted is where a predictor's score is above its cutoff. Raises MinillmError for one that needs the truth."""
+    if predictor.needs_truth or predictor.cutoffs is None:
+        why = "needs the true mask, which takes all of gate and up" if predictor.needs_truth else "has no cutoffs"
+        raise MinillmError(f"the predictor {predictor.name} {why}, expected one that can select by itself")
+
+    def select(index: int, position: int, x: np.ndarray) -> np.ndarray:
+        scores = []
+        for rows in [slice(t, t + 1) for t in range(len(x))] if predictor.sequential else [slice(None)]:
+            start = position + (rows.start or 0)
+            scores.append(predictor.predict(index, start, x[rows]))
+            predictor.observe(index, start, x[rows], None)
+        return ~(np.concatenate(scores) <= predictor.cutoffs[index])
+
+    return select
+
+
+def cached_share(path: str | os.PathLike) -> float:
+    """The share of a file's pages that lie in the system's memory now, by mincore(2): 0 is cold. Linux and macOS.
+
+    (Linux shows a file's owner the truth, and strangers a 1.) Raises MinillmError where the system lacks the call.
+    """
+    try:
+        mincore = ctypes.CDLL(None, use_errno=True).mincore
+    except (TypeError, OSError, AttributeError):
+        raise MinillmError(f"{sys.platform}: has no mincore, expected a system that shows its cache") from None
+    mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
+    with file_errors(path, "read", BundleError), open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if not size:
+            return 0.0
+        pages = np.zeros(-(-size // mmap.PAGESIZE), np.uint8)
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            start = np.frombuffer(mapped, np.uint8)  # mapping alone brings no page in
+            failed = mincore(start.ctypes.data, size, pages.ctypes.data)
+            del start  # the map cannot be closed while it is used
+        if failed:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return float((pages & 1).mean())

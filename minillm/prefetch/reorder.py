@@ -1,0 +1,267 @@
+"""Neurons that fire together, stored together: the permutation that makes blocks worth keeping.
+
+The order of a layer's neurons means nothing: permute the rows of gate and up and the columns of down alike, and the
+same products are summed in another order. So it may be chosen. If whole blocks of g neighbours are kept or left out
+(prefetch/kernels.py says why one would), the best order puts the neurons that matter for the same tokens into the same
+block, so that half of the blocks hold more than half of what counts.
+
+What counts: neuron j's share of token t's FFN output, as energy
+
+    e[t, j] = m[t, j]^2 ||down_j||^2 / sum_i m[t, i]^2 ||down_i||^2                        m = act(gate) * up
+
+A token keeps the K blocks with the largest E[t, b] = sum of e[t, j] over the block. We look for the partition into
+blocks that maximises what is kept over a calibration text,
+
+    kept = mean_t  sum of the K largest E[t, b]
+
+by exchanging neurons between blocks, two at a time. An exchange between blocks b and c leaves E[t, b] + E[t, c] = C
+as it is and changes their difference; with a >= a' the (K-1)-th and K-th largest of the other blocks, the token keeps
+
+    the K-2 largest of the others  +  max(a + a', C, a + (C + |E[t, b] - E[t, c]|) / 2)
+
+either none, both, or the larger of the two. So the exact gain of all g^2 exchanges of a pair of blocks is one array of
+(T, g, g) numbers, and the best one is made, until no pair has any. (Clustering brings together neurons that are alike,
+and hopes for the best. Here two neurons also share a block because no token needs either, and the blocks are equally
+large by themselves.) From a random start: one sorted by frequency ends in a poorer optimum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+import numpy as np
+
+from ..errors import MinillmError
+from ..sparsity.policies import largest
+from ..trace import Tap, no_tap
+from ..transformer.evaluation import pass_over, perplexity, runs
+from ..transformer.model import Layer, Llama
+from ..transformer.ops import linear
+from .kernels import coefficients
+
+SWEEPS = 20  # over all pairs of blocks, at most; most need fewer
+
+
+def recorded_mid(
+    model: Llama, documents: str | Sequence[str], tokens: int = 4000, context: int | None = None
+) -> list[np.ndarray]:
+    """mid of each layer on about the first ``tokens`` tokens of texts, in the dense model: L times (T, F)."""
+    pieces, count = [], 0
+    for run in runs(model, documents, "documents", context):
+        if count < tokens:
+            pieces.append(run)
+            count += len(run.ids)
+    found: list[list[np.ndarray]] = [[] for _ in model.layers]
+
+    def tap(name: str, value: np.ndarray) -> np.ndarray:
+        if name.endswith(".mlp.mid"):
+            found[int(name.split(".")[1])].append(value)
+        return value
+
+    pass_over(model, pieces, tap, what="measuring")
+    return [np.concatenate(parts) for parts in found]
+
+
+def neuron_energy(mid: np.ndarray, layer: Layer) -> np.ndarray:
+    """m_j^2 ||down_j||^2, not yet divided by the token's sum.  mid (T, F)  ->  (T, F)."""
+    return mid**2 * np.vecdot(layer.down_proj, layer.down_proj, axis=0)
+
+
+def energy_shares(mid: np.ndarray, layer: Layer) -> np.ndarray:
+    """e: each neuron's part of the token's energy.  mid (T, F)  ->  (T, F), rows that sum to 1."""
+    energy = neuron_energy(mid, layer)  # (T, F)
+    return energy / energy.sum(axis=1, keepdims=True)
+
+
+def block_energy(energy: np.ndarray, order: np.ndarray, group: int) -> np.ndarray:
+    """E of each block of ``group`` neighbours in that order.  energy (T, F), order (F,)  ->  (T, B)."""
+    return np.add.reduceat(energy[:, order], np.arange(0, len(order), group), axis=1)
+
+
+def kept_count(blocks: int, share: float) -> int:
+    """K: how many of so many blocks that share of them is, at least one."""
+    return max(1, round(share * blocks))
+
+
+def retained(energy: np.ndarray, order: np.ndarray, group: int, share: float = 0.5) -> float:
+    """The objective: mean over tokens of the energy in the blocks kept, each token's best ``share`` of them."""
+    sums = np.sort(block_energy(energy, order, group), axis=1)  # (T, B)
+    return float(sums[:, -kept_count(sums.shape[1], share) :].sum(axis=1).mean())
+
+
+def clustered(energy: np.ndarray, group: int, rng: np.random.Generator, share: float = 0.5) -> np.ndarray:
+    """An order of the neurons in which blocks of ``group`` keep the most (module docstring).
+
+    energy (T, F), rows that sum to 1, from a calibration text  ->  order (F,): the neuron at each place.
+    Takes time T F^2 per sweep over all pairs of blocks; SWEEPS of them at most.
+    """
+    tokens, neurons = energy.shape
+    order = rng.permutation(neurons)
+    starts = [*range(0, neurons, group), neurons]
+    blocks = len(starts) - 1
+    if kept_count(blocks, share) == blocks:
+        return order  # everything is kept in any order
+    K = kept_count(blocks, share) + 1  # with the first of the two blocks below, which hold no neuron and spare all
+    extra = np.broadcast_to(np.float32([[2], [0]]), (2, tokens))  # special cases: one is always kept, the other never
+    sums = np.concatenate([block_energy(energy, order, group).T.astype(np.float32), extra])  # E (B + 2, T)
+    energy = np.ascontiguousarray(energy.T, np.float32)  # (F, T): a neuron's values side by side
+
+    def around_the_cut() -> np.ndarray:
+        """The (K-1)-th to (K+2)-th largest block sums of each token (4, T)."""
+        places = range(K - 2, K + 2)
+        return -np.partition(-sums, places, axis=0)[places]
+
+    def largest_of_others(place: int, high: np.ndarray, low: np.ndarray) -> np.ndarray:
+        """The (K-1)-th (place 0) or K-th (1) largest sum once two, one high and one low, are taken out (T,)."""
+        skip = place + (high >= cut[place])
+        skip = skip + (low >= np.take_along_axis(cut, skip[None], axis=0)[0])
+        return np.take_along_axis(cut, skip[None], axis=0)[0]
+
+    cut, settled, moves, every = around_the_cut(), {}, [0] * blocks, True
+    for _ in range(SWEEPS):
+        exchanged = False
+        for b, c in combinations(range(blocks), 2):
+            if not every and settled.get((b, c)) == (moves[b], moves[c]):
+                continue  # neither has changed since; that the others have matters little, and is looked at in the end
+            both = sums[b] + sums[c]  # C (T,)
+            high, low = np.maximum(sums[b], sums[c]), np.minimum(sums[b], sums[c])
+            a, a2 = largest_of_others(0, high, low), largest_of_others(1, high, low)
+            # max(a + a', C, a + (C + |d|) / 2) = a + (C + max(|d|, level)) / 2    with d = E_b - E_c
+            level = 2 * (np.maximum(a + a2, both) - a) - both  # (T,)
+            mine, yours, before = order[starts[b] : starts[b + 1]], order[starts[c] : starts[c + 1]], moves[b]  # views
+            while (best := _best_exchange(energy[mine], energy[yours], sums[b] - sums[c], level)) is not None:
+                i, j = best
+                change = energy[yours[j]] - energy[mine[i]]
+                sums[b] += change
+                sums[c] -= change
+                mine[i], yours[j] = yours[j], mine[i]
+                moves[b] += 1
+                moves[c] += 1
+            settled[b, c] = moves[b], moves[c]
+            if moves[b] > before:
+                cut, exchanged = around_the_cut(), True
+        if every and not exchanged:
+            break
+        every = not exchanged
+    return order
+
+
+def _best_exchange(
+    mine: np.ndarray, yours: np.ndarray, difference: np.ndarray, level: np.ndarray
+) -> tuple[int, int] | None:
+    """Which neuron of ours for which of theirs raises sum_t max(|E_b - E_c|, level) most; None where none does."""
+    yours = 2 * yours  # (g, T)
+    now = np.maximum(np.abs(difference), level).sum(dtype=np.float64)
+    best, where = 2e-6 * len(level), None  # less is rounding
+    after = np.empty_like(yours)
+    for i, row in enumerate(mine):
+        np.add(yours, difference - 2 * row, out=after)  # (g, T)
+        np.abs(after, out=after)
+        gain = np.maximum(after, level, out=after).sum(axis=1) - now  # (g,)
+        if gain.max() > best:
+            best, where = gain.max(), (i, int(gain.argmax()))
+    return where
+
+
+# ---- what it is worth ------------------------------------------------------------------------------------------------
+
+
+def permuted(model: Llama, orders: Sequence[np.ndarray]) -> Llama:
+    """The same function with each layer's neurons in another order: place k holds what was neuron order[k].
+
+    The FFN's matrices are copied, all else is shared. Raises MinillmError for what is no permutation.
+    """
+    neurons, layers = model.config.intermediate_size, []
+    if len(orders) != len(model.layers):
+        raise MinillmError(f"found {len(orders)} orders, expected {len(model.layers)}, one per layer")
+    for layer, order in zip(model.layers, orders, strict=True):
+        if not np.array_equal(np.sort(order), np.arange(neurons)):
+            raise MinillmError(f"the order of layer {layer.index} is no permutation of 0 to {neurons - 1}")
+        rows = {name: getattr(layer, name) for name in ("gate_proj", "up_proj", "gate_bias", "up_bias")}
+        rows = {name: None if array is None else array[order] for name, array in rows.items()}
+        layers.append(replace(layer, **rows, down_proj=layer.down_proj[:, order]))
+    other = copy(model)
+    other.layers = layers
+    return other
+
+
+def best_blocks(energy: np.ndarray, order: np.ndarray, group: int, share: float) -> np.ndarray:
+    """True for the neurons of each token's K blocks of the largest energy.  energy (T, F)  ->  bool (T, F)."""
+    blocks = block_energy(energy, order, group)  # (T, B)
+    kept = largest(blocks, kept_count(blocks.shape[1], share))  # (T, B)
+    mask = np.empty(energy.shape, bool)
+    mask[:, order] = kept[:, np.arange(len(order)) // group]
+    return mask
+
+
+def dropped_means(mid: np.ndarray, layer: Layer, order: np.ndarray, group: int, share: float = 0.5) -> np.ndarray:
+    """What each neuron's mid is on average where its block is left out.  mid (T, F) of a calibration text  ->  (F,).
+
+    Zero for a neuron that never is.
+    """
+    out = ~best_blocks(neuron_energy(mid, layer), order, group, share)  # (T, F)
+    return np.where(out, mid, 0).sum(axis=0) / np.maximum(1, out.sum(axis=0, dtype=mid.dtype))
+
+
+@dataclass(frozen=True)
+class BlockOracle:
+    """A FeedForward that keeps each token's best blocks: it knows mid, so it is a bound and no method.
+
+        y = c + sum of (m_j - mean_j) down_j over the K blocks with the largest sum of (m_j - mean_j)^2 ||down_j||^2
+        c = sum over all j of mean_j down_j
+
+    orders: per layer (place -> neuron), without changing the model; None: as stored. means: per layer what a neuron
+    that is left out counts as (``dropped_means``); None: zero. c is known beforehand, so means cost no read: a block
+    that is left out is not lost but replaced by what it mostly is.
+    """
+
+    group: int
+    share: float = 0.5
+    orders: Sequence[np.ndarray] | None = None
+    means: Sequence[np.ndarray] | None = None
+
+    def __call__(self, x: np.ndarray, layer: Layer, position: int = 0, tap: Tap = no_tap) -> np.ndarray:
+        """x (T, D)  ->  y (T, D). Taps mid, mask, mid_cut (the mean where cut) and out."""
+        i, count = layer.index, len(layer.gate_proj)
+        order = np.arange(count) if self.orders is None else self.orders[i]
+        mean = np.zeros(count, x.dtype) if self.means is None else self.means[i]  # (F,)
+        mid = tap("mid", coefficients(x, layer.gate_proj, layer.up_proj, slice(None), layer))  # (T, F)
+        mask = tap("mask", best_blocks(neuron_energy(mid - mean, layer), order, self.group, self.share))  # (T, F)
+        mid_cut = tap("mid_cut", np.where(mask, mid, mean))  # (T, F)
+        return tap("out", linear(mid_cut, layer.down_proj, layer.down_bias))  # (T, D)
+
+
+BLOCK_COLUMNS = {"group": "d", "order": "", "kept_energy": ".2%", "perplexity": ".4f", "increase": ".2%",
+                 "perplexity_with_means": ".4f", "increase_with_means": ".2%"}  # fmt: skip
+
+
+def block_rows(
+    model: Llama, calibration: str | Sequence[str], test: str | Sequence[str], groups: Sequence[int],
+    share: float = 0.5, context: int | None = None, tokens: int = 4000, seed: int = 0,
+) -> list[dict]:  # fmt: skip
+    """Perplexity of keeping that share of each token's blocks, as stored and clustered: rows under BLOCK_COLUMNS.
+
+    kept_energy is on the calibration text, perplexity on the test text, once with nothing in a block's place and once
+    with its neurons' means; increase is over the dense model. Blocks of one neuron have no order.
+    """
+    rows, dense = [], perplexity(model, test, context=context).perplexity
+    mids = recorded_mid(model, calibration, tokens, context)
+    measured = [energy_shares(mid, layer) for mid, layer in zip(mids, model.layers, strict=True)]
+    for group in groups:
+        kinds = {"stored": [np.arange(model.config.intermediate_size)] * len(model.layers)}
+        if group > 1:
+            rng = np.random.default_rng(seed)
+            kinds["clustered"] = [clustered(energy, group, rng, share) for energy in measured]
+        for kind, orders in kinds.items():
+            kept = np.mean([retained(e, order, group, share) for e, order in zip(measured, orders, strict=True)])
+            row = {"group": group, "order": kind, "kept_energy": float(kept)}
+            means = [dropped_means(*each, group, share) for each in zip(mids, model.layers, orders, strict=True)]
+            for suffix, used in (("", None), ("_with_means", means)):
+                ffn = BlockOracle(group, share, orders, used)
+                found = perplexity(model, test, context=context, ffn=ffn).perplexity
+                row |= {f"perplexity{suffix}": found, f"increase{suffix}": found / dense - 1}
+            rows.append(row)
+    return rows
