@@ -224,8 +224,17 @@ def train(a: argparse.Namespace, texts: list[np.ndarray], last: list[np.ndarray]
     return curve
 
 
-def main() -> None:
-    """Prepare the text, train the tokenizer, train the model, write the log."""
+def command_line(a: argparse.Namespace) -> str:
+    """The arguments that decide the result, files and folders by their last names."""
+    words = [f"--size {a.size} --act {a.act} --tokens {int(a.tokens)} --seed {a.seed}"]
+    words += ["--text " + " ".join(path.name for path in a.text)] if a.text else []
+    words += ["--teacher " + " ".join(path.name for path in a.teacher) + f" --stories {a.stories}"] if a.teacher else []
+    words += [f"--{kind} {path.name}" for kind, path in (("last", a.last), ("tokenizer", a.tokenizer)) if path]
+    return " ".join(words)
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The arguments of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--text", type=Path, nargs="+", default=[], help="default: the published TinyStories")
@@ -238,7 +247,12 @@ def main() -> None:
     parser.add_argument("--act", choices=("silu", "relu", "relu2", "gelu", "gelu_pytorch_tanh"), default="silu")
     parser.add_argument("--tokens", type=float, default=24e6)
     parser.add_argument("--seed", type=int, default=0)
-    a = parser.parse_args()
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    """Prepare the text, train the tokenizer, train the model, write the log."""
+    a = parse()
     a.out.mkdir(parents=True, exist_ok=True)
 
     sampled = a.out / "sampled.txt"
@@ -260,6 +274,7 @@ def main() -> None:
     tokenizer = Tokenizer.from_file(str(a.out / "tokenizer.json"))
     ids, last_ids = encode(tokenizer, texts), encode(tokenizer, last)
     log = {
+        "command": command_line(a),
         "seed": a.seed,
         "size": a.size,
         "act": a.act,

@@ -52,10 +52,14 @@ Natural sparsity, nothing cut, embedded test text (near: against the root mean s
 
 ## Where it comes from
 
-`weights_scripts/train_default.py` made it, with `{command}`;
+`weights_scripts/train_default.py` made it, with
+
+    {command}
+
 `log.json` holds the data's checksums and the loss curve. The real stories are from TinyStories (Eldan and Li 2023,
-arXiv 2305.07759; CDLA-Sharing-1.0); the larger part of the text was drawn from stories260K (MIT), a model that was
-itself trained on TinyStories. The weights are under the project's MIT licence.
+arXiv 2305.07759; CDLA-Sharing-1.0). The larger part of the text was drawn at temperature 1 from stories260K (MIT) and
+TinyStories-656K (Apache-2.0; sampled.txt), two models that were themselves trained on TinyStories. The weights are
+under the project's MIT licence.
 
 ## What it is not for
 
@@ -82,7 +86,6 @@ def card(name: str, valid: list[str]) -> str:
         what = (
             f"A small twin of minillm's other models with the activation {config.hidden_act} and nothing else changed."
         )
-    command = f"--size {log['size']} --act {log['act']} --tokens {log['tokens']} --seed {log['seed']}"
     return TEXT.format(
         name=f"minillm {name}",
         what=what,
@@ -119,7 +122,7 @@ def card(name: str, valid: list[str]) -> str:
             f"| {row['gate_below_10_percent']:.3f} |"
             for row in natural_sparsity(model, test)
         ),
-        command=command,
+        command=log["command"],
     )
 
 
