@@ -7,6 +7,7 @@ The chapters, in reading order:
     transformer     2. from arrays to text: ops, rope, attention, ffn, model, generation, evaluation
     sparsity        3. cutting: what "50 % sparse" means, policies, masked and gathered FFNs, calibration
     predictors      4. predicting: which neurons a token will need: oracle, baselines, shadows, look-ahead, learned
+    prefetch        5. fetching: bundles on disk, a small buffer of neurons, simulated and real reading
     study           6. studying: sweeps, natural sparsity, tables, benchmarks
     cli             the command line
 

@@ -29,7 +29,7 @@ POLICIES = ("dhar", "cats", "mid", "cett", "teal", "wina", "countdown", "griffin
 DEMO_POLICIES = ("dhar", "cats", "mid")
 PREDICTORS = (
     "chance", "static", "previous-token", "sign", "svd", "shadow-2", "shadow-3", "shadow-4", "up-4", "refined-3",
-    "learned", "learned-ahead", "ahead-4",
+    "learned", "learned-ahead", "ahead-4", "library", "clusters",
 )  # fmt: skip
 DEMO_PROMPT = "Once upon a time"
 DEMO_TOKENS = 20_000  # scored per row of the demo's table
@@ -664,6 +664,121 @@ def write_figure(figure, path: str) -> None:
     say(f"figure: {path}: {alt_text(figure)}")
 
 
+def command_bundle(a: argparse.Namespace) -> int:
+    """Write a folder whose FFN weights lie neuron by neuron (or block by block), so that parts can be read alone."""
+    from .prefetch.bundle import open_bundle, write_bundle
+
+    model = load_model(a)
+    folder = write_bundle(model, a.folder, a.group, a.stored)
+    bundle = open_bundle(folder)
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    about = {"folder": str(folder), "group": a.group, "blocks": bundle.blocks, "neuron_bytes": bundle.neuron_bytes}
+    said = f"{folder}: {bundle.blocks} blocks of {a.group} neurons per layer, {bundle.neuron_bytes:,} bytes per neuron"
+    print(json.dumps(about | {"bytes": size}) if a.json else f"{said} ({a.stored}), {size:,} bytes in all")
+    return 0
+
+
+def command_prefetch(a: argparse.Namespace) -> int:
+    """A small fast memory for neurons: follow one text through it (simulate), or compare keepers and sizes (replay)."""
+    from .sparsity.calibrate import calibrate
+    from .study.sweep import first_tokens
+    from .transformer.evaluation import as_documents, default_context
+
+    model = load_model(a)
+    context = a.context or default_context(model)
+    calibration, test = map(as_documents, two_texts(a.text, a.calibration))
+    calibration = first_tokens(model, calibration, DEMO_CALIBRATION, context)
+    thresholds = mid_thresholds(a) or calibrate(model, calibration, "mid", a.sparsity, context, "neuron")
+    if a.what == "simulate":
+        return prefetch_simulate(a, model, thresholds)
+    return prefetch_replay(a, model, thresholds, calibration, first_tokens(model, test, a.tokens, context), context)
+
+
+def prefetch_simulate(a: argparse.Namespace, model, thresholds) -> int:
+    """The events of a short generation, one line each, and what they cost on a device."""
+    from .prefetch.buffer import EVENT_COLUMNS, PrefetchBuffer, event_rows
+    from .prefetch.clock import simulate, work_of
+    from .prefetch.replay import recorder_for
+    from .sparsity.calibrate import sparse_ffn
+    from .sparsity.predicted import shape_of
+    from .study.tables import text_table
+    from .transformer.generation import generate
+
+    ffn = sparse_ffn(model, thresholds)
+    recorder, ids = recorder_for(model, ffn), prompt_ids(model, a.prompt)
+    steps = list(generate(model, ids, new_tokens(a, model, ids, 2), ffn=ffn, tap=recorder))
+    layers, _, neurons = shape_of(model)
+    if a.keeper not in ("lru", "lfu") and not a.keeper.startswith("window-"):
+        raise MinillmError(f"keeper {a.keeper!r} needs a text to choose from, expected lru, lfu or window-K")
+    capacity = round((a.capacity or [0.5])[-1] * neurons)
+    buffer = PrefetchBuffer(layers, neurons, capacity, a.keeper)
+    buffer.follow(recorder.needed)
+    buffer.run()
+    traffic, rows = buffer.traffic(), event_rows(buffer.events)
+    figures = traffic.figures(work_of(model).neuron_bytes) | simulate(traffic, a.device, work_of(model)).figures()
+    if a.json:
+        print(json.dumps({"events": rows, "figures": figures, "capacity": capacity, "keeper": a.keeper}))
+        return 0
+    for row in rows:
+        row["neurons"] = textwrap.shorten(row["neurons"], 60, placeholder=" ...")
+    print(text_table(rows, EVENT_COLUMNS))
+    text = a.prompt + "".join(step.text for step in steps)
+    print("\n" + wrapped(f"{len(recorder.needed)} tokens through {text!r}; {capacity} neurons per layer, {a.keeper}."))
+    print("\n".join(f"{key:<24}{value:,.6g}" for key, value in figures.items()))
+    return 0
+
+
+def prefetch_replay(a: argparse.Namespace, model, thresholds, calibration, test, context: int) -> int:
+    """Keepers times capacities times predictors on one recorded text."""
+    from .predictors.base import fit_cutoffs
+    from .prefetch.replay import KEEPERS, ROW_COLUMNS, SHARES, Way, enough, frequencies, lookaheads_of, prefetch_rows
+    from .prefetch.replay import recorder_for as recorder
+    from .sparsity.calibrate import sparse_ffn
+    from .study.prediction import TRAINING_SHARE, Workshop
+    from .study.sweep import split_text
+    from .study.tables import check_ending, json_rows, save_rows, text_table
+    from .transformer.evaluation import pass_over, runs
+
+    if a.output:
+        check_ending(a.output)
+    training, held = split_text(calibration, TRAINING_SHARE)
+    ways = [Way()]
+    for name in a.predictor or []:
+        predictor = Workshop(model, thresholds, training, held, context, a.rank, a.seed).make(name)
+        if predictor.cutoffs is None:
+            fit_cutoffs(model, predictor, thresholds, held, 1 - a.sparsity, context)
+        early = lookaheads_of(predictor)
+        ways.append(Way(predictor, "both" if early else "select", early[0] if early else "layer"))
+    ffn = sparse_ffn(model, thresholds)
+    seen = recorder(model, ffn)
+    pass_over(model, runs(model, calibration, "documents", context), seen, ffn, "counting")
+    rows = list(
+        prefetch_rows(
+            model, thresholds, test, ways, shares=a.capacity or SHARES, keepers=a.keepers or KEEPERS, device=a.device,
+            hot_frequencies=frequencies(seen.needed), miss=a.miss, context=context, seed=a.seed,
+        )
+    )  # fmt: skip
+    if a.output:
+        save_rows(a.output, rows)
+    if a.json:
+        print(json_rows(rows))
+        return 0
+    print(text_table(rows, {"predictor": "", "role": "", "perplexity": ".3f"} | ROW_COLUMNS))
+    about = (
+        f"{len(test)} documents, dense perplexity {rows[0]['dense_perplexity']:.3f}, {a.device}, misses: {a.miss}. "
+        "capacity: neurons per layer. lru, belady, random: the hit rate of these keepers on the same requests, and "
+        "their bytes and stall."
+    )
+    print("\n" + wrapped(about))
+    plain = [row for row in rows if row["guesses"] is None and row["keeper"] == "lru"]
+    for name in dict.fromkeys(row["predictor"] for row in rows if row["guesses"]):
+        guessing = [row for row in rows if row["predictor"] == name and row["keeper"] == "lru"]
+        demand = [row for row in plain if row["predictor"] == rows[0]["predictor"]]
+        found = enough(demand, guessing) if demand else None
+        print(wrapped(f"{name}: prediction stops mattering at {found or 'no capacity tried'} neurons per layer (lru)."))
+    return 0
+
+
 def command_patterns(a: argparse.Namespace) -> int:
     """Compare activation patterns of texts and edited variants (the paper's Table II), with controls."""
     import numpy as np
@@ -797,6 +912,11 @@ def expecting(what: str, found: str):
 def shares(text: str) -> list[float]:
     """Shares separated by commas."""
     return [share(part) for part in text.split(",")]
+
+
+def shares_to_all(text: str) -> list[float]:
+    """Shares separated by commas, 1 among them allowed."""
+    return [1.0 if part.strip() in ("1", "1.0") else share(part) for part in text.split(",")]
 
 
 def names(text: str) -> list[str]:
@@ -942,7 +1062,7 @@ def parser() -> argparse.ArgumentParser:
             "metavar": "NAMES",
             "help": "comma-separated (default: train: learned; eval: most of them): files, or chance, static, "
             "previous-token, sign, svd, shadow-BITS, up-BITS (with the layer's own gate), ahead-BITS (one layer "
-            "ahead), learned, learned-ahead, refined-BITS",
+            "ahead), learned, learned-ahead, refined-BITS, library, clusters",
         },
         thresholds={"help": "the truth: thresholds of policy mid (default: found for --sparsity)"},
         sparsity={"type": shares, "default": "0.5", "help": "1 - the selected fraction; eval: several, with commas"},
@@ -955,6 +1075,28 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="eval: text to make predictors from (default: the first 40 %% of --text, or the embedded one)",
     )
+    bundle = command("bundle", command_bundle, f"model {run}")
+    bundle.add_argument("--output", "-o", dest="folder", required=True, metavar="FOLDER", help="must not exist yet")
+    bundle.add_argument("--group", type=positive, default=32, help="neurons per block (default: 32)")
+    bundle.add_argument("--stored", choices=("float32", "bfloat16"), default="float32", help="how weights are written")
+    prefetch = command(
+        "prefetch",
+        command_prefetch,
+        f"model text prompt max-new-tokens predictor thresholds sparsity context seed output {run}",
+        text={"help": "replay: the text to replay (default: the embedded one)"},
+        predictor={"type": names, "metavar": "NAMES", "help": "replay: comma-separated, as for predict eval"},
+        thresholds={"help": "thresholds of policy mid (default: found for --sparsity)"},
+        output={"help": "replay: rows as .csv or .json"},
+    )
+    prefetch.add_argument("what", choices=("simulate", "replay"))
+    prefetch.add_argument("--capacity", type=shares_to_all, metavar="SHARES", help="of a layer's neurons, with commas")
+    prefetch.add_argument("--keeper", default="lru", help="simulate: lru, lfu or window-K (default: lru)")
+    prefetch.add_argument("--keepers", type=names, help="replay: comma-separated (default: all)")
+    prefetch.add_argument("--device", default="laptop NVMe", help='"phone UFS", "laptop NVMe" or "PCIe host to GPU"')
+    prefetch.add_argument("--miss", choices=("wait", "drop"), default="wait", help="replay: what a miss does")
+    prefetch.add_argument("--tokens", type=positive, default=1000, help="replay: about how many (default: 1000)")
+    prefetch.add_argument("--rank", type=positive, help="as for predict")
+    prefetch.add_argument("--calibration", metavar="FILE", help="text for thresholds, predictors and frequencies")
     patterns = command(
         "patterns",
         command_patterns,

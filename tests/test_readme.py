@@ -48,11 +48,11 @@ def test_the_python_code_runs_as_it_stands(tmp_path, capsys):
     texts = {"calibration": "A cat sat on the mat. The sea.", "test": "A dog saw the sea.\nIt ran home."}
     code = PYTHON.replace('load("default")', f"load({tiny.folder(tmp_path).as_posix()!r})")
     code = re.sub(r'minillm\.embedded_text\("(\w+)"\)', lambda call: repr(texts[call[1]]), code)
-    assert "import minillm\n" in code and code.count("cat sat") == code.count("saw the sea") == 1
+    assert "import minillm\n" in code and code.count("cat sat") == code.count("saw the sea") == 2
     exec(code, {})
     out = capsys.readouterr().out
     assert "blocks.0.mlp.mid" in out and "perplexity" in out and "SparsityReport" in out
-    used = set(re.findall(r"minillm\.(\w+)", PYTHON))
+    used = set(re.findall(r"(?<!from )minillm\.(\w+)", PYTHON))
     assert used <= set(minillm.__all__)
 
 

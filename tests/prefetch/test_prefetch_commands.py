@@ -1,0 +1,56 @@
+"""`minillm bundle` and `minillm prefetch` on a tiny model."""
+
+import json
+
+import pytest
+import tiny
+
+from minillm import cli
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("prefetch")
+    tiny.loaded(folder / "model")
+    (folder / "text.txt").write_text("\n<|endoftext|>\n".join(tiny.STORIES * 4), encoding="utf-8")
+    return folder
+
+
+def run(capsys, *words) -> tuple[int, str, str]:
+    status = cli.main([str(word) for word in words])
+    return status, *capsys.readouterr()
+
+
+def test_simulate_prints_what_happened_and_what_it_cost(files, capsys):
+    how = ("-m", files / "model", "--text", files / "text.txt", "-p", "the cat", "-n", 2)
+    status, out, _ = run(capsys, "prefetch", "simulate", *how, "--capacity", "0.5")
+    assert status == 0 and "request" in out and "miss" in out and "seconds_per_token" in out
+    status, out, _ = run(capsys, "prefetch", "simulate", *how, "--capacity", "1", "--keeper", "lfu", "--json")
+    found = json.loads(out)
+    assert status == 0 and found["capacity"] == 12 and 0 < found["figures"]["hit_rate"] < 1
+    asked = sum(row["count"] for row in found["events"] if row["what"] == "request")
+    held = sum(row["count"] for row in found["events"] if row["what"] == "hit")
+    assert found["figures"]["hit_rate"] == pytest.approx(held / asked)
+    status, _, said = run(capsys, "prefetch", "simulate", *how, "--keeper", "belady")
+    assert status == 1 and "keeper 'belady' needs a text to choose from, expected lru, lfu or window-K" in said
+
+
+def test_replay_has_a_row_for_each_way_keeper_and_capacity_with_its_baselines(files, capsys, tmp_path):
+    how = ("-m", files / "model", "--text", files / "text.txt", "--capacity", "0.25,0.5,1", "--keepers", "lru,belady")
+    out = tmp_path / "rows.json"
+    status, printed, _ = run(capsys, "prefetch", "replay", *how, "--predictor", "static", "-o", out)
+    rows = json.loads(out.read_text(encoding="utf-8"))
+    assert status == 0 and len(rows) == 2 * 3 * 2 and "prediction stops mattering at" in printed
+    assert {row["predictor"] for row in rows} == {"policy's own mask", "static"}
+    for row in rows:
+        assert row["belady"] >= row["lru"] - 1e-12 and {"random", "bytes_per_token", "stall_share"} <= set(row)
+    dropped = run(capsys, "prefetch", "replay", *how, "--miss", "drop", "--json")
+    assert dropped[0] == 0 and {row["keeper"] for row in json.loads(dropped[1])} == {"lru"}
+
+
+def test_bundle_writes_a_folder_once(files, capsys):
+    out = files / "bundles"
+    status, printed, _ = run(capsys, "bundle", "-m", files / "model", "-o", out, "--group", 4, "--stored", "bfloat16")
+    assert status == 0 and "3 blocks of 4 neurons per layer" in printed and (out / "layer-001.safetensors").is_file()
+    status, _, said = run(capsys, "bundle", "-m", files / "model", "-o", out, "--group", 4)
+    assert status == 1 and "exists already" in said
