@@ -264,15 +264,15 @@ def command_demo(a: argparse.Namespace) -> int:
     )
     about = "Who can know beforehand? Half of the neurons, selected by each before the layer is read:"
     print("\n" + wrapped(about) + "\n")
-    columns = {"predictor": ""} | dict.fromkeys(("recall", "selected", "own bytes", "read", "perplexity"), ".3f")
+    columns = {"predictor": ""} | dict.fromkeys(("recall", "selected", "own", "read", "perplexity"), ".3f")
     for line in predicted:
-        line |= {"own bytes": line["own_share_stored"], "read": line["reads"]}
+        line |= {"own": line["own_share_stored"], "read": line["reads"]}
         line |= {"vs dense": line["perplexity"] / line["dense"], "x oracle": line["times_oracle"]}
     print(text_table(predicted, columns | {"vs dense": ".3f", "x oracle": ".2f"}) + "\n")
     print(
         wrapped(
             f"Scored: {predicted[0]['tokens']:,} tokens, dense {predicted[0]['dense']:.3f}. Recall: of the neurons "
-            "that matter most (the mask of mid), those that were selected. Own bytes: the predictor's tables; read: "
+            "that matter most (the mask of mid), those that were selected. Own: bytes of the predictor's tables; read: "
             "what a token touches, tables included; both as shares of the FFN's bytes as stored. The oracle has no "
             "tables and reads nothing to know. x oracle: the increase of perplexity over that of the oracle. More: "
             "minillm predict eval."

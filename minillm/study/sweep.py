@@ -72,7 +72,7 @@ def split_text(documents: str | Sequence[str], share: float = CALIBRATION_SHARE)
         found = [part for part in (text[:cut].strip(), text[cut:].strip()) if part]
         parts = found[:1], found[1:]
     else:
-        count = round(len(found) * share)
+        count = min(max(round(len(found) * share), 1), len(found) - 1)
         parts = found[:count], found[count:]
     if not parts[0] or not parts[1]:
         raise MinillmError(

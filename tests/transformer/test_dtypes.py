@@ -20,7 +20,8 @@ from minillm.transformer.ffn import swiglu
 from minillm.transformer.generation import generate
 from minillm.transformer.model import Llama
 
-THRESHOLDS = {"gate_pre": 0.4, "gate": 0.2, "up": 0.4, "mid": 0.1, "out": 0.2}
+THRESHOLDS = {"in_gate": 0.4, "in_gate_norm": 0.4, "in_up": 0.4, "neuron_norm": 0.1}
+THRESHOLDS |= {"gate_pre": 0.4, "gate": 0.2, "up": 0.4, "mid": 0.1, "out": 0.2}
 FFNS = {"dense": swiglu} | {
     f"{policy} {form.__name__}": partial(form, policy=POLICIES[policy], thresholds=THRESHOLDS)
     for policy in POLICIES
@@ -110,7 +111,7 @@ def test_every_step_has_the_dtype_of_the_model(golden, name, ffn, dtype):
     assert list(tap_dtypes(golden(name).model(dtype), golden(name).ids, FFNS[ffn])) == [dtype]
 
 
-@pytest.mark.parametrize("ffn", FFNS)
+@pytest.mark.parametrize("ffn", [ffn for ffn in FFNS if not ffn.startswith("topp ")])  # which sums in float64
 @pytest.mark.parametrize("name", CASES)
 def test_no_operation_inside_a_float32_model_meets_float64(golden, name, ffn, monkeypatch):
     case = golden(name)

@@ -15,7 +15,7 @@ import pytest
 
 from minillm.loading import checkpoint
 from minillm.sparsity.masked import masked_swiglu
-from minillm.sparsity.policies import AFTER_GATE, AFTER_UP, POLICIES, Policy
+from minillm.sparsity.policies import POLICIES, Policy
 from minillm.trace import Trace
 from minillm.transformer import attention, ffn, model, ops, rope
 from minillm.transformer.attention import KVCache
@@ -170,12 +170,12 @@ def wrong_masks(case) -> list[str]:
 
     The thresholds are values that occur, so that >= and > part ways there and nowhere else.
     """
-    dense, wrong = case.model(), []
+    dense, wrong, tensors = case.model(), [], ("gate_pre", "gate", "up", "mid")
     with Trace(keep="blocks.0.mlp.*") as trace:
         dense.forward(case.ids, tap=trace)
     steps = {name.rsplit(".", 1)[-1]: np.abs(value) for name, value in trace.items()}
-    at = {tensor: float(np.sort(steps[tensor].ravel())[steps[tensor].size // 2]) for tensor in AFTER_GATE + AFTER_UP}
-    gate_pre, gate, up, mid = (steps[tensor].ravel().tolist() for tensor in AFTER_GATE + AFTER_UP)
+    at = {tensor: float(np.sort(steps[tensor].ravel())[steps[tensor].size // 2]) for tensor in tensors}
+    gate_pre, gate, up, mid = (steps[tensor].ravel().tolist() for tensor in tensors)
     expected = {  # arXiv 2412.12178 eq. 3-5 keep what equals the threshold, CATS does not
         "dhar": [g >= at["gate_pre"] and u >= at["up"] for g, u in zip(gate_pre, up, strict=True)],
         "cats": [a > at["gate"] for a in gate],
@@ -191,10 +191,10 @@ def wrong_masks(case) -> list[str]:
 
 def test_a_threshold_compared_the_other_way_is_seen_in_the_mask(golden, monkeypatch):
     assert wrong_masks(golden("llama")) == []
-    plant(monkeypatch, Policy, "kept", "~(magnitude < threshold)", "~(magnitude <= threshold)")
+    plant(monkeypatch, Policy, "kept", "~(size < threshold)", "~(size <= threshold)")
     assert wrong_masks(golden("llama")) == ["dhar"]
     monkeypatch.undo()
-    plant(monkeypatch, Policy, "kept", "~(magnitude <= threshold)", "~(magnitude < threshold)")
+    plant(monkeypatch, Policy, "kept", "~(size <= threshold)", "~(size < threshold)")
     assert wrong_masks(golden("llama")) == ["cats", "mid"]
 
 
