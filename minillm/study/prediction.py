@@ -5,7 +5,8 @@ For each predictor, with its own mask in the loop (sparsity/predicted.py):
     recall, precision, f1, iou, selected   against the mask of policy mid, pooled over tokens, mean over layers
     own_bytes        of its tables, and their share of the FFNs' bytes in float32 and as the checkpoint stores them
     bytes_per_token  (rows and columns read) x their stored size + own_bytes: what a token touches, all FFNs together
-    increase         perplexity with it minus the dense model's;  times_oracle = that over the oracle's own increase
+    increase         perplexity with it minus the dense model's;  times_oracle = that over the oracle's own increase,
+                     None where that is below NOTHING of the dense perplexity: a multiple of nothing says nothing
     kl               mean KL divergence from the dense model's next-token distribution, in nats
 
 and beside them what any of them must beat (chance, static, previous-token) and the bound (oracle).
@@ -42,6 +43,7 @@ from .sweep import split_text
 
 TRAINING_SHARE = 0.75  # of the documents that are not test documents; the rest is held out
 REFINED_RANK = 4
+NOTHING = 1e-3
 
 
 @dataclass
@@ -205,7 +207,7 @@ def prediction_rows(
             fit_cutoffs(model, predictor, thresholds, held, 1 - sparsity, context)
         row = predictor_row(model, predictor, thresholds, test, 1 - sparsity, dense)
         bound = row["increase"] if bound is None else bound
-        yield row | {"times_oracle": row["increase"] / bound if bound > 0 else None}
+        yield row | {"times_oracle": row["increase"] / bound if bound > NOTHING * row["dense"] else None}
 
 
 def verdict(rows: Sequence[dict]) -> list[str]:
@@ -219,6 +221,13 @@ def verdict(rows: Sequence[dict]) -> list[str]:
             cost = f"{best['predictor']} costs {best['times_oracle']:.2f} times the oracle's increase"
             found.append(f"{among}: {cost} ({within} {bound:g})")
 
+    if not counted and rows:
+        small = [row for row in rows if 0 < row["own_share_float32"] <= 1 / 8]
+        free = [row["predictor"] for row in small if row["increase"] <= NOTHING * row["dense"]]
+        found.append(
+            f"The oracle costs less than {NOTHING:.1%}: no multiples of it are given. As little, with at most 1/8 of the "
+            f"FFNs' float32 bytes: {', '.join(free) or 'none'}"
+        )
     for least, bound in ((8, 1.5), (16, 1.2)):
         small = [row for row in counted if 0 < row["own_share_float32"] <= 1 / least]
         cheapest(small, f"Of at most 1/{least} of the FFNs' float32 bytes", bound)

@@ -108,6 +108,17 @@ def test_the_verdict_says_what_the_rows_say():
     ]
 
 
+def test_where_the_oracle_costs_nothing_no_multiples_are_given():
+    def row(predictor, share, increase):
+        return {"predictor": predictor, "times_oracle": None, "own_share_float32": share, "increase": increase,
+                "dense": 10.0, "recall": 0.9, "perplexity": 10.0 + increase}  # fmt: skip
+
+    rows = [row("oracle", 0, 0.001), row("shadow 4-bit", 0.09, 0.009), row("shadow 2-bit", 0.05, 0.02),
+            row("shadow 8-bit", 0.17, 0.001)]  # fmt: skip
+    (said,) = verdict(rows)
+    assert said.startswith("The oracle costs less than 0.1%") and said.endswith("float32 bytes: shadow 4-bit")
+
+
 # ---- the command -----------------------------------------------------------------------------------------------------
 
 
