@@ -225,8 +225,8 @@ def verdict(rows: Sequence[dict]) -> list[str]:
         small = [row for row in rows if 0 < row["own_share_float32"] <= 1 / 8]
         free = [row["predictor"] for row in small if row["increase"] <= NOTHING * row["dense"]]
         found.append(
-            f"The oracle costs less than {NOTHING:.1%}: no multiples of it are given. As little, with at most 1/8 of the "
-            f"FFNs' float32 bytes: {', '.join(free) or 'none'}"
+            f"The oracle costs less than {NOTHING:.1%}: no multiples of it are given. As little, with at most 1/8 of "
+            f"the FFNs' float32 bytes: {', '.join(free) or 'none'}"
         )
     for least, bound in ((8, 1.5), (16, 1.2)):
         small = [row for row in counted if 0 < row["own_share_float32"] <= 1 / least]
