@@ -243,7 +243,7 @@ def test_no_embedded_document_is_one_of_the_shared_texts(shared):
 def test_at_half_of_the_neurons_mid_costs_least(name):
     model, calibration, test = load(name), embedded_text("calibration"), embedded_text("test")
     cost = {}
-    for policy in cli.POLICIES:
+    for policy in cli.DEMO_POLICIES:
         thresholds = minillm.calibrate(model, calibration, policy, 0.5, by="neuron")
         meter = minillm.SparsityMeter()
         cost[policy] = minillm.perplexity(model, test, ffn=minillm.sparse_ffn(model, thresholds), tap=meter).perplexity
