@@ -27,7 +27,7 @@ through, and trained, so that its activations are those of a language model and 
 | vocabulary, context | {vocabulary}, {context} |
 | weights | {weights:,}, stored as BF16; all files {kilobytes:,} kB |
 | training text | {data} |
-| trained on | {tokens:,} tokens, drawn from {distinct:,}; seed {seed}, torch {torch} on {threads} CPU threads |
+| trained on | {trained}; seed {seed}, torch {torch}, {threads} CPU thread{plural} |
 | tokenizer | byte-fallback BPE, trained on the same text; every Unicode text comes back as it was |
 
 ## Figures
@@ -54,12 +54,11 @@ Natural sparsity, nothing cut, embedded test text (near: against the root mean s
 
 `weights_scripts/train_default.py` made it, with
 
-    {command}
+{commands}
 
 `log.json` holds the data's checksums and the loss curve. The real stories are from TinyStories (Eldan and Li 2023,
-arXiv 2305.07759; CDLA-Sharing-1.0). The larger part of the text was drawn at temperature 1 from stories260K (MIT) and
-TinyStories-656K (Apache-2.0; sampled.txt), two models that were themselves trained on TinyStories. The weights are
-under the project's MIT licence.
+arXiv 2305.07759; CDLA-Sharing-1.0). The larger part of the text was drawn from stories260K (MIT) and TinyStories-656K
+(Apache-2.0), two models that were themselves trained on TinyStories. The weights are under the project's MIT licence.
 
 ## What it is not for
 
@@ -74,6 +73,7 @@ def card(name: str, valid: list[str]) -> str:
     model = minillm.load(name)
     config = model.config
     log = json.loads((folder / "log.json").read_text(encoding="utf-8"))
+    parts = [log["before"], log] if "before" in log else [log]  # a model that was trained further
     tests = {
         "TinyStories, validation": valid,
         "embedded test text": first_tokens(model, as_documents(minillm.embedded_text("test")), 20_000),
@@ -100,11 +100,16 @@ def card(name: str, valid: list[str]) -> str:
         context=config.max_position_embeddings,
         weights=sum(model.parameters.values()),
         kilobytes=round(sum(f.stat().st_size for f in folder.iterdir() if f.name != "README.md") / 1000),
-        data="; ".join(f"{data['documents']:,} documents ({data['file']})" for data in log["data"]),
-        tokens=log["curve"][-1]["tokens"],
-        distinct=log["data_tokens"],
+        data="; then ".join(
+            ", ".join(f"{data['documents']:,} documents ({data['file']})" for data in part["data"]) for part in parts
+        ),
+        commands="\n".join(f"    {part['command']}" for part in parts),
+        trained="; then ".join(
+            f"{part['curve'][-1]['tokens']:,} tokens, drawn from {part['data_tokens']:,}" for part in parts
+        ),
         seed=log["seed"],
         threads=log["threads"],
+        plural="s" * (log["threads"] > 1),
         torch=log["versions"]["torch"],
         bos=next(iter(results.values())).bos,
         scores="\n".join(
@@ -122,7 +127,6 @@ def card(name: str, valid: list[str]) -> str:
             f"| {row['gate_below_10_percent']:.3f} |"
             for row in natural_sparsity(model, test)
         ),
-        command=log["command"],
     )
 
 
