@@ -37,12 +37,11 @@ def stories(shared):
     def read(name):
         return split_documents((shared / "text" / name).read_text(encoding="utf-8"))
 
-    return read("tinystories-train.txt")[:30], read("tinystories-valid.txt")
+    return read("tinystories-train.txt")[:100], read("tinystories-valid.txt")
 
 
 def test_at_equal_neuron_sparsity_no_policy_that_looks_at_a_part_beats_mid(model, stories):
-    calibration, test = stories
-    test = first_tokens(model, test, 20_000)
+    calibration, test = stories[0][:30], first_tokens(model, stories[1], 20_000)
     rows = sweep(model, calibration, test, [*HALVES, "mid", "cett"], [0.5], "neuron")
     found = {row["policy"]: row for row in compare_policies(rows, "mid", np.random.default_rng(0))}
     assert all(abs(row["share"] - 0.5) < 0.02 for row in found.values())
@@ -74,4 +73,4 @@ def test_a_shadow_of_an_eighth_of_the_bytes_costs_at_most_half_more_than_the_ora
     # The embedded model loses next to nothing with half of its neurons: there, next to nothing is the bound.
     assert shadow["increase"] <= max(1.5 * oracle["increase"], NOTHING * oracle["dense"]), rows
     assert static["increase"] > 10 * max(oracle["increase"], NOTHING * oracle["dense"]) and static["recall"] < 0.7
-    assert all(abs(row["selected"] - 0.5) <= 0.01 for row in rows.values())
+    assert all(abs(row["selected"] - 0.5) <= 0.015 for row in rows.values())

@@ -63,7 +63,7 @@ def test_a_row_begins_with_a_document_and_is_full(script, tokenizer):
 
 
 def options(out: Path) -> Namespace:
-    return Namespace(out=out, size="twin", act="relu", seed=3, tokens=6 * 8 * 512)
+    return Namespace(init=None, out=out, size="twin", act="relu", seed=3, tokens=6 * 8 * 512)
 
 
 def test_an_interrupted_run_goes_on_to_the_same_model(script, tokenizer, tmp_path, monkeypatch):
