@@ -32,9 +32,10 @@ import numpy as np
 
 from ..errors import MinillmError
 from ..optim import Adam, cosine
+from ..sparsity.allocate import sample_values
 from ..sparsity.calibrate import sparse_ffn
 from ..sparsity.predicted import shape_of
-from ..transformer.evaluation import document_hashes, pass_over, runs
+from ..transformer.evaluation import document_hashes, runs
 from ..transformer.model import Llama
 from .training_free import Shadow
 
@@ -84,16 +85,9 @@ def examples(
 
     ->  inputs: per layer (n, D), masks: per layer (n, F) bool. Held in memory: n (4 D + F) bytes per layer.
     """
-    found: dict[str, dict[int, list[np.ndarray]]] = {"norm": defaultdict(list), "mask": defaultdict(list)}
-
-    def tap(name: str, value: np.ndarray) -> np.ndarray:
-        parts = name.split(".")
-        if len(parts) == 4 and parts[2] == "mlp" and parts[3] in found:
-            found[parts[3]][int(parts[1])].append(value.copy())
-        return value
-
-    pass_over(model, runs(model, documents, "documents", context), tap, sparse_ffn(model, thresholds), "examples")
-    return tuple([np.concatenate(part[i]) for i in range(len(model.layers))] for part in found.values())
+    pieces = runs(model, documents, "documents", context)
+    found = sample_values(model, pieces, ("norm", "mask"), ffn=sparse_ffn(model, thresholds))
+    return [layer["norm"] for layer in found], [layer["mask"] for layer in found]
 
 
 def train(

@@ -39,11 +39,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import MinillmError
+from ..sparsity.allocate import sample_values
 from ..sparsity.calibrate import sparse_ffn
 from ..sparsity.patterns import most_frequent
 from ..sparsity.policies import policy_named
 from ..sparsity.predicted import shape_of
-from ..transformer.evaluation import document_hashes, pass_over, runs
+from ..transformer.evaluation import document_hashes, runs
 from ..transformer.model import Llama
 from ..transformer.ops import ACTIVATIONS, linear
 
@@ -68,24 +69,10 @@ def seen(
     if thresholds.policy != "mid":
         raise MinillmError(f"the thresholds are of policy {thresholds.policy}, a predictor's truth is mid")
     pieces = runs(model, documents, "documents", context)
-    total = sum(len(run.ids) for run in pieces)
-    keep, start, rows = np.zeros(total, bool), 0, np.empty(0, int)
-    keep[rng.choice(total, min(size, total), replace=False)] = True
-    found: dict[str, list[list[np.ndarray]]] = {step: [[] for _ in model.layers] for step in ("norm", "mask")}
-
-    def tap(name: str, value: np.ndarray) -> np.ndarray:
-        nonlocal start, rows
-        if name == "embed":
-            rows = np.flatnonzero(keep[start : start + len(value)])
-            start += len(value)
-        elif name.endswith((".mlp.norm", ".mlp.mask")):
-            _, layer, _, step = name.split(".")
-            found[step][int(layer)].append(value[rows])
-        return value
-
-    pass_over(model, pieces, tap, sparse_ffn(model, thresholds), "collecting patterns")
-    inputs, patterns = (np.array([np.concatenate(parts) for parts in found[step]]) for step in ("norm", "mask"))
-    return inputs, patterns
+    found = sample_values(model, pieces, ("norm", "mask"), ffn=sparse_ffn(model, thresholds))
+    total = len(found[0]["norm"])
+    rows = np.sort(rng.choice(total, min(size, total), replace=False))
+    return tuple(np.array([layer[step][rows] for layer in found]) for step in ("norm", "mask"))
 
 
 def nearest(keys: np.ndarray, library: np.ndarray, count: int) -> np.ndarray:

@@ -35,9 +35,10 @@ from itertools import combinations
 import numpy as np
 
 from ..errors import MinillmError
+from ..sparsity.allocate import sample_values
 from ..sparsity.policies import largest
 from ..trace import Tap, no_tap
-from ..transformer.evaluation import pass_over, perplexity, runs
+from ..transformer.evaluation import perplexity, runs
 from ..transformer.model import Layer, Llama
 from ..transformer.ops import linear
 from .kernels import coefficients
@@ -48,21 +49,9 @@ SWEEPS = 20  # over all pairs of blocks, at most; most need fewer
 def recorded_mid(
     model: Llama, documents: str | Sequence[str], tokens: int = 4000, context: int | None = None
 ) -> list[np.ndarray]:
-    """mid of each layer on about the first ``tokens`` tokens of texts, in the dense model: L times (T, F)."""
-    pieces, count = [], 0
-    for run in runs(model, documents, "documents", context):
-        if count < tokens:
-            pieces.append(run)
-            count += len(run.ids)
-    found: list[list[np.ndarray]] = [[] for _ in model.layers]
-
-    def tap(name: str, value: np.ndarray) -> np.ndarray:
-        if name.endswith(".mlp.mid"):
-            found[int(name.split(".")[1])].append(value)
-        return value
-
-    pass_over(model, pieces, tap, what="measuring")
-    return [np.concatenate(parts) for parts in found]
+    """mid of each layer on the first ``tokens`` tokens of texts, in the dense model: L times (T, F)."""
+    found = sample_values(model, runs(model, documents, "documents", context), ("mid",), tokens)
+    return [layer["mid"] for layer in found]
 
 
 def neuron_energy(mid: np.ndarray, layer: Layer) -> np.ndarray:

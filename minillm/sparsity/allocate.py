@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ..transformer.evaluation import Run, pass_over
-from ..transformer.ffn import swiglu
+from ..transformer.ffn import FeedForward, swiglu
 from ..transformer.model import Layer, Llama
 from .masked import masked_swiglu
 from .policies import Policy, magnitude
@@ -33,9 +33,12 @@ STEP = 0.05  # of one tensor's level
 
 
 def sample_values(
-    model: Llama, pieces: Sequence[Run], steps: Sequence[str], tokens: int
+    model: Llama, pieces: Sequence[Run], steps: Sequence[str], tokens: int | None = None, ffn: FeedForward = swiglu
 ) -> list[dict[str, np.ndarray]]:
-    """Per layer {step: (n, width)}: what the dense model computes at the first ``tokens`` positions of a text."""
+    """Per layer {step: (n, width)}: what the model computes at the first ``tokens`` positions of a text (or at all).
+
+    steps: names inside the FFN, as "norm" or "mid"; a sparse FFN has "mask", too. Held in memory.
+    """
     found: list[dict[str, list[np.ndarray]]] = [{step: [] for step in steps} for _ in model.layers]
 
     def tap(name: str, value: np.ndarray) -> np.ndarray:
@@ -44,8 +47,10 @@ def sample_values(
             found[int(parts[1])][parts[3]].append(value.copy())
         return value
 
-    sizes = np.cumsum([len(run.ids) for run in pieces])
-    pass_over(model, pieces[: int(np.searchsorted(sizes, tokens)) + 1], tap, what="sampling")
+    if tokens is not None:
+        sizes = np.cumsum([len(run.ids) for run in pieces])
+        pieces = pieces[: int(np.searchsorted(sizes, tokens)) + 1]
+    pass_over(model, pieces, tap, ffn, what="sampling")
     return [{step: np.concatenate(values)[:tokens] for step, values in layer.items()} for layer in found]
 
 
