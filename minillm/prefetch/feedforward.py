@@ -38,7 +38,8 @@ import numpy as np
 
 from ..errors import MinillmError
 from ..sparsity.calibrate import SparseFFN
-from ..sparsity.predicted import PredictedFFN, at_rows
+from ..sparsity.gathered import at_rows
+from ..sparsity.predicted import PredictedFFN
 from ..trace import Tap, no_tap
 from ..transformer.ffn import FeedForward, swiglu
 from .buffer import PrefetchBuffer

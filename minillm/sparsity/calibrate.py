@@ -187,7 +187,8 @@ def collect(
     """Run the dense model over a text, cut as protocol ``documents`` does, and collect magnitudes at every position."""
     pieces = runs(model, documents, "documents", context)
     magnitudes = Magnitudes(model, tensors, sum(len(run.ids) for run in pieces), quantile)
-    pass_over(model, pieces, magnitudes, what="calibrating")
+    if tensors:  # policies that cut shares have nothing to look at
+        pass_over(model, pieces, magnitudes, what="calibrating")
     return magnitudes
 
 

@@ -20,6 +20,11 @@ from .masked import both, where_any
 from .policies import AFTER_BOTH, AFTER_GATE, AFTER_UP, OF_GATE_INPUT, OF_UP_INPUT, Norms, Policy
 
 
+def at_rows(array: np.ndarray | None, rows: np.ndarray) -> np.ndarray | None:
+    """The entries of a bias that the kept neurons need; None stays None."""
+    return None if array is None else array[rows]
+
+
 def rows_of(
     x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, rows: np.ndarray | None, columns: np.ndarray | None
 ) -> np.ndarray:
@@ -36,7 +41,7 @@ def rows_of(
             out[t] = linear(x[t, kept], weight[:, kept], bias)
         else:
             kept = np.flatnonzero(rows[t])
-            out[t, kept] = linear(x[t], weight[kept], None if bias is None else bias[kept])
+            out[t, kept] = linear(x[t], weight[kept], at_rows(bias, kept))
     return out
 
 

@@ -24,6 +24,7 @@ from ..errors import MinillmError, ThresholdsError
 from ..trace import Tap, no_tap
 from ..transformer.model import Layer, Llama
 from ..transformer.ops import linear
+from .gathered import columns_of, rows_of
 from .policies import policy_named
 
 if TYPE_CHECKING:
@@ -49,11 +50,6 @@ def check_fits(predictor: Predictor, model: Llama) -> None:
         raise MinillmError(f"{found}, the model has {shape_of(model)}: it belongs to another model")
     if hasattr(predictor, "attach"):
         predictor.attach(model)
-
-
-def at_rows(array: np.ndarray | None, rows: np.ndarray) -> np.ndarray | None:
-    """The entries of a bias that the selected neurons need; None stays None."""
-    return None if array is None else array[rows]
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,15 +104,10 @@ class PredictedFFN:
             mid_cut = tap("mid_cut", np.where(mask, mid, 0))  # (T, F)
             return tap("out", linear(mid_cut, layer.down_proj, layer.down_bias))  # (T, D)
 
-        mid_cut, out = np.zeros(mask.shape, x.dtype), np.empty_like(x)  # (T, F), (T, D)
-        kept = [np.flatnonzero(row) for row in mask]  # T times (|J|,)
-        for t, J in enumerate(kept):
-            gate = layer.act(linear(x[t], layer.gate_proj[J], at_rows(layer.gate_bias, J)))  # (|J|,)
-            mid_cut[t, J] = gate * linear(x[t], layer.up_proj[J], at_rows(layer.up_bias, J))
-        mid_cut = tap("mid_cut", mid_cut)
-        for t, J in enumerate(kept):
-            out[t] = linear(mid_cut[t, J], layer.down_proj[:, J], layer.down_bias)  # (D,)
-        return tap("out", out)  # (T, D)
+        gate = layer.act(rows_of(x, layer.gate_proj, layer.gate_bias, mask, None))  # (T, F), right where selected
+        mid = gate * rows_of(x, layer.up_proj, layer.up_bias, mask, None)  # (T, F)
+        mid_cut = tap("mid_cut", np.where(mask, mid, 0))  # (T, F)
+        return tap("out", columns_of(mid_cut, layer.down_proj, layer.down_bias, mask))  # (T, D)
 
     def _scores(self, x: np.ndarray, layer: Layer, position: int) -> np.ndarray:
         scores = self.predictor.predict(layer.index, position, x)
