@@ -97,9 +97,15 @@ class PredictedFFN:
             scores = tap("scores", scores)  # (T, F)
         else:
             predictor.observe(layer.index, position, x, true if predictor.needs_truth else None)
+        mask = ~(scores <= predictor.cutoffs[layer.index])  # (T, F); a NaN stays and shows up
+        reads_gate = getattr(predictor, "reads_gate", False)
+        if reads_gate:
+            mask = tap("mask_gate", mask)  # for the accounting: the gate was read in full to know it
         if true is not None:
             tap("mask_true", true)  # (T, F)
-        mask = tap("mask", ~(scores <= predictor.cutoffs[layer.index]))  # (T, F); a NaN stays and shows up
+        if not reads_gate:
+            mask = tap("mask_known", mask)  # for the accounting: known before anything of the layer was read
+        mask = tap("mask", mask)  # (T, F)
         if masked:
             mid_cut = tap("mid_cut", np.where(mask, mid, 0))  # (T, F)
             return tap("out", linear(mid_cut, layer.down_proj, layer.down_bias))  # (T, D)

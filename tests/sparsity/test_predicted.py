@@ -11,7 +11,7 @@ from minillm.predictors.baselines import PreviousToken, Static
 from minillm.predictors.oracle import Oracle
 from minillm.sparsity.calibrate import sparse_ffn
 from minillm.sparsity.predicted import PredictedFFN
-from minillm.sparsity.spec import SparsitySpec
+from minillm.sparsity.spec import SparsityMeter, SparsitySpec
 from minillm.sparsity.thresholds import Thresholds
 from minillm.trace import Trace
 from minillm.transformer.attention import KVCache
@@ -147,3 +147,14 @@ def test_it_names_the_documents_behind_thresholds_and_predictor():
     predictor = Fixed(model)
     predictor.trained_on = frozenset({"b"})
     assert PredictedFFN(predictor, replace(thresholds(model), documents_sha256=("a",))).calibrated_on == {"a", "b"}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("reads_gate", [False, True])
+def test_the_accounting_reads_what_was_selected_and_the_gate_where_the_predictor_needs_it(form, reads_gate):
+    model, meter = tiny.model(), SparsityMeter()
+    predictor = Fixed(model)
+    predictor.reads_gate = reads_gate
+    model.forward(IDS, ffn=sparse_ffn(model, thresholds(model), predictor=predictor, form=form), tap=meter)
+    selected = (predictor.scores[:, : len(IDS)] > 0).mean()
+    assert meter.report().read_exact == pytest.approx((1 if reads_gate else selected, selected, selected))
