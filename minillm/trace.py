@@ -307,6 +307,15 @@ class Comparison(NamedTuple):
                 lines.append(f"  {step}: {info.equation}   [{info.dims}]   {info.hugging_face}")
         return "\n".join(lines)
 
+    def asdict(self) -> dict:
+        """For JSON, which has no NaN (nothing compared) and no infinity: None instead."""
+        finite = {"max_abs", "relative"}
+        rows = [
+            {key: None if key in finite and not np.isfinite(value) else value for key, value in row._asdict().items()}
+            for row in self.rows
+        ]
+        return {"first": self.first, "tolerance": self.tolerance, "rows": rows}
+
 
 def _compare_step(name: str, ours: np.ndarray, theirs: np.ndarray, rtol: float) -> Row:
     a, b = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
