@@ -11,7 +11,6 @@ when it is loaded.
 
 import argparse
 import json
-import math
 import os
 import shutil
 import sys
@@ -34,13 +33,25 @@ PREDICTORS = (
 DEMO_PROMPT = "Once upon a time"
 DEMO_TOKENS = 20_000  # scored per row of the demo's table
 DEMO_PREDICTION = 4_000  # scored per predictor, which takes several passes for each
+PREFETCH_TOKENS = 1_000  # replayed through a buffer
 DEMO_PREDICTORS = ("chance", "static", "previous-token", "shadow-4")
+DEMO_BUFFER = 400  # replayed through a buffer
+DEMO_DEVICE = "laptop NVMe"
 DEMO_CALIBRATION = 6_000  # read for its thresholds, several times over: each search for a share is a few passes
 PATTERN_TOKENS = 4_000  # of a text, for which `patterns` makes variants
+REPORT_TOKENS = 6_000  # scored for each row of the cost tables of `report`
 PATTERN_WORDS = (
     "Prefix matches because the model is causal: same tokens, same past. Chance: independent bits of the same "
     "densities. Static: the neurons that are most often active on the calibration text. Unrelated: two positions of "
     "that text drawn at random. Whole text: prefix and rest, weighted by their lengths in the whole text."
+)
+REAL_TOKENS = 200  # scored by `prefetch real`, one at a time and once per row
+REAL_WORDS = (
+    "ahead: the next layer's bundles are announced to the system one layer before. keeps: bundles per layer that a "
+    "buffer keeps. cached: the largest share of a file that was in the system's cache before any token (0: cold). FFN, "
+    "reading: milliseconds per token, in all FFNs and of these in reading. kB: read per token, and what really came "
+    "from the disk. reads: share of all FFN weights. agreement: share of the likeliest next tokens that are those of "
+    "the dense model in memory."
 )
 SHARES = (0.3, 0.5, 0.7)
 SMALL_MODEL = 200_000_000  # bytes of weights
@@ -144,32 +155,6 @@ def new_tokens(arguments: argparse.Namespace, model, ids: list[int], default: in
     return arguments.max_new_tokens or max(1, min(default, room))
 
 
-def describe(model) -> list[dict]:
-    """Where the weights are: a row per part of the model."""
-    total = sum(model.parameters.values())
-    return [
-        {
-            "part": part if part != "head" or count else "head (tied to the embedding)",
-            "weights": count,
-            "share": count / total,
-            "MB": count * model.dtype.itemsize / 1e6,
-        }
-        for part, count in model.parameters.items()
-    ]
-
-
-def headline(model) -> str:
-    """One line that says what a model is."""
-    c = model.config
-    total, ffn = sum(model.parameters.values()), model.parameters["ffn"]
-    return (
-        f"{model.name}: {c.model_type}, {total:,} weights ({ffn / total:.0%} in the FFNs), "
-        f"{c.num_hidden_layers} layers, hidden {c.hidden_size}, intermediate {c.intermediate_size} ({c.hidden_act}), "
-        f"{c.num_attention_heads} query and {c.num_key_value_heads} key/value heads of {c.head_dim}, "
-        f"vocabulary {c.vocab_size:,}, context {c.max_position_embeddings:,}, {model.dtype}"
-    )
-
-
 # ---- the commands ----------------------------------------------------------------------------------------------------
 
 
@@ -177,10 +162,13 @@ def command_demo(a: argparse.Namespace) -> int:
     """What the model is, one prompt continued dense and cut, and what the cuts cost."""
     from tqdm.auto import tqdm
 
+    from .prefetch.replay import Way
     from .sparsity.calibrate import calibrate, collect, sparse_ffn
     from .sparsity.policies import policy_named
     from .sparsity.spec import in_words
     from .study.prediction import prediction_rows
+    from .study.prefetching import buffer_rows, way_of
+    from .study.report import describe, headline
     from .study.sweep import first_tokens, row, score_cut
     from .study.tables import text_table
     from .transformer.evaluation import as_documents, default_context, perplexity
@@ -227,15 +215,20 @@ def command_demo(a: argparse.Namespace) -> int:
         rows.append(score_cut(model, test, thresholds, dense))
     few = first_tokens(model, test, DEMO_PREDICTION, context)
     making = tqdm(total=1 + len(DEMO_PREDICTORS), desc="predictors", leave=False, delay=2, disable=None)
-    predicted = []
-    for line in prediction_rows(model, calibration, few, DEMO_PREDICTORS, context=context):
+    predicted, made = [], {}
+    known = model, calibration, few, DEMO_PREDICTORS, 0.5, half["mid"]
+    for line in prediction_rows(*known, context=context, made=made):
         predicted.append(line)
         making.update()
     making.close()
+    ways = [Way(), way_of(made[DEMO_PREDICTORS[-1]])]
+    fewer = first_tokens(model, test, DEMO_BUFFER, context)
+    buffered = list(buffer_rows(model, half["mid"], fewer, ways, shares=(0, 0.25), device=DEMO_DEVICE, context=context))
     seconds = time.perf_counter() - started
     if a.json:
         result = {"model": headline(model), "parts": parts, "prompt": a.prompt, "continuations": continuations}
-        print(json.dumps(result | {"rows": rows, "predictors": predicted, "seconds": seconds}, indent=1))
+        result |= {"rows": rows, "predictors": predicted, "buffer": buffered, "seconds": seconds}
+        print(json.dumps(result, indent=1))
         return 0
     columns = {"policy": "", "target": "", "neurons cut": ".3f", "read": ".3f", "known": ".3f", "perplexity": ".3f"}
     headings = {"neurons cut": "neuron_sparsity", "read": "read_exact", "known": "read_known_mask"}
@@ -278,8 +271,33 @@ def command_demo(a: argparse.Namespace) -> int:
             "minillm predict eval."
         )
     )
+    print_buffer(buffered)
     say(f"{seconds:.1f} s")
     return 0
+
+
+def print_buffer(rows: list[dict]) -> None:
+    """The demo's last table: kB per token without and with a small buffer, for each way to know the neurons."""
+    from .study.tables import text_table
+
+    kept = f"the {rows[1]['capacity']} last used neurons of a layer"
+    about = f"What is then fetched from slow memory, by need, without a buffer and with one that keeps {kept}:"
+    print("\n" + wrapped(about) + "\n")
+    columns = {"who knows": ""} | dict.fromkeys(("unbuffered", "kB", "belady", "random"), ",.0f")
+    columns |= {"hit rate": ".3f", "stall": ".1%", "stall ms": ".2f"}
+    shown = []
+    for without, line in zip(rows[::2], rows[1::2], strict=True):
+        name = {"all neurons": "nobody: all", "mask of mid": "oracle"}.get(line["way"], line["way"])
+        shown.append(line | {"who knows": name, "unbuffered": without["kB"], "hit rate": line["hit_rate"]})
+        shown[-1] |= {rival: line[f"{rival} kB"] for rival in ("belady", "random")}
+    print(text_table(shown, columns) + "\n")
+    print(
+        wrapped(
+            f"kB: FFN weights fetched per token, as stored (mean of {rows[0]['tokens']:,}); belady, random: had the "
+            "buffer kept what is best, knowing the future, or a fixed random set. Stall: waiting for what is fetched, "
+            f"on a simulated {rows[0]['device']}. More: minillm prefetch table."
+        )
+    )
 
 
 def command_generate(a: argparse.Namespace) -> int:
@@ -347,6 +365,7 @@ def command_inspect(a: argparse.Namespace) -> int:
     from dataclasses import asdict
 
     from .loading.checkpoint import checkpoint_tensors
+    from .study.report import describe, headline
     from .study.tables import text_table
 
     wanted = a.natural or (a.text and not a.distributions), a.distributions
@@ -464,12 +483,7 @@ def command_compare(a: argparse.Namespace) -> int:
 
     result = compare(a.ours, a.theirs, a.rtol)
     if a.json:
-        finite = {"max_abs", "relative"}  # else null: JSON has no NaN (nothing compared) and no infinity
-        rows = [
-            {k: None if k in finite and not math.isfinite(v) else v for k, v in row._asdict().items()}
-            for row in result.rows
-        ]
-        print(json.dumps({"first": result.first, "tolerance": result.tolerance, "rows": rows}))
+        print(json.dumps(result.asdict()))
     else:
         print(result)
     return 0 if result.first is None else 1
@@ -679,7 +693,18 @@ def command_bundle(a: argparse.Namespace) -> int:
 
 
 def command_prefetch(a: argparse.Namespace) -> int:
-    """A small fast memory for neurons: follow one text through it (simulate), or compare keepers and sizes (replay)."""
+    """A small fast memory for neurons: follow one text through it (simulate), compare keepers and sizes (replay)...
+
+    table: what predictors are worth with it. blocks: what whole blocks of neurons gain in speed and cost in perplexity.
+    real: run the model of a bundle folder (of `minillm bundle`) whose FFN weights stay on disk.
+    """
+    if (a.what == "real") != bool(a.folder or a.bundle) or (a.folder and a.bundle):
+        expected = "one folder of `minillm bundle`, FOLDER or --bundle FOLDER" if a.what == "real" else "no folder"
+        raise MinillmError(f"prefetch {a.what}: found {a.folder or a.bundle or 'no folder'}, expected {expected}")
+    if a.what == "real":
+        return prefetch_real(a)
+    if a.memory:
+        raise MinillmError(f"prefetch {a.what} loads the whole model, expected --memory with prefetch real only")
     from .sparsity.calibrate import calibrate
     from .study.sweep import first_tokens
     from .transformer.evaluation import as_documents, default_context
@@ -688,10 +713,16 @@ def command_prefetch(a: argparse.Namespace) -> int:
     context = a.context or default_context(model)
     calibration, test = map(as_documents, two_texts(a.text, a.calibration))
     calibration = first_tokens(model, calibration, DEMO_CALIBRATION, context)
+    test = first_tokens(model, test, a.tokens or (DEMO_PREDICTION if a.what == "blocks" else PREFETCH_TOKENS), context)
+    if a.what == "blocks":
+        return prefetch_blocks(a, model, calibration, test, context)
+    if a.sparsity and len(a.sparsity) != 1:
+        raise MinillmError(f"--sparsity has {len(a.sparsity)} values, of which only prefetch blocks takes several")
+    (a.sparsity,) = a.sparsity or [0.5]
     thresholds = mid_thresholds(a) or calibrate(model, calibration, "mid", a.sparsity, context, "neuron")
     if a.what == "simulate":
         return prefetch_simulate(a, model, thresholds)
-    return prefetch_replay(a, model, thresholds, calibration, first_tokens(model, test, a.tokens, context), context)
+    return (prefetch_table if a.what == "table" else prefetch_replay)(a, model, thresholds, calibration, test, context)
 
 
 def prefetch_simulate(a: argparse.Namespace, model, thresholds) -> int:
@@ -728,34 +759,158 @@ def prefetch_simulate(a: argparse.Namespace, model, thresholds) -> int:
     return 0
 
 
-def prefetch_replay(a: argparse.Namespace, model, thresholds, calibration, test, context: int) -> int:
-    """Keepers times capacities times predictors on one recorded text."""
-    from .predictors.base import fit_cutoffs
-    from .prefetch.replay import KEEPERS, ROW_COLUMNS, SHARES, Way, enough, frequencies, lookaheads_of, prefetch_rows
-    from .prefetch.replay import recorder_for as recorder
-    from .sparsity.calibrate import sparse_ffn
-    from .study.prediction import TRAINING_SHARE, Workshop
-    from .study.sweep import split_text
+def prefetch_real(a: argparse.Namespace) -> int:
+    """A text through the model of a bundle, its FFN weights on disk: a row per way of fetching (prefetch/real.py)."""
+    from .prefetch import real
+    from .prefetch.bundle import open_bundle, resident_llama, whole_llama
+    from .study.bench import environment
     from .study.tables import check_ending, json_rows, save_rows, text_table
-    from .transformer.evaluation import pass_over, runs
+    from .transformer.evaluation import Run, default_context, runs
 
     if a.output:
         check_ending(a.output)
+    if a.model != "default" or a.figure or len(a.sparsity or [0.5]) != 1:
+        raise MinillmError("prefetch real runs the bundle's model, expected no --model, no --figure and one --sparsity")
+    if a.memory and (a.thresholds or a.calibration or "hot" in (a.keepers or [])):
+        raise MinillmError("--memory: the whole model is never there, expected no --thresholds, --calibration or hot")
+    bundle = open_bundle(a.folder or a.bundle)
+    (sparsity,) = a.sparsity or [0.5]
+    whole, does_not_fit = None, ""
+    if a.memory:
+        real.limit_memory(a.memory)
+        try:
+            whole_llama(bundle, a.dtype)
+        except (MemoryError, MinillmError) as problem:
+            does_not_fit = str(problem) or "not enough memory"
+    else:
+        whole = whole_llama(bundle, a.dtype)
+    model = resident_llama(bundle, a.dtype)
+    context = a.context or default_context(model)
+    if a.text:
+        _, test = two_texts(a.text, a.calibration)
+        texts, new = real.cut_after(runs(model, test, "documents", context), a.tokens or REAL_TOKENS), 0
+    else:
+        ids = prompt_ids(model, a.prompt) if model.has_tokenizer else [model.config.bos_token_id or 0]
+        texts, new = [Run(ids, len(ids), 0, 0)], new_tokens(a, model, ids, 40)
+    ways, frequencies = real_ways(a, bundle, whole, texts, new, sparsity, context)
+
+    rows, resident = [], None
+    if whole:
+        row, resident = real.resident_row(whole, texts, new)
+        rows.append(row)
+        result = resident
+    buffers = [(keeper, share) for share in a.capacity or [0, 0.5] if share for keeper in a.keepers or ["lru"]]
+    for way in ways:
+        for keeper, share in [(None, 0), *(buffers if way is not real.EVERYTHING else [])]:
+            if keeper == "belady" and whole and way.trace is None:
+                continue  # the future is the oracle's alone
+            for ahead in (False, True):
+                row, result = real.fetched_row(
+                    model, bundle, texts, new, way, ahead, keeper=keeper, capacity=round(share * bundle.blocks),
+                    hot_frequencies=frequencies, seed=a.seed, resident=resident,
+                )  # fmt: skip
+                rows.append(row)
+                if new:
+                    row["text"] = model.tokenizer.decode(result.guesses[0]) if model.has_tokenizer else None
+    if whole and new:
+        rows[0]["text"] = model.tokenizer.decode(resident.guesses[0]) if model.has_tokenizer else None
+    if a.output:
+        save_rows(a.output, rows)
+    about = {"group": bundle.group, "blocks": bundle.blocks, "stored": bundle.dtype, "layers": len(bundle.layers)}
+    about |= {"bytes": sum(info.nbytes for info in bundle.layers), "memory_limit_mb": a.memory}
+    about |= {"loaded_whole": does_not_fit or True, "environment": environment(a.threads)}
+    if a.json:
+        print(f'{{"bundle": {json.dumps(about)},\n"rows": {json_rows(rows)}}}')
+        return 0
+    kind = f"{len(bundle.layers)} layers of {bundle.blocks} blocks of {bundle.group} neurons, {bundle.dtype}"
+    print(wrapped(f"{bundle.folder}: {kind}, {about['bytes'] / 1e6:,.1f} MB of FFN weights"))
+    if a.memory:
+        print(wrapped(f"At most {a.memory} MB more than Python itself; loaded whole: {does_not_fit or 'it fits'}"))
+    print("\n" + text_table(real.as_shown(rows), real.ROW_COLUMNS) + "\n")
+    done = f"a prompt of {len(texts[0].ids)} continued greedily" if new else "scored"
+    print(wrapped(f"{rows[-1]['tokens']:,} tokens, each alone, {done}. {REAL_WORDS}"))
+    if (agree := real.counters_agree(rows)) is not None:
+        say(f"bytes: the system's own count is {'the same' if agree else 'ANOTHER ONE, see --json'} in every row")
+    stories = {row["text"]: row["way"] for row in reversed(rows) if row.get("text")}
+    for text, name in reversed(stories.items()):
+        print(wrapped(" ".join(text.split()), f"  {name:<12}"))
+    if any((row.get("cached") or 0) > 0.01 for row in rows):
+        say("minillm: note: not cold, as this file system keeps its pages in memory: no time here is a disk's")
+    return 0
+
+
+def real_ways(a: argparse.Namespace, bundle, whole, texts, new: int, sparsity: float, context: int):
+    """The ways of fetching that were asked for, and how often each block is wanted (None without the whole model)."""
+    import numpy as np
+
+    from .predictors.base import check_fits, fit_cutoffs, load_predictor
+    from .predictors.baselines import Chance
+    from .prefetch import real
+    from .sparsity.calibrate import calibrate
+    from .study.prediction import TRAINING_SHARE, Workshop
+    from .study.sweep import first_tokens, split_text
+    from .transformer.evaluation import as_documents, runs
+
+    config = bundle.config
+    if whole is None:
+        ways = [real.EVERYTHING]
+        for name in a.predictor or []:
+            if name == "chance":  # uniform numbers, whose quantiles are known
+                predictor = Chance((config.num_hidden_layers, config.hidden_size, config.intermediate_size), a.seed)
+                predictor.cutoffs = np.full(config.num_hidden_layers, sparsity)
+            elif not Path(name).is_file():
+                raise MinillmError(f"--memory leaves no room to make {name}, expected a predictor's file, or chance")
+            else:
+                check_fits(predictor := load_predictor(name), real.resident_llama(bundle))
+            ways.append(real.way_of(predictor, bundle, 1 - sparsity))
+        return ways, None
+    known = two_texts(a.text, a.calibration)[0] if a.text else text_or_embedded(a.calibration, "calibration")
+    known = first_tokens(whole, as_documents(known), DEMO_CALIBRATION, context)
+    thresholds = mid_thresholds(a) or calibrate(whole, known, "mid", sparsity, context, "neuron")
+    training, held = split_text(known, TRAINING_SHARE)
+    ffn = real.oracle_ffn(whole, bundle, thresholds, 1 - sparsity)
+    ways = [real.EVERYTHING, real.oracle(whole, bundle, ffn, texts, new)]
+    workshop = Workshop(whole, thresholds, training, held, context, a.rank, a.seed)
+    for name in a.predictor or ["shadow-4"]:
+        check_fits(predictor := workshop.make(name), whole)
+        if predictor.cutoffs is None and bundle.group == 1:
+            fit_cutoffs(whole, predictor, thresholds, held, 1 - sparsity, context)
+        ways.append(real.way_of(predictor, bundle, 1 - sparsity))
+    counted = "hot" in (a.keepers or [])
+    pieces = runs(whole, known, "documents", context)
+    return ways, real.block_frequencies(whole, bundle, ffn, pieces) if counted else None
+
+
+def known_neurons(a: argparse.Namespace, model, thresholds, calibration, context: int, wanted):
+    """The ways to know a token's neurons (study/prefetching.py) that are asked for, and each neuron's frequency."""
+    from .prefetch.replay import frequencies, recorder_for
+    from .sparsity.calibrate import sparse_ffn
+    from .study.prediction import TRAINING_SHARE, Workshop
+    from .study.prefetching import ways_of
+    from .study.sweep import split_text
+    from .transformer.evaluation import pass_over, runs
+
     training, held = split_text(calibration, TRAINING_SHARE)
-    ways = [Way()]
-    for name in a.predictor or []:
-        predictor = Workshop(model, thresholds, training, held, context, a.rank, a.seed).make(name)
-        if predictor.cutoffs is None:
-            fit_cutoffs(model, predictor, thresholds, held, 1 - a.sparsity, context)
-        early = lookaheads_of(predictor)
-        ways.append(Way(predictor, "both" if early else "select", early[0] if early else "layer"))
+    ways = ways_of(Workshop(model, thresholds, training, held, context, a.rank, a.seed), wanted, a.sparsity)
     ffn = sparse_ffn(model, thresholds)
-    seen = recorder(model, ffn)
+    seen = recorder_for(model, ffn)
     pass_over(model, runs(model, calibration, "documents", context), seen, ffn, "counting")
+    return ways, frequencies(seen.needed)
+
+
+def prefetch_replay(a: argparse.Namespace, model, thresholds, calibration, test, context: int) -> int:
+    """Keepers times capacities times predictors on one recorded text."""
+    from .prefetch.replay import KEEPERS, ROW_COLUMNS, SHARES, prefetch_rows
+    from .study.prefetching import when_it_matters
+    from .study.tables import check_ending, json_rows, save_rows, text_table
+
+    if a.output:
+        check_ending(a.output)
+    ways, often = known_neurons(a, model, thresholds, calibration, context, a.predictor or [])
     rows = list(
         prefetch_rows(
             model, thresholds, test, ways, shares=a.capacity or SHARES, keepers=a.keepers or KEEPERS, device=a.device,
-            hot_frequencies=frequencies(seen.needed), miss=a.miss, context=context, seed=a.seed,
+            hot_frequencies=often, miss=a.miss, context=context, seed=a.seed,
         )
     )  # fmt: skip
     if a.output:
@@ -770,12 +925,96 @@ def prefetch_replay(a: argparse.Namespace, model, thresholds, calibration, test,
         "their bytes and stall."
     )
     print("\n" + wrapped(about))
-    plain = [row for row in rows if row["guesses"] is None and row["keeper"] == "lru"]
-    for name in dict.fromkeys(row["predictor"] for row in rows if row["guesses"]):
-        guessing = [row for row in rows if row["predictor"] == name and row["keeper"] == "lru"]
-        demand = [row for row in plain if row["predictor"] == rows[0]["predictor"]]
-        found = enough(demand, guessing) if demand else None
-        print(wrapped(f"{name}: prediction stops mattering at {found or 'no capacity tried'} neurons per layer (lru)."))
+    for sentence in when_it_matters(rows):
+        print(wrapped(f"{sentence}."))
+    return 0
+
+
+def prefetch_table(a: argparse.Namespace, model, thresholds, calibration, test, context: int) -> int:
+    """What a buffer is worth with each way to know the neurons: hits, bytes, stall and perplexity in one table."""
+    from .prefetch.replay import SHARES
+    from .study.prefetching import TABLE_COLUMNS, TABLE_PREDICTORS, buffer_rows, when_it_matters
+    from .study.tables import check_ending, json_rows, save_rows, text_table
+
+    if a.output:
+        check_ending(a.output)
+    wanted = a.predictor or TABLE_PREDICTORS
+    ways, often = known_neurons(a, model, thresholds, calibration, context, wanted)
+    rows = []
+    for row in buffer_rows(
+        model, thresholds, test, ways, shares=a.capacity or SHARES, device=a.device, dropping=ways[1:2],
+        hot_frequencies=often, context=context, seed=a.seed,
+    ):  # fmt: skip
+        rows.append(row)
+        say(f"{row['way']}, misses {row['misses']}, {row['capacity']} neurons: {row['kB']:,.0f} kB per token")
+        if a.output:
+            save_rows(a.output, rows)
+    sentences = when_it_matters(rows)
+    if a.json:
+        print(f'{{"rows": {json_rows(rows)},\n"sentences": {json.dumps(sentences)}}}')
+        return 0
+    print(text_table(rows, TABLE_COLUMNS))
+    about = (
+        f"{model.name}, {rows[0]['tokens']:,} tokens, dense perplexity {rows[0]['dense_perplexity']:.3f}; {a.device}, "
+        "simulated. capacity: neurons kept per layer; fast kB: their bytes and the predictor's own tables. kB: fetched "
+        "per token, in the bytes that the checkpoint stores. lru, belady, random: these keepers on the same requests "
+        "without any guess: hit rate, kB, milliseconds of stall. The mask of mid is told for nothing when the layer is "
+        "reached. Misses that are dropped leave the output out of step, so their perplexity is measured."
+    )
+    print("\n" + wrapped(about))
+    for sentence in sentences:
+        print(wrapped(f"{sentence}."))
+    return 0
+
+
+def prefetch_blocks(a: argparse.Namespace, model, calibration, test, context: int) -> int:
+    """Speed at a large shape against perplexity of this model, for single neurons and blocks, and which to choose."""
+    from tqdm.auto import tqdm
+
+    from .study import prefetching
+    from .study.tables import check_ending, json_rows, save_rows, text_table
+
+    if a.output:
+        check_ending(a.output)
+    if a.figure:
+        from .study.plots import check_figure, new_axes, speed_against_perplexity
+
+        check_figure(a.figure)
+    speeds, rows = prefetching.read_speeds(a.speed) if a.speed else None, []
+    if not speeds:
+        say("speed: the table in prefetch/kernels.py; --speed takes what `minillm bench ffn --json` measures here")
+    how = {"groups": a.groups or prefetching.GROUPS, "sparsities": a.sparsity or prefetching.SPARSITIES}
+    making = prefetching.joint_rows(model, calibration, test, speeds, **how, context=context, seed=a.seed)
+    for row in tqdm(making, desc="blocks", unit="row", leave=False, disable=None):
+        rows.append(row)
+        if a.output:
+            save_rows(a.output, rows)
+    if a.figure:
+        points = prefetching.cheaper_points(rows)
+        if not points:
+            raise MinillmError(f"{a.speed}: holds no speed of these groups and sparsities, expected one to draw")
+        panels = new_axes(1, 2)
+        token = f"a whole token (the FFNs hold {points[0]['ffn_share']:.0%} of its bytes)"
+        for ax, key, what in zip(panels, ("speedup", "whole_token"), ("the FFN alone", token), strict=True):
+            speed_against_perplexity([row | {"speedup": row[key]} for row in points], ax=ax)
+            ax.title.set_text(f"{model.name}: {what}")  # in the letters that the figure's style has
+        panels[0].get_legend().remove()
+        panels[1].yaxis.label.set_text("speed of a token (times dense)")
+        write_figure(panels[0].figure, a.figure)
+    sentences = prefetching.which_point(rows)
+    if a.json:
+        print(f'{{"rows": {json_rows(rows)},\n"sentences": {json.dumps(sentences)}}}')
+        return 0
+    print(text_table(prefetching.joint_table(rows), prefetching.JOINT_COLUMNS))
+    about = (
+        f"Perplexity: {model.name}, dense {rows[0]['dense_perplexity']:.3f}; an oracle keeps each token's best blocks, "
+        "so it is a bound. clustered: neurons reordered so that what matters together lies together; in place: what a "
+        f"neuron counts as when it is left out. Speed: one FFN of {rows[0]['shape']}, {rows[0]['speed_from']}; whole "
+        f"token: where the FFNs hold {rows[0]['ffn_share']:.0%} of the bytes that a token reads."
+    )
+    print("\n" + wrapped(about))
+    for sentence in sentences:
+        print(wrapped(f"{sentence}."))
     return 0
 
 
@@ -854,6 +1093,66 @@ def command_patterns(a: argparse.Namespace) -> int:
     return 0
 
 
+def command_grade(a: argparse.Namespace) -> int:
+    """Grade seven functions that a student wrote; FILE is executed. Exit status 1 when something is wrong."""
+    from .study.assignment import FUNCTIONS, POINTS, grade_file, template, write_template
+
+    if a.template == bool(a.file):
+        raise MinillmError("expected one of FILE and --template")
+    if a.template:
+        if a.output:
+            write_template(a.output)
+            say(f"to be filled in: {a.output}; then: minillm grade {a.output}")
+        else:
+            print(template(), end="")
+        return 0
+    if a.output:
+        raise MinillmError("-o is the name for --template, expected FILE alone")
+    report = grade_file(a.file, a.seconds)
+    if a.json:
+        print(json.dumps(report.asdict()))
+        return 0 if report.all_right else 1
+    width = max(map(len, FUNCTIONS))
+    print(f"{'function':<{width}}    cases  points  what is wrong")
+    for grade in report.grades:
+        start = f"{grade.function:<{width}}  {grade.right:>2} of {grade.total:<2} {grade.points:>6.1f}  "
+        print(wrapped(grade.diagnosis or grade.problem or "-", start))
+    print(f"{'together':<{width}}           {report.points:>5.1f}  of {POINTS * len(FUNCTIONS)}\n")
+    block = report.block
+    if block is None:
+        print(wrapped(f"The functions as one block: {report.trouble}."))
+    elif len(block.replaced) == len(FUNCTIONS):
+        print("There is nothing yet to run as one block.")
+    else:
+        if block.first:
+            print(f"The functions as one block, step by step:\n\n{block.table}\n")
+            print(wrapped(f"First wrong step: {block.first} ({block.function}): {block.how}."))
+        else:
+            print(f"The functions as one block: all {len(block.steps)} steps agree.")
+        if block.replaced:
+            print(wrapped(f"In the place of {', '.join(block.replaced)}: the right values."))
+    return 0 if report.all_right else 1
+
+
+def command_report(a: argparse.Namespace) -> int:
+    """One page of HTML with the whole study of one model: costs, predictors, buffer; opens without a network."""
+    from .study.markup import check_page, write_page
+    from .study.page import page_of
+    from .study.report import measure
+
+    check_page(a.output)
+    model = load_model(a)
+    kept = {key: getattr(a, key) for key in ("model", "text", "tokens", "prompt", "context", "seed", "dtype")}
+    how = {"tokens": a.tokens, "prompt": a.prompt, "context": a.context, "seed": a.seed}
+    started = time.perf_counter()
+    study = measure(model, *two_texts(a.text), kept, **how)
+    write_page(a.output, page_of(study))
+    say(f"{time.perf_counter() - started:.1f} s")
+    size = Path(a.output).stat().st_size
+    print(json.dumps({"file": a.output} | study.asdict()) if a.json else f"{a.output}: {size:,} bytes")
+    return 0
+
+
 def command_download(a: argparse.Namespace) -> int:
     """Fetch a model into the hub's cache."""
     from .loading.hub import download
@@ -865,13 +1164,41 @@ def command_download(a: argparse.Namespace) -> int:
 
 
 def command_bench(a: argparse.Namespace) -> int:
-    """Measure speed, in turns with a read-bandwidth probe and, where it is installed, transformers."""
-    from .loading.hub import resolve
-    from .study import bench
+    """Measure speed, in turns: decoding, scoring and starting beside a limit and a rival; sparse FFNs (ffn, disk).
 
-    result = bench.bench(a.what, a.shape, resolve(a.model) if a.model else None, a.rounds, a.threads)
+    ffn: a share of the neurons against all of them, in memory. disk: the same, read from a folder of bundles.
+    """
+    from .loading.hub import resolve
+    from .study import bench, bench_sparse
+
+    flags = {"sparsity": a.sparsity, "groups": a.groups, "layers": a.layers}
+    sparse = {"ffn": ("sparsity", "groups"), "disk": ("sparsity", "groups", "layers")}.get(a.what, ())
+    if unused := [f"--{name}" for name, value in flags.items() if value and name not in sparse]:
+        raise MinillmError(f"bench {a.what} has no use for {unused[0]}")
+    if a.what in ("ffn", "disk"):
+        if a.model:
+            raise MinillmError(f"bench {a.what} measures random weights of a --shape, expected no --model")
+        given = {"sparsities": a.sparsity, "groups": a.groups, "layers": a.layers}
+        given = {name: value for name, value in given.items() if value}
+        measure = bench_sparse.bench_ffn if a.what == "ffn" else bench_sparse.bench_disk
+        result = measure(sparse_shape(a.shape or ["1B"]), rounds=a.rounds, threads=a.threads, **given)
+        print(json.dumps(result, indent=1) if a.json else bench_sparse.as_text(result))
+        return 0
+    (shape,) = a.shape if a.shape and len(a.shape) == 1 else ["15M"] if not a.shape else [" ".join(a.shape)]
+    if shape not in bench.SHAPES:
+        raise MinillmError(f"--shape is {shape}, expected one of {', '.join(bench.SHAPES)} for bench {a.what}")
+    result = bench.bench(a.what, shape, resolve(a.model) if a.model else None, a.rounds, a.threads)
     print(json.dumps(result, indent=1) if a.json else bench.as_text(result))
     return 0
+
+
+def sparse_shape(words: list[str]) -> str | tuple[int, int]:
+    """--shape of bench ffn and disk: a preset's name, or the sizes D and F."""
+    if len(words) == 1 and not words[0].isdecimal():
+        return words[0]
+    if len(words) != 2 or not all(word.isdecimal() for word in words):
+        raise MinillmError(f"--shape is {' '.join(words)}, expected a name, or a hidden and an intermediate size")
+    return int(words[0]), int(words[1])
 
 
 # ---- the parser ------------------------------------------------------------------------------------------------------
@@ -917,6 +1244,11 @@ def shares(text: str) -> list[float]:
 def shares_to_all(text: str) -> list[float]:
     """Shares separated by commas, 1 among them allowed."""
     return [1.0 if part.strip() in ("1", "1.0") else share(part) for part in text.split(",")]
+
+
+def wholes(text: str) -> list[int]:
+    """Whole numbers of at least 1, separated by commas."""
+    return [positive(part) for part in text.split(",")]
 
 
 def names(text: str) -> list[str]:
@@ -1082,19 +1414,29 @@ def parser() -> argparse.ArgumentParser:
     prefetch = command(
         "prefetch",
         command_prefetch,
-        f"model text prompt max-new-tokens predictor thresholds sparsity context seed output {run}",
-        text={"help": "replay: the text to replay (default: the embedded one)"},
-        predictor={"type": names, "metavar": "NAMES", "help": "replay: comma-separated, as for predict eval"},
+        f"model text prompt max-new-tokens predictor thresholds sparsity context seed output figure {run}",
+        text={"help": "the text to replay or to score (default: the embedded one; real: --prompt is continued)"},
+        predictor={"type": names, "metavar": "NAMES", "help": "comma-separated, as for predict eval"},
         thresholds={"help": "thresholds of policy mid (default: found for --sparsity)"},
-        output={"help": "replay: rows as .csv or .json"},
+        sparsity={"type": shares, "default": None, "help": "default: 0.5; blocks: several, with commas"},
+        output={"help": "rows as .csv or .json"},
+        figure={"help": "blocks: draw speed against perplexity, too: a .png or .svg (needs matplotlib)"},
     )
-    prefetch.add_argument("what", choices=("simulate", "replay"))
+    prefetch.add_argument("what", choices=("simulate", "replay", "table", "blocks", "real"))
+    prefetch.add_argument("folder", nargs="?", metavar="FOLDER", help="real: a folder that `minillm bundle` wrote")
+    prefetch.add_argument("--bundle", metavar="FOLDER", help="real: the same, as a flag")
+    prefetch.add_argument(
+        "--memory", type=positive, metavar="MB",
+        help="real: allow this process so many MB beyond Python's own (RLIMIT_AS): the model need not fit (Linux)",
+    )  # fmt: skip
     prefetch.add_argument("--capacity", type=shares_to_all, metavar="SHARES", help="of a layer's neurons, with commas")
     prefetch.add_argument("--keeper", default="lru", help="simulate: lru, lfu or window-K (default: lru)")
-    prefetch.add_argument("--keepers", type=names, help="replay: comma-separated (default: all)")
+    prefetch.add_argument("--keepers", type=names, help="comma-separated (default: replay: all; real: lru)")
     prefetch.add_argument("--device", default="laptop NVMe", help='"phone UFS", "laptop NVMe" or "PCIe host to GPU"')
     prefetch.add_argument("--miss", choices=("wait", "drop"), default="wait", help="replay: what a miss does")
-    prefetch.add_argument("--tokens", type=positive, default=1000, help="replay: about how many (default: 1000)")
+    prefetch.add_argument("--tokens", type=positive, help="of the text, about (default: 1000; blocks: 4000; real: 200)")
+    prefetch.add_argument("--speed", metavar="FILE", help="blocks: the JSON of `minillm bench ffn`")
+    prefetch.add_argument("--groups", type=wholes, help="blocks: neurons per block, with commas (default: 1 to 32)")
     prefetch.add_argument("--rank", type=positive, help="as for predict")
     prefetch.add_argument("--calibration", metavar="FILE", help="text for thresholds, predictors and frequencies")
     patterns = command(
@@ -1114,17 +1456,45 @@ def parser() -> argparse.ArgumentParser:
     patterns.add_argument(
         "--calibration", metavar="FILE", help="text for thresholds and frequencies (default: embedded)"
     )
+    name = {"help": "with --template: the new file (default: print it)"}
+    grade = command("grade", command_grade, "output", output=name)
+    grade.add_argument(
+        "file", nargs="?", metavar="FILE", help="a Python file; it is executed: grade only what you would run"
+    )
+    grade.add_argument("--template", action="store_true", help="write the file to fill in, and do nothing else")
+    grade.add_argument(
+        "--seconds", type=positive, default=20, help="a function that takes longer is given up (default: 20)"
+    )
+    report = command(
+        "report",
+        command_report,
+        f"model text prompt context seed output {run}",
+        prompt={"help": f"continued dense and cut (default: {DEMO_PROMPT!r})"},
+        output={"required": True, "help": "the page, an .html (its figures need matplotlib)"},
+    )
+    report.add_argument(
+        "--tokens",
+        type=positive,
+        default=REPORT_TOKENS,
+        help=f"scored for each row of the cost tables; other parts read shares of it (default: {REPORT_TOKENS:,})",
+    )
     download = command("download", command_download, "")
     download.add_argument("repository", metavar="ORG/NAME[@REVISION]")
     bench = command(
         "bench",
         command_bench,
-        "model threads",
-        model={"default": None, "help": "measure this model, not a random one"},
+        "model sparsity threads",
+        model={"default": None, "help": "decode, perplexity, start: measure this model, not a random one"},
+        sparsity={"type": shares, "default": None, "help": "ffn, disk: shares left out, with commas"},
         threads={"help": "BLAS threads (default: 1)"},
     )
-    bench.add_argument("what", choices=("decode", "perplexity", "start"))
-    bench.add_argument("--shape", choices=("260K", "15M", "110M"), default="15M", help="size of the random model")
+    bench.add_argument("what", choices=("decode", "perplexity", "start", "ffn", "disk"))
+    bench.add_argument(
+        "--shape", nargs="+", metavar="SHAPE",
+        help="of random weights: 260K, 15M (default) or 110M; ffn, disk: also 1B (default), or D F, as in 2048 5632",
+    )  # fmt: skip
+    bench.add_argument("--groups", type=wholes, help="ffn, disk: neurons per block, with commas")
+    bench.add_argument("--layers", type=positive, help="disk: layers in the folder that is written (default: 4)")
     bench.add_argument("--rounds", type=positive, default=7)
     return top
 
@@ -1140,6 +1510,8 @@ def one_thread_is_best(arguments: argparse.Namespace) -> bool:
     if getattr(arguments, "jobs", 1) > 1:
         return True  # the jobs share the cores, and a row is the same whoever computes it
     sources, sizes = getattr(arguments, "model", None), []
+    if folder := getattr(arguments, "folder", None) if arguments.command == "prefetch" else None:
+        sources = folder
     for source in sources if isinstance(sources, list) else [sources or embedded_model("default")]:
         folder, size = embedded_model(source) or source, 0
         with suppress(OSError):  # a file that cannot be looked at is said by name when it is loaded

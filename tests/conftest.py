@@ -14,6 +14,12 @@ for library in ("OMP", "OPENBLAS", "MKL"):
 def pytest_addoption(parser):
     parser.addoption("--shared", default=None, metavar="DIR", help="published models and texts (default: ../shared)")
     parser.addoption("--no-skips", action="store_true", help="a skipped test is a failure (continuous integration)")
+    parser.addoption("--notebook-runs", type=int, default=1, metavar="N", help="run each notebook N times in a row")
+
+
+def pytest_generate_tests(metafunc):
+    if "nth_run" in metafunc.fixturenames:
+        metafunc.parametrize("nth_run", range(1, metafunc.config.getoption("--notebook-runs") + 1))
 
 
 @pytest.fixture(scope="session")

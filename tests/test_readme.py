@@ -83,19 +83,46 @@ def test_every_extra_and_marker_that_is_named_exists():
         assert f'"{marker}: ' in project
 
 
-@pytest.mark.slow
-@pytest.mark.shared
-def test_the_table_is_what_its_script_computes(shared):
-    path = ROOT / "weights_scripts" / "write_readme_table.py"
-    spec = importlib.util.spec_from_file_location("write_readme_table", path)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    texts = (shared / "text" / f"tinystories-{part}.txt" for part in ("valid", "train"))
-    computed = script.table(shared / "models" / "tinystories-656k", *texts)
-    written = README.split(script.BEGIN)[1].split(script.END)[0].strip()
+def script(*parts: str):
+    """A script of the repository, as a module."""
+    path = ROOT.joinpath(*parts)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def check_block(computed: str, made_by) -> None:
+    """What a script computes is what stands between its marks, but for the last digit."""
+    written = README.split(made_by.BEGIN)[1].split(made_by.END)[0].strip()
     number = re.compile(r"[+-]?\d[\d,]*(?:\.\d+)?")
     assert number.sub("#", computed) == number.sub("#", written)
     for ours, theirs in zip(number.findall(computed), number.findall(written), strict=True):
         decimals = theirs.partition(".")[2]
-        slack = 1.001 * 10.0 ** -len(decimals) if decimals else 0  # another processor may round another way
+        rounded = decimals or len(theirs) < 3  # a count is exact; a share may be rounded another way elsewhere
+        slack = 1.001 * 10.0 ** -len(decimals) if rounded else 0
         assert abs(float(ours.replace(",", "")) - float(theirs.replace(",", ""))) <= slack, (ours, theirs)
+
+
+def test_the_picture_is_there_small_and_has_its_words_with_it():
+    ((words, name),) = re.findall(r"^!\[(.+)\]\((.+\.png)\)$", README, re.M)
+    picture = (ROOT / name).read_bytes()
+    assert picture.startswith(b"\x89PNG") and len(picture) < 150_000
+    assert words.encode() in picture  # its Description
+
+
+@pytest.mark.slow
+def test_the_picture_is_what_its_script_draws(tmp_path):
+    make = script("notebooks", "figures", "make.py")
+    figure, below = make.draw()
+    check_block(make.block(figure, below), make)
+    make.save_figure(figure, tmp_path / "again.png")
+    assert abs((tmp_path / "again.png").stat().st_size / make.PICTURE.stat().st_size - 1) < 0.2
+
+
+@pytest.mark.slow
+@pytest.mark.shared
+def test_the_table_is_what_its_script_computes(shared):
+    write = script("weights_scripts", "write_readme_table.py")
+    texts = (shared / "text" / f"tinystories-{part}.txt" for part in ("valid", "train"))
+    check_block(write.table(shared / "models" / "tinystories-656k", *texts), write)

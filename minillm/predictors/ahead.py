@@ -34,18 +34,24 @@ RIDGE = 1e-4  # of the features' mean square, added to the diagonal
 
 
 class Features:
-    """f of the module's docstring, from the inputs as they come, layer by layer; position 0 starts a new text."""
+    """f of the module's docstring, from the inputs as they come, layer by layer; position 0 starts a new text.
+
+    A layer may be asked about early, while the one before has its input: then x is that of the layer before, and of a
+    single token nothing of it counts. The same position is asked again later, with the layer's own x.
+    """
 
     def __init__(self):
-        self._last: dict[int, np.ndarray] = {}  # layer -> the last row it saw (1, D)
+        self._rows: dict[int, tuple[int, np.ndarray | None, np.ndarray]] = {}  # layer -> position, row before it, last
         self._before: np.ndarray | None = None  # the rows of the layer before
 
     def __call__(self, index: int, position: int, x: np.ndarray) -> np.ndarray:
         """x (T, D)  ->  f (T, 2 D); of layer 0, [x, 0]."""
-        last = self._last.get(index) if position else None
-        shifted = np.concatenate([np.zeros_like(x[:1]) if last is None else last, x[:-1]])  # (T, D)
+        at, before, last = self._rows.get(index, (None, None, None))
+        if at != position:
+            before = last if position else None  # (1, D), of the token before x's first
+        shifted = np.concatenate([np.zeros_like(x[:1]) if before is None else before, x[:-1]])  # (T, D)
         f = np.concatenate([self._before, shifted] if index else [x, np.zeros_like(x)], axis=1)  # (T, 2 D)
-        self._last[index], self._before = x[-1:].copy(), x
+        self._rows[index], self._before = (position, before, x[-1:].copy()), x
         return f
 
 

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,7 +36,7 @@ import numpy as np
 from ..errors import BundleError, CheckpointError, whole_file
 from ..loading.checkpoint import DTYPES, TensorInfo, read_header, read_tensor, save_tensors
 from ..loading.config import Fields, ModelConfig, file_in, read_json, show
-from ..transformer.model import Llama
+from ..transformer.model import Llama, random_weights
 
 FORMAT, VERSION, PAGE = "minillm-bundle", 1, 4096
 STORED = {"float32": "F32", "bfloat16": "BF16"}  # ours -> the name in a safetensors header
@@ -89,9 +89,51 @@ def write_bundle(source: Llama | str | Path, out: str | Path, group: int = 32, d
     group or dtype is out of range, the model came from no folder (and so has no config.json to copy).
     """
     model = source if isinstance(source, Llama) else Llama.from_folder(source)
-    out, config = Path(out), model.config
     if model.folder is None:
         raise BundleError("the model was not loaded from a folder, expected one with a config.json to copy")
+
+    def copy(beside: Path) -> None:
+        for name in COPIED:
+            if (model.folder / name).is_file():
+                shutil.copyfile(model.folder / name, beside / name)
+
+    def rows() -> Iterator[np.ndarray]:
+        for layer in model.layers:
+            matrices = (layer.gate_proj, layer.up_proj, layer.down_proj)
+            yield bundled(*(matrix.astype(np.float32, copy=False) for matrix in matrices), group)  # (3 F, D)
+
+    rest = {name: _tensor_of(model, name) for name in _rest_shapes(model.config)}
+    return _write_folder(Path(out), model.config, group, dtype, copy, rest, rows())
+
+
+def write_random_bundle(
+    fields: dict, out: str | Path, group: int = 32, dtype: str = "float32", seed: int = 0, std: float = 0.02
+) -> Path:
+    """Write a bundle of random weights, for tests and benchmarks: it may be larger than memory.
+
+    fields: of a config.json without biases in the FFN. One layer is made at a time. Raises as ``write_bundle`` does.
+    """
+    config, rng = ModelConfig.from_dict(fields), np.random.default_rng(seed)
+    small = random_weights(replace(config, intermediate_size=1), rng, std=std)  # of the FFN nothing is kept
+
+    def rows() -> Iterator[np.ndarray]:
+        for _ in range(config.num_hidden_layers):
+            array = rng.standard_normal((3 * config.intermediate_size, config.hidden_size), dtype=np.float32)
+            array *= np.float32(std)
+            yield array
+
+    def describe(beside: Path) -> None:
+        (beside / "config.json").write_text(json.dumps(fields), encoding="utf-8")
+
+    rest = {name: small[name] for name in _rest_shapes(config)}
+    return _write_folder(Path(out), config, group, dtype, describe, rest, rows())
+
+
+def _write_folder(
+    out: Path, config: ModelConfig, group: int, dtype: str, small_files: Callable[[Path], None],
+    rest: dict[str, np.ndarray], layers: Iterable[np.ndarray],
+) -> Path:  # fmt: skip
+    """Write the folder beside its place: what small_files puts there, the rest, and each layer's rows (3 F, D)."""
     if type(group) is not int or not 1 <= group <= config.intermediate_size:
         raise BundleError(f"group is {show(group)}, expected 1 to {config.intermediate_size} (the model's neurons)")
     if dtype not in STORED:
@@ -102,16 +144,12 @@ def write_bundle(source: Llama | str | Path, out: str | Path, group: int = 32, d
     try:
         with _as_bundle_errors(), whole_file(out, BundleError) as beside:
             beside.mkdir()
-            for name in COPIED:
-                if (model.folder / name).is_file():
-                    shutil.copyfile(model.folder / name, beside / name)
-            index = {"format": FORMAT, "version": VERSION, "group": group, "dtype": dtype}
-            (beside / INDEX).write_text(json.dumps(index) + "\n", encoding="utf-8")
-            save_tensors(beside / REST, {name: _tensor_of(model, name) for name in _rest_shapes(config)})
-            for layer in model.layers:
-                matrices = (layer.gate_proj, layer.up_proj, layer.down_proj)
-                rows = bundled(*(matrix.astype(np.float32, copy=False) for matrix in matrices), group)  # (3 F, D)
-                _write_layer(beside / _layer_file(layer.index), to_bfloat16(rows) if dtype == "bfloat16" else rows)
+            small_files(beside)
+            about = {"format": FORMAT, "version": VERSION, "group": group, "dtype": dtype}
+            (beside / INDEX).write_text(json.dumps(about) + "\n", encoding="utf-8")
+            save_tensors(beside / REST, rest)
+            for index, rows in enumerate(layers):
+                _write_layer(beside / _layer_file(index), to_bfloat16(rows) if dtype == "bfloat16" else rows)
     except BundleError as problem:  # the reader of the message knows nothing of the folder beside
         raise BundleError(str(problem).replace(str(beside), str(out))) from None
     finally:
@@ -254,3 +292,16 @@ def resident_llama(bundle: Bundle, dtype: str | type = "float32") -> Llama:
                            ("down", config.hidden_size)):  # fmt: skip
             weights[f"model.layers.{i}.mlp.{part}_proj.weight"] = np.empty((rows, 0), dtype)
     return Llama(config, weights, bundle.folder)
+
+
+def whole_llama(bundle: Bundle, dtype: str | type = "float32") -> Llama:
+    """The model with everything in memory, as from any other folder; what a bundle's run is compared with.
+
+    Raises BundleError, and MemoryError where it does not fit.
+    """
+    model, matrices = resident_llama(bundle, dtype), ("gate_proj", "up_proj", "down_proj")
+    model.layers = [
+        replace(layer, **dict(zip(matrices, read_layer(bundle, layer.index, dtype), strict=True)))
+        for layer in model.layers
+    ]
+    return model

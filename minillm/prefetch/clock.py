@@ -29,6 +29,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import MinillmError
+from ..loading.config import ModelConfig
 from ..transformer.model import Llama
 from .buffer import LOOKAHEADS, Traffic, after, first
 
@@ -85,18 +86,47 @@ class Work:
 
 
 def work_of(model: Llama, bytes_per_number: int | None = None, positions: int = 0, predictor: float = 0) -> Work:
-    """The work of one token of a model.
+    """The work of one token of a model (``work_at``), stored in its own dtype where bytes_per_number is None."""
+    size = model.dtype.itemsize if bytes_per_number is None else bytes_per_number
+    return work_at(model.config, size, positions, predictor)
+
+
+def work_at(c: ModelConfig, bytes_per_number: int = 4, positions: int = 0, predictor: float = 0) -> Work:
+    """The work of one token at a shape.
 
         neuron = 3 D    layer = 2 D H d + 2 D K d + 2 positions H d + predictor    token = V D
 
-    bytes_per_number: of a weight in slow memory; None for the model's own dtype. positions: how many the attention
-    looks back at. predictor: multiply-adds of one at each layer.
+    bytes_per_number: of a weight in slow memory. positions: how many the attention looks back at. predictor:
+    multiply-adds of one at each layer.
     """
-    c = model.config
     queries, keys = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
     layer = 2 * c.hidden_size * (queries + keys) + 2 * positions * queries + round(predictor)
-    size = model.dtype.itemsize if bytes_per_number is None else bytes_per_number
-    return Work(3 * c.hidden_size * size, 3 * c.hidden_size, layer, c.vocab_size * c.hidden_size)
+    return Work(3 * c.hidden_size * bytes_per_number, 3 * c.hidden_size, layer, c.vocab_size * c.hidden_size)
+
+
+# ---- from an FFN to a whole token ------------------------------------------------------------------------------------
+
+# A published shape of 1.1 billion weights (TinyLlama), at which speed is measured: larger than any cache.
+LARGE = ModelConfig.from_dict({
+    "model_type": "llama", "vocab_size": 32000, "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22,
+    "num_attention_heads": 32, "num_key_value_heads": 4, "max_position_embeddings": 2048, "rms_norm_eps": 1e-5,
+    "hidden_act": "silu", "bos_token_id": 1, "eos_token_id": 2,
+})  # fmt: skip
+
+
+def ffn_share(config: ModelConfig) -> float:
+    """The FFNs' share of the weights that one token reads (each is one multiply-add): F L 3 D / all, head included."""
+    work, layers = work_at(config), config.num_hidden_layers
+    ffn = layers * config.intermediate_size * work.neuron
+    return ffn / (ffn + layers * work.layer + work.token)
+
+
+def whole_token(speedup: float, share: float) -> float:
+    """What a faster FFN is worth to the whole token: 1 / (1 - share + share / speedup) (Amdahl 1967)."""
+    return 1 / (1 - share + share / speedup)
+
+
+# ---- the simulation --------------------------------------------------------------------------------------------------
 
 
 class Interval(NamedTuple):

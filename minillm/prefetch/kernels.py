@@ -117,20 +117,26 @@ class Blocks(NamedTuple):
 
 
 def block_views(x: np.ndarray, weights: Blocks, blocks: np.ndarray) -> np.ndarray:
-    """The neurons of whole blocks, without a copy of any weight.  x (D,), blocks (n,) indices  ->  y (D,)."""
+    """The neurons of whole blocks, without a copy of any weight.  x (D,), blocks (n,) indices  ->  y (D,).
+
+    Two products per block, and the activation once for all: for small blocks its calls would take longer than reading.
+    """
     rows, g, layer = weights
     count = len(rows) // 3
-    y = np.zeros(rows.shape[1], x.dtype)
-    for b in blocks.tolist():
-        first, end = b * g, min((b + 1) * g, count)
-        n = end - first
-        bundle = rows[3 * first : 3 * end]
-        both = bundle[: 2 * n] @ x  # (2 n,): gate and up in one product
-        gate, up = both[:n], both[n:]
-        if layer.gate_bias is not None:
-            gate += layer.gate_bias[first:end]
-            up += layer.up_bias[first:end]
-        y += (layer.act(gate) * up) @ bundle[2 * n :]
+    places = [
+        (3 * b * g, min(g, count - b * g)) for b in blocks.tolist()
+    ]  # first row, neurons: the last may be shorter
+    both = np.zeros((len(places), 2, g), x.dtype)  # (n, 2, g): gate and up
+    for (first, n), out in zip(places, both, strict=True):
+        if n == g:
+            np.dot(rows[first : first + 2 * g], x, out=out.reshape(-1))
+        else:
+            out[:, :n] = (rows[first : first + 2 * n] @ x).reshape(2, n)
+    neurons = np.minimum(blocks[:, None] * g + np.arange(g), count - 1)  # (n, g)
+    mid = _combined(both[:, 0], both[:, 1], neurons, layer)  # (n, g)
+    y, part = (np.zeros(rows.shape[1], x.dtype) for _ in range(2))
+    for (first, n), coefficient in zip(places, mid, strict=True):
+        y += np.dot(coefficient[:n], rows[first + 2 * n : first + 3 * n], out=part)
     return _with_bias(y, layer)
 
 

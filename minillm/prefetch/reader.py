@@ -10,9 +10,10 @@ help. What select knows must not come from the bundles themselves: a predictor's
 
 How it is read:
 
-    one read per run of neighbouring bundles, straight into three reused buffers, gate, up and down rows apart
+    first all of it is announced: posix_fadvise(WILLNEED) starts the disk and returns at once, so that it works on many
+        reads at a time and not on one after the other; one layer ahead, where somebody knows what comes
+    then one read per run of neighbouring bundles, straight into three reused buffers, gate, up and down rows apart
         (preadv fills a list of places from one stretch of the file; no row is copied once it is in memory)
-    one layer ahead, where somebody knows it: posix_fadvise(WILLNEED) starts the disk and returns at once
     where the system lacks these calls (macOS has no fadvise, Windows neither): seek and readinto, the same bytes
 
 A buffer (buffer.py) may keep bundles in memory between tokens: it decides what stays, and the reader holds it.
@@ -27,8 +28,9 @@ import ctypes
 import mmap
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -38,6 +40,7 @@ from ..trace import Tap, no_tap
 from ..transformer.model import Layer
 from .bundle import STORED, Bundle
 from .kernels import coefficients
+from .reorder import best_blocks
 
 if TYPE_CHECKING:
     from ..predictors.base import Predictor
@@ -47,6 +50,10 @@ PLACES = 1024 if hasattr(os, "sysconf") else 16  # of one preadv: Linux's and ma
 
 # (layer, position of x's first row, x (T, D)) -> bool (T, F): the neurons wanted, known before the layer is read.
 Select: TypeAlias = Callable[[int, int, np.ndarray], np.ndarray]
+
+
+class Unsupported(MinillmError):
+    """This system has no such call."""
 
 
 def runs_of(blocks: Sequence[int]) -> list[tuple[int, int]]:
@@ -63,21 +70,23 @@ class BundleReader:
 
     dtype: of the rows that fetch() gives (float32 or float64). buffer: a PrefetchBuffer of bundle.layers x
     bundle.blocks, or None; what it holds at its start is read at once. portable: never use preadv and fadvise.
-    bytes_read, reads: so far, both may be set to 0. Raises BundleError for a file that cannot be read or has become
-    shorter.
+    announce: whether fetch() announces what it will read before it reads it.
+    bytes_read, reads and seconds (in fetch and will_need) so far may all be set to 0. Raises BundleError for a file
+    that cannot be read or has become shorter.
     """
 
     def __init__(
         self, bundle: Bundle, dtype: str | type = np.float32, buffer: PrefetchBuffer | None = None,
-        portable: bool = False,
+        portable: bool = False, announce: bool = True,
     ):  # fmt: skip
         self.bundle, self.dtype, self.buffer = bundle, np.dtype(dtype), buffer
         self.portable = portable or not hasattr(os, "preadv")
-        self.bytes_read = self.reads = 0
+        self.announce = announce
+        self.bytes_read = self.reads = self.seconds = 0
         self._stored = DTYPES[STORED[bundle.dtype]]
         self._raw = [np.empty((1, bundle.config.hidden_size), self._stored) for _ in range(3)]  # gate, up, down rows
         self._wide = self._raw if self._stored == self.dtype else [array.astype(self.dtype) for array in self._raw]
-        self._files = []
+        self._files, self._written = [], False
         self._held: list[dict[int, tuple[np.ndarray, ...]]] = [{} for _ in bundle.layers]
         for info in bundle.layers:
             with file_errors(info.path, "read", BundleError):
@@ -116,32 +125,34 @@ class BundleReader:
         The arrays are good until the next call. With a buffer, what it holds is not read again, and this call is the
         one request of that layer's token.
         """
-        if self.buffer is None:
-            return self._read(layer, blocks)
-        self.buffer.request(layer, blocks)
+        started = time.perf_counter()
+        if self.buffer is not None:
+            self.buffer.request(layer, blocks)
         rows = self._read(layer, blocks)
-        self._keep(layer, blocks)
+        if self.buffer is not None:
+            self._keep(layer, blocks)
+        self.seconds += time.perf_counter() - started
         return rows
 
     def will_need(self, layer: int, blocks: np.ndarray) -> None:
         """Ask the system to begin reading these blocks, and do not wait; nothing happens where it cannot."""
-        if self.portable or not hasattr(os, "posix_fadvise"):
-            return
-        for first, end in runs_of([b for b in np.asarray(blocks).tolist() if b not in self._held[layer]]):
-            offset, nbytes = self._place(layer, first, end)
-            os.posix_fadvise(self._files[layer].fileno(), offset, nbytes, os.POSIX_FADV_WILLNEED)
+        started = time.perf_counter()
+        self._announce(layer, runs_of([b for b in np.asarray(blocks).tolist() if b not in self._held[layer]]))
+        self.seconds += time.perf_counter() - started
 
     def drop_cache(self) -> None:
         """Make the system forget the layers' files, so that the next read comes from the disk; see cached_share().
 
-        Pages that some process has mapped stay; this reader maps none. Raises MinillmError where it cannot be done.
+        Pages that some process has mapped stay; this reader maps none. Raises Unsupported where it cannot be done.
         """
         if not hasattr(os, "posix_fadvise"):
-            raise MinillmError(f"{sys.platform}: the system's cache cannot be emptied here, expected posix_fadvise")
+            raise Unsupported(f"{sys.platform}: the system's cache cannot be emptied here, expected posix_fadvise")
         for file in self._files:
             with file_errors(file.name, "dropped from the system's cache", BundleError):
-                os.fsync(file.fileno())  # pages that still have to be written are not dropped
+                if not self._written:
+                    os.fsync(file.fileno())  # pages that still have to be written are not dropped
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        self._written = True  # nobody writes to a bundle
 
     # -- how it is done
 
@@ -150,6 +161,13 @@ class BundleReader:
         group, size = self.bundle.group, self.bundle.neuron_bytes
         last = min(end * group, self.bundle.config.intermediate_size)
         return self.bundle.layers[layer].offset + first * group * size, (last - first * group) * size
+
+    def _announce(self, layer: int, runs: list[tuple[int, int]]) -> None:
+        if self.portable or not hasattr(os, "posix_fadvise"):
+            return
+        for first, end in runs:
+            offset, nbytes = self._place(layer, first, end)
+            os.posix_fadvise(self._files[layer].fileno(), offset, nbytes, os.POSIX_FADV_WILLNEED)
 
     def _read(self, layer: int, blocks: np.ndarray) -> tuple[np.ndarray, ...]:
         """Fill the buffers with the rows of these blocks, from what is held or from the file, and widen them."""
@@ -165,8 +183,10 @@ class BundleReader:
         places = [memoryview(array).cast("B") for array in self._raw]
         row = self._raw[0].strides[0]  # bytes
 
-        missing = [b for b in blocks if b not in held]
-        for first, end in runs_of(missing):
+        missing = runs_of([b for b in blocks if b not in held])
+        if self.announce:
+            self._announce(layer, missing)
+        for first, end in missing:
             views = []
             for b in range(first, end):
                 a, n = starts[b], min(group, count - b * group)
@@ -276,10 +296,19 @@ def recorded(masks: np.ndarray) -> Select:
     return lambda index, position, x: masks[index, position : position + len(x)]
 
 
-def predicted(predictor: Predictor) -> Select:
-    """Wanted is where a predictor's score is above its cutoff. Raises MinillmError for one that needs the truth."""
-    if predictor.needs_truth or predictor.cutoffs is None:
-        why = "needs the true mask, which takes all of gate and up" if predictor.needs_truth else "has no cutoffs"
+def predicted(predictor: Predictor, group: int = 1, share: float | None = None) -> Select:
+    """Wanted is where a predictor's score is above its cutoff; with a share, the best blocks of each token.
+
+    share: how many of the blocks of ``group`` neurons, those with the largest sum of squared scores (of what is above
+    zero), as the score of a neuron is an estimate of its magnitude. Raises MinillmError for a predictor that needs the
+    truth or the layer's own weights, and for one without cutoffs where they are needed.
+    """
+    needs = (
+        (predictor.needs_truth, "needs the true mask, which takes all of gate and up"),
+        (getattr(predictor, "reads_gate", False), "reads the layer's own gate, which is not in memory"),
+        (share is None and predictor.cutoffs is None, "has no cutoffs"),
+    )
+    if why := next((why for is_so, why in needs if is_so), None):
         raise MinillmError(f"the predictor {predictor.name} {why}, expected one that can select by itself")
 
     def select(index: int, position: int, x: np.ndarray) -> np.ndarray:
@@ -288,20 +317,50 @@ def predicted(predictor: Predictor) -> Select:
             start = position + (rows.start or 0)
             scores.append(predictor.predict(index, start, x[rows]))
             predictor.observe(index, start, x[rows], None)
-        return ~(np.concatenate(scores) <= predictor.cutoffs[index])
+        scores = np.concatenate(scores)  # (T, F)
+        if share is None:
+            return ~(scores <= predictor.cutoffs[index])
+        return best_blocks(np.square(np.maximum(scores, 0)), np.arange(scores.shape[1]), group, share)
 
     return select
+
+
+# ---- what the system has done ----------------------------------------------------------------------------------------
+
+
+class SystemReads(NamedTuple):
+    """What Linux has counted for this process, in bytes (/proc/self/io).
+
+    given: by all reads so far (rchar). disk: what had to come from a disk (read_bytes); that counts what WILLNEED
+    asked for, used or not, and nothing that lay in the system's cache. itself: of reading these very numbers, which
+    ``given`` will count from now on.
+    """
+
+    given: int
+    disk: int
+    itself: int
+
+
+def system_reads() -> SystemReads | None:
+    """The counters now; None where the system has none."""
+    try:
+        with open("/proc/self/io", "rb", buffering=0) as file:
+            text = file.read(4096)
+    except OSError:
+        return None
+    fields = dict(line.split(b": ") for line in text.splitlines())
+    return SystemReads(int(fields[b"rchar"]), int(fields[b"read_bytes"]), len(text))
 
 
 def cached_share(path: str | os.PathLike) -> float:
     """The share of a file's pages that lie in the system's memory now, by mincore(2): 0 is cold. Linux and macOS.
 
-    (Linux shows a file's owner the truth, and strangers a 1.) Raises MinillmError where the system lacks the call.
+    (Linux shows a file's owner the truth, and strangers a 1.) Raises Unsupported where the system lacks the call.
     """
     try:
         mincore = ctypes.CDLL(None, use_errno=True).mincore
     except (TypeError, OSError, AttributeError):
-        raise MinillmError(f"{sys.platform}: has no mincore, expected a system that shows its cache") from None
+        raise Unsupported(f"{sys.platform}: has no mincore, expected a system that shows its cache") from None
     mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
     with file_errors(path, "read", BundleError), open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size

@@ -47,10 +47,10 @@ SCORED = 512  # ids of the text that `perplexity` scores
 PROMPT = [1]  # every pass is then a decoding pass, of one new token
 
 
-def write_random_model(folder: Path, shape: str) -> Path:
-    """Write a random model of a shape as a Hugging Face folder without a tokenizer."""
+def random_fields(shape: str) -> dict:
+    """The config.json of a shape."""
     hidden, layers, heads, kv_heads, intermediate, vocabulary = SHAPES[shape][0]
-    fields = {
+    return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "hidden_size": hidden,
@@ -68,6 +68,11 @@ def write_random_model(folder: Path, shape: str) -> Path:
         "eos_token_id": 2,
         "torch_dtype": "float32",
     }
+
+
+def write_random_model(folder: Path, shape: str) -> Path:
+    """Write a random model of a shape as a Hugging Face folder without a tokenizer."""
+    fields = random_fields(shape)
     (folder / "config.json").write_text(json.dumps(fields), encoding="utf-8")
     config = ModelConfig.from_dict(fields)
     save_tensors(folder / "model.safetensors", random_weights(config, np.random.default_rng(0)), {"format": "pt"})
@@ -248,6 +253,16 @@ def in_turns(turns: dict[str, Callable[[], float]], rounds: int, unit: str) -> l
 
     ratio: their time over ours in the same round, so above 1 means that we are faster.
     """
+    times = seconds_in_turns(turns, rounds)
+    ours = next(iter(times.values()))
+    return [
+        {"name": name, "milliseconds": statistics.median(series) * 1e3, "per": unit, **over(series, ours)}
+        for name, series in times.items()
+    ]
+
+
+def seconds_in_turns(turns: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """The seconds of each, round by round, without those of the first round, which is for warming up."""
     from tqdm.auto import tqdm
 
     times: dict[str, list[float]] = {name: [] for name in turns}
@@ -256,16 +271,14 @@ def in_turns(turns: dict[str, Callable[[], float]], rounds: int, unit: str) -> l
             seconds = turn()
             if number:
                 times[name].append(seconds)
-    ours = next(iter(times.values()))
-    rows = []
-    for name, series in times.items():
-        ratios = sorted(theirs / own for theirs, own in zip(series, ours, strict=True))
-        low, high = ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
-        rows.append(
-            {"name": name, "milliseconds": statistics.median(series) * 1e3, "per": unit}
-            | {"ratio": statistics.median(ratios), "ratio_low": low, "ratio_high": high}
-        )
-    return rows
+    return times
+
+
+def over(theirs: list[float], ours: list[float]) -> dict[str, float]:
+    """Their time over ours in the same round: the median, and the middle half of the rounds."""
+    ratios = sorted(a / b for a, b in zip(theirs, ours, strict=True))
+    low, high = ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
+    return {"ratio": statistics.median(ratios), "ratio_low": low, "ratio_high": high}
 
 
 def _start(folder: Path, rounds: int) -> list[dict]:

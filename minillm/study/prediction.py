@@ -189,12 +189,14 @@ def prediction_rows(
     context: int | None = None,
     rank: int | None = None,
     seed: int = 0,
+    made: dict[str, Predictor] | None = None,
 ) -> Iterator[dict]:
     """Make, set and score predictors at the selected fraction 1 - sparsity; yields each row as soon as it is known.
 
     calibration: split here into training and held-out documents. thresholds: of policy mid, calibrated on the held-out
     documents where None. The oracle comes first, asked for or not: the others' increase is counted in its own. Its
-    cutoffs are the thresholds, all others' are fitted to the fraction. Raises MinillmError for an unknown name.
+    cutoffs are the thresholds, all others' are fitted to the fraction. made: takes each predictor by its name, for
+    whoever goes on with it. Raises MinillmError for an unknown name.
     """
     training, held = split_text(calibration, TRAINING_SHARE)
     if thresholds is None:
@@ -203,6 +205,8 @@ def prediction_rows(
     test, dense, bound = as_documents(test), perplexity(model, test, protocol, context), None
     for name in ("oracle", *(name for name in names if name != "oracle")):
         predictor = workshop.make(name)
+        if made is not None:
+            made[name] = predictor
         if name != "oracle":
             fit_cutoffs(model, predictor, thresholds, held, 1 - sparsity, context)
         row = predictor_row(model, predictor, thresholds, test, 1 - sparsity, dense)

@@ -9,15 +9,16 @@ from pathlib import Path
 from ..errors import MinillmError, file_errors, whole_file
 
 
+def cell(value: object, form: str) -> str:
+    """A value as a table shows it; a dash for None."""
+    return "-" if value is None else format(value, form)
+
+
 def text_table(rows: Sequence[Mapping[str, object]], columns: Mapping[str, str]) -> str:
     """Rows as aligned text; columns {key: format}, a key being the heading too. The format "" is for text.
 
     A value of None is printed as a dash.
     """
-
-    def cell(value: object, form: str) -> str:
-        return "-" if value is None else format(value, form)
-
     cells = [list(columns)] + [[cell(row.get(key), form) for key, form in columns.items()] for row in rows]
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
     left = [form == "" for form in columns.values()]

@@ -77,3 +77,19 @@ def test_in_chunks_it_is_the_full_pass(form, small):
 def test_a_shadow_that_is_no_two_inputs_wide_is_refused(small):
     with pytest.raises(ValueError, match="expected two of every input"):
         Ahead(Shadow.fit(small[0], 3, gate_bits=0))
+
+
+def test_a_layer_may_be_asked_about_early_and_then_in_time_without_any_other_answer():
+    """As a reader does that announces a layer's neurons to the disk while the layer before is computed."""
+    rng, in_time, early = np.random.default_rng(3), Features(), Features()
+    rows = [rng.standard_normal((3, 6, 4)) for _ in range(2)]  # two texts, three layers, six tokens
+    for text in rows:
+        for t in range(6):
+            for layer in range(3):
+                x = text[layer, t : t + 1]
+                expected = in_time(layer, t, x)
+                assert np.array_equal(early(layer, t, x), expected)
+                if layer < 2:
+                    guessed = early(layer + 1, t, x)  # of its own input nothing is known
+                    own = text[layer + 1, t - 1] if t else np.zeros(4)
+                    assert np.array_equal(guessed, np.concatenate([x[0], own])[None])

@@ -40,7 +40,7 @@ def test_replay_has_a_row_for_each_way_keeper_and_capacity_with_its_baselines(fi
     out = tmp_path / "rows.json"
     status, printed, _ = run(capsys, "prefetch", "replay", *how, "--predictor", "static", "-o", out)
     rows = json.loads(out.read_text(encoding="utf-8"))
-    assert status == 0 and len(rows) == 2 * 3 * 2 and "prediction stops mattering at" in printed
+    assert status == 0 and len(rows) == 2 * 3 * 2 and "its being known early saves" in printed
     assert {row["predictor"] for row in rows} == {"policy's own mask", "static"}
     for row in rows:
         assert row["belady"] >= row["lru"] - 1e-12 and {"random", "bytes_per_token", "stall_share"} <= set(row)

@@ -217,6 +217,28 @@ def test_a_predictor_selects_and_one_that_needs_the_truth_is_refused(bundles):
         predicted(table)
 
 
+def test_with_a_share_a_predictor_selects_the_blocks_of_the_largest_squares(bundles):
+    class Scores:
+        name, needs_truth, sequential, cutoffs = "scores", False, False, None
+
+        def predict(self, index, position, x):
+            return np.array([[0, 0, 0, 0, 3, 2, 2, 0, 0, 0, -9, 1.0], [1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0]])
+
+        def observe(self, *_):
+            pass
+
+    found = predicted(Scores(), 5, 1 / 3)(
+        0, 0, np.ones((2, D))
+    )  # blocks of 5, 5 and 2; a negative score counts nothing
+    assert np.array_equal(np.flatnonzero(found[0]), range(5)) and np.array_equal(np.flatnonzero(found[1]), (10, 11))
+    assert np.array_equal(predicted(Scores(), 5, 2 / 3)(0, 0, np.ones((2, D)))[0], np.arange(F) < 10)
+    with pytest.raises(MinillmError, match="has no cutoffs"):
+        predicted(Scores())
+    Scores.reads_gate = True
+    with pytest.raises(MinillmError, match="reads the layer's own gate, which is not in memory"):
+        predicted(Scores(), 5, 0.5)
+
+
 def test_a_mask_of_the_wrong_shape_is_refused(bundles):
     with BundleReader(bundles(5)) as reader:
         ffn = FetchedFFN(reader, lambda index, position, x: np.ones((1, F + 1), bool))
@@ -330,6 +352,27 @@ def test_the_next_layer_is_announced_before_this_one_is_read(bundles, monkeypatc
         monkeypatch.setattr(reader, "fetch", lambda layer, blocks: calls.append(layer) or fetch(layer, blocks))
         resident_llama(bundle).forward(IDS, ffn=FetchedFFN(reader, recorded(wanted), ahead=recorded(wanted)))
     assert calls == [(1, list(np.flatnonzero(wanted[1].any(axis=0)))), 0, 1]
+
+
+@linux
+@pytest.mark.parametrize("announce", [False, True])
+def test_what_will_be_read_is_announced_once_and_first_but_nothing_that_is_held(bundles, monkeypatch, announce):
+    bundle, calls, advise, read = bundles(1), [], os.posix_fadvise, os.preadv
+    offset, size = bundle.layers[0].offset, bundle.neuron_bytes
+    monkeypatch.setattr(os, "posix_fadvise", lambda *a: calls.append(("will need", *a[1:3])) or advise(*a))
+    monkeypatch.setattr(os, "preadv", lambda *a: calls.append(("read", a[2])) or read(*a))
+    buffer = PrefetchBuffer(LAYERS, F, 12)
+    with BundleReader(bundle, buffer=buffer, announce=announce) as reader:
+        reader.fetch(0, np.array([1, 2, 7]))
+        first = [("will need", offset + size, 2 * size), ("will need", offset + 7 * size, size)]
+        assert calls == first * announce + [("read", offset + size), ("read", offset + 7 * size)]
+        calls.clear()
+        reader.fetch(0, np.array([1, 3, 7]))
+        assert calls == [("will need", offset + 3 * size, size)] * announce + [("read", offset + 3 * size)]
+        calls.clear()
+        reader.will_need(0, np.array([2, 3, 4]))
+        assert calls == [("will need", offset + 4 * size, size)]
+        assert reader.seconds > 0
 
 
 # ---- larger than memory ----------------------------------------------------------------------------------------------

@@ -1,17 +1,13 @@
-"""Figures: axes with units, words in the file, nothing written over anything else, files whole or not there."""
+"""Figures of results: what is drawn is what the rows say, axes have units, nothing is written over anything else."""
 
 import functools
-import itertools
-import os
-import struct
-import sys
-import zlib
 
 import numpy as np
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from figures import check_labels, check_looks, check_texts
 
 from minillm.errors import MinillmError
+from minillm.prefetch.clock import Interval
 from minillm.sparsity.policies import POLICIES
 from minillm.study import plots
 
@@ -47,9 +43,49 @@ def predictors():
     ]
 
 
+def buffer_rows(names=("lru", "lfu", "window-4", "random", "belady"), predictors=("policy's own mask",)):
+    """Rows as replay and prefetch_rows give them, in no order."""
+    rows = []
+    for p, predictor in enumerate(predictors):
+        for n, name in enumerate(names):
+            for share in (1.0, 0.0, 0.1, 0.5):
+                hits, rivals = share ** (1 - n / 9), {"lru": share**0.9, "belady": share**0.5}
+                rows.append({"keeper": name, "capacity_share": share, "hit_rate": hits, "predictor": predictor})
+                rows[-1] |= {"bytes_per_token": (1.2 + p) * (1 - hits) * 1e6, "dense_bytes": 2.4e6} | rivals
+                rows[-1] |= {f"{rival}_bytes": 1.2e6 * (1 - hit) for rival, hit in rivals.items()}
+    return rows
+
+
+def timeline(layers=8, tokens=2, each=1e-3):
+    """Intervals of every kind."""
+    found, now = [], 5.0
+    for t in range(tokens):
+        for i in range(layers):
+            found += [Interval(t, i, "rest", now, now + each), Interval(t, i, "stall", now + each, now + 3 * each)]
+            found += [Interval(t, i, "fetch", now + each, now + 2 * each)]
+            found += [Interval(t, i, "prefetch", now + 2 * each, now + 3 * each)]
+            found += [Interval(t, i, "ffn", now + 3 * each, now + 4 * each)]
+            now += 4 * each
+        found.append(Interval(t, layers, "head", now, now + each))
+        now += each
+    return found
+
+
+def speeds(groups=(1, 4, 8, 16, 32), top=0.3, **more):
+    """Rows of the page that joins speed with perplexity."""
+    return [
+        {"group": g, "order": order, "sparsity": s, "speedup": (1 + (g > 1)) / (1 - s), "increase": top * s**3 * g}
+        | more
+        for g in groups
+        for order in (("stored", "clustered") if g > 1 else ("stored",))
+        for s in (0.9, 0.5)
+    ]
+
+
 def figures():
     """Every figure, at its fullest and, where it differs, at its plainest."""
     twins = [f"default-{act}" for act in ("silu", "relu", "relu2", "gelu")]
+    names = PREDICTORS.split()
     at = np.geomspace(1e-4, 20, 200)
     shares = np.stack([1 - np.exp(-at / (0.1 + 0.2 * i)) for i in range(32)])
     paper = sweep_rows("default", "tensor", ("dhar",), (0.3, 0.4, 0.5))
@@ -73,30 +109,27 @@ def figures():
         "figure 8": lambda: plots.sweep_figure(paper),
         "predictors": lambda: plots.cost_of_predictors(predictors(), dense=13.2),
         "match": lambda: plots.match_by_position(match),
+        "recall": lambda: plots.precision_recall(
+            [{"predictor": n, "recall": 0.2 + i / 13, "precision": 0.9 - i / 20} for n in names for i in range(9)]
+        ),
+        "recall of one row": lambda: plots.precision_recall([{"predictor": "oracle", "recall": 1, "precision": 1}]),
+        "hits": lambda: plots.hit_rate_by_capacity(buffer_rows()),
+        "hits of two predictors": lambda: plots.hit_rate_by_capacity(
+            buffer_rows(("lru", "hot"), ("shadow-4", "ahead-4"))
+        ),
+        "fetched": lambda: plots.bytes_by_capacity(buffer_rows()),
+        "fetched, one row": lambda: plots.bytes_by_capacity(buffer_rows(("hot",))[:1]),
+        "gantt": lambda: plots.gantt(timeline()),
+        "gantt of 80 layers": lambda: plots.gantt(timeline(80, 1, 2e-4)),
+        "read": lambda: plots.bytes_read(
+            {"dense": 2.4e6, "oracle": 1.2e6, "predicted (4-bit shadow)": 1.4e6, "predicted, with a buffer": 6e5}
+        ),
+        "speed": lambda: plots.speed_against_perplexity(speeds(low=1.5, high=3.0)),
+        "speed of a wide range": lambda: plots.speed_against_perplexity(speeds(top=3) + speeds((1,), -0.001)),
     }  # fmt: skip
 
 
 FIGURES = figures()
-
-
-def drawn_texts(figure):
-    """(text, its box) of everything written in a drawn figure."""
-    FigureCanvasAgg(figure).draw()
-    found = []
-    for ax in figure.axes:
-        artists = [ax.title, ax.xaxis.label, ax.yaxis.label, *ax.texts]
-        for axis in (ax.xaxis, ax.yaxis):
-            low, high = sorted(axis.get_view_interval())
-            ticks = [*axis.get_major_ticks(), *axis.get_minor_ticks()]
-            artists += [tick.label1 for tick in ticks if low <= tick.get_loc() <= high]
-        artists += ax.get_legend().get_texts() if ax.get_legend() else []
-        found += [(a.get_text(), a.get_window_extent()) for a in artists if a.get_visible() and a.get_text().strip()]
-    return found
-
-
-def overlapping(texts):
-    pairs = itertools.combinations(texts, 2)
-    return [(a, b) for (a, box), (b, other) in pairs if box.padded(-1).overlaps(other.padded(-1))]
 
 
 @functools.cache
@@ -106,38 +139,20 @@ def figure_of(name):
     return getattr(drawn, "figure", drawn)
 
 
+UNITS = (
+    "(%)", "(no unit, log scale)", "(per token)", "(per token), log scale", "(MB)", "(kB)", "(% of neurons)",
+    "(% of a layer's neurons)", "(times dense)", "simulated time (ms); dotted: the next token",
+)  # fmt: skip
+NAMES = ("layer", "kind of position", "how the FFNs are run")  # an axis that has names of things, and no unit
+
+
 @pytest.mark.parametrize("name", FIGURES)
-def test_no_text_lies_on_another_or_leaves_the_figure(name):
+def test_every_figure_can_be_read(name):
     figure = figure_of(name)
-    texts = drawn_texts(figure)
-    assert not overlapping(texts)
-    width, height = figure.get_size_inches() * figure.dpi
-    for text, box in texts:
-        assert box.x0 >= -1 and box.y0 >= -1 and box.x1 <= width + 1 and box.y1 <= height + 1, text
-        assert box.height > 0.08 * figure.dpi  # about 6 points: legible
-
-
-def test_overlapping_texts_would_be_noticed():
-    ax = plots.match_by_position([{"group": g, "match": 0.5, "static_match": 0.5, "chance_match": 0.5} for g in GROUPS])
-    ax.set_xticks(range(len(GROUPS)), GROUPS)  # unwrapped
-    assert overlapping(drawn_texts(ax.figure))
-
-
-@pytest.mark.parametrize("name", FIGURES)
-def test_axes_say_what_they_show_in_which_unit(name):
-    units = ("(%)", "(no unit, log scale)", "(per token)", "(per token), log scale", "(MB)", "(% of neurons)")
-    for ax in figure_of(name).axes:
-        for label in (ax.get_xlabel(), ax.get_ylabel()):
-            assert label in ("layer", "kind of position") or label.endswith(units), label
-        assert ax.get_title() and ax.get_legend()
-
-
-@pytest.mark.parametrize("name", FIGURES)
-def test_every_curve_has_a_colour_and_marker_of_its_own(name):
-    for ax in figure_of(name).axes:
-        lines = [line for line in ax.lines if not line.get_label().startswith("_") and "dense" not in line.get_label()]
-        looks = {(str(line.get_color()), line.get_marker()) for line in lines}
-        assert len(looks) == len(lines) and all(line.get_marker() != "None" for line in lines)
+    check_texts(figure)
+    check_labels(figure, UNITS, NAMES)
+    check_looks(figure)
+    assert all(ax.get_title() for ax in figure.axes)
 
 
 def test_a_policy_looks_the_same_whichever_others_are_beside_it():
@@ -191,79 +206,84 @@ def test_natural_sparsity_shows_near_zeros_where_no_gate_is_exactly_zero():
     assert "below 10 %" in plots.natural_by_layer(rows).get_ylabel()
 
 
-def test_a_figure_is_drawn_on_the_axes_that_are_given():
-    left, right = plots.new_axes(1, 2)
-    assert plots.cost_of_cuts(sweep_rows(), ax=right) is right and right.lines and not left.lines
-    assert len(plots.new_axes()) == 1 and "pyplot" not in str(sorted(sys.modules.get("matplotlib").__dict__))
-
-
-def png_texts(data: bytes) -> dict[str, str]:
-    """The words in a PNG's tEXt and iTXt parts."""
-    found, at = {}, 8
-    while at < len(data):
-        size, kind = struct.unpack(">I4s", data[at : at + 8])
-        body = data[at + 8 : at + 8 + size]
-        assert zlib.crc32(kind + body) == struct.unpack(">I", data[at + 8 + size : at + 12 + size])[0]
-        if kind in (b"tEXt", b"iTXt"):
-            key, _, text = body.partition(b"\0")
-            found[key.decode()] = text.lstrip(b"\0").decode()
-        at += 12 + size
-    return found
-
-
-@pytest.mark.parametrize("ending", [".png", ".svg"])
-def test_a_file_holds_the_alt_text_and_is_the_same_every_time(tmp_path, ending):
-    files = []
-    for folder in (tmp_path / "a", tmp_path / "b"):
-        folder.mkdir()
-        ax = plots.cost_of_predictors(predictors(), dense=13.2)
-        assert "12 predictors" in plots.alt_text(ax) == plots.alt_text(ax.figure)
-        ax.set_label("My own words.")
-        plots.save_figure(ax, folder / f"figure{ending}")
-        files.append((folder / f"figure{ending}").read_bytes())
-        assert len(list(folder.iterdir())) == 1
-    assert files[0] == files[1]
-    if ending == ".png":
-        assert png_texts(files[0])["Description"] == "My own words."
-    else:
-        assert b"<dc:description>My own words.</dc:description>" in files[0]
-
-
 @pytest.mark.parametrize("name", FIGURES)
 def test_every_figure_has_words_for_who_cannot_see_it(name):
     words = plots.alt_text(figure_of(name))
     assert len(words) > 60 and words.endswith(".") and any(c.isdigit() for c in words)
 
 
-@pytest.mark.parametrize("name", ["figure.pdf", "figure", "figure.PNG", ".svg"])
-def test_another_ending_is_refused(tmp_path, name):
-    with pytest.raises(MinillmError, match=r"expected \.png or \.svg"):
-        plots.save_figure(plots.new_axes()[0], tmp_path / name)
-    assert not list(tmp_path.iterdir())
+def test_precision_and_recall_are_the_rows_in_order_of_recall():
+    rows = [{"predictor": "sign", "recall": r, "precision": p} for r, p in ((0.9, 0.4), (0.2, 0.7), (0.5, 0.6))]
+    ax = plots.precision_recall(rows)
+    np.testing.assert_allclose(ax.lines[0].get_xydata(), [[20, 70], [50, 60], [90, 40]])
+    assert "sign 90 and 40" in plots.alt_text(ax)
 
 
-def test_without_matplotlib_there_is_one_sentence(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    for draw in (lambda: plots.check_figure(tmp_path / "a.png"), lambda: plots.cost_of_cuts(sweep_rows())):
-        with pytest.raises(MinillmError, match=r"figures need matplotlib: pip install '\.\[study\]'"):
-            draw()
+def test_hits_and_bytes_are_the_rows_and_the_rivals_are_drawn_though_no_row_is_theirs():
+    rows = buffer_rows(("hot",))
+    for draw, key, scale in (
+        (plots.hit_rate_by_capacity, "hit_rate", 100),
+        (plots.bytes_by_capacity, "bytes_per_token", 1e-6),
+    ):
+        ax = draw(rows)
+        lines = {line.get_label(): line.get_xydata() for line in ax.lines}
+        own = sorted([100 * row["capacity_share"], scale * row[key]] for row in rows)
+        np.testing.assert_allclose(lines["hot"], own)
+        rival = "belady" if key == "hit_rate" else "belady_bytes"
+        np.testing.assert_allclose(lines["belady"][2], [50, scale * rows[3][rival]])
+        assert set(lines) == {"hot", "lru", "belady", "capacity / N" if key == "hit_rate" else "dense, no buffer"}
+    looks = [{line.get_label(): line.get_color() for line in draw(buffer_rows()).lines} for draw in
+             (plots.hit_rate_by_capacity, plots.bytes_by_capacity)]  # fmt: skip
+    assert all(looks[0][name] == looks[1][name] for name in ("lru", "lfu", "window-4", "random", "belady"))
 
 
-@pytest.mark.skipif(os.name == "nt", reason="file size limits are POSIX's")
-@pytest.mark.parametrize("ending", [".png", ".svg"])
-def test_a_disk_that_fills_up_leaves_the_older_file(tmp_path, ending):
-    import resource
+def test_bars_of_a_timeline_lie_where_its_intervals_do():
+    found = timeline(3, 2)
+    bars = {
+        (round(bar.get_x(), 6), round(bar.get_width(), 6), round(bar.get_y() + bar.get_height() / 2, 2))
+        for bar in plots.gantt(found).patches
+    }
+    lane = {True: 0.19, False: -0.19}
+    expected = {
+        (round(1e3 * (i.start - 5), 6), round(1e3 * (i.end - i.start), 6), round(i.layer + lane["fetch" in i.kind], 2))
+        for i in found
+    }
+    assert bars == expected
+    as_rows = plots.gantt([interval._asdict() for interval in found])
+    assert plots.alt_text(as_rows) == plots.alt_text(plots.gantt(found))
+    assert "4 layers and 2 tokens: 26 ms" in plots.alt_text(as_rows) and "still for 46 %" in plots.alt_text(as_rows)
+    assert [label.get_text() for label in as_rows.get_yticklabels()] == ["0", "1", "2", "head"]
 
-    target = tmp_path / f"figure{ending}"
-    target.write_text("older", encoding="utf-8")
-    ax = plots.match_by_position([{"group": "A", "match": 0.5, "static_match": 0.5, "chance_match": 0.5}])
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
-    try:
-        with pytest.raises(MinillmError, match=rf"figure\{ending}: cannot be written \(File too large\)"):
-            plots.save_figure(ax, target)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert target.read_text(encoding="utf-8") == "older" and list(tmp_path.iterdir()) == [target]
-    with pytest.raises(MinillmError, match="cannot be written"):
-        plots.save_figure(ax, tmp_path / "absent" / f"figure{ending}")
+
+def test_shares_of_what_is_read_are_of_the_first_bar():
+    ax = plots.bytes_read({"dense": 4000.0, "oracle": 1000.0})
+    assert [bar.get_height() for bar in ax.patches] == [4, 1] and ax.get_ylabel().endswith("(kB)")
+    assert [text.get_text() for text in ax.texts] == ["100 %", "25 %"]
+
+
+def test_speed_and_perplexity_are_the_rows_by_block_size_and_order():
+    rows = speeds((1, 4), low=2.0, high=4.0)
+    ax = plots.speed_against_perplexity(rows)
+    lines = {line.get_label(): line.get_xydata() for line in ax.lines}
+    assert set(lines) == {"scattered", "blocks of 4, stored", "blocks of 4, clustered", "dense"}
+    own = sorted([100 * r["increase"], r["speedup"]] for r in rows if r["group"] == 4 and r["order"] == "clustered")
+    np.testing.assert_allclose(lines["blocks of 4, clustered"], own)
+    spread = ax.collections[0].get_segments()
+    assert [segment[:, 1].tolist() for segment in spread] == [[2, 4], [2, 4]]
+
+
+@pytest.mark.parametrize(
+    ("draw", "given", "said"),
+    [
+        (plots.precision_recall, [], "no rows, expected dicts with predictor, recall and precision"),
+        (plots.precision_recall, [{"predictor": "a", "recall": 1}], "have no precision"),
+        (plots.hit_rate_by_capacity, [], "there are no rows"),
+        (plots.bytes_by_capacity, [{"dense_bytes": 1}], "have no keeper, capacity_share and bytes_per_token"),
+        (plots.gantt, [], "there are no intervals"),
+        (plots.bytes_read, {}, "nothing to draw"),
+        (plots.speed_against_perplexity, [{"group": 1}], "have no sparsity, speedup and increase"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_in_a_sentence(draw, given, said):
+    with pytest.raises(MinillmError, match=said):
+        draw(given)

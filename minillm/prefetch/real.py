@@ -1,0 +1,324 @@
+"""Real runs: a text through the model while its FFN weights stay on disk, and what each way of fetching costs.
+
+    resident      everything in memory: what the others are compared with
+    everything    from disk, all bundles of every layer
+    oracle        from disk, the bundles that turn out to count, recorded in a resident run before: a bound, no method
+    a predictor   from disk, the bundles that it selects, before anything of the layer has been read
+
+Each of the last three with or without WILLNEED one layer ahead, and with a buffer (buffer.py) or none. What is selected
+are the neurons of policy mid where bundles hold one neuron, else a fixed share of each token's bundles: the oracle
+knows their energy (reorder.py), a predictor sums the squares of its scores. The guess for the next layer is the
+oracle's own record, or what the predictor says of the next layer at this one: a predictor that was made to look ahead
+then sees what it was made for, any other takes this layer's input in the next one's place. A wrong guess costs time
+and never changes the result.
+
+Every token goes through alone, those of the prompt, too, as a buffer sees them come. Before each, the system's cache of
+the bundles is emptied where that can be done, outside the time that is taken, or the second token would be served from
+memory; ``cached`` is the largest share that was found in it all the same, by mincore. Then
+
+    bytes_per_token     counted by the reader
+    system_bytes        counted by the system for the same reads: the two agree, or something is wrong
+    disk_bytes          what really came from the disk, also what WILLNEED asked for and nobody used
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from ..errors import MinillmError
+from ..predictors.base import Predictor
+from ..sparsity.calibrate import Thresholds, sparse_ffn
+from ..trace import Tap, no_tap
+from ..transformer.attention import KVCache
+from ..transformer.evaluation import Run, pass_over
+from ..transformer.ffn import FeedForward, swiglu
+from ..transformer.model import Layer, Llama
+from ..transformer.ops import log_softmax
+from .buffer import PrefetchBuffer, belady
+from .bundle import Bundle
+from .reader import BundleReader, FetchedFFN, Select, Unsupported, cached_share, predicted, recorded, system_reads
+from .reorder import BlockOracle
+from .replay import frequencies, keeper_of, recorder_for
+
+
+class Way(NamedTuple):
+    """How the bundles of a token come to be known.
+
+    select(number of the text) -> what is wanted in it; None: everything. trace (T, L, B) bool: the bundles that all
+    texts ask for, where that is known beforehand (the keeper belady needs it).
+    """
+
+    name: str
+    select: Callable[[int], Select | None]
+    trace: np.ndarray | None = None
+
+
+EVERYTHING = Way("everything", lambda number: None)
+
+
+def way_of(predictor: Predictor, bundle: Bundle, share: float) -> Way:
+    """What a predictor selects: by its cutoffs where a bundle is one neuron, else that share of the bundles."""
+    select = predicted(predictor, bundle.group, None if bundle.group == 1 else share)
+    return Way(predictor.name, lambda number: select)
+
+
+def oracle_ffn(model: Llama, bundle: Bundle, thresholds: Thresholds, share: float) -> FeedForward:
+    """The resident FFN whose masks are the oracle's: policy mid, or the best blocks of each token."""
+    return sparse_ffn(model, thresholds) if bundle.group == 1 else BlockOracle(bundle.group, share)
+
+
+def oracle(model: Llama, bundle: Bundle, ffn: FeedForward, texts: Sequence[Run], new: int = 0) -> Way:
+    """Run the texts with everything in memory and write down what is wanted."""
+    masks = []
+    for text in texts:
+        recorder = recorder_for(model, ffn)
+        one_by_one(model, text.ids, new, ffn, recorder)
+        masks.append(recorder.needed)  # (T, L, F)
+    selects = [recorded(mask.transpose(1, 0, 2)) for mask in masks]
+    return Way("oracle", selects.__getitem__, in_blocks(np.concatenate(masks), bundle.group))
+
+
+def block_frequencies(model: Llama, bundle: Bundle, ffn: FeedForward, texts: Sequence[Run]) -> np.ndarray:
+    """How often each bundle is wanted on a calibration text: (L, B)."""
+    recorder = recorder_for(model, ffn)
+    pass_over(model, texts, recorder, ffn, "counting")
+    return frequencies(in_blocks(recorder.needed, bundle.group))
+
+
+def in_blocks(masks: np.ndarray, group: int) -> np.ndarray:
+    """Which blocks hold a neuron that is wanted.  (..., F) bool  ->  (..., B) bool."""
+    return np.logical_or.reduceat(masks, np.arange(0, masks.shape[-1], group), axis=-1)
+
+
+# ---- running ---------------------------------------------------------------------------------------------------------
+
+
+def one_by_one(
+    model: Llama, ids: Sequence[int], new: int = 0, ffn: FeedForward = swiglu, tap: Tap = no_tap
+) -> tuple[list[int], np.ndarray]:
+    """Pass a text through the model token by token, and greedily go on for ``new`` more.
+
+    ->  the likeliest next token after each one, the last ``new`` of which continue the text, and -ln p of each id
+    after the first (n - 1,), float64. Stops early at the end of a sequence.
+    """
+    ids, given = list(ids), len(ids)
+    cache, guesses, nll = KVCache(model.config, given + new, model.dtype), [], []
+    for t in range(given + new - 1):
+        logits = model.forward(ids[t : t + 1], cache, ffn, tap)[0]  # (V,)
+        guesses.append(int(logits.argmax()))
+        if t + 1 < given:
+            nll.append(-log_softmax(logits.astype(np.float64))[ids[t + 1]])
+            continue
+        ids.append(guesses[-1])
+        if guesses[-1] in model.config.eos_token_ids:
+            break
+    return guesses, np.array(nll)
+
+
+@dataclass
+class Stopwatch:
+    """A FeedForward around another, which counts tokens and the seconds spent in it.
+
+    before: called once per pass, before its first layer; its own seconds are kept apart, in ``outside``.
+    """
+
+    ffn: FeedForward
+    before: Callable[[], None] = lambda: None
+    seconds: float = 0.0
+    outside: float = 0.0
+    tokens: int = 0
+
+    def __call__(self, x: np.ndarray, layer: Layer, position: int = 0, tap: Tap = no_tap) -> np.ndarray:
+        """x (T, D)  ->  y (T, D)."""
+        started = time.perf_counter()
+        if layer.index == 0:
+            self.tokens += len(x)
+            self.before()
+            started, before = time.perf_counter(), started
+            self.outside += started - before
+        y = self.ffn(x, layer, position, tap)
+        self.seconds += time.perf_counter() - started
+        return y
+
+
+@dataclass
+class Result:
+    """What came of the texts: the guesses after each token, nll and number of the tokens scored, and all seconds."""
+
+    guesses: list[list[int]]
+    nll: float
+    scored: int
+    seconds: float
+
+    def agreement(self, other: Result) -> float:
+        """The share of the other's guesses that are the same here, at the same place."""
+        pairs = list(zip(self.guesses, other.guesses, strict=True))
+        same = sum(a == b for mine, theirs in pairs for a, b in zip(mine, theirs, strict=False))
+        return same / sum(len(theirs) for _, theirs in pairs)
+
+
+def run_texts(model: Llama, texts: Sequence[Run], new: int, ffn: Callable[[int], FeedForward]) -> Result:
+    """All texts, one after the other. With new tokens only these are guesses, else every position is."""
+    result, started = Result([], 0.0, 0, 0.0), time.perf_counter()
+    for number, text in enumerate(texts):
+        guesses, nll = one_by_one(model, text.ids, new, ffn(number))
+        result.guesses.append(guesses[len(text.ids) - 1 if new else text.unscored - 1 :])
+        result.nll += float(nll[text.unscored - 1 :].sum())
+        result.scored += max(0, len(nll) - (text.unscored - 1))
+    result.seconds = time.perf_counter() - started
+    return result
+
+
+def cut_after(texts: Sequence[Run], tokens: int) -> list[Run]:
+    """The first texts, as many as hold so many scored tokens; the last one is cut."""
+    found = []
+    for text in texts:
+        if tokens > 0:
+            found.append(replace(text, ids=text.ids[: text.unscored + tokens]))
+            tokens -= len(found[-1].ids) - text.unscored
+    return found
+
+
+def resident_row(model: Llama, texts: Sequence[Run], new: int) -> tuple[dict, Result]:
+    """The dense model with everything in memory: its row, and what the others are compared with."""
+    watch = Stopwatch(swiglu)
+    result = run_texts(model, texts, new, lambda number: watch)
+    return _row("resident", watch, result, result, new), result
+
+
+def fetched_row(
+    model: Llama, bundle: Bundle, texts: Sequence[Run], new: int, way: Way, ahead: bool = False, *,
+    keeper: str | None = None, capacity: int = 0, hot_frequencies: np.ndarray | None = None, seed: int = 0,
+    resident: Result | None = None, portable: bool = False,
+) -> tuple[dict, Result]:  # fmt: skip
+    """Run the texts with the bundles on disk; the row says what it cost (module docstring).
+
+    model: ``resident_llama(bundle)``. keeper: of a buffer of ``capacity`` bundles per layer; None: no buffer.
+    resident: None where the whole model never was in memory. Raises MinillmError: belady without a trace, hot without
+    frequencies.
+    """
+    shape, buffer = (len(bundle.layers), bundle.blocks), None
+    if keeper == "belady" and way.trace is None:
+        raise MinillmError(f"keeper belady must know the future, which {way.name} does not, expected the oracle's way")
+    if keeper:
+        rule = belady(way.trace) if keeper == "belady" else keeper_of(keeper, capacity, shape, hot_frequencies, seed)
+        buffer = PrefetchBuffer(*shape, capacity, rule, log=False)
+    shares: list[float | None] = []
+    with BundleReader(bundle, model.dtype, buffer, portable) as reader:
+        preloaded, reader.bytes_read, reader.seconds = reader.bytes_read, 0, 0.0
+        watch = Stopwatch(swiglu, lambda: shares.append(made_cold(reader)))
+
+        def ffn(number: int) -> Stopwatch:
+            select = way.select(number)
+            watch.ffn = FetchedFFN(reader, select, (select or every_neuron(bundle)) if ahead else None)
+            return watch
+
+        before = system_reads()
+        result = run_texts(model, texts, new, ffn)
+        after = system_reads()
+        row = _row(way.name, watch, result, resident, new)
+        tokens, dense = watch.tokens, sum(info.nbytes for info in bundle.layers)
+        counted = after is not None and before is not None
+        row |= {
+            "ahead": ahead,
+            "keeper": keeper,
+            "capacity": capacity if keeper else None,
+            "cached": max(shares) if None not in shares else None,
+            "read_seconds": reader.seconds / tokens,
+            "bytes_per_token": reader.bytes_read / tokens,
+            "system_bytes": (after.given - before.given - before.itself) / tokens if counted else None,
+            "disk_bytes": (after.disk - before.disk) / tokens if counted else None,
+            "reads": reader.bytes_read / tokens / dense,
+            "hit_rate": buffer.traffic().hit_rate if buffer else None,
+            "preloaded_bytes": preloaded,
+        }
+    return row, result
+
+
+def every_neuron(bundle: Bundle) -> Select:
+    """Wanted is everything: what is announced where nothing is selected."""
+    return lambda index, position, x: np.ones((len(x), bundle.config.intermediate_size), bool)
+
+
+def _row(name: str, watch: Stopwatch, result: Result, resident: Result | None, new: int) -> dict:
+    seconds, tokens = result.seconds - watch.outside, watch.tokens
+    return {
+        "way": name,
+        "tokens": tokens,
+        "tokens_per_second": tokens / seconds,
+        "ffn_seconds": watch.seconds / tokens,
+        "perplexity": float(np.exp(result.nll / result.scored)) if result.scored and not new else None,
+        "agreement": result.agreement(resident) if resident else None,
+    }
+
+
+ROW_COLUMNS = {  # for text_table, of ``as_shown``
+    "way": "", "ahead": "", "keeper": "", "keeps": "d", "cached": ".2f", "tokens/s": ",.1f", "FFN ms": ".2f",
+    "reading": ".2f", "kB": ",.0f", "from disk": ",.0f", "reads": ".3f", "hits": ".3f", "perplexity": ".3f",
+    "agreement": ".3f",
+}  # fmt: skip
+
+
+def as_shown(rows: Sequence[dict]) -> list[dict]:
+    """The rows as ROW_COLUMNS print them: milliseconds and kB per token."""
+    shown = []
+    for row in rows:
+        line = row | {"ahead": "yes" if row.get("ahead") else None, "tokens/s": row["tokens_per_second"]}
+        line |= {"keeps": row.get("capacity"), "hits": row.get("hit_rate")}
+        names = {"FFN ms": ("ffn_seconds", 1e3), "reading": ("read_seconds", 1e3), "kB": ("bytes_per_token", 1e-3),
+                 "from disk": ("disk_bytes", 1e-3)}  # fmt: skip
+        for heading, (name, unit) in names.items():
+            line[heading] = None if row.get(name) is None else unit * row[name]
+        shown.append(line)
+    return shown
+
+
+def counters_agree(rows: Sequence[dict]) -> bool | None:
+    """Whether the reader's count of bytes is the system's own in every row; None where the system has none."""
+    pairs = [(row["bytes_per_token"], row["system_bytes"]) for row in rows if row.get("system_bytes") is not None]
+    return all(ours == theirs for ours, theirs in pairs) if pairs else None
+
+
+# ---- the system ------------------------------------------------------------------------------------------------------
+
+
+def made_cold(reader: BundleReader) -> float | None:
+    """Empty the system's cache of the bundles, where it can be; the largest share of a file that is in it all the same.
+
+    None where the system shows no such thing: then nothing is known about where the bytes come from.
+    """
+    try:
+        with suppress(Unsupported):
+            reader.drop_cache()
+        return max(cached_share(info.path) for info in reader.bundle.layers)
+    except Unsupported:
+        return None
+
+
+def limit_memory(megabytes: int) -> None:
+    """Forbid this process more than so many megabytes beyond what it has now (RLIMIT_AS): more is a MemoryError.
+
+    What counts is address space, mapped files included; nothing lifts the limit again. Linux only: macOS takes the
+    call and keeps no limit. Raises MinillmError.
+    """
+    if not sys.platform.startswith("linux"):
+        raise MinillmError(f"{sys.platform}: keeps no limit of a process's memory, expected Linux")
+    import resource
+
+    import tokenizers  # noqa: F401  (what is loaded later would count as the model's)
+
+    for dtype in (np.float32, np.float64):  # BLAS sets its own memory aside at its first larger product
+        square = np.ones((600, 600), dtype)
+        square @ square, square @ square[0], square[0] @ square
+    with open("/proc/self/statm", "rb") as file:
+        used = int(file.read().split()[0]) * resource.getpagesize()
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = used + megabytes * 1_000_000
+    resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))

@@ -1,0 +1,597 @@
+# %% [markdown]
+# # 00 · Shapes before models
+#
+# A transformer in NumPy is short. What makes it hard to read is not the mathematics but the shapes: which axis is
+# which, what is repeated, what is a view, and why everything became `float64`. Whoever can read shapes can read the
+# rest of this course.
+#
+# Afterwards you can
+#
+# 1. predict the shape of any expression with broadcasting or `einsum` before you run it;
+# 2. say whether a result is a view or a copy, and why that matters;
+# 3. find the place where a `float32` computation leaks into `float64`.
+
+# %%
+import math
+
+import numpy as np
+
+import minillm
+from minillm.study.grade import check
+from minillm.study.notebook import show, show_source
+from minillm.study.plots import you_are_here
+from minillm.study.primer import broadcasting
+from minillm.study.tables import text_table
+from minillm.transformer import ops
+from minillm.transformer.ops import linear, silu
+
+show(you_are_here())
+
+# %% [markdown]
+# This map will come with you through all notebooks. Nothing is filled yet: today is about the small letters in the
+# boxes. They mean the same in the whole course.
+#
+# | letter | what it counts |
+# |---|---|
+# | T | new tokens, one row each |
+# | S | tokens that can be looked at (S ≥ T) |
+# | D | numbers per token, the *hidden size* |
+# | H, K | query heads, key/value heads |
+# | d | numbers per head |
+# | F | neurons of the feed-forward network |
+# | V | tokens in the vocabulary |
+#
+# ## Read: one function, one line of mathematics
+#
+# Most of a model is this function. Read its last line first: it says what goes in and what comes out.
+
+# %%
+show_source(linear)
+
+# %% [markdown]
+# The weight is stored as (out, in), as in every Hugging Face checkpoint, so we write `x @ w.T`. The inner axes must
+# agree and disappear; the outer ones stay.
+
+# %%
+T, D, F = 5, 8, 12
+rng = np.random.default_rng(0)
+x = rng.standard_normal((T, D))
+weight = rng.standard_normal((F, D))
+
+y = linear(x, weight)
+print(f"{x.shape} @ {weight.T.shape} -> {y.shape}")
+assert y.shape == (T, F)
+
+by_hand = sum(x[2, j] * weight[7, j] for j in range(D))
+assert np.allclose(y[2, 7], by_hand)  # one number of it
+
+# %% [markdown]
+# ## Broadcasting: who is repeated?
+#
+# NumPy writes the two shapes one below the other, **aligned at the right**. Two sizes fit when they are equal or when
+# one of them is 1 (or missing). Whatever has 1 is repeated, without being stored.
+
+# %%
+column = np.array([[0], [10], [20]])  # (3, 1)
+row = np.array([0, 1, 2, 3])  # (4,)
+assert (column + row).shape == (3, 4)
+show(broadcasting(column, row))
+
+# %% [markdown]
+# A practical way to predict a shape: write both, fill the shorter one with ones at its left, take the larger of each
+# pair. The next cell lets NumPy do it. Cover the last column and predict it first.
+
+# %%
+lefts = (5, 8), (5, 8), (4, 5, 6), (5, 1), (4, 1, 5), (5, 8)
+rights = (8,), (5, 1), (5, 6), (6,), (3, 5), (5,)
+lines = []
+for left, right in zip(lefts, rights, strict=True):
+    try:
+        result = str(np.broadcast_shapes(left, right))
+    except ValueError:
+        result = "does not fit"
+    lines.append({"one": str(left), "other": str(right), "together": result})
+print(text_table(lines, {"one": "", "other": "", "together": ""}))
+
+# %% [markdown]
+# The last pair is the usual accident: a number per token, `(T,)`, against rows of D. It must become `(T, 1)` first.
+# That is what `[:, None]` and `keepdims=True` are for.
+
+# %%
+per_token = x.max(axis=1)  # (T,)
+assert per_token[:, None].shape == x.max(axis=1, keepdims=True).shape == (T, 1)
+assert (x - per_token[:, None]).shape == (T, D)
+
+# %% [markdown]
+# Now it is your turn. Each puzzle comes with its *specification*: slow loops that say plainly what is meant. Write it
+# **without any loop**. The check compares both on several shapes and tells you what differs, shapes first.
+
+# %% [markdown]
+# ### Exercise 00.1: all products
+# difficulty ●○○○○ · 3 minutes
+#
+# Multiply each number of `a` (n,) with each of `b` (m,). The result has a row per number of `a`: (n, m).
+#
+# <details><summary>Hint</summary>
+#
+# A column times a row. `a[:, None]` is a column.
+#
+# </details>
+
+
+# %% tags=["exercise"]
+def outer(a, b):
+    """Every product: a (n,), b (m,) -> (n, m)."""
+    return a[:, None] * b
+
+
+# %% tags=["check"]
+def outer_spec(a, b):
+    result = np.empty((len(a), len(b)))
+    for i in range(len(a)):
+        for j in range(len(b)):
+            result[i, j] = a[i] * b[j]
+    return result
+
+
+sizes = ((2, 3), (4, 4), (1, 5))
+check("00.1", outer, outer_spec, [(rng.standard_normal(n), rng.standard_normal(m)) for n, m in sizes])
+
+# %% [markdown]
+# ### Exercise 00.2: centre each token
+# difficulty ●○○○○ · 3 minutes
+#
+# Subtract from each row of `x` (T, D) its own mean. (LayerNorm begins like this; Llama's RMSNorm leaves it out.)
+#
+# <details><summary>Hint</summary>
+#
+# `x.mean(axis=-1)` is (T,). Which axis has to come back, and with which argument?
+#
+# </details>
+
+
+# %% tags=["exercise"]
+def centred(x):
+    """Rows with mean zero: x (T, D) -> (T, D)."""
+    return x - x.mean(axis=-1, keepdims=True)
+
+
+# %% tags=["check"]
+def centred_spec(x):
+    result = np.empty_like(x)
+    for t in range(len(x)):
+        result[t] = x[t] - sum(x[t]) / len(x[t])
+    return result
+
+
+sizes = ((3, 5), (4, 4), (1, 2))
+check("00.2", centred, centred_spec, [(rng.standard_normal(size),) for size in sizes])
+
+# %% [markdown]
+# The second case of that check was square on purpose. Without `keepdims`, (4, 4) minus (4,) *fits*, silently, and
+# subtracts the means along the wrong axis. Square test arrays hide shape errors: always try two different sizes.
+#
+# ### Exercise 00.3: one-hot rows
+# difficulty ●●○○○ · 4 minutes
+#
+# Give each id of `ids` (T,) a row of V numbers: 1 at its own place, 0 elsewhere, as `float32`. (Multiplied with the
+# embedding matrix, such a row picks out one token's vector. Nobody computes it that way, but it is what happens.)
+#
+# <details><summary>Hint</summary>
+#
+# A comparison broadcasts like a sum: `ids[:, None] == np.arange(V)`. Then make numbers of the truth values with
+# `.astype(np.float32)`.
+#
+# </details>
+
+
+# %% tags=["exercise"]
+def one_hot(ids, V):
+    """Rows of zeros with a single one: ids (T,) -> float32 (T, V)."""
+    return (ids[:, None] == np.arange(V)).astype(np.float32)
+
+
+# %% tags=["check"]
+def one_hot_spec(ids, V):
+    result = np.zeros((len(ids), V), np.float32)
+    for t in range(len(ids)):
+        result[t, ids[t]] = 1
+    return result
+
+
+cases = [(np.array([2, 0, 3]), 4), (np.array([5, 5]), 7), (np.array([0]), 1)]
+check("00.3", one_hot, one_hot_spec, cases)
+
+# %% [markdown]
+# ### Exercise 00.4: the chosen ones
+# difficulty ●●○○○ · 4 minutes
+#
+# For each token t there is a row of `scores` (T, V), and an id `ids[t]` that really came next. Pick out
+# `scores[t, ids[t]]` for every t: (T,). Perplexity is computed from nothing else.
+#
+# <details><summary>Hint</summary>
+#
+# Two index arrays of the same length are walked through *together*: `scores[rows, columns]`. Which rows?
+#
+# </details>
+
+
+# %% tags=["exercise"]
+def chosen(scores, ids):
+    """The score of each row's own id: scores (T, V), ids (T,) -> (T,)."""
+    return scores[np.arange(len(ids)), ids]
+
+
+# %% tags=["check"]
+def chosen_spec(scores, ids):
+    result = np.empty(len(ids))
+    for t in range(len(ids)):
+        result[t] = scores[t, ids[t]]
+    return result
+
+
+sizes = ((3, 5), (4, 4))
+cases = [(rng.standard_normal((T, V)), rng.integers(V, size=T)) for T, V in sizes]
+check("00.4", chosen, chosen_spec, cases)
+
+# %% [markdown]
+# ## Einsum: name the axes
+#
+# `einsum` makes the letters part of the program. Letters that stand on both sides stay; a letter that is missing at
+# the right is summed over. One rule covers products, sums, transposes and everything attention needs.
+
+# %%
+T, S, H, d = 3, 5, 2, 4
+a, b = rng.standard_normal((T, D)), rng.standard_normal((S, D))
+q, k = rng.standard_normal((T, H, d)), rng.standard_normal((S, H, d))
+
+examples = {
+    "td,sd->ts": (a, b),  # every row with every row: D is summed over
+    "td,td->t": (a, a),  # each row with itself
+    "td->dt": (a,),  # a transpose
+    "td->": (a,),  # a sum over everything
+    "thd,shd->hts": (q, k),  # the same as the first, for each head by itself
+}
+rows = []
+for how, given in examples.items():
+    shapes, result = "  ".join(str(one.shape) for one in given), np.einsum(how, *given)
+    rows.append({"einsum": how, "in": shapes, "out": str(result.shape)})
+print(text_table(rows, {"einsum": "", "in": "", "out": ""}))
+assert np.allclose(np.einsum("td,sd->ts", a, b), a @ b.T)
+
+# %% [markdown]
+# ### Exercise 00.5: everybody looks at everybody
+# difficulty ●●○○○ · 5 minutes
+#
+# Attention begins with a score for each head h, each new token t and each token s that it may look at: the product
+# of query `q[t, h]` and key `k[s, h]`, divided by √d. From `q` (T, H, d) and `k` (S, H, d) make (H, T, S).
+#
+# <details><summary>Hint</summary>
+#
+# The last line of the table above, and `q.shape[-1]` is d.
+#
+# </details>
+
+
+# %% tags=["exercise"]
+def scores(q, k):
+    """Scaled products per head: q (T, H, d), k (S, H, d) -> (H, T, S)."""
+    return np.einsum("thd,shd->hts", q, k) / np.sqrt(q.shape[-1])
+
+
+# %% tags=["check"]
+def scores_spec(q, k):
+    T, H, d = q.shape
+    result = np.zeros((H, T, len(k)))
+    for h in range(H):
+        for t in range(T):
+            for s in range(len(k)):
+                result[h, t, s] = sum(q[t, h, i] * k[s, h, i] for i in range(d)) / d**0.5
+    return result
+
+
+sizes = ((2, 3, 4, 5), (3, 3, 3, 3), (1, 6, 2, 4))  # T, S, H, d
+cases = [(rng.standard_normal((T, H, d)), rng.standard_normal((S, H, d))) for T, S, H, d in sizes]
+check("00.5", scores, scores_spec, cases)
+
+# %% [markdown]
+# ## Views: two names for the same memory
+#
+# `reshape` and `transpose` copy nothing if they can: they only change how the same numbers are walked through. That is
+# why they cost nothing, and why writing into one changes the other.
+
+# %%
+flat = np.arange(6)
+table = flat.reshape(2, 3)
+table[0, 0] = 100
+assert flat[0] == 100  # the same memory
+
+turned = table.T
+assert np.shares_memory(turned, flat)
+assert not np.shares_memory(turned.reshape(6), flat)  # this one had to copy
+print("as stored     ", flat)
+print("turned, flat  ", turned.reshape(6))
+
+# %% [markdown]
+# So `reshape(3, 2)` and `.T` give the same shape and different arrays. `reshape` never changes the order of the
+# numbers, it only puts the line breaks elsewhere. This is the most common mistake with heads.
+#
+# ### Exercise 00.6: split into heads
+# difficulty ●●●○○ · 6 minutes
+#
+# A row of `x` (T, H·d) holds the numbers of head 0, then those of head 1, and so on. Give each head its own table:
+# (H, T, d), with `result[h, t, i] = x[t, h·d + i]`.
+#
+# <details><summary>Hint</summary>
+#
+# First put the line breaks where they belong, without changing the order: (T, H, d). Then exchange two axes.
+#
+# </details>
+
+
+# %% tags=["exercise"]
+def split_heads(x, H):
+    """One table per head: x (T, H d) -> (H, T, d)."""
+    return x.reshape(len(x), H, -1).transpose(1, 0, 2)
+
+
+# %% tags=["check"]
+def split_heads_spec(x, H):
+    T, d = len(x), x.shape[1] // H
+    result = np.empty((H, T, d))
+    for h in range(H):
+        for t in range(T):
+            for i in range(d):
+                result[h, t, i] = x[t, h * d + i]
+    return result
+
+
+sizes = ((3, 2, 4), (2, 2, 2))  # T, H, d
+cases = [(rng.standard_normal((T, H * d)), H) for T, H, d in sizes]
+check("00.6", split_heads, split_heads_spec, cases)
+
+# %% [markdown]
+# ### Exercise 00.7: repeat the keys
+# difficulty ●●●○○ · 6 minutes
+#
+# Llama has fewer key heads than query heads: query head h uses key head `h // (H / K)`. The simplest way is to repeat
+# each key head. From `k` (K, S, d) make (H, S, d).
+#
+# <details><summary>Hint</summary>
+#
+# `np.repeat(..., axis=0)` repeats each head in place: 0 0 1 1. `np.tile` would give 0 1 0 1, which has the same
+# shape. That mix-up makes a model that talks, and talks nonsense.
+#
+# </details>
+
+
+# %% tags=["exercise"]
+def repeat_kv(k, H):
+    """Each key head as often as there are query heads for it: k (K, S, d) -> (H, S, d)."""
+    return np.repeat(k, H // len(k), axis=0)
+
+
+# %% tags=["check"]
+def repeat_kv_spec(k, H):
+    K = len(k)
+    result = np.empty((H, *k.shape[1:]))
+    for h in range(H):
+        result[h] = k[h // (H // K)]
+    return result
+
+
+sizes = ((2, 4), (2, 6), (1, 3), (3, 3))  # K, H
+check("00.7", repeat_kv, repeat_kv_spec, [(rng.standard_normal((K, 3, 4)), H) for K, H in sizes])
+
+# %% [markdown]
+# ### Exercise 00.8: nobody sees the future
+# difficulty ●●●○○ · 6 minutes
+#
+# There are S tokens, and the **last** T of them are new. Write down who may look at whom: (T, S), `True` where new
+# token t may look at token s, that is at itself and at everything before it.
+#
+# <details><summary>Hint</summary>
+#
+# Row t is not token t: it is token S - T + t. With the positions of the new tokens as a column, this is one
+# comparison. (A mask that starts at 0 is right for a whole text, and wrong as soon as there is a cache.)
+#
+# </details>
+
+
+# %% tags=["exercise"]
+def causal_mask(T, S):
+    """Who may look at whom -> bool (T, S)."""
+    return np.arange(S) <= np.arange(S - T, S)[:, None]
+
+
+# %% tags=["check"]
+def causal_mask_spec(T, S):
+    result = np.zeros((T, S), bool)
+    for t in range(T):
+        for s in range(S):
+            result[t, s] = s <= S - T + t
+    return result
+
+
+check("00.8", causal_mask, causal_mask_spec, [(4, 4), (2, 5), (1, 3), (1, 1)])
+
+# %% [markdown]
+# ## Numbers that are too large
+#
+# `float32` ends at about 3·10³⁸, and `exp` gets there quickly. What is mathematically a share between 0 and 1 may be
+# `inf / inf` on the way.
+
+# %%
+with np.errstate(over="ignore", invalid="ignore"):
+    large = np.array([10.0, 100.0, 101.0], np.float32)
+    naive = np.exp(large) / np.exp(large).sum()
+print(naive)
+assert np.isnan(naive).any()
+
+# %% [markdown]
+# ### Exercise 00.9: a softmax that cannot overflow
+# difficulty ●●○○○ · 5 minutes
+#
+# The softmax of each row: `exp(x_i) / Σ exp(x_j)`. It does not change when the same number is subtracted from a whole
+# row. Choose that number so that no exponential is larger than 1. The last axis is normalised; there may be several
+# axes before it.
+#
+# <details><summary>Hint</summary>
+#
+# Subtract the row's maximum; `axis=-1, keepdims=True`, twice.
+#
+# </details>
+
+
+# %% tags=["exercise"]
+def softmax(x):
+    """Shares along the last axis: x (..., n) -> (..., n), in the dtype of x."""
+    e = np.exp(x - x.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+# %% tags=["check"]
+examples = rng.standard_normal((3, 5)), rng.standard_normal((2, 3, 4)), np.full((2, 4), 1000.0), large
+check("00.9", softmax, ops.softmax, [(x,) for x in examples])
+
+# %% [markdown]
+# This time the specification was the package's own function: what you wrote is what runs in the model.
+#
+# ## dtype: who turns whom into float64?
+#
+# A `float32` array stays `float32` beside a Python number. Beside a `float64` *array* (or a NumPy `float64` number) it
+# does not. A single such table makes everything after it twice as large and half as fast.
+
+# %%
+x32 = np.ones(3, np.float32)
+expressions = {
+    "x32 * 2.0": x32 * 2.0,
+    "x32 / math.sqrt(8)": x32 / math.sqrt(8),
+    "x32 / np.sqrt(8)": x32 / np.sqrt(8),
+    "x32 / np.sqrt(x32)": x32 / np.sqrt(x32),
+    "x32 + np.arange(3)": x32 + np.arange(3),
+    "x32 * np.linspace(0, 1, 3)": x32 * np.linspace(0, 1, 3),
+    "silu(x32)": silu(x32),
+}
+print(text_table([{"expression": how, "dtype": str(v.dtype)} for how, v in expressions.items()],
+                 {"expression": "", "dtype": ""}))  # fmt: skip
+assert [how for how, v in expressions.items() if v.dtype == np.float64] == [
+    "x32 / np.sqrt(8)", "x32 + np.arange(3)", "x32 * np.linspace(0, 1, 3)",
+]  # fmt: skip
+
+# %% [markdown]
+# The third line surprises most people: `np.sqrt(8)` is a NumPy number of type `float64`, and it counts like an array.
+# `math.sqrt(8)` is a plain Python number and does not.
+#
+# ### Exercise 00.10: mend the leak
+# difficulty ●●●○○ · 6 minutes
+#
+# The function in the next cell rotates pairs of numbers by an angle that grows with the position, as Llama does with
+# its queries. Its numbers are right, but for `float32` input the result is `float64`. Write the same function so that
+# the result has the dtype of `x`, computing the angles themselves as exactly as before.
+
+
+# %%
+def leaky(x):
+    """Rotate row t by t radians: x (T, 2) -> (T, 2)."""
+    angle = np.arange(len(x)) / 1.0
+    cos, sin = np.cos(angle)[:, None], np.sin(angle)[:, None]
+    return x * cos + np.stack([-x[:, 1], x[:, 0]], axis=1) * sin
+
+
+print(leaky(np.ones((2, 2), np.float32)).dtype)
+
+# %% [markdown]
+# <details><summary>Hint</summary>
+#
+# Which array is `float64` first, and which is the last place where it does no harm? Cast the two tables once, when
+# they are finished: `.astype(x.dtype)`.
+#
+# </details>
+
+
+# %% tags=["exercise"]
+def rotated(x):
+    """Rotate row t by t radians: x (T, 2) -> (T, 2), in the dtype of x."""
+    angle = np.arange(len(x)) / 1.0
+    cos, sin = (table(angle)[:, None].astype(x.dtype) for table in (np.cos, np.sin))
+    return x * cos + np.stack([-x[:, 1], x[:, 0]], axis=1) * sin
+
+
+# %% tags=["check"]
+def rotated_spec(x):
+    return leaky(x.astype(np.float64)).astype(x.dtype)
+
+
+kinds = ((4, np.float32), (9, np.float32), (3, np.float64))
+cases = [(rng.standard_normal((T, 2)).astype(kind),) for T, kind in kinds]
+check("00.10", rotated, rotated_spec, cases)
+
+# %% [markdown]
+# ## Change something
+#
+# Here is `centred` again, with the mistake from above. Change `n` and see when NumPy notices, and when it does not.
+# Then repair it with the fewest characters.
+
+# %%
+n = 4
+square = rng.standard_normal((4, n))
+try:
+    wrong = square - square.mean(axis=-1)  # the axis is gone
+    print("it fits, and the row means are", wrong.mean(axis=-1).round(2))
+except ValueError as error:
+    print("NumPy noticed:", error)
+
+# %% [markdown]
+# ## Your own checkpoint
+#
+# The letters are enough to read the table of contents of a real model. The function below prints the shapes of one
+# layer, and takes a (T, D) array through them. Put a Hugging Face folder (or a downloaded `org/name`) between the
+# quotation marks to see another model.
+
+
+# %%
+def shapes_of(model, T=3):
+    """Print one layer's matrices with their letters, and check that each fits what comes before it."""
+    c, layer = model.config, model.layers[0]
+    D, F, d = c.hidden_size, c.intermediate_size, c.head_dim
+    H, K = c.num_attention_heads, c.num_key_value_heads
+    rows = [
+        ("q_proj", layer.q_proj, "H d, D", (H * d, D)), ("k_proj", layer.k_proj, "K d, D", (K * d, D)),
+        ("v_proj", layer.v_proj, "K d, D", (K * d, D)), ("o_proj", layer.o_proj, "D, H d", (D, H * d)),
+        ("gate_proj", layer.gate_proj, "F, D", (F, D)), ("up_proj", layer.up_proj, "F, D", (F, D)),
+        ("down_proj", layer.down_proj, "D, F", (D, F)),
+    ]  # fmt: skip
+    for name, matrix, _, shape in rows:
+        assert matrix.shape == shape, name
+        assert linear(np.zeros((T, shape[1]), matrix.dtype), matrix).shape == (T, shape[0])
+    print(f"{model.name}: D {D}, F {F}, H {H}, K {K}, d {d}, L {c.num_hidden_layers}, {model.dtype}")
+    table = [{"matrix": name, "letters": letters, "shape": str(matrix.shape), "weights": matrix.size}
+             for name, matrix, letters, _ in rows]  # fmt: skip
+    print(text_table(table, {"matrix": "", "letters": "", "shape": "", "weights": ",d"}))
+
+
+shapes_of(minillm.load("default"))
+
+# %%
+CHECKPOINT = ""
+if CHECKPOINT:
+    shapes_of(minillm.load(CHECKPOINT))
+
+# %% [markdown]
+# ## Recap
+#
+# Shapes are aligned at the right, and ones are stretched. `einsum` sums over what is missing at the right of its
+# arrow. `reshape` keeps the order and `transpose` changes it, both without a copy where they can. And dtypes leak
+# through tables and NumPy numbers, never through Python numbers. A shape error that raises is a gift: those that fit by
+# accident are why every function here is checked on sizes that differ.
+#
+# ## Where to go next
+#
+# - [01 · From text to arrays](01_from_text_to_arrays.ipynb): where the ids and the weights come from.
+#   [The map](map.ipynb) shows the whole way.
+# - Read `causal_mask` in [attention.py](../minillm/transformer/attention.py) and `softmax` in
+#   [ops.py](../minillm/transformer/ops.py): you have just written both.
+# - NumPy's own pages on [broadcasting](https://numpy.org/doc/stable/user/basics.broadcasting.html) and
+#   [einsum](https://numpy.org/doc/stable/reference/generated/numpy.einsum.html).
+# - More puzzles of this kind: Sasha Rush's Tensor Puzzles, where the idea of loop specifications comes from.

@@ -1,0 +1,525 @@
+# %% [markdown]
+# # 04 · Generation and the KV cache
+#
+# A model gives probabilities for one next token. Text comes from asking again and again. Done naively, that repeats
+# almost all of the work for every token; the *KV cache* keeps what does not change. In this notebook we build that
+# loop, prove that the cache changes nothing, count what it saves and what it costs, and choose tokens by chance.
+#
+# Afterwards you can
+#
+# 1. tell prefill from decode, and say what T and S are in each;
+# 2. count the work and the bytes of a token, with a cache and without;
+# 3. say what temperature, top-k, top-p and min-p do to the next token.
+
+# %%
+import textwrap
+import time
+from dataclasses import replace
+
+import numpy as np
+
+import minillm
+from minillm.loading.config import ModelConfig
+from minillm.study.grade import check
+from minillm.study.notebook import show, show_source, token_labels
+from minillm.study.plots import cache_growth, sampling_bars, work_per_token, you_are_here
+from minillm.study.tables import text_table
+from minillm.trace import Trace, no_tap
+from minillm.transformer.attention import KVCache, causal_mask
+from minillm.transformer.generation import generate, next_probabilities
+from minillm.transformer.ops import softmax
+
+show(you_are_here("cache"))
+
+# %% [markdown]
+# ## One token, and again from the start
+#
+# The simplest loop that writes text: run the model on everything so far, take the likeliest next token, append it.
+# Taking the likeliest is called *greedy*.
+
+# %%
+model = minillm.load("default", dtype="float64")
+config = model.config
+prompt = model.tokenizer.encode("Once upon a time there was a little dog")
+
+
+def naive(ids: list[int], count: int) -> list[int]:
+    """Greedy text without a cache: every pass computes everything again."""
+    ids = list(ids)
+    for _ in range(count):
+        logits = model.forward(ids)  # (T, V), but only the last row is used
+        ids.append(int(logits[-1].argmax()))
+    return ids
+
+
+print(model.tokenizer.decode(naive(prompt, 30)))
+
+# %% [markdown]
+# minillm's `generate` gives the same tokens one by one, each with its text and how likely the model found it.
+
+# %%
+steps = list(generate(model, prompt, max_new_tokens=30, stop_at_eos=False))
+print("|".join(step.text for step in steps))
+
+assert [*prompt, *(step.token for step in steps)] == naive(prompt, 30)
+rows = [{"position": step.position, "token": repr(step.text), "probability": np.exp(step.logprob)}
+        for step in steps[:6]]  # fmt: skip
+print(text_table(rows, {"position": "d", "token": "", "probability": ".1%"}))
+
+# %% [markdown]
+# ## What never changes
+#
+# Look at the keys and values of the prompt, once in the prompt alone and once in a longer text. They are the same:
+# a token never looks ahead, so nothing that comes later can change its row of the stream, in any block. That is all
+# the cache needs.
+
+# %%
+longer = [*prompt, *(step.token for step in steps)]
+with Trace(keep=["*.rot_k", "*.attn.v"]) as alone:
+    model.forward(prompt, tap=alone)
+with Trace(keep=["*.rot_k", "*.attn.v"]) as inside:
+    model.forward(longer, tap=inside)
+
+for name, value in alone.items():
+    assert np.allclose(inside[name][: len(prompt)], value, rtol=1e-10, atol=1e-12), name
+print(f"{len(alone)} arrays of keys and values: the first {len(prompt)} rows are the same in both texts")
+
+# %% [markdown]
+# So we keep the keys and values of every block, and run only the *new* tokens through the model. Queries need not be
+# kept: a query is used once, when its token is new. Each block hands its new keys and values to the cache, and gets
+# back all of them.
+
+# %%
+show_source(KVCache.append)
+
+# %% [markdown]
+# ## Prefill and decode: T new positions look at S
+#
+# Now two letters for lengths make sense. `T` tokens are new in this pass; they attend to `S` positions, which are
+# those in the cache and themselves. Reading the prompt is called *prefill* (T = S), writing is *decode* (T = 1).
+
+# %%
+cache = KVCache(config, capacity=len(prompt) + 3, dtype=model.dtype)
+rows, new = [], prompt
+for what in ("prefill", "decode", "decode", "decode"):
+    with Trace(keep=["blocks.0.attn.q", "blocks.0.attn.pattern"]) as trace:
+        logits = model.forward(new, cache, tap=trace)
+    heads, T, S = trace["blocks.0.attn.pattern"].shape
+    rows.append({"pass": what, "T": T, "S": S, "queries": str(trace["blocks.0.attn.q"].shape),
+                 "pattern": str((heads, T, S)), "cached after it": cache.length})  # fmt: skip
+    assert S == cache.length and T == len(new)
+    new = [int(logits[-1].argmax())]
+columns = {"pass": "", "T": "d", "S": "d", "queries": "", "pattern": "", "cached after it": "d"}
+print(text_table(rows, columns))
+
+# %% [markdown]
+# ## Cached = uncached = in chunks
+#
+# The claim that everything rests on: it makes no difference how a text is cut into passes. We try a few ways, and
+# look at **all** logits, not only at the text that comes out.
+
+
+# %%
+def in_passes(ids: list[int], sizes: list[int], tap=no_tap) -> np.ndarray:
+    """The logits of a text that goes through the model in passes of these sizes: (len(ids), V)."""
+    cache, start, parts = KVCache(config, len(ids), model.dtype), 0, []
+    for size in sizes:
+        parts.append(model.forward(ids[start : start + size], cache, tap=tap))
+        start += size
+    return np.concatenate(parts)
+
+
+text = longer[:24]
+n = len(text)
+ways = {
+    "one pass": [n],
+    "one at a time": [1] * n,
+    "prefill 10, then one at a time": [10] + [1] * (n - 10),
+    "chunks of 5": [5] * (n // 5) + [n % 5],
+    "1, 7, rest": [1, 7, n - 8],
+}
+without = model.forward(text)
+
+
+def apart(logits: np.ndarray) -> float:
+    """The largest difference to the logits without a cache, as a share of the largest of them."""
+    return float(np.abs(logits - without).max() / np.abs(without).max())
+
+
+rows = [{"way": way, "passes": len(sizes), "largest difference": apart(in_passes(text, sizes))}
+        for way, sizes in ways.items()]  # fmt: skip
+print(text_table(rows, {"way": "", "passes": "d", "largest difference": ".0e"}))
+assert all(row["largest difference"] < 1e-12 for row in rows)
+
+# %% [markdown]
+# ## What it saves: work
+#
+# We count multiply-adds, since they do not depend on the machine. Every new token meets every weight matrix once.
+# In attention, every new token meets all S positions twice, for the score and for the mix (those that the mask removes
+# are computed, too).
+
+
+# %%
+def multiply_adds(config: ModelConfig, new: int, attended: int) -> int:
+    """Work of one pass with T new and S attended positions; the head is used for the last one only."""
+    D, F, d = config.hidden_size, config.intermediate_size, config.head_dim
+    H, K = config.num_attention_heads, config.num_key_value_heads
+    matrices = 2 * D * H * d + 2 * D * K * d + 3 * D * F
+    looking = 2 * attended * H * d
+    return config.num_hidden_layers * new * (matrices + looking) + config.vocab_size * D
+
+
+rows = []
+for position in (1, 8, 32, 128, 512):
+    cached = multiply_adds(config, 1, position)
+    again = multiply_adds(config, position, position)
+    millions = {"with cache": cached / 1e6, "without": again / 1e6}
+    rows.append({"token": position} | millions | {"ratio": again / cached})
+print("million multiply-adds for one more token")
+print(text_table(rows, {"token": "d", "with cache": ".1f", "without": ".1f", "ratio": ".1f"}))
+
+curves = [{"name": name, "positions": row["token"], "multiply_adds": 1e6 * row[name]}
+          for row in rows for name in ("with cache", "without")]  # fmt: skip
+show(work_per_token(curves))
+
+every_matrix = sum(w.size for layer in model.layers for w in vars(layer).values() if np.ndim(w) == 2)
+assert multiply_adds(config, 1, 0) == every_matrix + model.lm_head.size  # nothing to look at: each weight once
+assert all(row["ratio"] > row["token"] / 2 for row in rows)  # without a cache, it grows with the text
+
+# %% [markdown]
+# With a cache, a token costs one multiply-add per weight, and a little more the further the text has come. Without,
+# the work of one token grows with the length of the text. What does the clock say? That depends on the machine, so we
+# print it and claim nothing.
+
+# %%
+COUNT = 60
+
+begin = time.perf_counter()
+list(generate(model, prompt, COUNT, stop_at_eos=False))
+middle = time.perf_counter()
+naive(prompt, COUNT)
+end = time.perf_counter()
+print(f"{COUNT} tokens: without a cache {(end - middle) / (middle - begin):.1f} times as long as with it")
+
+# %% [markdown]
+# ## What it costs: bytes
+#
+# The cache holds, for each position, one key and one value of `d` numbers, for each key/value head, in each block.
+#
+# ### Exercise 04.1: the bytes of a cache
+# difficulty ●○○○○ · 5 minutes
+#
+# Goal: say how large a cache is before making it. `my_cache_bytes(config, positions, bytes_per_number)` gives the
+# bytes of all keys and values. You need `config.num_hidden_layers`, `.num_key_value_heads` and `.head_dim`.
+#
+# <details><summary>Hint</summary>
+# A product of six numbers, and one of them is 2.
+# </details>
+
+
+# %% tags=["exercise"]
+def my_cache_bytes(config: ModelConfig, positions: int, bytes_per_number: int) -> int:
+    """Bytes of the keys and values of so many positions."""
+    numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * positions
+    return numbers * bytes_per_number
+
+
+# %% tags=["check"]
+def bytes_of_a_real_cache(config, positions, bytes_per_number):
+    dtype = {2: np.float16, 4: np.float32, 8: np.float64}[bytes_per_number]
+    return KVCache(config, positions, dtype).nbytes
+
+
+check("04.1", my_cache_bytes, bytes_of_a_real_cache, [
+    (config, 1, 4),
+    (config, 100, 8),
+    (replace(config, num_hidden_layers=3), 7, 2),
+    (replace(config, num_key_value_heads=config.num_attention_heads), 50, 4),
+    (replace(config, head_dim=64), 50, 4),
+])  # fmt: skip
+
+# %% [markdown]
+# Now you see why query heads share keys and values. The figure has the cache of this model as it is, and as it would
+# be if every query head had its own (*multi-head*), or all shared one (*multi-query*).
+
+# %%
+H, K = config.num_attention_heads, config.num_key_value_heads
+L, d = config.num_hidden_layers, config.head_dim
+names = {H: "multi-head", K: "this model", 1: "multi-query"}
+rows = []
+for heads in dict.fromkeys((H, K, 1)):
+    name = f"{heads} key/value heads ({names[heads]})"
+    for positions in range(0, config.max_position_embeddings + 1, 64):
+        size = 2 * L * heads * d * positions * 4  # float32
+        rows.append({"name": name, "positions": positions, "bytes": size})
+show(cache_growth(rows))
+
+# %% [markdown]
+# For large models these are not small numbers. The next table puts the shape of Llama 3 8B (its published config: 32
+# blocks, 8 key/value heads, 128 numbers each) with 2 bytes per number beside ours with 4.
+
+# %%
+shapes = {"this model, float32": (L, K, d, 4), "Llama 3 8B, bfloat16": (32, 8, 128, 2)}
+rows = []
+for name, (layers, heads, size, width) in shapes.items():
+    per_position = 2 * layers * heads * size * width
+    at = {f"MB at {positions}": per_position * positions / 1e6 for positions in (512, 8192)}
+    rows.append({"model": name, "bytes per position": per_position} | at)
+print(text_table(rows, {"model": "", "bytes per position": ",d", "MB at 512": ".1f", "MB at 8192": ",.0f"}))
+assert rows[0]["bytes per position"] == KVCache(config, 1, np.float32).nbytes
+
+# %% [markdown]
+# ## The mask, when there is a cache
+#
+# In one pass over a whole text, row `t` of the mask lets positions `0 ... t` through: a lower triangle. With a cache
+# the rows are the `T` *new* positions, which stand at the *end* of the `S` attended ones. So the triangle sits at the
+# right end, and everything before it is in sight.
+
+# %%
+show_source(causal_mask)
+
+# %%
+for new, attended in ((5, 5), (2, 5), (1, 5)):
+    print(f"T = {new}, S = {attended}")
+    for row in causal_mask(new, attended):
+        print("   ", " ".join("#" if seen else "." for seen in row))
+
+# %% [markdown]
+# ### Exercise 04.2: a mask for a chunk
+# difficulty ●●○○○ · 10 minutes
+#
+# Goal: `my_mask(new, attended)` gives the array `(T, S)` of booleans that is printed above, for any
+# `attended >= new`.
+#
+# <details><summary>Hint</summary>
+# Which position of the text is row 0? It is <code>attended - new</code>. Make a column of the positions of the rows, a
+# row of all positions, and compare them; broadcasting does the rest.
+# </details>
+
+
+# %% tags=["exercise"]
+def my_mask(new: int, attended: int) -> np.ndarray:
+    """True where a new position may look: (T, S) booleans; the new positions are the last of the attended."""
+    position = np.arange(attended - new, attended)[:, None]  # (T, 1)
+    return np.arange(attended)[None, :] <= position  # (T, S)
+
+
+# %% tags=["check"]
+check("04.2", my_mask, causal_mask, [(1, 1), (5, 5), (1, 6), (2, 5), (4, 12)])
+
+# %% [markdown]
+# ## Break the mask, and see when it shows
+#
+# Three famous mistakes. To plant them, we use a tap: it keeps the scores that come by (they are recorded before the
+# mask), and when the pattern comes, hands back another one, made with the wrong mask.
+
+
+# %%
+def with_mask(mask):
+    """A tap that masks the scores anew, with mask(T, S)."""
+    seen = {}
+
+    def tap(name: str, value: np.ndarray) -> np.ndarray:
+        if name.endswith("attn.scores"):
+            seen["scores"] = value.copy()
+        if name.endswith("attn.pattern"):
+            return softmax(np.where(mask(*value.shape[1:]), seen["scores"], -np.inf))
+        return value
+
+    return tap
+
+
+masks = {
+    "the right one": causal_mask,
+    "no mask at all": lambda T, S: np.ones((T, S), bool),
+    "one too far": lambda T, S: np.tri(T, S, k=S - T + 1, dtype=bool),
+    "counted from the chunk's start": lambda T, S: np.tri(T, S, dtype=bool),
+}
+tried, rows = ("one pass", "chunks of 5", "one at a time"), []
+for name, mask in masks.items():
+    errors = {way: apart(in_passes(text, ways[way], with_mask(mask))) for way in tried}
+    rows.append({"mask": name} | {way: "wrong" if e > 1e-6 else "right" for way, e in errors.items()})
+print(text_table(rows, {"mask": "", "one pass": "", "chunks of 5": "", "one at a time": ""}))
+
+found = [[row[way] for way in tried] for row in rows]
+assert found[0] == ["right"] * 3
+assert found[1] == found[2] == ["wrong", "wrong", "right"]
+assert found[3] == ["right", "wrong", "wrong"]
+
+# %% [markdown]
+# Read the table twice. A model without any mask writes perfect text one token at a time, because the future is not
+# there yet; only where many positions are computed at once must it be hidden. And the last mistake passes every test
+# that uses a single pass. **Only tests that cut a text in several ways see all of them.**
+#
+# ## Going back: truncate
+#
+# Since old rows never change, one can also *forget* the newest ones and go on differently. Here one prompt is read
+# once, and several continuations are tried on it.
+
+# %%
+show_source(KVCache.truncate)
+
+# %%
+start = model.tokenizer.encode("Lily saw a big")
+cache = KVCache(config, len(start) + 8, model.dtype)
+model.forward(start, cache)
+
+rows = []
+for word in (" dog", " box", " tree", " ball"):
+    word_ids = model.tokenizer.encode(word, bos=False)
+    after = model.forward(word_ids, cache)[-1]
+    cache.truncate(len(start))  # forget the word, keep the prompt
+    fresh = model.forward([*start, *word_ids])[-1]
+    assert np.allclose(after, fresh, rtol=1e-10, atol=1e-10)  # as if the others had never been tried
+    best = int(after.argmax())
+    then = repr(model.tokenizer.decode([best]))
+    rows.append({"Lily saw a big ...": word, "then": then, "probability": softmax(after)[best]})
+print(text_table(rows, {"Lily saw a big ...": "", "then": "", "probability": ".1%"}))
+
+# %% [markdown]
+# ## Choosing by chance
+#
+# Greedy text is always the same and tends to repeat itself. Instead one can *draw* the next token. The logits are
+# divided by the **temperature** first: below 1 the likely tokens become more likely, above 1 all come closer
+# together.
+
+# %%
+show_source(next_probabilities)
+
+# %%
+first_words = "One day, Tom found a"
+logits = model.forward(model.tokenizer.encode(first_words))[-1]
+vocabulary = token_labels(model, range(config.vocab_size))
+bars = {f"temperature {t}": next_probabilities(logits, t) for t in (0.5, 1.0, 1.5)}
+show(sampling_bars(vocabulary, bars))
+
+# %%
+likeliest = {t: next_probabilities(logits, t).max() for t in (1e-6, 0.5, 1.0, 1.5, 1e6)}
+for t, p in likeliest.items():
+    print(f"temperature {t:>9g}: the likeliest token has {p:.1%}")
+assert list(likeliest.values()) == sorted(likeliest.values(), reverse=True)
+assert likeliest[1e-6] > 0.999  # towards 0: greedy
+assert np.isclose(likeliest[1e6], 1 / config.vocab_size, rtol=1e-3)  # towards infinity: any token
+
+# %% [markdown]
+# At temperature 1 the model's tail is long: each unlikely token has little mass, but there are very many of them, and
+# one wrong word derails a story. So the tail is cut off before drawing. **Top-k** keeps the k likeliest tokens,
+# **top-p** the smallest set of likeliest tokens that has at least mass p, **min-p** those at least p times as likely as
+# the likeliest.
+
+# %%
+everything = next_probabilities(logits)
+settings = {"nothing cut": {}, "top_k = 10": {"top_k": 10}, "top_p = 0.9": {"top_p": 0.9},
+            "min_p = 0.1": {"min_p": 0.1}}  # fmt: skip
+rows = []
+for name, setting in settings.items():
+    kept = next_probabilities(logits, **setting) > 0
+    last = repr(vocabulary[np.where(kept, everything, 2).argmin()])
+    left = {"tokens left": int(kept.sum()), "mass": everything[kept].sum(), "last": last}
+    rows.append({"setting": name} | left)
+print(text_table(rows, {"setting": "", "tokens left": "d", "mass": ".1%", "last": ""}))
+assert rows[0]["tokens left"] == config.vocab_size and rows[1]["tokens left"] == 10
+assert rows[2]["mass"] >= 0.9
+
+# %% [markdown]
+# `mass` is what the tokens that are left had before the cut, and `last` the least likely of them. The figure shows
+# how the mass of the others is given to them.
+
+# %%
+bars = {name: next_probabilities(logits, **setting) for name, setting in settings.items()}
+show(sampling_bars(vocabulary, bars))
+
+# %% [markdown]
+# ### Exercise 04.3: top-p
+# difficulty ●●●○○ · 15 minutes
+#
+# Goal: `my_top_p(p, mass)` takes probabilities `p (V,)` and keeps the smallest set of likeliest tokens that together
+# have at least `mass`. All others become 0, and what is left is divided by its sum. The likeliest token always stays.
+#
+# <details><summary>Hint</summary>
+# Sort: <code>order = np.argsort(-p)</code>. For each token in that order, how much mass comes <em>before</em> it?
+# <code>np.cumsum(p[order]) - p[order]</code>. It stays while that is less than <code>mass</code>. Work on a copy of
+# <code>p</code>.
+# </details>
+
+
+# %% tags=["exercise"]
+def my_top_p(p: np.ndarray, mass: float) -> np.ndarray:
+    """Keep the likeliest tokens that together have that mass, drop the rest: (V,) -> (V,), sum 1."""
+    order = np.argsort(-p)
+    before = np.cumsum(p[order]) - p[order]
+    kept = p.copy()
+    kept[order[before >= mass]] = 0
+    return kept / kept.sum()
+
+
+# %% tags=["check"]
+def top_p_by_the_package(p, mass):
+    return next_probabilities(np.log(p), top_p=mass)  # softmax(log p) is p again
+
+
+rng = np.random.default_rng(0)
+check("04.3", my_top_p, top_p_by_the_package, [
+    (np.array([0.1, 0.6, 0.3]), 0.8),
+    (np.array([0.1, 0.6, 0.3]), 0.05),  # only the likeliest
+    (rng.dirichlet(np.ones(8)), 0.5),
+    (rng.dirichlet(np.ones(8)), 0.999),
+    (everything, 0.9),  # the next token of our model
+])  # fmt: skip
+
+# %% [markdown]
+# ## Change something
+#
+# The same seed gives the same text, so chance can be repeated. Change the settings: at which temperature does the
+# story fall apart, and how far can you go if you also set `min_p`?
+
+# %%
+TEMPERATURE, TOP_P, MIN_P = 0.8, 0.95, None
+
+
+def story(seed: int) -> str:
+    """The prompt and how it goes on when tokens are drawn."""
+    how = {"temperature": TEMPERATURE, "top_p": TOP_P, "min_p": MIN_P}
+    steps = generate(model, prompt, 40, **how, rng=np.random.default_rng(seed))
+    return model.tokenizer.decode(prompt) + "".join(step.text for step in steps)
+
+
+for seed in (1, 2, 3):
+    print(textwrap.fill(f"seed {seed}: {story(seed)}", 90, subsequent_indent=" " * 8), "\n")
+assert story(1) == story(1)
+
+# %% [markdown]
+# ## Your own checkpoint
+#
+# Put the path of a Hugging Face folder here: how large is its cache, and is it exact?
+
+# %%
+CHECKPOINT = ""
+
+if CHECKPOINT:
+    other = minillm.load(CHECKPOINT)
+    other_ids = other.tokenizer.encode("Once upon a time there was a little dog")
+    other_cache = KVCache(other.config, len(other_ids), other.dtype)
+    one_by_one = np.concatenate([other.forward([i], other_cache) for i in other_ids])
+    at_once = other.forward(other_ids)
+    print(f"{other_cache.nbytes / len(other_ids) / 1e3:.1f} kB per position")
+    print(f"largest difference {np.abs(one_by_one - at_once).max() / np.abs(at_once).max():.0e} (float32)")
+
+# %% [markdown]
+# ## Recap
+#
+# Writing is a loop: logits, choose, append. A token never looks ahead, so keys and values can be kept; then only the
+# newest token goes through the model (T = 1) and attends to all S positions. The result is the same however a text is
+# cut into passes, if the mask counts positions from the start of the text. The cache saves a factor that grows with
+# the text, and costs bytes that grow with it. With a cache, each new token meets every weight once. On a large model
+# it is *reading the weights* that takes the time, and the next notebooks ask which of them could stay unread.
+#
+# ## What next
+#
+# [05 · Looking at activations](05_looking_at_activations.ipynb): which neurons speak, and how often.
+#
+# **Papers.** Grouped queries: arXiv 2305.13245, section 2. Top-p: arXiv 1904.09751, section 3.1. Min-p: arXiv
+# 2407.01082, section 3. A cache that is managed in pages: arXiv 2309.06180, section 4.
+#
+# **Source.** [attention.py](../minillm/transformer/attention.py) (`KVCache`, `causal_mask`),
+# [generation.py](../minillm/transformer/generation.py).

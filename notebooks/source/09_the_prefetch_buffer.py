@@ -1,0 +1,519 @@
+# %% [markdown]
+# # 09 · The prefetch buffer
+#
+# Most neurons of a token can stay where they are, if somebody knows which (notebooks 07 and 08). Now the weights lie in
+# a *slow* memory, a disk or the host of a GPU, and a small *fast* memory stands before it. What should it keep?
+#
+# Afterwards you can
+#
+# 1. follow one token through a buffer, event by event: hit, miss, keep, evict, prefetch, waste;
+# 2. judge a rule of what to keep by what it must be held against: the least recently used, a random set, the optimum;
+# 3. say what knowing the neurons saves in bytes and in time, and from which size of the buffer on it no longer matters.
+
+# %%
+from itertools import combinations
+
+import numpy as np
+
+import minillm
+from minillm.prefetch.buffer import EVENT_COLUMNS, PrefetchBuffer, belady, event_rows, lru
+from minillm.prefetch.clock import DEVICES, Device, simulate, work_of
+from minillm.prefetch.feedforward import BufferedFFN
+from minillm.prefetch.replay import Way, enough, frequencies, kept_history, recorder_for, replay, traffic_of
+from minillm.study.grade import check
+from minillm.study.notebook import buffer_stepper, show, show_source, token_labels
+from minillm.study.plots import bytes_by_capacity, gantt, hit_rate_by_capacity, neuron_raster, you_are_here
+from minillm.study.prediction import Workshop
+from minillm.study.prefetching import ALL, OWN, buffer_rows, ways_of, when_it_matters
+from minillm.study.tables import text_table
+from minillm.transformer.evaluation import as_documents
+
+show(you_are_here("prefetch"))
+
+# %% [markdown]
+# ## One token, by hand
+#
+# A layer with eight neurons, and a fast memory with room for three. Four tokens come; each needs two or three neurons.
+# `follow` gives the buffer this script, and `step()` takes it on by one event.
+
+# %%
+needs = [[0, 1, 2], [1, 2, 5], [5, 6], [0, 1]]
+trace = np.zeros((4, 1, 8), bool)  # (tokens, layers, neurons)
+for t, neurons in enumerate(needs):
+    trace[t, 0, neurons] = True
+
+buffer = PrefetchBuffer(layers=1, neurons=8, capacity=3, keeper="lru")
+buffer.follow(trace)
+while (event := buffer.step()) is not None and event.token < 2:  # two tokens, and one event more
+    kept = np.flatnonzero(buffer.held[0]).tolist()
+    print(f"token {event.token}  {event.kind:<8}{str(list(event.neurons)):<12}the buffer keeps {kept}")
+
+# %% [markdown]
+# Token 0 finds an empty buffer: three *misses*, which have to be fetched while the layer waits, and all three are kept.
+# Token 1 needs 1 and 2 again: two *hits* that cost nothing. Neuron 5 is a miss, and there is room for three only, so
+# something must go: neuron 0, the least recently used. That rule is called LRU. The rest of the script:
+
+# %%
+buffer.run()
+print(text_table(event_rows(buffer.events), EVENT_COLUMNS))
+traffic = buffer.traffic()
+print(f"\n{traffic.hit.sum()} hits of {traffic.requested.sum()} requests: hit rate {traffic.hit_rate:.2f}")
+
+asked = trace.sum()
+assert traffic.requested.sum() == asked == traffic.hit.sum() + traffic.missed.sum()
+assert traffic.hit_rate == 0.4
+
+# %% [markdown]
+# Token 3 shows what LRU does badly: neuron 0 was given up just before it was needed again. Nobody could know. Or could
+# they? That is what this notebook is about. The heart of the buffer is one rule for all keepers: give each neuron a
+# *value*, and keep those of the largest value.
+
+# %%
+show_source(PrefetchBuffer.settle, lru)
+
+# %% [markdown]
+# ## Somebody guesses
+#
+# A *prefetch* orders neurons before they are asked for. If they are needed, they have arrived; if not, they were
+# fetched for nothing: *wasted*. Below, two layers, and a guess for each layer that is ordered while the layer before it
+# is at work. Press the buttons, and watch what is on its way.
+
+# %%
+rng = np.random.default_rng(0)
+two_layers = rng.random((6, 2, 8)) < 0.35
+guesses = two_layers ^ (rng.random(two_layers.shape) < 0.1)  # mostly right
+stepped = PrefetchBuffer(layers=2, neurons=8, capacity=3)
+stepped.follow(two_layers, guesses)
+buffer_stepper(stepped, events=12)
+
+# %%
+stepped.run()
+without = PrefetchBuffer(layers=2, neurons=8, capacity=3)
+without.follow(two_layers)
+without.run()
+a, b = stepped.traffic(), without.traffic()
+columns = {"": "", "hits": "d", "arrived": "d", "misses": "d", "wasted": "d", "fetched in all": "d"}
+rows = [
+    {"": name, "hits": x.hit.sum(), "arrived": x.arrived.sum(), "misses": x.missed.sum(), "wasted": x.wasted.sum(),
+     "fetched in all": x.prefetched.sum() + x.missed.sum()}
+    for name, x in (("without guesses", b), ("with guesses", a))
+]  # fmt: skip
+print(text_table(rows, columns))
+
+assert a.hit.sum() == b.hit.sum()  # a guess changes when something is fetched, never what is kept
+assert a.missed.sum() < b.missed.sum() and a.prefetched.sum() + a.missed.sum() >= b.missed.sum()
+
+# %% [markdown]
+# **Guessing does not raise the hit rate, and it never lowers the bytes.** It turns misses, for which the layer waits,
+# into arrivals, for which it need not. So prefetching is judged by stalls and by bytes. Remember that when a system
+# advertises its hit rate.
+#
+# ## A real trace
+#
+# Which neurons does a real text need? Record it once: policy `mid`, half of the neurons per token.
+
+# %%
+model = minillm.load("default")
+documents = as_documents(minillm.embedded_text("calibration"))
+training, held = documents[:5], documents[5:7]
+test = as_documents(minillm.embedded_text("test"))[:1]
+
+thresholds = minillm.calibrate(model, held, policy="mid", sparsity=0.5, by="neuron")
+
+
+def recorded(texts: list[str]) -> np.ndarray:
+    """The neurons that each token needs in each layer: bool (T, L, N)."""
+    ffn = minillm.sparse_ffn(model, thresholds)
+    recorder = recorder_for(model, ffn)
+    minillm.perplexity(model, texts, ffn=ffn, tap=recorder)
+    return recorder.needed
+
+
+needed, other_text = recorded(test), recorded(training)
+tokens, layers, neurons = needed.shape
+print(f"{tokens} tokens, {layers} layers, {neurons} neurons; {needed.mean():.0%} of them needed")
+assert abs(needed.mean() - 0.5) < 0.05
+
+labels = token_labels(model, model.tokenizer.encode(test[0])[:30])
+show(neuron_raster(needed[:30, 3, :120], labels))
+
+# %% [markdown]
+# A buffer lives from repetition. How much is there? Of the neurons that a token needs, the token before needed this
+# share; two random sets of the same sizes would have about as many in common as the density says.
+
+# %%
+both = (needed[1:] & needed[:-1]).sum(axis=(0, 2)) / needed[1:].sum(axis=(0, 2))  # (L,)
+rows = [{"layer": i, "needed just before": share, "density": needed[:, i].mean()} for i, share in enumerate(both)]
+print(text_table(rows, {"layer": "d", "needed just before": ".1%", "density": ".1%"}))
+gain = float(both.mean() - needed.mean())
+print(f"\nmore than chance: {gain:+.1%}")
+assert gain < 0.3
+
+# %% [markdown]
+# ### Exercise 09.1: the least recently used
+# difficulty ●●●○○ · 20 minutes
+#
+# Goal: LRU for one layer. `my_lru(trace, capacity)` takes a trace `(T, N)` of bools and gives the number of hits of
+# each token, `(T,)`. The buffer is empty at first. After each token, of the neurons that were kept or just needed, the
+# `capacity` most recently used stay; among equally recent ones those that were kept before, then those of lower index.
+#
+# <details><summary>Hint</summary>
+# Keep an array <code>last</code>, the last token that needed each neuron, and a bool array <code>kept</code>. Sort the
+# candidates by <code>(-last[j], not kept[j], j)</code> and take the first <code>capacity</code>.
+# </details>
+
+
+# %% tags=["exercise"]
+def my_lru(trace: np.ndarray, capacity: int) -> np.ndarray:
+    """How many of each token's neurons an LRU buffer holds: trace (T, N) bool -> hits (T,)."""
+    last, kept, hits = np.full(trace.shape[1], -1), np.zeros(trace.shape[1], bool), []
+    for t, wanted in enumerate(trace):
+        hits.append(int((wanted & kept).sum()))
+        last[wanted] = t
+        order = sorted(np.flatnonzero(wanted | kept), key=lambda j: (-last[j], not kept[j], j))
+        kept = np.zeros(trace.shape[1], bool)
+        kept[order[:capacity]] = True
+    return np.array(hits)
+
+
+# %% tags=["check"]
+def hits_of(trace: np.ndarray, capacity: int) -> np.ndarray:
+    """The specification: the package's replay of one layer."""
+    layer = trace[:, None, :]
+    return traffic_of(layer, kept_history(layer, capacity, "lru")).hit[:, 0]
+
+
+check("09.1", my_lru, hits_of, [
+    (trace[:, 0], 3),  # the script above
+    (trace[:, 0], 0),  # no buffer
+    (trace[:, 0], 8),  # everything fits: only the first use of a neuron is a miss
+    (two_layers[:, 0], 2),
+    (needed[:60, 3], 100),  # a layer of the model
+])  # fmt: skip
+
+# %% [markdown]
+# ## What is a good hit rate?
+#
+# Suppose the buffer keeps a *fixed* set of C neurons, drawn at random among the N. Which share of the requests does it
+# hit, on average over all sets that could have been drawn?
+#
+# ### Exercise 09.2: the hit rate of no knowledge
+# difficulty ●●○○○ · 10 minutes
+#
+# Goal: `my_mean_hit_rate(trace, capacity)` for a trace `(T, N)`: the hit rate (hits over requests), averaged over all
+# sets of `capacity` neurons. Try it by trying all sets; then look for the answer that needs no loop.
+#
+# <details><summary>Hint</summary>
+# In how many of all sets is one given neuron? Its share is the same for every neuron. So what does the trace matter?
+# </details>
+
+
+# %% tags=["exercise"]
+def my_mean_hit_rate(trace: np.ndarray, capacity: int) -> float:
+    """The mean hit rate over all fixed sets of ``capacity`` neurons: trace (T, N) bool -> a share."""
+    neurons = trace.shape[1]
+    return capacity / neurons  # whatever the trace: every neuron is in that share of the sets
+
+
+# %% tags=["check"]
+def mean_hit_rate(trace: np.ndarray, capacity: int) -> float:
+    """The specification: every set."""
+    sets = combinations(range(trace.shape[1]), capacity)
+    return float(np.mean([trace[:, list(kept)].sum() / trace.sum() for kept in sets]))
+
+
+check("09.2", my_mean_hit_rate, mean_hit_rate, [
+    (trace[:, 0], 3),
+    (two_layers[:, 0], 4),
+    (two_layers[:, 1], 8),
+    (np.eye(6, dtype=bool)[[0, 0, 0, 0, 0, 3]], 2),  # one neuron is asked for nearly always
+])  # fmt: skip
+
+# %% [markdown]
+# **Capacity over N is the zero of every hit rate.** "Half of the requests hit" means nothing if half of the neurons are
+# in the buffer. And LRU? If requests come one by one, uniform and independent, the past says nothing about the future,
+# and LRU gets the same. Try it:
+
+# %%
+uniform = np.zeros((4000, 1, 40), bool)  # one request per token
+uniform[np.arange(4000), 0, rng.integers(40, size=4000)] = True
+for capacity in (4, 10, 20, 30):
+    found = traffic_of(uniform, kept_history(uniform, capacity, "lru"))
+    rate = found.hit[200:].sum() / found.requested[200:].sum()  # warm by then
+    print(f"capacity {capacity:>2} of 40: LRU hits {rate:.3f}, capacity / N is {capacity / 40:.3f}")
+    assert abs(rate - capacity / 40) < 0.03
+
+# %% [markdown]
+# ## The optimum
+#
+# The other end of the scale. If the whole future is known, the best rule is Belady's (1966): keep what is needed
+# *soonest*, and what is never needed again not at all. On a recorded trace the future is known.
+
+# %%
+show_source(belady)
+
+# %% [markdown]
+# ### Exercise 09.3: Belady's rule
+# difficulty ●●●●○ · 20 minutes
+#
+# Goal: `my_belady(trace, capacity)` for a trace `(T, N)`: the total number of hits that the best keeper could have. It
+# may keep or let go anything that it has or that was just needed.
+#
+# <details><summary>Hint</summary>
+# After token t, the next use of neuron j is the first row of <code>trace[t + 1:]</code> in which it is True. Sort the
+# candidates that have one by that row, and keep the first <code>capacity</code>.
+# </details>
+
+
+# %% tags=["exercise"]
+def my_belady(trace: np.ndarray, capacity: int) -> int:
+    """The most hits that any keeper could have: trace (T, N) bool -> a number."""
+    kept, hits = np.zeros(trace.shape[1], bool), 0
+    for t, wanted in enumerate(trace):
+        hits += int((wanted & kept).sum())
+        future = trace[t + 1 :]
+        used = future.any(axis=0)  # (N,)
+        soon = [(future[:, j].argmax(), j) for j in np.flatnonzero((wanted | kept) & used)]
+        kept = np.zeros(trace.shape[1], bool)
+        kept[[j for _, j in sorted(soon)[:capacity]]] = True
+    return hits
+
+
+# %% tags=["check"]
+def most_hits(trace: np.ndarray, capacity: int) -> int:
+    """The specification: the package's belady."""
+    layer = trace[:, None, :]
+    return int(traffic_of(layer, kept_history(layer, capacity, belady(layer))).hit.sum())
+
+
+check("09.3", my_belady, most_hits, [
+    (trace[:, 0], 3),  # the script above
+    (trace[:, 0], 1),
+    (two_layers[:, 1], 4),
+    (rng.random((30, 10)) < 0.3, 4),
+    (needed[:40, 3], 100),  # a layer of the model
+])  # fmt: skip
+
+# %% [markdown]
+# ## Replay: every rule, every size
+#
+# What a token needs does not depend on the buffer, so the recorded trace can be replayed through any rule at any size,
+# without the model. Beside LRU: LFU (the most often used), a window (LLM in a Flash: what the last four tokens needed),
+# a hot set (PowerInfer: the most frequent on *another* text), a random set, and Belady.
+
+# %%
+work = work_of(model, bytes_per_number=2)  # the checkpoint stores bfloat16
+how = {"device": "laptop NVMe", "hot_frequencies": frequencies(other_text)}
+replayed = list(replay(needed, work, [0, 38, 96, 192, 288, neurons], **how))
+show(hit_rate_by_capacity(replayed))
+
+# %%
+show(bytes_by_capacity(replayed))
+
+# %%
+quarter = {row["keeper"]: row for row in replayed if row["capacity"] == 96}
+columns = {"keeper": "", "hit_rate": ".3f", "random": ".3f", "bytes_per_token": ",.0f"}
+print("a buffer of a quarter of the neurons")
+print(text_table(list(quarter.values()), columns))
+print(f"dense: {replayed[0]['dense_bytes']:,} bytes")
+
+for row in replayed:
+    assert row["hit_rate"] <= row["belady"] + 1e-12  # the optimum is one
+    assert abs(row["random"] - row["capacity_share"]) < 0.03
+best_rule = max(quarter[name]["hit_rate"] for name in ("lru", "lfu", "window-4", "hot"))
+assert quarter["belady"]["hit_rate"] - best_rule > best_rule - quarter["random"]["hit_rate"]
+
+# %% [markdown]
+# On this model no rule is far from a random set, and the optimum is far from all of them: with half of the neurons
+# active, and different ones for each token, the past says little. A buffer alone saves about its own size. **What saves
+# bytes here is knowing which neurons are needed at all**: compare the curves at capacity 0 with the dense line.
+#
+# ## Time
+#
+# Bytes are not seconds yet. `clock.py` plays the traffic on a device with two lanes, one that computes and one that
+# fetches, each doing one thing at a time. The devices are round figures of their kind; put in your own.
+
+# %%
+columns = {"name": "", "bandwidth": ".2g", "latency": ".2g", "rate": ".2g"}
+print(text_table([vars(device) for device in DEVICES.values()], columns))
+print("\nbandwidth: bytes per second; latency: seconds per read; rate: multiply-adds per second")
+
+# %%
+few = needed[:2, :4]  # two tokens, four layers
+history = kept_history(few, 96, "lru")
+asked_late = traffic_of(few, history)
+asked_early = traffic_of(few, history, few)  # with perfect guesses
+slow = Device("slow computing", bandwidth=2e9, latency=1e-7, rate=2e9)  # both lanes take about as long
+show(gantt(simulate(asked_late, slow, work).intervals))
+
+# %%
+show(gantt(simulate(asked_early, slow, work).intervals))
+
+# %%
+rows = []
+for device in (slow, *DEVICES.values()):
+    late, early = (simulate(found, device, work).figures() for found in (asked_late, asked_early))
+    saved = 1 - early["seconds_per_token"] / late["seconds_per_token"]
+    rows.append({"device": device.name, "stall": late["stall_share"],
+                 "stall, guessed": early["stall_share"], "time saved": saved})  # fmt: skip
+print(text_table(rows, {"device": ""} | dict.fromkeys(("stall", "stall, guessed", "time saved"), ".0%")))
+
+assert rows[0]["time saved"] > 0.1
+assert all(row["time saved"] < 0.1 for row in rows[1:])
+
+# %% [markdown]
+# Same bytes, another time: in the second figure the next layer's neurons come while this one computes. But only if
+# computing takes about as long as fetching. On the real devices one token computes very little per byte, the fetching
+# lane is always busy, and **knowing early hides almost nothing; knowing at all saves half**.
+#
+# ## All of it in one table
+#
+# Three ways to know: the oracle (one layer early), a real predictor (the shadow of notebook 07: four bits per weight,
+# known when the layer is reached), and the token before as a guess of what to prefetch. And nobody: all neurons.
+
+# %%
+workshop = Workshop(model, thresholds, training, held)
+ways = ways_of(workshop, ["shadow-4", "previous-token", "oracle"], 0.5)
+shares = (0, 0.25, 0.5, 0.75, 1)
+rows = list(buffer_rows(model, thresholds, test, ways, shares=shares, dropping=ways[1:2]))
+
+columns = {"way": "", "capacity": "d", "hit": ".2f", "belady": ".2f", "random": ".2f",
+           "kB": ",.0f", "stall ms": ".2f", "perplexity": ".2f"}  # fmt: skip
+waited = [row | {"hit": row["hit_rate"]} for row in rows if row["miss"] == "wait"]
+print(f"{model.name} on a {rows[0]['device']}, dense perplexity {rows[0]['dense_perplexity']:.2f}")
+print(text_table([row for row in waited if row["capacity"] in (0, 96, 192)], columns))
+
+at = {(row["way"], row["capacity"]): row for row in waited}
+assert at[OWN, 0]["kB"] < 0.6 * at[ALL, 0]["kB"]  # knowing saves about half
+assert at["shadow 4-bit", 0]["perplexity"] < 1.05 * at[ALL, 0]["perplexity"]  # a predictor knows enough
+assert at[f"{OWN}, guess: previous-token", 0]["kB"] > at[OWN, 0]["kB"]  # a poor guess costs bytes
+assert at["oracle", 96]["stall ms"] < at[OWN, 96]["stall ms"]  # a perfect one hides what can be hidden
+
+# %% [markdown]
+# The predictor's own tables have to lie in fast memory, too; `minillm prefetch table` prints them in a column.
+#
+# ### Exercise 09.4: where prediction stops mattering
+# difficulty ●●○○○ · 10 minutes
+#
+# Goal: the smallest capacity from which on a guess saves less than 1 % of the time, *there and at every larger one*.
+# `my_enough(capacities, plain, guessed)` takes capacities in ascending order and the seconds per token without and with
+# guesses; it gives a capacity, or None where there is no such one.
+#
+# <details><summary>Hint</summary>
+# Go from the largest capacity down, and stop at the first one at which <code>guessed &lt; 0.99 * plain</code>.
+# </details>
+
+
+# %% tags=["exercise"]
+def my_enough(capacities: list[int], plain: list[float], guessed: list[float]) -> int | None:
+    """The capacity from which on guessing saves less than 1 % of the time; None if it always saves more."""
+    found = None
+    for capacity, slow, fast in reversed(list(zip(capacities, plain, guessed, strict=True))):
+        if fast < 0.99 * slow:
+            break
+        found = capacity
+    return found
+
+
+# %% tags=["check"]
+def enough_of(capacities: list[int], plain: list[float], guessed: list[float]) -> int | None:
+    """The specification: the package's, from rows."""
+    rows = [
+        [{"capacity": c, "seconds_per_token": s} for c, s in zip(capacities, times, strict=True)]
+        for times in (plain, guessed)
+    ]
+    return enough(*rows)
+
+
+of_oracle = [row for row in waited if row["way"] == "oracle"]
+check("09.4", my_enough, enough_of, [
+    ([0, 10, 20], [3.0, 2.0, 1.0], [2.0, 1.0, 1.0]),
+    ([0, 10, 20], [3.0, 2.0, 1.0], [3.0, 1.0, 0.999]),  # it must hold at every larger capacity, too
+    ([0, 10, 20], [3.0, 2.0, 1.0], [3.0, 2.0, 1.0]),
+    ([0, 10, 20], [3.0, 2.0, 1.0], [3.0, 2.0, 0.9]),
+    tuple([row[key] for row in of_oracle] for key in ("capacity", "lru_seconds", "seconds_per_token")),
+])  # fmt: skip
+
+# %% [markdown]
+# There are two questions in one. Does it matter that the neurons are known *early*? And does it matter that they are
+# known at all, against fetching everything that is not there? The package answers both:
+
+# %%
+for sentence in when_it_matters(waited):
+    print(f"- {sentence}.")
+
+# %% [markdown]
+# ## Do not wait
+#
+# So far a miss was waited for, and the output is that of the same mask without any buffer. Check it: an FFN that really
+# computes from the rows in its fast memory, and from nothing else.
+
+# %%
+small = PrefetchBuffer(layers, neurons, 96, "lru", log=False)
+ids = model.tokenizer.encode(test[0])[:40]
+ffn = minillm.sparse_ffn(model, thresholds)
+buffered = BufferedFFN(ffn, small)
+difference = np.abs(model.forward(ids, ffn=buffered) - model.forward(ids, ffn=ffn)).max()
+print(f"largest difference of the logits {difference:.1e}; {buffered.bytes_read:,} bytes copied into the fast memory")
+fetched = int(small.traffic().missed.sum())
+assert difference < 1e-3  # rounding: the sums have another order
+assert buffered.bytes_read == fetched * work_of(model).neuron_bytes  # float32 here, as loaded
+
+# %% [markdown]
+# Or the layer goes on *without* what is missing. Then there is no stall, and another output:
+
+# %%
+columns = {"misses": "", "capacity": "d", "kB": ",.0f", "stall ms": ".2f", "perplexity": ",.1f"}
+print(text_table([row for row in rows if row["way"] == "shadow 4-bit" and row["capacity"] >= 192], columns))
+dropped = [row for row in rows if row["miss"] == "drop"]
+assert dropped[0]["perplexity"] > dropped[-1]["perplexity"] > at["shadow 4-bit", neurons]["perplexity"]
+
+# %% [markdown]
+# Even with room for every neuron something is missing: at the beginning the buffer is empty, and what is dropped at its
+# first use is part of the price.
+#
+# ## Change something
+#
+# Other rules, another density, another order of the tokens? Here is a longer window, and the same trace with its tokens
+# shuffled: what is left is what does not depend on the order.
+
+# %%
+shuffled = needed[rng.permutation(tokens)]
+rows = []
+for name in ("lru", "lfu", "window-2", "window-8"):
+    rates = [traffic_of(x, kept_history(x, 96, name)).hit_rate for x in (needed, shuffled)]
+    rows.append({"keeper": name, "as written": rates[0], "shuffled": rates[1]})
+print(text_table(rows, {"keeper": "", "as written": ".3f", "shuffled": ".3f"}))
+
+# %% [markdown]
+# ## Your own checkpoint
+#
+# Put the path of a Hugging Face folder here: the same table, for the free mask alone.
+
+# %%
+CHECKPOINT = ""
+
+if CHECKPOINT:
+    other = minillm.load(CHECKPOINT)
+    found = minillm.calibrate(other, held, policy="mid", sparsity=0.5, by="neuron")
+    rows = list(buffer_rows(other, found, test, [Way()], shares=(0, 0.25, 0.5), context=256))
+    print(text_table(rows, {"way": "", "capacity": "d", "hit_rate": ".2f", "belady": ".2f", "random": ".2f",
+                            "kB": ",.0f", "stall": ".0%", "perplexity": ".2f"}))  # fmt: skip
+
+# %% [markdown]
+# ## In one paragraph
+#
+# A buffer keeps some neurons in fast memory; what is asked for and there is a hit, the rest is fetched while the layer
+# waits. A rule of what to keep stands between a random set, which hits capacity over N, and Belady's optimum, which
+# knows the future. Guessing early neither raises the hit rate nor lowers the bytes; it hides fetching behind computing,
+# as far as there is computing to hide it behind. Knowing which neurons are needed at all is what saves bytes, until
+# everything fits.
+#
+# **This is the end of the way** from shapes to prefetch; [the map](map.ipynb) shows it whole. Two things go on from
+# here on the command line: `minillm prefetch real` does all this with a real disk and real seconds, and
+# `minillm prefetch blocks` asks whether neighbours should be fetched together.
+#
+# **Papers.** The window and bundles of a neuron's rows: LLM in a Flash, arXiv 2312.11514, sections 3.1 and 3.2. Hot and
+# cold neurons: PowerInfer, arXiv 2312.12456, section 4. The optimum: Belady, IBM Systems Journal 5 (2), 1966.
+#
+# **Source.** `minillm/prefetch/buffer.py`, `clock.py`, `replay.py`, `feedforward.py`; `minillm/study/prefetching.py`.

@@ -1,0 +1,443 @@
+"""Real runs from a bundle folder: the same text as in memory, every byte counted, cold where the system allows it."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tiny
+
+from minillm import cli
+from minillm.errors import BundleError, MinillmError
+from minillm.prefetch import real
+from minillm.prefetch.buffer import PrefetchBuffer
+from minillm.prefetch.bundle import open_bundle, resident_llama, whole_llama, write_bundle, write_random_bundle
+from minillm.prefetch.reader import BundleReader, Unsupported, cached_share, system_reads
+from minillm.sparsity.calibrate import calibrate, sparse_ffn
+from minillm.trace import no_tap
+from minillm.transformer.evaluation import Run, perplexity, runs
+from minillm.transformer.generation import generate
+from minillm.transformer.model import Llama
+
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux's own counters and limits")
+LAYERS, F, D = 2, 12, 8
+TEXTS = ["a cat ran.", "the sea", "a red ball"]  # a token per letter
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """made(group) -> bundle, whole model, resident rest, thresholds; float64."""
+    folder, known = tmp_path_factory.mktemp("real"), {}
+    tiny.folder(folder / "model")
+
+    def make(group):
+        if group not in known:
+            bundle = open_bundle(write_bundle(folder / "model", folder / f"g{group}", group))
+            whole = whole_llama(bundle, "float64")
+            thresholds = calibrate(whole, tiny.STORIES[3:], "mid", 0.5, None, "neuron")
+            known[group] = bundle, whole, resident_llama(bundle, "float64"), thresholds
+        return known[group]
+
+    make.folder = folder
+    return make
+
+
+def ways(made, group, texts, new=0):
+    bundle, whole, model, thresholds = made(group)
+    ffn = real.oracle_ffn(whole, bundle, thresholds, 0.5)
+    return real.oracle(whole, bundle, ffn, texts, new), ffn
+
+
+# ---- the whole model out of its bundles ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("group", [1, 5])
+def test_the_whole_model_of_a_bundle_is_the_one_it_was_written_from(made, group):
+    _, whole, _, _ = made(group)
+    source = Llama.from_folder(made.folder / "model", "float64")
+    assert np.allclose(whole.forward([1, 5, 3]), source.forward([1, 5, 3]), rtol=0, atol=1e-12)
+    for ours, theirs in zip(whole.layers, source.layers, strict=True):
+        for name in ("gate_proj", "up_proj", "down_proj"):
+            assert np.array_equal(getattr(ours, name), getattr(theirs, name))
+
+
+def test_a_random_bundle_opens_runs_and_is_the_same_for_the_same_seed(tmp_path):
+    fields = {**tiny.LLAMA, "intermediate_size": 50}
+    one, two, other = (
+        open_bundle(write_random_bundle(fields, tmp_path / name, 16, seed=seed))
+        for name, seed in (("one", 1), ("two", 1), ("other", 2))
+    )
+    logits = [whole_llama(bundle).forward([1, 2, 3]) for bundle in (one, two, other)]
+    assert np.array_equal(logits[0], logits[1]) and not np.array_equal(logits[0], logits[2])
+    with BundleReader(one) as reader:
+        rows = np.concatenate([array.ravel() for array in reader.fetch(0, np.arange(one.blocks))])
+    assert 0.01 < rows.std() < 0.03 and len(np.unique(rows)) > 1000
+    with pytest.raises(BundleError, match="exists already"):
+        write_random_bundle(fields, tmp_path / "one")
+
+
+# ---- token by token --------------------------------------------------------------------------------------------------
+
+
+def test_one_by_one_scores_and_generates_as_the_model_itself_does(made):
+    _, whole, _, _ = made(1)
+    (text,) = runs(whole, TEXTS[:1])
+    guesses, nll = real.one_by_one(whole, text.ids)
+    assert nll.sum() == pytest.approx(perplexity(whole, TEXTS[:1]).nll, rel=1e-12)
+    assert guesses == whole.forward(text.ids[:-1]).argmax(axis=1).tolist()
+    steps = [step.token for step in generate(whole, text.ids, 6)]
+    guesses, nll = real.one_by_one(whole, text.ids, 6)
+    assert guesses[len(text.ids) - 1 :] == steps and len(nll) == len(text.ids) - 1
+
+
+def test_generation_ends_with_the_sequence(made, tmp_path):
+    first = real.one_by_one(made(1)[1], [1, 5], 1)[0][-1]
+    model = tiny.loaded(tmp_path / "ending", eos_token_id=first)
+    assert real.one_by_one(model, [1, 5], 9)[0] == real.one_by_one(made(1)[1], [1, 5], 1)[0]
+
+
+def test_a_text_is_cut_after_so_many_scored_tokens(made):
+    pieces = runs(made(1)[1], TEXTS)
+    lengths = [len(piece.ids) - piece.unscored for piece in pieces]
+    for tokens in (1, lengths[0], lengths[0] + 1, 10_000):
+        cut = real.cut_after(pieces, tokens)
+        assert sum(len(piece.ids) - piece.unscored for piece in cut) == min(tokens, sum(lengths))
+        assert all(ours.ids == theirs.ids[: len(ours.ids)] for ours, theirs in zip(cut, pieces, strict=False))
+
+
+def test_the_stopwatch_counts_the_ffns_seconds_without_what_happens_before_a_pass():
+    layers, calls = tiny.model().layers, []
+
+    def ffn(x, layer, position, tap):
+        calls.append(layer.index)
+        time.sleep(0.002)
+        return x
+
+    watch = real.Stopwatch(ffn, lambda: calls.append("before") or time.sleep(0.02))
+    for position in (0, 3):
+        for layer in layers:
+            watch(np.zeros((3, D)), layer, position, no_tap)
+    assert calls == ["before", 0, 1] * 2 and watch.tokens == 6
+    assert watch.seconds >= 0.008 and watch.outside >= 0.04
+    assert watch.seconds < 0.04 or watch.outside > 0.08  # the pauses are not in it (unless the machine stood still)
+
+
+# ---- the rows --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("portable", [False, True])
+@pytest.mark.parametrize("group", [1, 5])
+def test_from_disk_the_text_is_scored_as_in_memory_and_the_bytes_are_those_of_the_bundles(made, group, portable):
+    bundle, whole, model, _ = made(group)
+    texts = runs(whole, TEXTS)
+    dense, resident = real.resident_row(whole, texts, 0)
+    oracle, ffn = ways(made, group, texts)
+    expected = {"everything": perplexity(whole, TEXTS), "oracle": perplexity(whole, TEXTS, ffn=ffn)}
+    assert dense["perplexity"] == pytest.approx(expected["everything"].perplexity, rel=1e-9)
+    assert dense["agreement"] == 1 and dense["tokens"] == expected["oracle"].tokens
+    assert list(map(len, resident.guesses)) == [len(text.ids) - text.unscored for text in texts]
+    sizes = np.minimum(group, F - np.arange(bundle.blocks) * group) * bundle.neuron_bytes
+    asked = {"everything": len(oracle.trace) * LAYERS * sizes.sum(), "oracle": (oracle.trace @ sizes).sum()}
+    assert asked["oracle"] < asked["everything"]
+    for way in (real.EVERYTHING, oracle):
+        for ahead in (False, True):
+            row, _ = real.fetched_row(model, bundle, texts, 0, way, ahead, resident=resident, portable=portable)
+            assert row["perplexity"] == pytest.approx(expected[way.name].perplexity, rel=1e-9)
+            assert row["bytes_per_token"] * row["tokens"] == pytest.approx(asked[way.name])
+            assert row["reads"] == pytest.approx(asked[way.name] / asked["everything"])
+            assert row["way"] == way.name and row["ahead"] == ahead and row["hit_rate"] is None
+            assert 0 < row["read_seconds"] < row["ffn_seconds"] and row["tokens_per_second"] > 0
+    assert (
+        row["agreement"]
+        < 1
+        <= 1 / real.fetched_row(model, bundle, texts, 0, real.EVERYTHING, resident=resident)[0]["agreement"]
+    )
+
+
+@linux
+@pytest.mark.parametrize("portable", [False, True])
+def test_the_systems_own_count_of_bytes_is_the_same(made, portable):
+    bundle, whole, model, _ = made(5)
+    texts = runs(whole, TEXTS)
+    oracle, _ = ways(made, 5, texts)
+    rows = [real.fetched_row(model, bundle, texts, 0, oracle, ahead, portable=portable)[0] for ahead in (False, True)]
+    assert all(row["system_bytes"] == row["bytes_per_token"] for row in rows) and real.counters_agree(rows)
+    assert real.counters_agree([rows[0] | {"system_bytes": rows[0]["bytes_per_token"] + 1}]) is False
+    assert real.counters_agree([rows[0] | {"system_bytes": None}]) is None
+
+
+@linux
+def test_the_systems_count_leaves_out_its_own_reading(tmp_path):
+    (tmp_path / "file").write_bytes(bytes(1000))
+    before = system_reads()
+    (tmp_path / "file").read_bytes()
+    after = system_reads()
+    assert after.given - before.given - before.itself == 1000 and after.disk >= before.disk
+
+
+def test_a_prompt_is_continued_as_the_resident_model_does_it(made):
+    bundle, whole, model, thresholds = made(1)
+    texts = [Run(whole.tokenizer.encode("the cat"), 0, 0, 0)]
+    oracle, ffn = ways(made, 1, texts, 8)
+    dense, resident = real.resident_row(whole, texts, 8)
+    assert (
+        resident.guesses == [[step.token for step in generate(whole, texts[0].ids, 8)]] and dense["perplexity"] is None
+    )
+    row, found = real.fetched_row(model, bundle, texts, 8, oracle, resident=resident)
+    assert found.guesses == [[step.token for step in generate(whole, texts[0].ids, 8, ffn=ffn)]]
+    same = sum(a == b for a, b in zip(found.guesses[0], resident.guesses[0], strict=False))
+    assert row["agreement"] == same / len(resident.guesses[0]) and row["tokens"] == len(texts[0].ids) + 8 - 1
+    row, found = real.fetched_row(model, bundle, texts, 8, real.EVERYTHING, resident=resident)
+    assert found.guesses == resident.guesses and row["agreement"] == 1
+
+
+@pytest.mark.parametrize("group", [1, 5])
+@pytest.mark.parametrize("keeper", ["lru", "window-2", "random", "hot", "belady"])
+def test_a_buffer_saves_what_it_hits_and_changes_no_result(made, group, keeper):
+    bundle, whole, model, _ = made(group)
+    texts, capacity = runs(whole, TEXTS), bundle.blocks // 2
+    oracle, ffn = ways(made, group, texts)
+    frequencies = real.block_frequencies(whole, bundle, ffn, texts)
+    plain, _ = real.fetched_row(model, bundle, texts, 0, oracle)
+    row, _ = real.fetched_row(
+        model, bundle, texts, 0, oracle, True, keeper=keeper, capacity=capacity, hot_frequencies=frequencies
+    )
+    assert row["perplexity"] == plain["perplexity"] and row["bytes_per_token"] < plain["bytes_per_token"]
+    assert (row["preloaded_bytes"] > 0) == (keeper in ("random", "hot"))
+    rule = real.belady(oracle.trace) if keeper == "belady" else real.keeper_of(
+        keeper, capacity, oracle.trace.shape, frequencies, 0
+    )  # fmt: skip
+    buffer = PrefetchBuffer(LAYERS, bundle.blocks, capacity, rule)
+    buffer.follow(oracle.trace)
+    buffer.run()
+    assert row["hit_rate"] == buffer.traffic().hit_rate > 0
+    if group == 1:
+        missed = buffer.traffic().missed.sum() * bundle.neuron_bytes
+        assert row["bytes_per_token"] * row["tokens"] == pytest.approx(missed)
+
+
+def test_how_often_a_block_is_wanted_is_counted_on_the_calibration_text(made):
+    bundle, whole, _, _ = made(5)
+    texts = runs(whole, TEXTS)
+    oracle, ffn = ways(made, 5, texts)
+    shares = real.block_frequencies(whole, bundle, ffn, texts)
+    assert shares.shape == (LAYERS, bundle.blocks)
+    # the oracle's record has no pass of the last token of each text, which is only a target
+    assert np.abs(shares - oracle.trace.mean(axis=0)).max() < 2 * len(texts) / len(oracle.trace)
+
+
+@pytest.mark.parametrize("group", [1, 5])
+@pytest.mark.parametrize("name", ["static", "sign", "shadow-4", "ahead-4", "learned-ahead"])
+def test_a_predictor_selects_as_in_memory_early_or_not(made, group, name):
+    """The reader asks a predictor about the next layer before its time: what it then says in time must not change."""
+    from minillm.predictors.base import fit_cutoffs
+    from minillm.study.prediction import Workshop
+
+    bundle, whole, model, thresholds = made(group)
+    texts, known = runs(whole, TEXTS), tiny.STORIES[3:] * 2
+    known = [f"{story} {i}" for i, story in enumerate(known)]
+    predictor = Workshop(whole, thresholds, known[:1], known[1:], None, 2).make(name)
+    fit_cutoffs(whole, predictor, thresholds, known[1:], 0.5)
+    way = real.way_of(predictor, bundle, 0.5)
+    found = [real.fetched_row(model, bundle, texts, 0, way, ahead)[0] for ahead in (False, True)]
+    assert found[0]["perplexity"] == found[1]["perplexity"]
+    assert found[0]["bytes_per_token"] == found[1]["bytes_per_token"]
+    if group == 1:
+        expected = perplexity(whole, TEXTS, ffn=sparse_ffn(whole, thresholds, predictor=predictor))
+        assert found[0]["perplexity"] == pytest.approx(expected.perplexity, rel=1e-9)
+    else:  # two of three blocks of each layer: the shorter last one or not
+        assert (
+            found[0]["reads"] in (pytest.approx(10 / 12), pytest.approx(7 / 12)) or 7 / 12 < found[0]["reads"] < 10 / 12
+        )
+
+
+def test_an_early_guess_of_a_predictor_made_to_look_ahead_is_what_it_then_selects(made):
+    from minillm.study.prediction import Workshop
+
+    bundle, whole, model, thresholds = made(1)
+    known = [f"{tiny.STORIES[3]} {i}" for i in range(2)]
+    for name in ("ahead-4", "learned-ahead"):
+        predictor = Workshop(whole, thresholds, known[:1], known[1:], None, 2).make(name)
+        predictor.cutoffs = np.zeros(LAYERS) if name == "learned-ahead" else np.full(LAYERS, 0.1)
+        select, said = real.way_of(predictor, bundle, 0.5).select(0), {}
+
+        def watch(index, position, x, select=select, said=said):
+            said.setdefault((index, position), []).append(select(index, position, x))
+            return said[index, position][-1]
+
+        way = real.Way(name, lambda number, watch=watch: watch)
+        real.fetched_row(model, bundle, runs(whole, TEXTS[:1]), 0, way, True)
+        early = {place: answers for place, answers in said.items() if place[0] > 0}
+        assert early and all(len(answers) == 2 and np.array_equal(*answers) for answers in early.values())
+
+
+def test_belady_without_a_trace_and_hot_without_frequencies_are_refused(made):
+    bundle, whole, model, _ = made(5)
+    texts = runs(whole, TEXTS)
+    with pytest.raises(MinillmError, match="belady must know the future, which everything does not"):
+        real.fetched_row(model, bundle, texts, 0, real.EVERYTHING, keeper="belady", capacity=1)
+    with pytest.raises(MinillmError, match="frequencies are none"):
+        real.fetched_row(model, bundle, texts, 0, real.EVERYTHING, keeper="hot", capacity=1)
+
+
+# ---- cold ------------------------------------------------------------------------------------------------------------
+
+
+@linux
+def test_every_token_begins_cold_and_the_disk_gives_at_least_what_is_used(tmp_path):
+    fields = {**tiny.LLAMA, "hidden_size": 64, "head_dim": 16, "intermediate_size": 1024}
+    control = tmp_path / "control"  # dropped by hand
+    control.write_bytes(bytes(1 << 20))
+    with open(control, "rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if cached_share(control) > 0:
+        pytest.skip("this file system keeps its pages in memory")
+    bundle = open_bundle(write_random_bundle(fields, tmp_path / "bundle", 32))  # two layers of 768 kB
+    with BundleReader(bundle) as reader:
+        reader.fetch(0, np.arange(bundle.blocks))
+        assert real.made_cold(reader) == 0
+    row, _ = real.fetched_row(resident_llama(bundle), bundle, [Run([1, 2, 3, 4], 1, 0, 0)], 0, real.EVERYTHING)
+    assert row["cached"] == 0 and row["disk_bytes"] >= row["bytes_per_token"] == 2 * 3 * 1024 * 64 * 4
+
+
+def test_where_the_system_shows_no_cache_nothing_is_claimed(made, monkeypatch):
+    bundle, whole, model, _ = made(5)
+
+    def absent(*_):
+        raise Unsupported("no such call")
+
+    monkeypatch.setattr(BundleReader, "drop_cache", absent)
+    assert 0 <= real.fetched_row(model, bundle, [Run([1, 2], 1, 0, 0)], 0, real.EVERYTHING)[0]["cached"] <= 1
+    monkeypatch.setattr(real, "cached_share", absent)
+    assert real.fetched_row(model, bundle, [Run([1, 2], 1, 0, 0)], 0, real.EVERYTHING)[0]["cached"] is None
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("prefetch_real")
+    tiny.folder(folder / "model")
+    (folder / "text.txt").write_text("\n<|endoftext|>\n".join(tiny.STORIES * 4), encoding="utf-8")
+    (folder / "known.txt").write_text("\n<|endoftext|>\n".join(tiny.STORIES), encoding="utf-8")
+    write_bundle(folder / "model", folder / "g1", 1)
+    write_bundle(folder / "model", folder / "g5", 5, "bfloat16")
+    return folder
+
+
+def run(capsys, *words) -> tuple[int, str, str]:
+    status = cli.main([str(word) for word in words])
+    return status, *capsys.readouterr()
+
+
+def test_the_command_scores_a_text_by_every_way(files, capsys, tmp_path):
+    how = ("prefetch", "real", files / "g1", "--text", files / "text.txt", "--tokens", 15, "--predictor", "static")
+    status, out, _ = run(capsys, *how, "--keepers", "lru,belady,hot", "--json", "-o", tmp_path / "rows.csv")
+    found = json.loads(out)
+    rows = found["rows"]
+    assert status == 0 and (tmp_path / "rows.csv").is_file()
+    named = [(row["way"], row.get("keeper"), row.get("ahead")) for row in rows]
+    oracle = [("oracle", keeper, ahead) for keeper in (None, "lru", "belady", "hot") for ahead in (False, True)]
+    static = [("static", keeper, ahead) for keeper in (None, "lru", "hot") for ahead in (False, True)]
+    assert named == [
+        ("resident", None, None),
+        *[("everything", None, ahead) for ahead in (False, True)],
+        *oracle,
+        *static,
+    ]
+    assert {row["tokens"] for row in rows} == {15} and all(row["perplexity"] > 1 for row in rows)
+    assert rows[0]["perplexity"] == pytest.approx(rows[1]["perplexity"], rel=1e-4)
+    assert found["bundle"]["bytes"] == LAYERS * F * 3 * D * 4 and found["bundle"]["loaded_whole"] is True
+    assert "numpy" in found["bundle"]["environment"]
+
+
+def test_the_command_continues_a_prompt_with_whole_blocks_and_prints_a_table(files, capsys):
+    known = ("--calibration", files / "known.txt", "--predictor", "shadow-4", "--sparsity", "0.34", "--capacity", "0")
+    status, out, said = run(capsys, "prefetch", "real", "--bundle", files / "g5", "-p", "the cat", "-n", 5, *known)
+    assert status == 0 and "shadow 4-bit" in out and "resident" in out
+    assert "3 blocks of 5 neurons, bfloat16" in " ".join(out.split())
+    assert "a prompt of 8 continued greedily" in " ".join(out.split())
+    if sys.platform.startswith("linux"):
+        assert "the system's own count is the same in every row" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("", "found no folder, expected one folder of `minillm bundle`"),
+        ("g1 --bundle g5", "expected one folder"),
+        ("model", "holds no bundle.json"),
+        ("g1 -m default-relu", "expected no --model"),
+        ("g1 --sparsity 0.3,0.5", "one --sparsity"),
+        ("g1 --calibration known.txt --predictor up-4", "reads the layer's own gate"),
+        ("g1 --calibration known.txt --predictor previous-token", "needs the true mask"),
+        ("g1 --memory 9 --keepers hot", "the whole model is never there"),
+        ("g1 --keepers never --calibration known.txt --predictor static", "keeper 'never' is unknown"),
+        ("g1 -o rows.txt", "expected .csv or .json"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_in_one_sentence(files, capsys, monkeypatch, words, said):
+    monkeypatch.chdir(files)
+    status, out, err = run(capsys, "prefetch", "real", *words.split(), "-n", 2)
+    assert status == 1 and said in err and not out and "Traceback" not in err
+    assert run(capsys, "prefetch", "replay", "g1")[0] == run(capsys, "prefetch", "simulate", "--memory", "9")[0] == 1
+
+
+# ---- larger than memory ----------------------------------------------------------------------------------------------
+
+
+def limited(folder, megabytes, *words) -> subprocess.CompletedProcess:
+    command = [
+        sys.executable,
+        "-m",
+        "minillm",
+        "prefetch",
+        "real",
+        folder,
+        "--memory",
+        str(megabytes),
+        *words,
+        "--json",
+    ]
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+@linux
+def test_with_a_limit_nothing_needs_the_whole_model(files):
+    done = limited(files / "g1", 200, "-n", "3", "-p", "the cat", "--predictor", "chance", "--capacity", "0,0.5")
+    found = json.loads(done.stdout)
+    assert done.returncode == 0 and found["bundle"]["memory_limit_mb"] == 200, done.stderr
+    assert [row["way"] for row in found["rows"]] == ["everything"] * 2 + ["chance"] * 4
+    assert found["bundle"]["loaded_whole"] is True  # so small that it fits
+    shares = [row["reads"] for row in found["rows"]]
+    assert shares[:2] == [1, 1] and 0.3 < shares[2] == shares[3] < 0.7 and shares[4] < shares[2]
+    done = limited(files / "g1", 200, "--predictor", "shadow-4")
+    assert done.returncode == 1 and "leaves no room to make shadow-4" in done.stderr
+
+
+@linux
+@pytest.mark.slow
+def test_a_bundle_of_400_mb_runs_where_160_mb_are_allowed_and_the_whole_model_does_not_load(tmp_path):
+    """Eight layers of 50 MB: one at a time fits, two would, all do not."""
+    import shutil
+
+    if shutil.disk_usage(tmp_path).free < 1_000_000_000:
+        pytest.skip("less than 1 GB free for the bundle")
+    fields = {**tiny.LLAMA, "hidden_size": 512, "intermediate_size": 8192, "num_hidden_layers": 8, "head_dim": 128}
+    bundle = open_bundle(write_random_bundle(fields, tmp_path / "large"))
+    size, limit = sum(info.nbytes for info in bundle.layers), 160
+    assert size > 2.5e6 * limit
+    done = limited(tmp_path / "large", limit, "-n", "3", "--predictor", "chance", "--capacity", "0")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert "allocate" in str(found["bundle"]["loaded_whole"]), found["bundle"]  # NumPy says it, or the system
+    assert [row["bytes_per_token"] for row in found["rows"][:2]] == [size, size]
+    assert found["rows"][2]["reads"] == pytest.approx(0.5, abs=0.01)
+    enough = limited(tmp_path / "large", 4 * limit, "-n", "1", "--capacity", "0")
+    assert json.loads(enough.stdout)["bundle"]["loaded_whole"] is True, enough.stderr
