@@ -123,9 +123,7 @@ def block_views(x: np.ndarray, weights: Blocks, blocks: np.ndarray) -> np.ndarra
     """
     rows, g, layer = weights
     count = len(rows) // 3
-    places = [
-        (3 * b * g, min(g, count - b * g)) for b in blocks.tolist()
-    ]  # first row, neurons: the last may be shorter
+    places = [(3 * b * g, min(g, count - b * g)) for b in blocks.tolist()]  # first row; neurons: the last has fewer
     both = np.zeros((len(places), 2, g), x.dtype)  # (n, 2, g): gate and up
     for (first, n), out in zip(places, both, strict=True):
         if n == g:
@@ -146,31 +144,37 @@ def _with_bias(y: np.ndarray, weights: NeuronMajor | Layer) -> np.ndarray:
 
 # ---- which one -------------------------------------------------------------------------------------------------------
 
-# Speed-up times density, measured in one thread at 50 and 90 % sparsity against the dense FFN of the same shape: what a
-# byte that is touched brings, against one that is streamed. Megabytes of the layer's three matrices -> the three ways.
+# Speed-up over the dense FFN at densities 1/2 and 1/10, by the megabytes of the layer's three matrices, in float32 and
+# one thread, for blocks of 32: the last lines of `minillm bench ffn` at the shapes 15M, 110M, 1B and 4096 11008, cold
+# in cache. The smallest is 260K, hot, as in a model of such layers, which stay in a core's own cache.
 MEASURED = {
-    0.13: {"gather": 0.13, "tiled": 0.16, "blocks": 0.14},
-    2.7: {"gather": 0.37, "tiled": 0.40, "blocks": 0.60},
-    19: {"gather": 0.46, "tiled": 0.51, "blocks": 0.85},
-    138: {"gather": 0.30, "tiled": 0.57, "blocks": 0.94},
-    541: {"gather": 0.25, "tiled": 0.62, "blocks": 1.00},
+    0.132: {"gather": (0.68, 0.91), "tiled": (0.55, 0.65), "blocks": (0.46, 0.68)},
+    2.65: {"gather": (0.49, 3.74), "tiled": (1.08, 3.26), "blocks": (1.28, 4.07)},
+    18.9: {"gather": (0.29, 3.11), "tiled": (1.04, 4.07), "blocks": (1.50, 6.07)},
+    138: {"gather": (0.27, 2.21), "tiled": (1.14, 5.40), "blocks": (1.79, 8.31)},
+    541: {"gather": (0.14, 2.05), "tiled": (1.19, 5.80), "blocks": (1.90, 9.08)},
 }
-SMALL_BLOCKS = {1: 0.40, 8: 0.75, 16: 0.88, 32: 1.0}  # how much of that blocks of so many neurons reach
+DENSITIES = (0.5, 0.1)
+SMALL_BLOCKS = {1: 0.40, 4: 0.69, 8: 0.81, 16: 0.91, 32: 1.0}  # how much of that blocks of so many neurons reach
 
 
 def expected_speedup(shape: tuple[int, int], density: float, group: int = 1, itemsize: int = 4) -> dict[str, float]:
-    """Speed-up over the dense FFN of each way, from the table above (logarithmic between its sizes), and dense: 1.
+    """Speed-up over the dense FFN of each way, from the table above, and dense: 1.
 
-    shape (F, D); density: share of neurons touched; group: neurons per block, 1 where any set may be asked for.
+    Between its sizes and densities, and beyond these, logarithms of speed-ups are linear in logarithms: speed-up is a
+    power of density, near -1. shape (F, D); density: share of neurons touched; group: neurons per block, 1 where any
+    set may be asked for.
     """
-    megabytes = 3 * shape[0] * shape[1] * itemsize / 1e6
-    sizes = np.log(list(MEASURED))
+    sizes, megabytes = np.log(list(MEASURED)), np.log(3 * shape[0] * shape[1] * itemsize / 1e6)
+    at_half, at_tenth = DENSITIES
+    steps = np.log(at_half / max(density, 1e-9)) / np.log(at_half / at_tenth)  # 0 at the first density, 1 at the second
     found = {"dense": 1.0}
     for way in ("gather", "tiled", *(["blocks"] if group > 1 else [])):
-        share = np.interp(np.log(megabytes), sizes, [row[way] for row in MEASURED.values()])
+        logs = np.log([row[way] for row in MEASURED.values()])  # (sizes, 2)
+        half, tenth = (np.interp(megabytes, sizes, column) for column in logs.T)
+        found[way] = float(np.exp(half + steps * (tenth - half)))
         if way == "blocks":
-            share *= np.interp(np.log(group), np.log(list(SMALL_BLOCKS)), list(SMALL_BLOCKS.values()))
-        found[way] = float(share) / max(density, 1e-9)
+            found[way] *= float(np.interp(np.log(group), np.log(list(SMALL_BLOCKS)), list(SMALL_BLOCKS.values())))
     return found
 
 

@@ -27,7 +27,6 @@ the system has no such fine clock, with more threads, and for disk, the clock on
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import statistics
@@ -43,7 +42,7 @@ from ..errors import MinillmError
 from ..loading.config import ModelConfig
 from ..prefetch.bundle import open_bundle, resident_llama, write_random_bundle
 from ..prefetch.clock import LARGE, ffn_share, whole_token, work_at
-from ..prefetch.kernels import Blocks, NeuronMajor, block_views, choose, gather, tiled_gather
+from ..prefetch.kernels import DENSITIES, Blocks, NeuronMajor, block_views, choose, gather, tiled_gather
 from ..prefetch.reader import BundleReader, FetchedFFN, Unsupported, recorded, system_reads
 from ..prefetch.real import every_neuron, made_cold
 from ..prefetch.reorder import kept_count
@@ -165,7 +164,7 @@ def bench_ffn(
                 call()
             took = np.array([time.process_time(), time.perf_counter()]) - started
             spent[:] += took
-            return took[0 if processor else 1] / copies
+            return float(took[0 if processor else 1]) / copies
 
         return seconds
 
@@ -184,7 +183,7 @@ def bench_ffn(
         for group in (1, *groups):
             blocks = -(-neurons // group)
             kept = kept_count(blocks, 1 - sparsity)
-            if abs(kept / blocks - (1 - sparsity)) > 0.15 * (1 - sparsity):
+            if abs(kept / blocks - (1 - sparsity)) > 0.2 * (1 - sparsity):
                 continue  # so few blocks that the share cannot be had
             if group == 1:
                 ways = {"gather": (gather, major), "tiled": (tiled_gather, major)}
@@ -216,20 +215,23 @@ def check_memory(nbytes: int) -> None:
 
 
 def for_kernels(rows: Sequence[dict], nbytes: int) -> dict:
-    """This measurement as a line of the tables MEASURED and SMALL_BLOCKS in prefetch/kernels.py.
+    """This measurement as a line of the tables MEASURED and SMALL_BLOCKS in prefetch/kernels.py, for blocks of 32.
 
-    Speed-up times the share touched, mean over 50 and 90 % sparsity; blocks: of 32. {} where these were not measured.
+    A block more or less than the density asks for is reckoned out. {} where that was not measured at DENSITIES.
     """
-    worth = {}
+    found: dict[tuple, dict[float, float]] = {}
     for row in rows:
-        if row["sparsity"] in (0.5, 0.9):
-            worth.setdefault((row["method"], row["group"]), []).append(row["speedup"] * row["touched"])
-    means = {key: statistics.mean(pair) for key, pair in worth.items() if len(pair) == 2}
+        density = round(1 - row["sparsity"], 9)
+        found.setdefault((row["method"], row["group"]), {})[density] = row["speedup"] * row["touched"] / density
     wanted = {"gather": ("gather", 1), "tiled": ("tiled", 1), "blocks": ("blocks", 32)}
-    if not all(key in means for key in wanted.values()):
+    if not all(density in found.get(key, {}) for key in wanted.values() for density in DENSITIES):
         return {}
-    small = {g: round(mean / means["blocks", 32], 2) for (way, g), mean in means.items() if way == "blocks" and g <= 32}
-    line = {way: round(means[key], 2) for way, key in wanted.items()}
+    line = {way: tuple(round(found[key][density], 2) for density in DENSITIES) for way, key in wanted.items()}
+    small = {
+        group: round(statistics.mean(speeds[d] / found["blocks", 32][d] for d in DENSITIES), 2)
+        for (way, group), speeds in found.items()
+        if way == "blocks" and group <= 32 and all(density in speeds for density in DENSITIES)
+    }
     return {"megabytes": float(f"{nbytes / 1e6:.3g}"), "measured": line, "small_blocks": small}
 
 
@@ -389,8 +391,8 @@ def _ffn_text(result: dict) -> list[str]:
     share = result["ffn_share"]
     parts = [
         f"dense: {dense['milliseconds']:.3f} ms per layer; cold: {2 * result['cache'] / 1e6:.0f} MB are read elsewhere "
-        f"before each turn\nclock: the {result['clock']}'s; this process had a processor for {result['own_time']:.0%} of "
-        "the time",
+        "before each turn",
+        f"clock: the {result['clock']}'s; this process had a processor for {result['own_time']:.0%} of the time",
         "\nThe FFN alone: times as fast as the dense one, median (middle half of the rounds); *: kernels.choose",
         table(lambda row: _spread(row) + ("*" if row["chosen"] else "")),
         f"\nThe whole token, of whose bytes the FFN's are {share:.0%} ({result['token']})",
@@ -398,7 +400,7 @@ def _ffn_text(result: dict) -> list[str]:
     ]
     if result["kernels"]:
         found = result["kernels"]
-        line = f"{found['megabytes']:g}: {json.dumps(found['measured'])}, SMALL_BLOCKS {found['small_blocks']}"
+        line = f"{found['megabytes']:g}: {found['measured']}, SMALL_BLOCKS {found['small_blocks']}"
         parts.append(f"\nfor prefetch/kernels.py: MEASURED {line}")
     return parts
 

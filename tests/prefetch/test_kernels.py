@@ -6,6 +6,7 @@ import tiny
 
 from minillm.errors import MinillmError
 from minillm.prefetch.kernels import (
+    DENSITIES,
     MEASURED,
     Blocks,
     NeuronMajor,
@@ -116,8 +117,12 @@ def test_the_choice_follows_what_was_measured():
     assert choose((5632, 2048), 0.95) == "dense"
     assert choose((5632, 2048), 0.1) == choose((5632, 2048), 0.5) == "tiled"
     assert choose((5632, 2048), 0.5, 32) == "blocks"
-    assert choose((768, 288), 0.5) == "dense" and choose((768, 288), 0.5, 32) == "blocks"
+    assert choose((768, 288), 0.7) == "dense" and choose((768, 288), 0.5, 32) == "blocks"
     for megabytes, ways in MEASURED.items():
-        found = expected_speedup((int(megabytes * 1e6 / 3 / 4), 1), 0.5, 32)
-        for way, share in ways.items():
-            assert found[way] == pytest.approx(share / 0.5, rel=1e-3)
+        for place, density in enumerate(DENSITIES):
+            found = expected_speedup((int(megabytes * 1e6 / 3 / 4), 1), density, 32)
+            for way, speedups in ways.items():
+                assert found[way] == pytest.approx(speedups[place], rel=1e-3)
+    half, tenth = MEASURED[138]["tiled"]
+    between = expected_speedup((5632, 2048), (0.5 * 0.1) ** 0.5)["tiled"]  # half way, in logarithms
+    assert between == pytest.approx((half * tenth) ** 0.5, rel=5e-3)

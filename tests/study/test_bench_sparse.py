@@ -138,16 +138,19 @@ def test_what_kernels_choose_would_take_is_marked(monkeypatch):
     assert len(marked) == 2 and "tiled" in marked[0] and "blocks of 4" in marked[1]
 
 
-def test_the_line_for_the_kernels_table_is_speed_up_times_density():
-    def row(method, group, sparsity, speedup):
-        return {"method": method, "group": group, "sparsity": sparsity, "touched": 1 - sparsity, "speedup": speedup}
+def test_the_line_for_the_kernels_table_is_that_of_its_two_densities():
+    def row(method, group, sparsity, speedup, touched=None):
+        touched = 1 - sparsity if touched is None else touched
+        return {"method": method, "group": group, "sparsity": sparsity, "touched": touched, "speedup": speedup}
 
     rows = [row("gather", 1, s, 0.4 / (1 - s)) for s in (0.5, 0.7, 0.9)]
     rows += [row("tiled", 1, 0.5, 1.0), row("tiled", 1, 0.9, 6.0)]
     rows += [row("blocks", g, s, w / (1 - s)) for g, w in ((8, 0.6), (32, 0.8), (128, 0.9)) for s in (0.5, 0.9)]
+    rows += [row("blocks", 16, 0.5, 1.2), row("blocks", 16, 0.9, 6.0, 0.12)]  # of few blocks a few too many
     found = for_kernels(rows, 138_412_032)
-    assert found["megabytes"] == 138 and found["measured"] == {"gather": 0.4, "tiled": 0.55, "blocks": 0.8}
-    assert found["small_blocks"] == {8: 0.75, 32: 1.0}
+    assert found["megabytes"] == 138
+    assert found["measured"] == {"gather": (0.8, 4.0), "tiled": (1.0, 6.0), "blocks": (1.6, 8.0)}
+    assert found["small_blocks"] == {8: 0.75, 16: 0.82, 32: 1.0}  # (1.2 / 1.6 + 7.2 / 8) / 2
     assert for_kernels([r for r in rows if r["group"] != 32], 1) == {} == for_kernels(rows[:3], 1)
 
 
