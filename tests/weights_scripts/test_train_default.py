@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import os
-import re
 import subprocess
 import sys
 from argparse import Namespace
@@ -54,24 +53,6 @@ def test_the_tokenizer_gives_every_text_back(tokenizer):
     check()
     for text in ("  two  spaces ", "\u2581 is no space", "<0x41> is no byte, </s> no end", "naïve 猫 😀\r\n\tx"):
         assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False).ids) == text
-
-
-GOOD = (
-    "One day, a little girl named Lily saw a cat. The cat was up in a tree. Lily and Tom ran to help. "
-    'Tom had a rope, and Lily pulled. "Thank you," said the cat. It was glad to be home.'
-)
-
-
-def test_a_story_is_told_again_with_other_names_and_nothing_else_changed(script):
-    rng = np.random.default_rng(0)
-    tellings = {script.retold(GOOD, rng) for _ in range(20)}
-    assert len(tellings) > 10
-    for telling in tellings:
-        girl = telling.split("named ")[1].split()[0]
-        boy = telling.split(f"{girl} and ")[1].split()[0]
-        assert girl in script.GIRLS and boy in script.BOYS
-        swapped = {girl: "Lily", boy: "Tom"}
-        assert re.sub(rf"\b({girl}|{boy})\b", lambda name: swapped[name[0]], telling) == GOOD  # noqa: B023
 
 
 def test_a_row_begins_with_a_document_and_is_full(script, tokenizer):
