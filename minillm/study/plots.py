@@ -475,7 +475,7 @@ def gantt(intervals: Sequence[Interval | Mapping], *, ax: Axes) -> None:
     ax.set_xlim(0, 1.01 * (end - begin) / size)
     ax.set_ylim(layers[-1] + 0.6, layers[0] - 0.6)
     ax.grid(False, axis="y")
-    ax.set_xlabel(f"simulated time ({unit}); dotted: the next token")
+    ax.set_xlabel(f"simulated time ({unit})" + ("; dotted: the next token" if len(tokens) > 1 else ""))
     ax.set_ylabel("layer")
     ax.set_title("Computing (upper half of a row) and fetching (lower half)")
     legend_above(ax, len(ax.get_legend_handles_labels()[0]), 6)

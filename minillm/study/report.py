@@ -260,7 +260,7 @@ def buffer_study(
     )
     done("keepers")
     ways = ways_of(workshop, BUFFER_PREDICTORS, HALF)
-    rows = list(buffer_rows(model, mid, walked, ways, dropping=ways[-1:], **how))
+    rows = list(buffer_rows(model, mid, walked, ways, dropping=ways[1:2], **how))
     done("ways to know")
     timelines, needed = {}, []
     for way in (ways[0], ways[-1]):

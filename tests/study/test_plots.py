@@ -141,7 +141,7 @@ def figure_of(name):
 
 UNITS = (
     "(%)", "(no unit, log scale)", "(per token)", "(per token), log scale", "(MB)", "(kB)", "(% of neurons)",
-    "(% of a layer's neurons)", "(times dense)", "simulated time (ms); dotted: the next token",
+    "(% of a layer's neurons)", "(times dense)", "(ms)", "(ms); dotted: the next token",
 )  # fmt: skip
 NAMES = ("layer", "kind of position", "how the FFNs are run")  # an axis that has names of things, and no unit
 

@@ -142,6 +142,9 @@ def test_every_number_of_a_table_is_that_of_its_row(html, study):
                     assert abs(value - row[key]) <= slack, (title, key, cell, row[key])
                     counted += 1
     assert counted > 1000
+    keys = [key for key, _ in page.COST_COLUMNS.values()]
+    assert list(page.COST_COLUMNS)[keys.index("perplexity_low")] == "perplexity/low"  # what belongs to what
+    assert list(page.COST_COLUMNS)[keys.index("read_exact")] == "weights read per token/all"
     lines = shown(html, "Magnitudes of the activations")
     assert len(lines) == 2 and all("-" not in line for line in lines)
     middles = {(row["step"], row["layer"]): row["median"] for row in study.activations}
@@ -158,7 +161,8 @@ def test_the_rows_are_those_of_the_chapters(model, study):
     assert row["perplexity_low"] <= row["perplexity"] <= row["perplexity_high"]
     assert {row["predictor"] for row in study.predictors} >= {"oracle", "chance", "static", "previous-token"}
     assert [row["keeper"] for row in study.keepers[:6]] == ["lru", "lfu", "window-4", "hot", "random", "belady"]
-    assert {row["misses"] for row in study.ways} == {"wait", "drop"} and study.matters
+    dropped = {row["perplexity"] for row in study.ways if row["misses"] == "drop"}
+    assert len(dropped) > 1 and study.matters  # what is dropped depends on the capacity
 
 
 def test_nothing_that_is_scored_was_calibrated_on(study, recwarn):
