@@ -58,9 +58,7 @@ Natural sparsity, nothing cut, embedded test text (near: against the root mean s
 
 `log.json` holds the data's checksums and the loss curve. The real stories are from TinyStories (Eldan and Li 2023,
 arXiv 2305.07759; CDLA-Sharing-1.0). The larger part of the text was drawn from stories260K (MIT) and TinyStories-656K
-(Apache-2.0), two models that were themselves trained on TinyStories. `stories.txt`, where it is named, was written by
-the project's `write_stories.py` from `training_grammar.txt`, which shares no plot with the embedded texts. The weights
-are under the project's MIT licence.
+(Apache-2.0), two models that were themselves trained on TinyStories. The weights are under the project's MIT licence.
 
 ## What it is not for
 

@@ -1,7 +1,4 @@
-"""Write stories by a story grammar: the two embedded texts, or one file of others to train on.
-
-    python weights_scripts/write_stories.py [FOLDER]                                       into the package
-    python weights_scripts/write_stories.py OUT --grammar training_grammar.txt --stories 14000      OUT/stories.txt
+"""Write the two embedded texts by a story grammar: python weights_scripts/write_stories.py [FOLDER]
 
 minillm needs a short text to calibrate thresholds on and another to score models on, both in the register of the
 embedded models: simple stories for small children. Every sentence of the grammar was written for this project; none was
@@ -27,8 +24,6 @@ A and B are of different gender, so that "he" and "she" stay clear. Sentences ge
 import argparse
 import random
 import re
-from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 
 SEPARATOR = "<|endoftext|>"
@@ -149,45 +144,29 @@ def polish(text: str) -> str:
     return re.sub(r'(," [^".!?]*, ")([A-HJ-Z])', lambda m: m[1] + m[2].lower(), text)
 
 
-def series(grammar: Grammar) -> Iterator[str]:
-    """Stories without end, each plot in its turn, no story twice."""
-    rng, seen, plots = random.Random(SEED), set(), []
-    while True:
-        plots = plots or list(grammar.plots)
-        plot = plots.pop(int(rng.random() * len(plots)))
-        story = Story(rng, grammar).tell(grammar.plots[plot])
-        while len(story) not in LENGTHS or story in seen:
-            story = Story(rng, grammar).tell(grammar.plots[plot])
-        seen.add(story)
-        yield f"{story}\n{SEPARATOR}\n"
-
-
 def write(folder: Path) -> None:
-    """Write the files of FILES: stories of one series."""
-    stories = series(Grammar(GRAMMAR.read_text(encoding="utf-8")))
+    """Write the files of FILES: stories of one series, each plot in its turn, no story twice."""
+    rng, grammar, seen = random.Random(SEED), Grammar(GRAMMAR.read_text(encoding="utf-8")), set()
+    plots: list[str] = []
     folder.mkdir(parents=True, exist_ok=True)
     for name, size in FILES.items():
         text = ""
         while len(text.encode("utf-8")) < size:
-            text += next(stories)
+            plots = plots or list(grammar.plots)
+            plot = plots.pop(int(rng.random() * len(plots)))
+            story = Story(rng, grammar).tell(grammar.plots[plot])
+            while len(story) not in LENGTHS or story in seen:
+                story = Story(rng, grammar).tell(grammar.plots[plot])
+            seen.add(story)
+            text += f"{story}\n{SEPARATOR}\n"
         (folder / name).write_bytes(text.encode("utf-8"))
 
 
 def main() -> None:
-    """Write both embedded texts into the folder named, or into the package; or so many stories of another grammar."""
+    """Write both files into the folder named, or into the package."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, nargs="?", default=FOLDER)
-    parser.add_argument("--grammar", type=Path, help="of these stories; with --stories and a folder")
-    parser.add_argument("--stories", type=int, help="how many, into FOLDER/stories.txt")
-    a = parser.parse_args()
-    if a.grammar is None:
-        write(a.folder)
-    elif a.folder == FOLDER or not a.stories:
-        parser.error("--grammar needs --stories and a folder of its own")
-    else:
-        a.folder.mkdir(parents=True, exist_ok=True)
-        text = "".join(islice(series(Grammar(a.grammar.read_text(encoding="utf-8"))), a.stories))
-        (a.folder / "stories.txt").write_bytes(text.encode("utf-8"))
+    write(parser.parse_args().folder)
 
 
 if __name__ == "__main__":

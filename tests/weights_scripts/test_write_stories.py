@@ -3,8 +3,6 @@
 import importlib.util
 import random
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -71,30 +69,3 @@ def test_pronouns_belong_to_one_gender_each():
         cast = write_stories.Story(random.Random(seed), GRAMMAR).cast
         assert {cast["A"]["he"], cast["B"]["he"]} == {"he", "she"}
         assert cast["A"]["name"] in (write_stories.GIRLS if cast["A"]["he"] == "she" else write_stories.BOYS)
-
-
-# ---- the grammar of the stories that a model is trained on -----------------------------------------------------------
-
-TRAINING = write_stories.Grammar(SCRIPT.with_name("training_grammar.txt").read_text(encoding="utf-8"))
-
-
-@pytest.mark.parametrize("plot", TRAINING.plots)
-def test_stories_to_train_on_are_whole_too(plot):
-    stories = [write_stories.Story(random.Random(seed), TRAINING).tell(TRAINING.plots[plot]) for seed in range(30)]
-    assert {story: faults(story) for story in stories if faults(story)} == {}
-
-
-def test_what_models_are_scored_on_is_not_in_what_they_are_trained_on():
-    assert not set(TRAINING.plots) & set(GRAMMAR.plots)
-    sentences = {s for plot in GRAMMAR.plots.values() for line in plot for s in re.split(r"(?<=[.!?]) ", line)}
-    trained = {s for plot in TRAINING.plots.values() for line in plot for s in re.split(r"(?<=[.!?]) ", line)}
-    assert {s for s in sentences & trained if len(s.split()) > 6} == set()
-
-
-def test_the_script_writes_other_stories_on_demand_and_never_into_the_package(tmp_path):
-    grammar = str(SCRIPT.with_name("training_grammar.txt"))
-    command = [sys.executable, str(SCRIPT), "--grammar", grammar, "--stories", "40"]
-    assert subprocess.run(command, capture_output=True).returncode == 2  # no folder
-    subprocess.run([*command, str(tmp_path)], check=True)
-    stories = split_documents((tmp_path / "stories.txt").read_text(encoding="utf-8"))
-    assert len(set(stories)) == len(stories) == 40
