@@ -412,7 +412,7 @@ for step in ("gate_pre", "up", "mid"):
         values = layer[step][~first]
         thresholds = {
             "quantile of |values|": np.quantile(np.abs(values), target),
-            "symmetric": symmetric_threshold(values, target),
+            "symmetric": np.quantile(values, 0.5 + target / 2),
             "normal": NormalDist(0, float(values.std())).inv_cdf(0.5 + target / 2),
         }
         cut = {name: float(np.mean(np.abs(values) <= t)) for name, t in thresholds.items()}

@@ -171,8 +171,8 @@ check("06.2", my_threshold, threshold_of, [
 # `minillm.calibrate` does what you have just written, for every layer in one pass. We check one layer by hand.
 
 # %%
-calibration = as_documents(minillm.embedded_text("calibration"))[:4]
-test = as_documents(minillm.embedded_text("test"))[:6]
+calibration = as_documents(minillm.embedded_text("calibration"))[:3]
+test = as_documents(minillm.embedded_text("test"))[:5]
 thresholds = minillm.calibrate(model, calibration, policy="cats", sparsity=0.5)
 print(text_table([{"layer": i, "|gate| >": found["gate"]} for i, found in enumerate(thresholds.layers)],
                  {"layer": "d", "|gate| >": ".3f"}))  # fmt: skip
@@ -202,7 +202,7 @@ print(str(spec).replace("; ", "\n  "))
 # %%
 dhar = sweep(model, calibration, test, ["dhar"], (0.3, 0.35, 0.4, 0.45, 0.5))  # shares of each array
 cats = sweep(model, calibration, test, ["cats"], (0.3, 0.5, 0.7))
-mid = sweep(model, calibration, test, ["mid"], (0.3, 0.5, 0.7, 0.85, 0.95))
+mid = sweep(model, calibration, test, ["mid"], (0.3, 0.5, 0.7, 0.95))
 
 half = [row for row in (*dhar, *cats, *mid) if row["target"] == 0.5]
 columns = {"policy": "", "target": ".0%", "achieved": ".1%", "neuron_sparsity": ".1%"}
@@ -249,6 +249,7 @@ smaller = [name for name in PUBLISHED if increase["default (here)"] < increase[n
 print(f"\nour small model loses less than: {', '.join(smaller) or 'none of them'}")
 
 assert dhar[-1]["perplexity"] > 1.01 * dhar[1]["perplexity"]  # 50 % costs more than 30 %
+assert sum(increase[name] > 0.5 for name in PUBLISHED) == 1  # expensive for one of the three
 
 # %% [markdown]
 # Large models are said to tolerate more sparsity than small ones (arXiv 2509.00454). The line above says what we see

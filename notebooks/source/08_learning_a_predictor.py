@@ -211,11 +211,8 @@ assert rows[0]["accuracy"] > 0.6 and rows[0]["recall"] == 0  # accurate, and goo
 
 # %% [markdown]
 # *Accuracy* rewards saying no. The same temptation is in the loss, so the package gives "no" a smaller weight, about
-# the share of active neurons: then both answers weigh the same in all. What does the weight change? We train one layer
-# twice with the package's `train_layer`, and once look at $p > 1/2$, once at the best 30 % of the scores.
-
-# %%
-show_source(train_layer)
+# the share of active neurons: then both answers weigh about the same in all. What does the weight change? We train one
+# layer twice, with the simplest of all training loops, and once look at $p > 1/2$, once at the best 30 % of the scores.
 
 # %%
 
@@ -283,8 +280,15 @@ assert known[-1] < unknown[-1] - 0.02  # it knows its own documents better
 assert known[-1] < known[0]
 
 # %% [markdown]
-# On its own documents it gets better and better. On others it stops improving, or gets worse. Which is why the package
-# keeps the parameters of the best epoch on held-out documents. But then the held-out text must be *another* text.
+# On its own documents it gets better and better. On others it stops improving, or gets worse. Which is why the package's
+# own training loop keeps the parameters of the epoch that was best on held-out documents, and ends after three epochs
+# without gain.
+
+# %%
+show_source(train_layer)
+
+# %% [markdown]
+# But then the held-out text must be *another* text.
 #
 # ### Exercise 08.3: split by document
 # difficulty ●●○○○ · 10 minutes

@@ -107,14 +107,20 @@ def test_a_threshold_or_layer_that_is_none_is_refused(model, threshold, layer):
         notebook.threshold_view(model, "A cat sat.", threshold, layer)
 
 
-def test_the_slider_redraws_when_it_is_moved_and_ends_where_most_is_cut(model):
-    end = notebook.largest_threshold(model, "A cat sat.")
-    assert notebook.threshold_view(model, "A cat sat.", end, new_tokens=1).cut > 0.8
-    box = notebook.slider(ipywidgets, lambda value: f"<p>{value:.2f}</p>", 4.0)
+def test_the_slider_redraws_when_it_is_moved_and_goes_from_little_to_nearly_everything(model):
+    low, high = notebook.threshold_range(model, "A cat sat.")
+    cuts = [notebook.threshold_view(model, "A cat sat.", t, new_tokens=1).cut for t in (low, high)]
+    assert cuts[0] < 0.2 and cuts[1] > 0.97
+    box = notebook.slider(ipywidgets, lambda value: f"<p>{value:.2f}</p>", 0.5, 8.0)
     value, field = box.children
-    assert (value.min, value.value, value.max, field.value) == (0, 1, 4, "<p>1.00</p>")
+    assert np.allclose((10**value.min, value.value, 10**value.max), (0.5, 2, 8)) and field.value == "<p>2.00</p>"
     value.value = 3.2
     assert field.value == "<p>3.20</p>"
+
+
+def test_a_model_with_exact_zeros_has_a_slider_too():
+    low, high = notebook.threshold_range(minillm.load("default-relu"), "A cat sat.")
+    assert 0 < low < high
 
 
 # ---- the buffer ------------------------------------------------------------------------------------------------------
@@ -176,10 +182,10 @@ CELLS = (
     "widgets = sys.modules['ipywidgets']\n"
     "if widgets:\n"
     "    boxes = [o for o in gc.get_objects() if type(o) is widgets.VBox]\n"
-    "    (moved,) = (box for box in boxes if type(box.children[0]) is widgets.FloatSlider)\n"
+    "    (moved,) = (box for box in boxes if type(box.children[0]) is widgets.FloatLogSlider)\n"
     "    (pressed,) = (box for box in boxes if type(box.children[0]) is widgets.HBox)\n"
     "    before = moved.children[1].value\n"
-    "    moved.children[0].value = moved.children[0].max\n"
+    "    moved.children[0].value = 10 ** moved.children[0].max\n"
     "    assert moved.children[1].value != before and '<img' in moved.children[1].value\n"
     "    pressed.children[0].children[0].click()\n"
     "    assert len(b.events) == 4 and pressed.children[1].value.startswith('<pre>event')",
