@@ -19,7 +19,7 @@ One layer ahead (``ahead``): x is the input of the FFN one layer BEFORE, at the 
 on their way while that layer is computed. Layer 0 has no layer before it and is predicted from its own input.
 
 Differs from Deja Vu: the bias c, which costs next to nothing; a score is no decision, the cutoffs are set afterwards.
-A linear z can say which gates will be large; it cannot say that |up| will be, whose sign may be either.
+A linear z can say which gates will be large, but hardly which |up|, since up may have either sign.
 """
 
 from __future__ import annotations

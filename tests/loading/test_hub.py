@@ -57,6 +57,8 @@ def fresh_process(hub, home: Path, *command: str, offline=False) -> subprocess.P
     if offline:
         variables["HF_HUB_OFFLINE"] = "1"
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "encoding": "utf-8"}
+    if os.name == "posix":  # a shell's background job ignores Ctrl-C, and so would its children
+        pipes["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
     return subprocess.Popen([sys.executable, *command], env=variables, cwd=ROOT, **pipes)
 
 
