@@ -994,12 +994,11 @@ def prefetch_blocks(a: argparse.Namespace, model, calibration, test, context: in
         if not points:
             raise MinillmError(f"{a.speed}: holds no speed of these groups and sparsities, expected one to draw")
         panels = new_axes(1, 2)
-        token = f"a whole token (the FFNs hold {points[0]['ffn_share']:.0%} of its bytes)"
-        for ax, key, what in zip(panels, ("speedup", "whole_token"), ("the FFN alone", token), strict=True):
-            speed_against_perplexity([row | {"speedup": row[key]} for row in points], ax=ax)
+        whole = f"a whole token (the FFNs hold {points[0]['ffn_share']:.0%} of its bytes)"
+        for ax, token, what in zip(panels, (False, True), ("the FFN alone", whole), strict=True):
+            speed_against_perplexity(points, token, ax=ax)
             ax.title.set_text(f"{model.name}: {what}")  # in the letters that the figure's style has
         panels[0].get_legend().remove()
-        panels[1].yaxis.label.set_text("speed of a token (times dense)")
         write_figure(panels[0].figure, a.figure)
     sentences = prefetching.which_point(rows)
     if a.json:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import MinillmError
-from ..prefetch.clock import FETCHING, Interval
+from ..prefetch.clock import FETCHING, Interval, whole_token
 from ..sparsity.policies import POLICIES
 from .canvas import (
     BLACK,
@@ -511,14 +511,22 @@ def bytes_read(found: Mapping[str, float], what: str = "FFN weights read per tok
 
 
 @drawn(size=(6.0, 3.8))
-def speed_against_perplexity(rows: Sequence[Mapping], *, ax: Axes) -> None:
+def speed_against_perplexity(rows: Sequence[Mapping], token: bool = False, *, ax: Axes) -> None:
     """What is gained in time, and what is paid in perplexity: a curve per block size and order, a point per sparsity.
 
     rows: dicts with group (neurons in a block; 1: scattered), order ("stored", "clustered"), sparsity (share left out),
     speedup (of the FFN over dense; low and high, its spread) and increase (of perplexity over dense, as a share).
+    token: draw what that is worth to a whole token; then with ffn_share, the FFNs' share of a token's bytes, too.
     Raises MinillmError for none.
     """
-    check_rows(rows, ("group", "sparsity", "speedup", "increase"))
+    check_rows(rows, ("group", "sparsity", "speedup", "increase", *(("ffn_share",) if token else ())))
+    if token:
+        speeds = "speedup", "low", "high"
+        rows = [
+            row | {key: whole_token(row[key], row["ffn_share"]) for key in speeds if row.get(key) is not None}
+            for row in map(dict, rows)
+        ]
+    of = "a token" if token else "an FFN"
     curves: dict[str, list[Mapping]] = {}
     for row in sorted(rows, key=lambda row: (row["group"], row["sparsity"])):
         name = f"blocks of {row['group']}, {row.get('order', 'stored')}" if row["group"] > 1 else "scattered"
@@ -534,10 +542,10 @@ def speed_against_perplexity(rows: Sequence[Mapping], *, ax: Axes) -> None:
         ax.set_xscale("symlog", linthresh=1)
         ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     ax.set_xlabel("increase of perplexity over dense (%)")
-    ax.set_ylabel("speed of an FFN (times dense)")
+    ax.set_ylabel(f"speed of {of} (times dense)")
     shares = [f"{100 * share:.0f}" for share in sorted({row["sparsity"] for row in rows})]
     ax.set_title(f"Points: {listed(shares)} % of the neurons left out")
     _legend_beside(ax)
     best = [max(found, key=lambda row: row["speedup"]) for found in curves.values()]
     ends = [f"{n} {r['speedup']:.3g} times at {100 * r['increase']:+.0f} %" for n, r in zip(curves, best, strict=True)]
-    ax.set_label(f"Speed of an FFN against the increase of perplexity; where it is fastest: {listed(ends)}.")
+    ax.set_label(f"Speed of {of} against the increase of perplexity; where it is fastest: {listed(ends)}.")

@@ -270,6 +270,12 @@ def test_speed_and_perplexity_are_the_rows_by_block_size_and_order():
     np.testing.assert_allclose(lines["blocks of 4, clustered"], own)
     spread = ax.collections[0].get_segments()
     assert [segment[:, 1].tolist() for segment in spread] == [[2, 4], [2, 4]]
+    whole = plots.speed_against_perplexity([row | {"ffn_share": 0.5} for row in rows], token=True)
+    lines = {line.get_label(): line.get_xydata() for line in whole.lines}
+    np.testing.assert_allclose(lines["blocks of 4, clustered"], [[x, 1 / (0.5 + 0.5 / y)] for x, y in own])
+    spread = whole.collections[0].get_segments()
+    np.testing.assert_allclose([segment[:, 1] for segment in spread], [[1 / 0.75, 1 / 0.625]] * 2)
+    assert "a token" in whole.get_ylabel() and "a token" in plots.alt_text(whole)
 
 
 @pytest.mark.parametrize(
