@@ -8,7 +8,7 @@ The chapters, in reading order:
     sparsity        3. cutting: what "50 % sparse" means, policies, masked and gathered FFNs, calibration
     predictors      4. predicting: which neurons a token will need: oracle, baselines, shadows, look-ahead, learned
     prefetch        5. fetching: bundles on disk, a small buffer of neurons, simulated and real reading
-    study           6. studying: sweeps, natural sparsity, tables, benchmarks
+    study           6. studying: sweeps, tables, figures, the report, benchmarks; grading and notebooks
     cli             the command line
 
     import minillm

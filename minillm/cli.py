@@ -705,6 +705,12 @@ def command_prefetch(a: argparse.Namespace) -> int:
         return prefetch_real(a)
     if a.memory:
         raise MinillmError(f"prefetch {a.what} loads the whole model, expected --memory with prefetch real only")
+    if a.figure:
+        from .study.plots import check_figure
+
+        if a.what == "table":
+            raise MinillmError("prefetch table draws nothing, expected --figure with simulate, replay or blocks")
+        check_figure(a.figure)
     from .sparsity.calibrate import calibrate
     from .study.sweep import first_tokens
     from .transformer.evaluation import as_documents, default_context
@@ -746,7 +752,12 @@ def prefetch_simulate(a: argparse.Namespace, model, thresholds) -> int:
     buffer.follow(recorder.needed)
     buffer.run()
     traffic, rows = buffer.traffic(), event_rows(buffer.events)
-    figures = traffic.figures(work_of(model).neuron_bytes) | simulate(traffic, a.device, work_of(model)).figures()
+    timeline = simulate(traffic, a.device, work_of(model))
+    figures = traffic.figures(work_of(model).neuron_bytes) | timeline.figures()
+    if a.figure:
+        from .study.plots import gantt
+
+        write_figure(gantt([bar for bar in timeline.intervals if bar.token == len(recorder.needed) - 1]), a.figure)
     if a.json:
         print(json.dumps({"events": rows, "figures": figures, "capacity": capacity, "keeper": a.keeper}))
         return 0
@@ -915,6 +926,14 @@ def prefetch_replay(a: argparse.Namespace, model, thresholds, calibration, test,
     )  # fmt: skip
     if a.output:
         save_rows(a.output, rows)
+    if a.figure:
+        from .study.plots import bytes_by_capacity, hit_rate_by_capacity, new_axes
+
+        hits, fetched = new_axes(1, 2)
+        last = [row for row in rows if row["predictor"] == rows[-1]["predictor"]]  # more curves than these hide another
+        hit_rate_by_capacity(last, ax=hits).get_legend().remove()
+        bytes_by_capacity(last, ax=fetched)
+        write_figure(hits.figure, a.figure)
     if a.json:
         print(json_rows(rows))
         return 0
@@ -976,10 +995,6 @@ def prefetch_blocks(a: argparse.Namespace, model, calibration, test, context: in
 
     if a.output:
         check_ending(a.output)
-    if a.figure:
-        from .study.plots import check_figure, new_axes, speed_against_perplexity
-
-        check_figure(a.figure)
     speeds, rows = prefetching.read_speeds(a.speed) if a.speed else None, []
     if not speeds:
         say("speed: the table in prefetch/kernels.py; --speed takes what `minillm bench ffn --json` measures here")
@@ -993,6 +1008,8 @@ def prefetch_blocks(a: argparse.Namespace, model, calibration, test, context: in
         points = prefetching.cheaper_points(rows)
         if not points:
             raise MinillmError(f"{a.speed}: holds no speed of these groups and sparsities, expected one to draw")
+        from .study.plots import new_axes, speed_against_perplexity
+
         panels = new_axes(1, 2)
         whole = f"a whole token (the FFNs hold {points[0]['ffn_share']:.0%} of its bytes)"
         for ax, token, what in zip(panels, (False, True), ("the FFN alone", whole), strict=True):
@@ -1419,7 +1436,7 @@ def parser() -> argparse.ArgumentParser:
         thresholds={"help": "thresholds of policy mid (default: found for --sparsity)"},
         sparsity={"type": shares, "default": None, "help": "default: 0.5; blocks: several, with commas"},
         output={"help": "rows as .csv or .json"},
-        figure={"help": "blocks: draw speed against perplexity, too: a .png or .svg (needs matplotlib)"},
+        figure={"help": "draw it, too: simulate's last token, replay's curves, blocks' page; a .png or .svg"},
     )
     prefetch.add_argument("what", choices=("simulate", "replay", "table", "blocks", "real"))
     prefetch.add_argument("folder", nargs="?", metavar="FOLDER", help="real: a folder that `minillm bundle` wrote")

@@ -48,6 +48,22 @@ def test_replay_has_a_row_for_each_way_keeper_and_capacity_with_its_baselines(fi
     assert dropped[0] == 0 and {row["keeper"] for row in json.loads(dropped[1])} == {"lru"}
 
 
+def test_simulate_and_replay_draw_what_they_found_and_table_says_that_it_does_not(files, capsys, tmp_path):
+    pytest.importorskip("matplotlib")
+    how = ("-m", files / "model", "--text", files / "text.txt", "--capacity", "0.25,0.5", "--tokens", 40)
+    status, _, said = run(capsys, "prefetch", "simulate", *how, "-n", 2, "--figure", tmp_path / "bars.svg")
+    assert status == 0 and "Timeline of 3 layers and 1 tokens" in said and (tmp_path / "bars.svg").stat().st_size > 1000
+    status, _, said = run(
+        capsys, "prefetch", "replay", *how, "--predictor", "static", "--figure", tmp_path / "hits.png"
+    )
+    assert status == 0 and "Hit rate against the buffer's capacity" in said and "Fetched per token" in said
+    assert (tmp_path / "hits.png").stat().st_size > 1000
+    status, _, said = run(capsys, "prefetch", "table", *how, "--figure", tmp_path / "none.png")
+    assert status == 1 and "prefetch table draws nothing, expected --figure with simulate, replay or blocks" in said
+    status, _, said = run(capsys, "prefetch", "simulate", *how, "--figure", tmp_path / "bars.gif")
+    assert status == 1 and "the name ends in .gif, expected .png or .svg" in said
+
+
 def test_bundle_writes_a_folder_once(files, capsys):
     out = files / "bundles"
     status, printed, _ = run(capsys, "bundle", "-m", files / "model", "-o", out, "--group", 4, "--stored", "bfloat16")
