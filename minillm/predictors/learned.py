@@ -25,7 +25,7 @@ A linear z can say which gates will be large, but hardly which |up|, since up ma
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -128,16 +128,16 @@ def train(
         for i in range(layers):
             seen, seen_held = (inputs[max(0, i - ahead)] for inputs in (x, x_held))
             logs = [None, None] if shadow is None else [log_scores(shadow, i, part) for part in (x[i], x_held[i])]
-            size = float(np.sqrt(np.square(seen).mean()))  # x A begins near 1, whatever the scale of the inputs
-            p = {"A": rng.normal(0, hidden**-0.5 / size, (hidden, rank)), "B": np.zeros((rank, intermediate))}
-            if shadow is None:  # begin with how often each neuron is active
-                rate = y[i].mean(axis=0).clip(0.01, 0.99)
-                p["c"] = np.log(rate / (1 - rate))
-            else:  # begin where the shadow is: z = 0 where its score is the threshold
-                p["a"] = np.full(intermediate, 4.0)
-                p["c"] = np.full(intermediate, -4 * np.log(thresholds.layers[i]["mid"] + TINY))
-            p = {name: value.astype(np.float32) for name, value in p.items()}
-            p = train_layer(p, (seen, y[i], logs[0]), (seen_held, y_held[i], logs[1]), epochs, rng, bar)
+            p = first_guess(seen, y[i], rank, rng)
+            if shadow is not None:  # begin where the shadow is: z = 0 where its score is the threshold
+                p["a"] = np.full(intermediate, 4.0, np.float32)
+                p["c"] = np.full(intermediate, -4 * np.log(thresholds.layers[i]["mid"] + TINY), np.float32)
+
+            def watch(loss: float) -> None:
+                bar.set_postfix(held_out=f"{loss:.4f}")
+                bar.update()
+
+            p = train_layer(p, (seen, y[i], logs[0]), (seen_held, y_held[i], logs[1]), epochs, rng, watch=watch)
             for name, value in p.items():
                 tables[name].append(value.astype(np.float16))
     stacked = {name: np.stack(parts) for name, parts in tables.items()}
@@ -147,20 +147,35 @@ def train(
     return found
 
 
+def first_guess(x: np.ndarray, y: np.ndarray, rank: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Where training begins: x A near 1 whatever the scale of x, B = 0, and c says how often each neuron is active.
+
+    x (n, D), y (n, F) bool  ->  A (D, r), B (r, F), c (F,), float32.
+    """
+    hidden, size = x.shape[1], float(np.sqrt(np.square(x).mean()))
+    rate = y.mean(axis=0).clip(0.01, 0.99)
+    p = {"A": rng.normal(0, hidden**-0.5 / size, (hidden, rank)), "B": np.zeros((rank, y.shape[1]))}
+    p["c"] = np.log(rate / (1 - rate))
+    return {name: value.astype(np.float32) for name, value in p.items()}
+
+
 def train_layer(
-    p: dict[str, np.ndarray], training: tuple, held_out: tuple, epochs: int, rng: np.random.Generator, bar=None
-) -> dict[str, np.ndarray]:
+    p: dict[str, np.ndarray], training: tuple, held_out: tuple, epochs: int, rng: np.random.Generator,
+    negative: float | None = None, patience: int = 3, watch: Callable[[float], None] = lambda loss: None,
+) -> dict[str, np.ndarray]:  # fmt: skip
     """Adam on one layer's parameters p, which are changed; gives those of the epoch that was best on held_out.
 
-    training, held_out: (x (n, D), y (n, F), log s (n, F) or None). Three epochs without gain are the last.
+    training, held_out: (x (n, D), y (n, F), log s (n, F) or None). negative: the weight w_0; None: a little more than
+    the share of active neurons. So many epochs without gain (patience) are the last. watch: told the held-out loss
+    after each epoch.
     """
     x, y, logs = training
-    negative = float(y.mean()) + 0.005
+    negative = float(y.mean()) + 0.005 if negative is None else negative
 
     def kept() -> tuple[float, dict[str, np.ndarray]]:
         return loss_and_gradients(p, *held_out, negative)[0], {name: value.copy() for name, value in p.items()}
 
-    best, patience, adam, steps = kept(), 0, Adam(p, RATE), epochs * -(-len(x) // BATCH)
+    best, waited, adam, steps = kept(), 0, Adam(p, RATE), epochs * -(-len(x) // BATCH)
     for _ in range(epochs):
         order = rng.permutation(len(x))
         for a in range(0, len(x), BATCH):
@@ -168,11 +183,9 @@ def train_layer(
             part = (x[rows], y[rows], None if logs is None else logs[rows], negative)
             adam.step(loss_and_gradients(p, *part)[1], cosine(adam.t, steps, warmup=20))
         now = kept()
-        best, patience = (now, 0) if now[0] < best[0] else (best, patience + 1)
-        if bar is not None:
-            bar.set_postfix(held_out=f"{now[0]:.4f}")
-            bar.update()
-        if patience == 3:
+        best, waited = (now, 0) if now[0] < best[0] else (best, waited + 1)
+        watch(now[0])
+        if waited == patience:
             break
     return best[1]
 
