@@ -168,9 +168,8 @@ def command_demo(a: argparse.Namespace) -> int:
     from .sparsity.spec import in_words
     from .study.prediction import prediction_rows
     from .study.prefetching import buffer_rows, way_of
-    from .study.report import describe, headline
     from .study.sweep import first_tokens, row, score_cut
-    from .study.tables import text_table
+    from .study.tables import describe, headline, text_table
     from .transformer.evaluation import as_documents, default_context, perplexity
     from .transformer.generation import generate
 
@@ -365,8 +364,7 @@ def command_inspect(a: argparse.Namespace) -> int:
     from dataclasses import asdict
 
     from .loading.checkpoint import checkpoint_tensors
-    from .study.report import describe, headline
-    from .study.tables import text_table
+    from .study.tables import describe, headline, text_table
 
     wanted = a.natural or (a.text and not a.distributions), a.distributions
     if a.figure:
@@ -757,7 +755,7 @@ def prefetch_simulate(a: argparse.Namespace, model, thresholds) -> int:
     if a.figure:
         from .study.plots import gantt
 
-        write_figure(gantt([bar for bar in timeline.intervals if bar.token == len(recorder.needed) - 1]), a.figure)
+        write_figure(gantt(timeline.of_token(len(recorder.needed) - 1)), a.figure)
     if a.json:
         print(json.dumps({"events": rows, "figures": figures, "capacity": capacity, "keeper": a.keeper}))
         return 0
@@ -894,19 +892,17 @@ def real_ways(a: argparse.Namespace, bundle, whole, texts, new: int, sparsity: f
 
 def known_neurons(a: argparse.Namespace, model, thresholds, calibration, context: int, wanted):
     """The ways to know a token's neurons (study/prefetching.py) that are asked for, and each neuron's frequency."""
-    from .prefetch.replay import frequencies, recorder_for
+    from .prefetch.replay import frequencies, record
     from .sparsity.calibrate import sparse_ffn
     from .study.prediction import TRAINING_SHARE, Workshop
     from .study.prefetching import ways_of
     from .study.sweep import split_text
-    from .transformer.evaluation import pass_over, runs
+    from .transformer.evaluation import runs
 
     training, held = split_text(calibration, TRAINING_SHARE)
     ways = ways_of(Workshop(model, thresholds, training, held, context, a.rank, a.seed), wanted, a.sparsity)
     ffn = sparse_ffn(model, thresholds)
-    seen = recorder_for(model, ffn)
-    pass_over(model, runs(model, calibration, "documents", context), seen, ffn, "counting")
-    return ways, frequencies(seen.needed)
+    return ways, frequencies(record(model, ffn, runs(model, calibration, "documents", context)).needed)
 
 
 def prefetch_replay(a: argparse.Namespace, model, thresholds, calibration, test, context: int) -> int:

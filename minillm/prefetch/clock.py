@@ -171,6 +171,10 @@ class Timeline:
             "fetch_share": self.total(*FETCHING) / whole,
         }
 
+    def of_token(self, token: int) -> list[Interval]:
+        """The intervals of one token."""
+        return [interval for interval in self.intervals if interval.token == token]
+
     def rows(self) -> list[dict]:
         """The intervals as rows of a table or a figure."""
         return [interval._asdict() for interval in self.intervals]

@@ -37,7 +37,7 @@ from ..predictors.base import Predictor
 from ..sparsity.calibrate import Thresholds, sparse_ffn
 from ..trace import Tap, no_tap
 from ..transformer.attention import KVCache
-from ..transformer.evaluation import Run, pass_over
+from ..transformer.evaluation import Run
 from ..transformer.ffn import FeedForward, swiglu
 from ..transformer.model import Layer, Llama
 from ..transformer.ops import log_softmax
@@ -45,7 +45,7 @@ from .buffer import PrefetchBuffer, belady
 from .bundle import Bundle
 from .reader import BundleReader, FetchedFFN, Select, Unsupported, cached_share, predicted, recorded, system_reads
 from .reorder import BlockOracle
-from .replay import frequencies, keeper_of, recorder_for
+from .replay import frequencies, keeper_of, record, recorder_for
 
 
 class Way(NamedTuple):
@@ -87,9 +87,7 @@ def oracle(model: Llama, bundle: Bundle, ffn: FeedForward, texts: Sequence[Run],
 
 def block_frequencies(model: Llama, bundle: Bundle, ffn: FeedForward, texts: Sequence[Run]) -> np.ndarray:
     """How often each bundle is wanted on a calibration text: (L, B)."""
-    recorder = recorder_for(model, ffn)
-    pass_over(model, texts, recorder, ffn, "counting")
-    return frequencies(in_blocks(recorder.needed, bundle.group))
+    return frequencies(in_blocks(record(model, ffn, texts).needed, bundle.group))
 
 
 def in_blocks(masks: np.ndarray, group: int) -> np.ndarray:

@@ -29,7 +29,7 @@ from ..predictors.baselines import Chance, PreviousToken, Static
 from ..predictors.oracle import Oracle
 from ..sparsity.calibrate import Thresholds, sparse_ffn
 from ..sparsity.predicted import shape_of
-from ..transformer.evaluation import perplexity
+from ..transformer.evaluation import Run, pass_over, perplexity
 from ..transformer.ffn import FeedForward
 from ..transformer.model import Llama
 from .buffer import LOOKAHEADS, Keeper, PrefetchBuffer, Traffic, belady, hot, keeper_named, lru, random_set, unpacked
@@ -89,6 +89,18 @@ def recorder_for(model: Llama, ffn: FeedForward, role: str = "select") -> Record
     check_role(ffn, role)
     layers, _, neurons = shape_of(model)
     return Recorder(layers, neurons, role)
+
+
+def record(
+    model: Llama, ffn: FeedForward, pieces: Sequence[Run], role: str = "select", doing: str = "counting"
+) -> Recorder:
+    """Pass the pieces of a text (``runs``) through the model with this FFN, and write down what each token needs.
+
+    doing: what the progress bar says. Raises MinillmError as ``recorder_for`` does.
+    """
+    recorder = recorder_for(model, ffn, role)
+    pass_over(model, pieces, recorder, ffn, doing)
+    return recorder
 
 
 def frequencies(trace: np.ndarray) -> np.ndarray:

@@ -252,6 +252,10 @@ def buffer_text(buffer: PrefetchBuffer, last: int = 10) -> str:
     return f"{happened}\n\n{text_table(holds, {'layer': 'd', 'kept': '', 'neurons': '', 'on their way': ''})}"
 
 
+def _buffer_html(buffer: PrefetchBuffer) -> str:
+    return f"<pre>{html.escape(buffer_text(buffer))}</pre>"
+
+
 def buffer_stepper(buffer: PrefetchBuffer, events: int = 6) -> None:
     """Buttons that take a buffer's script (``follow``) on by one event or ten; the first ``events`` are taken at once.
 
@@ -262,7 +266,7 @@ def buffer_stepper(buffer: PrefetchBuffer, events: int = 6) -> None:
     if not _under_ipython():
         print(buffer_text(buffer))
         return
-    page, widgets = f"<pre>{html.escape(buffer_text(buffer))}</pre>", _widgets()
+    page, widgets = _buffer_html(buffer), _widgets()
     if widgets is None:
         _display({"text/html": page, "text/plain": buffer_text(buffer)})
     else:
@@ -271,7 +275,7 @@ def buffer_stepper(buffer: PrefetchBuffer, events: int = 6) -> None:
 
 def stepper(widgets, buffer: PrefetchBuffer):
     """Buttons "1 event" and "10 events" above what ``buffer_text`` says; they go grey at the script's end."""
-    field = widgets.HTML(f"<pre>{html.escape(buffer_text(buffer))}</pre>")
+    field = widgets.HTML(_buffer_html(buffer))
     buttons = [widgets.Button(description=f"{n} event{'s' if n > 1 else ''}") for n in (1, 10)]
 
     def pressed(button, count: int) -> None:
@@ -280,7 +284,7 @@ def stepper(widgets, buffer: PrefetchBuffer):
                 for each in buttons:
                     each.disabled = True
                 break
-        field.value = f"<pre>{html.escape(buffer_text(buffer))}</pre>"
+        field.value = _buffer_html(buffer)
 
     for button, count in zip(buttons, (1, 10), strict=True):
         button.on_click(partial(pressed, count=count))

@@ -20,11 +20,11 @@ import numpy as np
 
 from ..loading.checkpoint import checkpoint_tensors
 from ..prefetch.clock import Interval, ffn_share, simulate, whole_token, work_of
-from ..prefetch.replay import KEEPERS, Way, frequencies, kept_history, prefetch_rows, recorder_for, traffic_of
+from ..prefetch.replay import KEEPERS, Way, frequencies, kept_history, prefetch_rows, record, traffic_of
 from ..sparsity.calibrate import calibrate, collect, sparse_ffn
 from ..sparsity.patterns import made_pairs, predictability, reference
 from ..sparsity.policies import policy_named
-from ..transformer.evaluation import Evaluation, as_documents, default_context, pass_over, perplexity, runs
+from ..transformer.evaluation import Evaluation, as_documents, default_context, perplexity, runs
 from ..transformer.ffn import FeedForward
 from ..transformer.generation import generate
 from ..transformer.model import Llama
@@ -33,6 +33,7 @@ from .natural import natural_sparsity
 from .prediction import TRAINING_SHARE, Workshop, prediction_rows, verdict
 from .prefetching import OWN, buffer_rows, stored_size, ways_of, when_it_matters
 from .sweep import compare_policies, first_tokens, row, score_cut, split_text, with_intervals
+from .tables import describe, headline
 
 TOKENS = 6_000  # scored for each row of the cost tables
 BUDGET = {"calibration": 0.75, "making": 2, "predictors": 0.6, "patterns": 0.25, "buffer": 0.15}  # of other parts
@@ -49,32 +50,6 @@ SHRUNK = (0.7, 0.5, 0.3, 0.1, 0.0)  # shares of the FFNs that are still read
 
 
 # ---- what a model is -------------------------------------------------------------------------------------------------
-
-
-def describe(model: Llama) -> list[dict]:
-    """Where the weights are: a row per part of the model."""
-    total = sum(model.parameters.values())
-    return [
-        {
-            "part": part if part != "head" or count else "head (tied to the embedding)",
-            "weights": count,
-            "share": count / total,
-            "MB": count * model.dtype.itemsize / 1e6,
-        }
-        for part, count in model.parameters.items()
-    ]
-
-
-def headline(model: Llama) -> str:
-    """One line that says what a model is."""
-    c = model.config
-    total, ffn = sum(model.parameters.values()), model.parameters["ffn"]
-    return (
-        f"{model.name}: {c.model_type}, {total:,} weights ({ffn / total:.0%} in the FFNs), "
-        f"{c.num_hidden_layers} layers, hidden {c.hidden_size}, intermediate {c.intermediate_size} ({c.hidden_act}), "
-        f"{c.num_attention_heads} query and {c.num_key_value_heads} key/value heads of {c.head_dim}, "
-        f"vocabulary {c.vocab_size:,}, context {c.max_position_embeddings:,}, {model.dtype}"
-    )
 
 
 def config_rows(model: Llama) -> list[dict]:
@@ -251,10 +226,9 @@ def buffer_study(
 ) -> dict[str, object]:
     """The fields of a Study that are about the buffer: keepers compared, ways to know compared, two timelines."""
     model, mid, context = workshop.model, workshop.thresholds, workshop.context
-    record = recorder_for(model, own := sparse_ffn(model, mid))
-    pass_over(model, runs(model, known, "documents", context), record, own, "counting")
+    counted = record(model, sparse_ffn(model, mid), runs(model, known, "documents", context)).needed
     how = {"shares": CAPACITIES, "device": DEVICE, "context": context, "seed": workshop.seed}
-    often, size = frequencies(record.needed), stored_size(model)
+    often, size = frequencies(counted), stored_size(model)
     keepers = list(
         prefetch_rows(model, mid, walked, keepers=KEEPERS, hot_frequencies=often, bytes_per_number=size, **how)
     )
@@ -265,11 +239,10 @@ def buffer_study(
     timelines, needed = {}, []
     for way in (ways[0], ways[-1]):
         ffn = sparse_ffn(model, mid, predictor=way.predictor)
-        record = recorder_for(model, ffn, way.role)
-        pass_over(model, runs(model, walked, "documents", context), record, ffn, "recording")
-        needed.append(record.needed)
+        seen = record(model, ffn, runs(model, walked, "documents", context), way.role, "recording")
+        needed.append(seen.needed)
         name = OWN if way.predictor is None else way.predictor.name
-        timelines[name] = last_token(model, record.needed, record.guessed, way)
+        timelines[name] = last_token(model, seen.needed, seen.guessed, way)
     done("timelines")
     spec = replace(mid.spec, achieved=float(1 - needed[0].mean()))
     return {
@@ -284,4 +257,4 @@ def last_token(model: Llama, needed: np.ndarray, guessed: np.ndarray | None, way
     traffic = traffic_of(needed, kept_history(needed, round(HALF * neurons), "lru"), guessed)
     own = np.mean([way.predictor.multiply_adds(i) for i in range(layers)]) if way.predictor else 0
     timeline = simulate(traffic, DEVICE, work_of(model, stored_size(model), predictor=own), lookahead=way.lookahead)
-    return [interval for interval in timeline.intervals if interval.token == tokens - 1]
+    return timeline.of_token(tokens - 1)

@@ -323,14 +323,7 @@ def test_a_buffer_of_another_size_is_refused(bundles):
 
 
 @linux
-def test_dropped_files_are_cold_and_only_what_is_fetched_becomes_warm(tmp_path):
-    control = tmp_path / "control"  # dropped by hand: tmpfs keeps its pages, whatever it is told
-    control.write_bytes(bytes(1 << 20))
-    with open(control, "rb") as file:
-        os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    if cached_share(control) > 0:
-        pytest.skip("this file system keeps its pages in memory")
+def test_dropped_files_are_cold_and_only_what_is_fetched_becomes_warm(cold_disk, tmp_path):
     folder = tiny.folder(tmp_path / "model", hidden_size=64, intermediate_size=1024, num_hidden_layers=3)
     bundle = open_bundle(write_bundle(folder, tmp_path / "bundle", 32))  # three layers of 768 kB
     with BundleReader(bundle) as reader:

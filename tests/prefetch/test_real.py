@@ -15,7 +15,7 @@ from minillm.errors import BundleError, MinillmError
 from minillm.prefetch import real
 from minillm.prefetch.buffer import PrefetchBuffer
 from minillm.prefetch.bundle import open_bundle, resident_llama, whole_llama, write_bundle, write_random_bundle
-from minillm.prefetch.reader import BundleReader, Unsupported, cached_share, system_reads
+from minillm.prefetch.reader import BundleReader, Unsupported, system_reads
 from minillm.sparsity.calibrate import calibrate, sparse_ffn
 from minillm.trace import no_tap
 from minillm.transformer.evaluation import Run, perplexity, runs
@@ -287,15 +287,8 @@ def test_belady_without_a_trace_and_hot_without_frequencies_are_refused(made):
 
 
 @linux
-def test_every_token_begins_cold_and_the_disk_gives_at_least_what_is_used(tmp_path):
+def test_every_token_begins_cold_and_the_disk_gives_at_least_what_is_used(cold_disk, tmp_path):
     fields = {**tiny.LLAMA, "hidden_size": 64, "head_dim": 16, "intermediate_size": 1024}
-    control = tmp_path / "control"  # dropped by hand
-    control.write_bytes(bytes(1 << 20))
-    with open(control, "rb") as file:
-        os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    if cached_share(control) > 0:
-        pytest.skip("this file system keeps its pages in memory")
     bundle = open_bundle(write_random_bundle(fields, tmp_path / "bundle", 32))  # two layers of 768 kB
     with BundleReader(bundle) as reader:
         reader.fetch(0, np.arange(bundle.blocks))
