@@ -63,8 +63,7 @@ def test_a_row_begins_with_a_document_and_is_full(script, tokenizer):
 
 
 def options(out: Path) -> Namespace:
-    common = {"init": None, "out": out, "size": "twin", "act": "relu", "seed": 3, "rate": None}
-    return Namespace(**common, tokens=6 * 8 * 512, last_share=0.5)
+    return Namespace(init=None, out=out, size="twin", act="relu", seed=3, tokens=6 * 8 * 512)
 
 
 def test_an_interrupted_run_goes_on_to_the_same_model(script, tokenizer, tmp_path, monkeypatch):
@@ -93,25 +92,6 @@ def test_an_interrupted_run_goes_on_to_the_same_model(script, tokenizer, tmp_pat
     assert curve[-1]["loss"] < curve[0]["loss"]
     same = [(folder / "model" / "model.safetensors").read_bytes() for folder in (straight, broken)]
     assert same[0] == same[1]
-
-
-def test_the_last_documents_come_in_while_the_rate_falls_up_to_their_share(script, tokenizer, tmp_path, monkeypatch):
-    first, last = [np.full(600, 5)], [np.full(600, 7)]
-    tokenizer.save(str(tmp_path / "tokenizer.json"))
-    whole, drawn = script.batch, []
-
-    def noted(documents, rows, rng):
-        drawn.append(rows if documents is last else 0)
-        return whole(documents, rows, rng)
-
-    monkeypatch.setattr(script, "batch", noted)
-    monkeypatch.setattr(script, "rate_factor", lambda step, steps: min(1, (steps - step) / (0.45 * steps)))
-    a = options(tmp_path)
-    a.tokens, a.last_share = 20 * script.ROWS * script.CONTEXT, 0.75
-    script.train(a, first, last, [])
-    late = [rows for rows in drawn if rows]
-    assert late == sorted(late) and late[-1] == 5  # the last step of 20 is not quite at the end: 0.75 * 8 * 8 / 9
-    assert len(late) <= 9 and set(late) >= {1, 2, 3, 4, 5}
 
 
 def test_the_command_writes_a_folder_that_minillm_loads_and_a_log(script, tmp_path, monkeypatch):
