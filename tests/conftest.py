@@ -39,3 +39,17 @@ def pytest_runtest_makereport(item, call):
     if report.skipped and item.config.getoption("--no-skips") and not hasattr(report, "wasxfail"):
         report.outcome = "failed"
         report.longrepr = f"{item.nodeid} was skipped under --no-skips: {report.longrepr}"
+
+
+@pytest.fixture
+def cold_disk(tmp_path):
+    """Skips where a file that is dropped from the system's cache stays in it: tmpfs keeps its pages."""
+    from minillm.prefetch.reader import cached_share
+
+    control = tmp_path / "control"
+    control.write_bytes(bytes(1 << 20))
+    with open(control, "rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if cached_share(control) > 0:
+        pytest.skip("this file system keeps its pages in memory")

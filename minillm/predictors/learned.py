@@ -125,6 +125,11 @@ def train(
 
     tables: dict[str, list[np.ndarray]] = defaultdict(list)
     with tqdm(total=layers * epochs, desc="training", unit="epoch", leave=False, delay=2, disable=None) as bar:
+
+        def watch(loss: float) -> None:
+            bar.set_postfix(held_out=f"{loss:.4f}")
+            bar.update()
+
         for i in range(layers):
             seen, seen_held = (inputs[max(0, i - ahead)] for inputs in (x, x_held))
             logs = [None, None] if shadow is None else [log_scores(shadow, i, part) for part in (x[i], x_held[i])]
@@ -132,11 +137,6 @@ def train(
             if shadow is not None:  # begin where the shadow is: z = 0 where its score is the threshold
                 p["a"] = np.full(intermediate, 4.0, np.float32)
                 p["c"] = np.full(intermediate, -4 * np.log(thresholds.layers[i]["mid"] + TINY), np.float32)
-
-            def watch(loss: float) -> None:
-                bar.set_postfix(held_out=f"{loss:.4f}")
-                bar.update()
-
             p = train_layer(p, (seen, y[i], logs[0]), (seen_held, y_held[i], logs[1]), epochs, rng, watch=watch)
             for name, value in p.items():
                 tables[name].append(value.astype(np.float16))
