@@ -3,11 +3,18 @@
     python weights_scripts/train_default.py OUT                      published TinyStories, from the hub
     python weights_scripts/train_default.py OUT --text TEXT ... --last STORIES
 
-What it reads: the documents of ``--text`` (they end at lines "<|endoftext|>"), and of ``--last``, a small set of
-real stories that is mixed in more and more while the learning rate falls: it would be learnt by heart if it came
-earlier. ``--teacher DIR ...`` draws more documents from trained models first, at temperature 1. ``--valid`` is scored
-now and then and never trained on. ``--init DIR`` trains a model further, at a lower rate: the default model's last part
-is drawn at ``--temperature 0.7``, which costs some bits per byte and makes better stories.
+What it reads: the documents of ``--text`` (they end at lines "<|endoftext|>"), and of ``--last``, which are mixed in
+more and more while the learning rate falls, up to ``--last-share`` of a batch. A small set of real stories belongs
+there: it would be learnt by heart if it came earlier. ``--teacher DIR ...`` draws more documents from trained models
+first, at temperature 1. ``--valid`` is scored now and then and never trained on. ``--init DIR`` trains a model further,
+with its tokenizer and at a lower rate.
+
+The default model's later parts are such runs, most of their text stories that write_stories.py made: the teachers lose
+the thread of what they tell, and so does a model that has read only them. But a model that has read the same plots many
+times is far too sure of itself where a text goes on otherwise; in such a text every cut of the FFN seems to do it good.
+So the last parts have an anchor, ``--anchor DIR``: of every target, ``--anchor-share`` is not the token that came but
+what that model, here the one of the first part, holds to be possible (as in Learning without Forgetting, Li and Hoiem
+2016, arXiv 1606.09282). Its stories stay what they were, and where a text leaves them, it no longer insists.
 
 The tokenizer is a byte-fallback BPE of 1,024 tokens, trained on the same documents. Pieces never cross a space, a
 space is a space (and no special sign that a text could hold), and a character without a piece is spelled in bytes:
@@ -49,8 +56,9 @@ SIZES = {
 MUON_RATE, ADAM_RATE = 0.02, 4e-3
 TOKENIZER_DOCUMENTS = 8000  # as many are enough for its statistics
 CHECKPOINT_SECONDS = 120
-FURTHER_RATE = 0.3  # of the learning rates, for a model that is trained further
-REAL_SHARE = 1 / 8  # of a batch, at the end: 700 stories are seen four times; seen ten times, they are learnt by heart
+FURTHER_RATE = 0.3  # of the learning rates, for a model that is trained further; --rate says otherwise
+ANCHOR_SHARE = 0.03  # of each target; with 0.15, sampled text drifts from its plots into the anchor's
+LAST_SHARE = 1 / 8  # of a batch, at the end: 700 stories are seen four times; seen ten times, they are learnt by heart
 
 
 # ---- the text --------------------------------------------------------------------------------------------------------
@@ -70,7 +78,7 @@ def published_stories(megabytes: int = 60, block: int = 1 << 22) -> list[str]:
 
 
 @torch.inference_mode()
-def sample(teacher: Path, documents: int, seed: int, temperature: float = 1.0, at_once: int = 128) -> list[str]:
+def sample(teacher: Path, documents: int, seed: int, at_once: int = 128) -> list[str]:
     """Documents drawn from a trained model; at temperature 1 as it would tell them. Unfinished ones are left out."""
     torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float32).eval()
@@ -81,7 +89,7 @@ def sample(teacher: Path, documents: int, seed: int, temperature: float = 1.0, a
             rows, cache = torch.full((at_once, 1), bos), transformers.DynamicCache()
             while len(rows) and rows.shape[1] < loaded.config.max_position_embeddings:
                 logits = model(rows[:, -1:], past_key_values=cache).logits[:, -1]
-                rows = torch.cat([rows, torch.multinomial(torch.softmax(logits / temperature, -1), 1)], 1)
+                rows = torch.cat([rows, torch.multinomial(torch.softmax(logits, -1), 1)], 1)
                 ended = torch.isin(rows[:, -1], ends)
                 if ended.any():  # a finished story leaves the batch, and with it its part of the cache
                     # TinyStories-656K has also learnt to spell the name of its end token before it gives it.
@@ -173,14 +181,62 @@ def bits_per_byte(folder: Path, documents: list[str]) -> float:
     return minillm.perplexity(minillm.load(folder), documents).bits_per_byte
 
 
+class Muon(torch.optim.Optimizer):
+    """Muon (Jordan et al. 2024): momentum, its matrix made nearly orthogonal, as the step.
+
+    Differs from torch.optim.Muon: orthogonal in float32. That one computes in bfloat16, which a processor without such
+    instructions does ten times slower; a step of the default model then waits longer for it than for all gradients.
+    """
+
+    def __init__(self, matrices, lr: float, momentum: float = 0.95, weight_decay: float = 0.02):
+        super().__init__(matrices, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @staticmethod
+    def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
+        """U V^T of the matrix U S V^T, roughly: five Newton-Schulz steps bring its singular values to 0.7 .. 1.2."""
+        tall = matrix.shape[0] > matrix.shape[1]
+        x = matrix.T if tall else matrix
+        x = x / x.norm().clamp(min=1e-7)
+        for _ in range(5):
+            square = x @ x.T
+            x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+        return x.T if tall else x
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One step, with Nesterov's momentum; taller matrices take larger ones."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                mean = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+                mean.lerp_(p.grad, 1 - group["momentum"])
+                ahead = p.grad.lerp(mean, group["momentum"])
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                scale = max(1.0, p.shape[0] / p.shape[1]) ** 0.5
+                p.sub_(group["lr"] * scale * self.orthogonal(ahead))
+
+
+def loss_on(
+    logits: torch.Tensor, targets: torch.Tensor, anchor: torch.Tensor | None = None, share: float = 0.0
+) -> torch.Tensor:
+    """Mean cross-entropy of the logits (tokens, vocabulary) in nats, on the tokens that came, ``targets`` (tokens,).
+
+    With an anchor's logits, of the same shape, its probabilities are ``share`` of each target.
+    """
+    loss = torch.nn.functional.cross_entropy(logits, targets)
+    if anchor is None:
+        return loss
+    return (1 - share) * loss + share * torch.nn.functional.cross_entropy(logits, anchor.softmax(-1))
+
+
 @torch.enable_grad()
 def train(a: argparse.Namespace, texts: list[np.ndarray], last: list[np.ndarray], valid: list[str]) -> list[dict]:
     """Train from the last checkpoint (or the start) to the end; gives the curve."""
     model = new_model(a.size, a.act, a.seed, a.init)
+    anchor = new_model(a.size, a.act, a.seed, a.anchor).requires_grad_(False) if a.anchor else None
     in_blocks = {n: p for n, p in model.named_parameters() if p.ndim == 2 and "layers" in n}
     others = [p for n, p in model.named_parameters() if n not in in_blocks]
     optimizers = [
-        torch.optim.Muon(in_blocks.values(), lr=MUON_RATE, momentum=0.95, weight_decay=0.02),
+        Muon(in_blocks.values(), lr=MUON_RATE),
         torch.optim.AdamW(others, lr=ADAM_RATE, betas=(0.9, 0.98), weight_decay=0.0),
     ]
     steps, first, curve, mean = int(a.tokens / (ROWS * CONTEXT)), 0, [], None
@@ -196,14 +252,16 @@ def train(a: argparse.Namespace, texts: list[np.ndarray], last: list[np.ndarray]
     for step in tqdm(range(first, steps), initial=first, total=steps, desc="training", unit="step", disable=None):
         rng = np.random.default_rng([a.seed, step])
         factor = rate_factor(step, steps)
-        real = round(ROWS * REAL_SHARE * (1 - factor)) if last and step > steps / 2 else 0
-        ids = batch(texts, ROWS - real, rng)
-        ids = torch.cat([ids, batch(last, real, rng)]) if real else ids
+        late = round(ROWS * a.last_share * (1 - factor)) if last and step > steps / 2 else 0
+        ids = batch(texts, ROWS - late, rng)
+        ids = torch.cat([ids, batch(last, late, rng)]) if late else ids
         for optimizer, rate in zip(optimizers, (MUON_RATE, ADAM_RATE), strict=True):
             for group in optimizer.param_groups:
-                group["lr"] = rate * factor * (FURTHER_RATE if a.init else 1)
+                group["lr"] = rate * factor * (a.rate or (FURTHER_RATE if a.init else 1))
         hidden = model.model(ids[:, :-1], use_cache=False).last_hidden_state
-        loss = torch.nn.functional.cross_entropy(model.lm_head(hidden).flatten(0, 1), ids[:, 1:].flatten())
+        logits = model.lm_head(hidden).flatten(0, 1)
+        held = anchor(ids[:, :-1], use_cache=False).logits.flatten(0, 1) if anchor else None
+        loss = loss_on(logits, ids[:, 1:].flatten(), held, a.anchor_share)
         model.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(others, 1.0)
@@ -233,12 +291,14 @@ def command_line(a: argparse.Namespace) -> str:
     words = [f"--size {a.size} --act {a.act} --tokens {int(a.tokens)} --seed {a.seed}"]
     words += ["--text " + " ".join(path.name for path in a.text)] if a.text else []
     words += ["--teacher " + " ".join(path.name for path in a.teacher) + f" --stories {a.stories}"] if a.teacher else []
-    words += [f"--temperature {a.temperature:g}"] if a.temperature != 1 else []
     words += [
         f"--{kind} {path.name}"
-        for kind, path in (("last", a.last), ("init", a.init), ("tokenizer", a.tokenizer))
+        for kind, path in (("last", a.last), ("init", a.init), ("anchor", a.anchor), ("tokenizer", a.tokenizer))
         if path
     ]
+    words += [f"--last-share {a.last_share:g}"] if a.last_share != LAST_SHARE else []
+    words += [f"--rate {a.rate:g}"] if a.rate else []
+    words += [f"--anchor-share {a.anchor_share:g}"] if a.anchor and a.anchor_share != ANCHOR_SHARE else []
     return " ".join(words)
 
 
@@ -247,12 +307,15 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--text", type=Path, nargs="+", default=[], help="default: the published TinyStories")
-    parser.add_argument("--last", type=Path, help="real stories for the last part")
+    parser.add_argument("--last", type=Path, help="documents for the last part, best real stories")
+    parser.add_argument("--last-share", type=float, default=LAST_SHARE, help="of the last batches: documents of --last")
     parser.add_argument("--valid", type=Path, help="documents to score now and then, never trained on")
     parser.add_argument("--teacher", type=Path, nargs="+", default=[], help="model folders to draw documents from")
     parser.add_argument("--stories", type=int, default=24_000, help="documents to draw from each teacher")
-    parser.add_argument("--temperature", type=float, default=1.0, help="of what is drawn")
     parser.add_argument("--init", type=Path, help="train the model of this folder further, with its tokenizer")
+    parser.add_argument("--rate", type=float, help="of the learning rates (default: 1; 0.3 with --init)")
+    parser.add_argument("--anchor", type=Path, help="a model whose probabilities are a part of every target")
+    parser.add_argument("--anchor-share", type=float, default=ANCHOR_SHARE, help="how large a part")
     parser.add_argument("--tokenizer", type=Path, help="use this tokenizer.json")
     parser.add_argument("--size", choices=SIZES, default="default")
     parser.add_argument("--act", choices=("silu", "relu", "relu2", "gelu", "gelu_pytorch_tanh"), default="silu")
@@ -268,8 +331,7 @@ def main() -> None:
 
     sampled = a.out / "sampled.txt"
     if a.teacher and not sampled.exists():
-        given = a.stories, a.seed, a.temperature
-        drawn = [story for teacher in a.teacher for story in sample(teacher, *given)]
+        drawn = [story for teacher in a.teacher for story in sample(teacher, a.stories, a.seed)]
         sampled.with_suffix(".partial").write_text(f"\n{SEPARATOR}\n".join(drawn) + "\n", encoding="utf-8")
         os.replace(sampled.with_suffix(".partial"), sampled)
     files = [*a.text, *([sampled] if a.teacher else [])]

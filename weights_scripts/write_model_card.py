@@ -57,14 +57,22 @@ Natural sparsity, nothing cut, embedded test text (near: against the root mean s
 {commands}
 
 `log.json` holds the data's checksums and the loss curve. The real stories are from TinyStories (Eldan and Li 2023,
-arXiv 2305.07759; CDLA-Sharing-1.0). The larger part of the text was drawn from stories260K (MIT) and TinyStories-656K
-(Apache-2.0), two models that were themselves trained on TinyStories. The weights are under the project's MIT licence.
+arXiv 2305.07759; CDLA-Sharing-1.0). `stories260K-samples.txt` and `sampled.txt` were drawn from stories260K (MIT) and
+TinyStories-656K (Apache-2.0), two models that were themselves trained on TinyStories.{written}
+The weights are under the project's MIT licence.
 
 ## What it is not for
 
-It tells simple stories in English, with a child's vocabulary, and often loses the thread. It knows nothing, follows no
-instructions and has seen no other language. Its tolerance to sparsity is its own: larger models bear more.
+It tells simple stories in English, with a child's vocabulary, and {habit}.
+It knows nothing, follows no instructions and has seen no other language. Its tolerance to sparsity is its own: larger
+models bear more.
 """
+WRITTEN = """ `stories.txt`,
+`introduced.txt` and `described.txt` were written by the project's `write_stories.py` (the latter two with `--opening`)
+from its `training_grammar.txt`, which shares no plot with the embedded texts. `part-N` is the model of the Nth
+command; the second one's `--init model` is part 1."""
+RECITES = """often it recites: the plots of its training text
+come back with other names and other things. Where a prompt leads away from them, it loses the thread"""
 
 
 def card(name: str, valid: list[str]) -> str:
@@ -73,7 +81,9 @@ def card(name: str, valid: list[str]) -> str:
     model = minillm.load(name)
     config = model.config
     log = json.loads((folder / "log.json").read_text(encoding="utf-8"))
-    parts = [log["before"], log] if "before" in log else [log]  # a model that was trained further
+    parts = [log]
+    while "before" in parts[0]:  # a model that was trained further
+        parts = [parts[0]["before"], *parts]
     tests = {
         "TinyStories, validation": valid,
         "embedded test text": first_tokens(model, as_documents(minillm.embedded_text("test")), 20_000),
@@ -81,6 +91,7 @@ def card(name: str, valid: list[str]) -> str:
     results = {text: minillm.perplexity(model, documents, context=512) for text, documents in tests.items()}
     test, calibration = tests["embedded test text"], minillm.embedded_text("calibration")
     cuts = sweep(model, calibration, test, ("dhar", "cats", "mid"), (0.5,), "neuron", "documents", 512)
+    recites = any(data["file"] == "stories.txt" for part in parts for data in part["data"])
     what = "The default model of minillm."
     if name != "default":
         what = (
@@ -89,6 +100,8 @@ def card(name: str, valid: list[str]) -> str:
     return TEXT.format(
         name=f"minillm {name}",
         what=what,
+        written=WRITTEN if recites else "",
+        habit=RECITES if recites else "often loses the thread",
         act=config.hidden_act,
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,

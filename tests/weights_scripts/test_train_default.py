@@ -63,7 +63,8 @@ def test_a_row_begins_with_a_document_and_is_full(script, tokenizer):
 
 
 def options(out: Path) -> Namespace:
-    return Namespace(init=None, out=out, size="twin", act="relu", seed=3, tokens=6 * 8 * 512)
+    common = {"init": None, "out": out, "size": "twin", "act": "relu", "seed": 3, "rate": None}
+    return Namespace(**common, tokens=6 * 8 * 512, last_share=0.5, anchor=None, anchor_share=0.03)
 
 
 def test_an_interrupted_run_goes_on_to_the_same_model(script, tokenizer, tmp_path, monkeypatch):
@@ -92,6 +93,77 @@ def test_an_interrupted_run_goes_on_to_the_same_model(script, tokenizer, tmp_pat
     assert curve[-1]["loss"] < curve[0]["loss"]
     same = [(folder / "model" / "model.safetensors").read_bytes() for folder in (straight, broken)]
     assert same[0] == same[1]
+
+
+def test_the_last_documents_come_in_while_the_rate_falls_up_to_their_share(script, tokenizer, tmp_path, monkeypatch):
+    first, last = [np.full(600, 5)], [np.full(600, 7)]
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    whole, drawn = script.batch, []
+
+    def noted(documents, rows, rng):
+        drawn.append(rows if documents is last else 0)
+        return whole(documents, rows, rng)
+
+    monkeypatch.setattr(script, "batch", noted)
+    monkeypatch.setattr(script, "rate_factor", lambda step, steps: min(1, (steps - step) / (0.45 * steps)))
+    a = options(tmp_path)
+    a.tokens, a.last_share = 20 * script.ROWS * script.CONTEXT, 0.75
+    script.train(a, first, last, [])
+    late = [rows for rows in drawn if rows]
+    assert late == sorted(late) and late[-1] == 5  # the last step of 20 is not quite at the end: 0.75 * 8 * 8 / 9
+    assert len(late) <= 9 and set(late) >= {1, 2, 3, 4, 5}
+
+
+@pytest.mark.parametrize("shape", [(128, 384), (384, 128), (64, 64)])
+def test_muon_takes_the_steps_of_the_library_but_in_float32(script, shape):
+    import torch
+
+    random = torch.Generator().manual_seed(0)
+    start = torch.randn(shape, generator=random)
+    ours, theirs = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
+    optimizers = [script.Muon([ours], lr=0.02), torch.optim.Muon([theirs], lr=0.02, momentum=0.95, weight_decay=0.02)]
+    for _ in range(4):
+        ours.grad = torch.randn(shape, generator=random)
+        theirs.grad = ours.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    moved = (theirs - start).detach().norm()
+    assert (ours - theirs).detach().norm() < 0.02 * moved  # bfloat16 has eight bits
+    values = torch.linalg.svdvals(script.Muon.orthogonal(start))
+    assert values.min() > 0.6 and values.max() < 1.3
+
+
+def test_an_anchor_is_its_share_of_every_target(script):
+    import torch
+
+    logits, held = torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    came = torch.tensor([0, 3, 3, 6, 1])
+    targets = 0.8 * torch.eye(7, dtype=torch.float64)[came] + 0.2 * held.exp() / held.exp().sum(1, keepdim=True)
+    by_hand = -(targets * logits.log_softmax(1)).sum(1).mean()
+    assert torch.allclose(script.loss_on(logits, came, held, 0.2), by_hand, rtol=1e-12)
+    assert script.loss_on(logits, came) == torch.nn.functional.cross_entropy(logits, came)
+
+
+def test_an_anchor_keeps_a_model_that_is_trained_further_near_itself(script, tokenizer, tmp_path):
+    import torch
+
+    documents, probe = script.encode(tokenizer, STORIES[:1]), torch.tensor([script.encode(tokenizer, STORIES[9:10])[0]])
+    for name in ("start", "free", "anchored"):
+        (tmp_path / name).mkdir()
+        tokenizer.save(str(tmp_path / name / "tokenizer.json"))
+    script.train(options(tmp_path / "start"), script.encode(tokenizer, STORIES), [], [])
+
+    def logs(name):
+        model = script.new_model("twin", "relu", 0, tmp_path / name / "model")
+        return model(probe.long()).logits.log_softmax(-1).detach()
+
+    for name, anchor in (("free", None), ("anchored", tmp_path / "start" / "model")):
+        a = options(tmp_path / name)
+        a.init, a.anchor, a.anchor_share = tmp_path / "start" / "model", anchor, 0.5
+        script.train(a, documents, [], [])
+    before = logs("start")
+    moved = {name: (before.exp() * (before - logs(name))).sum(-1).mean() for name in ("free", "anchored")}
+    assert 0 < moved["anchored"] < moved["free"] / 2
 
 
 def test_the_command_writes_a_folder_that_minillm_loads_and_a_log(script, tmp_path, monkeypatch):

@@ -1,10 +1,16 @@
-"""The embedded texts: what the script writes, byte for byte, and whether the stories are whole."""
+"""The embedded texts and those to train on: what the script writes, byte for byte, and whether stories are whole."""
 
+import hashlib
 import importlib.util
+import json
 import random
 import re
+import subprocess
+import sys
+from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from minillm.transformer.evaluation import SEPARATOR, split_documents
@@ -69,3 +75,80 @@ def test_pronouns_belong_to_one_gender_each():
         cast = write_stories.Story(random.Random(seed), GRAMMAR).cast
         assert {cast["A"]["he"], cast["B"]["he"]} == {"he", "she"}
         assert cast["A"]["name"] in (write_stories.GIRLS if cast["A"]["he"] == "she" else write_stories.BOYS)
+
+
+# ---- the grammar of the stories that a model is trained on -----------------------------------------------------------
+
+TRAINING = write_stories.Grammar(SCRIPT.with_name("training_grammar.txt").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("plot", TRAINING.plots)
+def test_stories_to_train_on_are_whole_too(plot):
+    stories = [write_stories.Story(random.Random(seed), TRAINING).tell(TRAINING.plots[plot]) for seed in range(30)]
+    assert {story: faults(story) for story in stories if faults(story)} == {}
+
+
+def test_what_models_are_scored_on_is_not_in_what_they_are_trained_on():
+    assert not set(TRAINING.plots) & set(GRAMMAR.plots)
+    sentences = {s for plot in GRAMMAR.plots.values() for line in plot for s in re.split(r"(?<=[.!?]) ", line)}
+    trained = {s for plot in TRAINING.plots.values() for line in plot for s in re.split(r"(?<=[.!?]) ", line)}
+    assert {s for s in sentences & trained if len(s.split()) > 6} == set()
+
+
+def test_the_script_writes_other_stories_on_demand_and_never_into_the_package(tmp_path):
+    grammar = str(SCRIPT.with_name("training_grammar.txt"))
+    command = [sys.executable, str(SCRIPT), "--grammar", grammar, "--stories", "40"]
+    assert subprocess.run(command, capture_output=True).returncode == 2  # no folder
+    subprocess.run([*command, str(tmp_path)], check=True)
+    stories = split_documents((tmp_path / "stories.txt").read_text(encoding="utf-8"))
+    assert len(set(stories)) == len(stories) == 40
+
+
+def test_stories_with_an_introduction_name_their_hero_first_and_once():
+    stories = list(islice(write_stories.series(TRAINING, "introduced"), 400))
+    assert len(set(stories)) == len(stories)
+    for story in stories:
+        story = story.removesuffix("\n<|endoftext|>\n")
+        assert not faults(story)
+        first, rest = re.split(r"(?<=[.]) ", story, maxsplit=1)
+        hero = re.search(r"named (\w+)|^(\w+) was a", first)
+        assert hero and not re.search(rf"named {hero[1] or hero[2]}\b", rest)
+
+
+def test_a_described_hero_is_one_of_its_kind():
+    """What is said to be a girl is "she", and "he" a boy; an animal can be both."""
+    stories = list(islice(write_stories.series(TRAINING, "described"), 400))
+    assert len(set(stories)) == len(stories)
+    kinds = {"She": [], "He": []}
+    for story in stories:
+        assert not faults(story.removesuffix("\n<|endoftext|>\n"))
+        opening = " ".join(re.split(r"(?<=[.]) ", story)[:3])
+        for pronoun, kind in re.findall(r"(She|He) (?:is|was) an? (?:\w+ )*?(\w+)(?=[.,])", opening):
+            kinds[pronoun].append(kind)
+    assert kinds["She"].count("girl") > 30 < kinds["He"].count("boy")
+    assert "boy" not in kinds["She"] and "girl" not in kinds["He"]
+    assert set(kinds["She"]) & set(kinds["He"]) <= set(write_stories.ANIMALS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["stories.txt", "introduced.txt"])
+def test_the_script_writes_the_texts_again_that_the_default_model_was_trained_on(tmp_path, name):
+    part = json.loads((write_stories.FOLDER.parent / "default" / "log.json").read_text(encoding="utf-8"))
+    parts = [part]
+    while part := part.get("before"):
+        parts.append(part)
+    (used,) = {(d["documents"], d["sha256"]) for part in parts for d in part["data"] if d["file"] == name}
+    grammar = str(SCRIPT.with_name("training_grammar.txt"))
+    command = [sys.executable, str(SCRIPT), str(tmp_path), "--grammar", grammar, "--stories", str(used[0])]
+    command += [] if name == "stories.txt" else ["--opening", name.removesuffix(".txt")]
+    subprocess.run(command, check=True)
+    assert hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() == used[1]
+
+
+def test_what_models_are_scored_on_is_hardly_met_in_what_they_are_trained_on():
+    """Of the runs of eight words of the embedded test text, few come in as many stories to train on."""
+    trained = " ".join(islice(write_stories.series(TRAINING), 3000)).split()
+    met = set(zip(*(trained[i:] for i in range(8)), strict=False))
+    scored = embedded("test.txt").split()
+    runs = list(zip(*(scored[i:] for i in range(8)), strict=False))
+    assert np.mean([run in met for run in runs]) < 0.02
