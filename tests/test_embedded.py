@@ -221,6 +221,34 @@ def test_the_greedy_continuation_is_words_and_the_same_each_time(name):
     assert max(map(len, words)) < 16
 
 
+OPENINGS = (
+    "Once upon a time",
+    "One day, a little boy named Tom",
+    "Lily had a red ball.",
+    "The dog and the cat",
+    "Ben and Mia went to the park.",
+    "There was a big, green frog",
+    "Sara likes to draw.",
+    'Mom said, "',
+    "In the forest there lived",
+    "It was a cold day.",
+)
+
+
+@pytest.mark.slow
+@the_default
+@pytest.mark.parametrize("opening", OPENINGS)
+def test_a_greedy_story_goes_on_and_keeps_its_names(name, opening):
+    """A text that circles says eight words again that it has said; one without a thread names ever more children."""
+    model = load(name)
+    told = "".join(step.text for step in minillm.generate(model, model.tokenizer.encode(opening), 230))
+    words = re.findall(r"[A-Za-z']+", opening + told)
+    runs_of_eight = [tuple(words[i : i + 8]) for i in range(len(words) - 7)]
+    assert len(words) > 100 and len(set(runs_of_eight)) > 0.95 * len(runs_of_eight), told
+    inside = set(re.findall(r"(?<=[a-z,] )[A-Z][a-z]+", opening + told))  # of a sentence, where only names are capital
+    assert len(inside) <= 4, inside
+
+
 @pytest.mark.slow
 @pytest.mark.shared
 @the_default
