@@ -16,6 +16,10 @@ So the last parts have an anchor, ``--anchor DIR``: of every target, ``--anchor-
 what that model, here the one of the first part, holds to be possible (as in Learning without Forgetting, Li and Hoiem
 2016, arXiv 1606.09282). Its stories stay what they were, and where a text leaves them, it no longer insists.
 
+``--average DIR`` ends a run with the mean of its weights and another model's, here of the last part and an earlier one
+from which it went on: nearby models that fail at different places have a mean that fails less often than either
+(Wortsman et al. 2022, "Model soups", arXiv 2203.05482).
+
 The tokenizer is a byte-fallback BPE of 1,024 tokens, trained on the same documents. Pieces never cross a space, a
 space is a space (and no special sign that a text could hold), and a character without a piece is spelled in bytes:
 every Unicode text comes back as it was.
@@ -162,6 +166,13 @@ def new_model(size: str, act: str, seed: int, init: Path | None = None) -> trans
     return transformers.LlamaForCausalLM(config)
 
 
+@torch.no_grad()
+def average(model: transformers.LlamaForCausalLM, other: transformers.LlamaForCausalLM) -> None:
+    """Set each weight of the model to the mean of it and the other's."""
+    for ours, theirs in zip(model.parameters(), other.parameters(), strict=True):
+        ours.lerp_(theirs, 0.5)
+
+
 def export(model: transformers.LlamaForCausalLM, tokenizer: Path, folder: Path) -> None:
     """Write the model as BF16 with its tokenizer; the model in training stays as it is."""
     copy = transformers.LlamaForCausalLM(model.config)
@@ -282,6 +293,8 @@ def train(a: argparse.Namespace, texts: list[np.ndarray], last: list[np.ndarray]
             torch.save(state, checkpoint.with_suffix(".partial"))
             os.replace(checkpoint.with_suffix(".partial"), checkpoint)
             saved_at = time.time()
+    if a.average:
+        average(model, new_model(a.size, a.act, a.seed, a.average))
     export(model, a.out / "tokenizer.json", a.out / "model")
     return curve
 
@@ -293,7 +306,13 @@ def command_line(a: argparse.Namespace) -> str:
     words += ["--teacher " + " ".join(path.name for path in a.teacher) + f" --stories {a.stories}"] if a.teacher else []
     words += [
         f"--{kind} {path.name}"
-        for kind, path in (("last", a.last), ("init", a.init), ("anchor", a.anchor), ("tokenizer", a.tokenizer))
+        for kind, path in (
+            ("last", a.last),
+            ("init", a.init),
+            ("anchor", a.anchor),
+            ("average", a.average),
+            ("tokenizer", a.tokenizer),
+        )
         if path
     ]
     words += [f"--last-share {a.last_share:g}"] if a.last_share != LAST_SHARE else []
@@ -316,6 +335,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rate", type=float, help="of the learning rates (default: 1; 0.3 with --init)")
     parser.add_argument("--anchor", type=Path, help="a model whose probabilities are a part of every target")
     parser.add_argument("--anchor-share", type=float, default=ANCHOR_SHARE, help="how large a part")
+    parser.add_argument("--average", type=Path, help="end with the mean of the weights and this model's")
     parser.add_argument("--tokenizer", type=Path, help="use this tokenizer.json")
     parser.add_argument("--size", choices=SIZES, default="default")
     parser.add_argument("--act", choices=("silu", "relu", "relu2", "gelu", "gelu_pytorch_tanh"), default="silu")

@@ -64,7 +64,7 @@ def test_a_row_begins_with_a_document_and_is_full(script, tokenizer):
 
 def options(out: Path) -> Namespace:
     common = {"init": None, "out": out, "size": "twin", "act": "relu", "seed": 3, "rate": None}
-    return Namespace(**common, tokens=6 * 8 * 512, last_share=0.5, anchor=None, anchor_share=0.03)
+    return Namespace(**common, tokens=6 * 8 * 512, last_share=0.5, anchor=None, anchor_share=0.03, average=None)
 
 
 def test_an_interrupted_run_goes_on_to_the_same_model(script, tokenizer, tmp_path, monkeypatch):
@@ -164,6 +164,26 @@ def test_an_anchor_keeps_a_model_that_is_trained_further_near_itself(script, tok
     before = logs("start")
     moved = {name: (before.exp() * (before - logs(name))).sum(-1).mean() for name in ("free", "anchored")}
     assert 0 < moved["anchored"] < moved["free"] / 2
+
+
+def test_a_run_can_end_with_the_mean_of_its_weights_and_another_model(script, tokenizer, tmp_path):
+    import torch
+
+    def weights(name):
+        return dict(script.new_model("twin", "relu", 0, tmp_path / name / "model").named_parameters())
+
+    for name in ("first", "second", "mean"):
+        (tmp_path / name).mkdir()
+        tokenizer.save(str(tmp_path / name / "tokenizer.json"))
+        a = options(tmp_path / name)
+        a.tokens = 2 * script.ROWS * script.CONTEXT
+        a.seed = 3 if name == "first" else 4
+        a.average = tmp_path / "first" / "model" if name == "mean" else None
+        script.train(a, script.encode(tokenizer, STORIES), [], [])
+    first, second, mean = weights("first"), weights("second"), weights("mean")
+    for name in mean:  # all three are stored in bfloat16
+        assert torch.allclose(mean[name], (first[name] + second[name]) / 2, rtol=2**-7, atol=2**-9), name
+    assert any(not torch.equal(first[name], mean[name]) for name in mean)
 
 
 def test_the_command_writes_a_folder_that_minillm_loads_and_a_log(script, tmp_path, monkeypatch):

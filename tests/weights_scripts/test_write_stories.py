@@ -131,7 +131,7 @@ def test_a_described_hero_is_one_of_its_kind():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["stories.txt", "introduced.txt"])
+@pytest.mark.parametrize("name", ["stories.txt", "introduced.txt", "described.txt"])
 def test_the_script_writes_the_texts_again_that_the_default_model_was_trained_on(tmp_path, name):
     part = json.loads((write_stories.FOLDER.parent / "default" / "log.json").read_text(encoding="utf-8"))
     parts = [part]
