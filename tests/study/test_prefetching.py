@@ -113,7 +113,8 @@ def test_what_waits_is_exact_and_what_drops_is_measured(rows):
     assert own["perplexity"] == oracle["perplexity"] != own["dense_perplexity"]
     waiting = {row["perplexity"] for row in rows if row["way"] == "shadow 4-bit" and row["miss"] == "wait"}
     dropping = {row["perplexity"] for row in rows if row["miss"] == "drop"}
-    assert len(waiting) == 1 and len(dropping) >= 3 and not waiting & dropping
+    missing = {row["perplexity"] for row in rows if row["miss"] == "drop" and row["capacity"] < 24}  # of 24 neurons
+    assert len(waiting) == 1 and len(dropping) >= 3 and missing and not waiting & missing
     assert all(row["stall_share"] == 0 for row in rows if row["miss"] == "drop" and row["keeper"] == "hot")
 
 
