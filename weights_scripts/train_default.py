@@ -218,7 +218,9 @@ class Muon(torch.optim.Optimizer):
         """One step, with Nesterov's momentum; taller matrices take larger ones."""
         for group in self.param_groups:
             for p in group["params"]:
-                mean = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+                if p not in self.state:
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+                mean = self.state[p]["momentum_buffer"]
                 mean.lerp_(p.grad, 1 - group["momentum"])
                 ahead = p.grad.lerp(mean, group["momentum"])
                 p.mul_(1 - group["lr"] * group["weight_decay"])
@@ -269,8 +271,7 @@ def train(a: argparse.Namespace, texts: list[np.ndarray], last: list[np.ndarray]
         for optimizer, rate in zip(optimizers, (MUON_RATE, ADAM_RATE), strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = rate * factor * (a.rate or (FURTHER_RATE if a.init else 1))
-        hidden = model.model(ids[:, :-1], use_cache=False).last_hidden_state
-        logits = model.lm_head(hidden).flatten(0, 1)
+        logits = model(ids[:, :-1], use_cache=False).logits.flatten(0, 1)
         held = anchor(ids[:, :-1], use_cache=False).logits.flatten(0, 1) if anchor else None
         loss = loss_on(logits, ids[:, 1:].flatten(), held, a.anchor_share)
         model.zero_grad(set_to_none=True)
