@@ -19,6 +19,8 @@ from contextlib import contextmanager
 from numbers import Integral
 from pathlib import Path
 
+import numpy as np
+
 from ..errors import TokenizerError
 from .config import file_in
 
@@ -92,12 +94,14 @@ class Tokenizer:
         Where several tokens spell one character, the first of them is given all of its bytes.
         """
         encoding = self._encoding(text)
-        sizes, done = [], 0
-        for i, (_, end) in enumerate(encoding.offsets, start=1):
-            end = len(text) if i == len(encoding.ids) else max(done, end)
-            sizes.append(len(text[done:end].encode()))
-            done = end
-        return encoding.ids, sizes
+        if not encoding.ids:
+            return [], []
+        points = np.frombuffer(text.encode("utf-32-le"), np.uint32)  # (characters,)
+        before = np.zeros(len(text) + 1, int)  # bytes before each character: UTF-8 takes 1 to 4 for one
+        np.cumsum(1 + (points > 0x7F) + (points > 0x7FF) + (points > 0xFFFF), out=before[1:])
+        ends = np.maximum.accumulate([end for _, end in encoding.offsets])  # in characters; some step back
+        ends[-1] = len(text)
+        return encoding.ids, np.diff(before[ends], prepend=0).tolist()
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids without the special tokens (BOS, EOS, and <unk> where the file calls it special).
