@@ -72,7 +72,9 @@ WRITTEN = """ `stories.txt`,
 from its `training_grammar.txt`, which shares no plot with the embedded texts. `part-N` is the model of the Nth
 command; the second one's `--init model` is part 1."""
 RECITES = """often it recites: the plots of its training text
-come back with other names and other things. Where a prompt leads away from them, it loses the thread"""
+come back with other names and other things. Where a prompt leads away from them, it loses the thread. Greedy, or
+drawn with `--temperature 0.6 --top-p 0.9`, nearly all of its stories keep their thread; the wilder the drawing, the
+fewer"""
 
 
 def card(name: str, valid: list[str]) -> str:
