@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as RawTokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+import minillm
 from minillm.errors import TokenizerError
 from minillm.loading.tokenizer import Tokenizer
 
@@ -128,6 +129,20 @@ def test_a_stream_of_any_ids_neither_fails_nor_prints_half_a_character_before_it
     whole, said = tokenizer.decode([1, *new]), "".join(pushed) + stream.flush()
     # Of bytes in a row, a single wrong one makes the decoder give up all, also a character that was printed by then.
     assert len(said) == len(whole) or ("\ufffd" in whole and len(said) < len(whole))
+
+
+@pytest.mark.parametrize("name", ["byte_level", "default"])  # with a space in front, offsets say nothing certain
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(text=st.text(st.sampled_from("abt .é猫😀\n"), max_size=12))
+def test_each_token_stands_for_the_bytes_up_to_its_end(tokenizers, name, text):
+    """Wherever the ids so far spell whole characters, the counts so far are the bytes of these characters."""
+    tokenizer = tokenizers.get(name) or minillm.load(name).tokenizer
+    ids, sizes = tokenizer.encode_with_bytes(text)
+    assert ids == tokenizer.encode(text, bos=False) and len(sizes) == len(ids) and sum(sizes) == len(text.encode())
+    for i in range(1, len(ids)):
+        spelled = tokenizer.decode(ids[:i])
+        if "\ufffd" not in spelled and len(spelled) < len(text):
+            assert sum(sizes[:i]) == len(spelled.encode()), (i, sizes)
 
 
 @pytest.mark.parametrize("name", FILES)
