@@ -1,6 +1,5 @@
 """The embedded models and texts: there, small, lossless, good enough, equal to transformers, and in the wheel."""
 
-import importlib.util
 import json
 import os
 import re
@@ -19,6 +18,7 @@ import pytest
 import tiny
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from scripts import load_script
 
 import minillm
 from minillm import cli
@@ -30,10 +30,7 @@ from minillm.loading.hub import resolve
 from minillm.transformer.evaluation import document_hashes, runs
 
 ROOT = Path(__file__).parents[1]
-SCRIPT = ROOT / "weights_scripts" / "write_stories.py"
-spec = importlib.util.spec_from_file_location("write_stories", SCRIPT)
-write_stories = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(write_stories)
+write_stories = load_script("write_stories")
 MODELS = embedded_models()
 every_model = pytest.mark.parametrize("name", MODELS)
 the_default = pytest.mark.parametrize("name", [name for name in MODELS if name == "default"])
@@ -251,7 +248,7 @@ def fours(text: str) -> list[tuple[str, ...]]:
 @pytest.fixture(scope="module")
 def plots() -> set[tuple[str, ...]]:
     """What is said, four words at a time, in 3,000 of the stories that the default model learnt to tell."""
-    grammar = write_stories.Grammar((SCRIPT.parent / "training_grammar.txt").read_text(encoding="utf-8"))
+    grammar = write_stories.Grammar(write_stories.GRAMMAR.with_name("training_grammar.txt").read_text(encoding="utf-8"))
     return {four for story in islice(write_stories.series(grammar), 3000) for four in fours(story)}
 
 

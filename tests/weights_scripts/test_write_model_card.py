@@ -1,10 +1,9 @@
 """The figures on the default model's card are those that its script measures."""
 
-import importlib.util
 import re
-from pathlib import Path
 
 import pytest
+from scripts import load_script
 
 from minillm.loading.embedded import embedded_model, embedded_models
 from minillm.transformer.evaluation import as_documents
@@ -12,11 +11,7 @@ from minillm.transformer.evaluation import as_documents
 
 @pytest.fixture(scope="module")
 def script():
-    path = Path(__file__).parents[2] / "weights_scripts" / "write_model_card.py"
-    spec = importlib.util.spec_from_file_location("write_model_card", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("write_model_card")
 
 
 def split_figures(text: str) -> tuple[str, list[float]]:

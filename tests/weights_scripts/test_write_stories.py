@@ -1,7 +1,6 @@
 """The embedded texts and those to train on: what the script writes, byte for byte, and whether stories are whole."""
 
 import hashlib
-import importlib.util
 import json
 import random
 import re
@@ -12,13 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scripts import load_script
 
 from minillm.transformer.evaluation import SEPARATOR, split_documents
 
 SCRIPT = Path(__file__).parents[2] / "weights_scripts" / "write_stories.py"
-spec = importlib.util.spec_from_file_location("write_stories", SCRIPT)
-write_stories = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(write_stories)
+write_stories = load_script("write_stories")
 
 NAMES = sorted(write_stories.FILES)
 GRAMMAR = write_stories.Grammar(write_stories.GRAMMAR.read_text(encoding="utf-8"))
