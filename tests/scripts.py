@@ -1,15 +1,15 @@
-"""The scripts of weights_scripts/ as modules: they lie in no package."""
+"""Scripts of the repository as modules: they lie in no package."""
 
 import importlib.util
 from pathlib import Path
 from types import ModuleType
 
-FOLDER = Path(__file__).parents[1] / "weights_scripts"
+ROOT = Path(__file__).parents[1]
 
 
-def load_script(name: str) -> ModuleType:
-    """weights_scripts/{name}.py, run as a module."""
-    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+def load_script(path: str | Path) -> ModuleType:
+    """The script at that path, counted from the repository's root, run as a module."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

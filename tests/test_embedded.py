@@ -30,7 +30,7 @@ from minillm.loading.hub import resolve
 from minillm.transformer.evaluation import document_hashes, runs
 
 ROOT = Path(__file__).parents[1]
-write_stories = load_script("write_stories")
+write_stories = load_script("weights_scripts/write_stories.py")
 MODELS = embedded_models()
 every_model = pytest.mark.parametrize("name", MODELS)
 the_default = pytest.mark.parametrize("name", [name for name in MODELS if name == "default"])

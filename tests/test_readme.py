@@ -1,6 +1,5 @@
 """The README's promises: commands parse, code runs, the test command is the one that is run, the table is true."""
 
-import importlib.util
 import os
 import re
 import shlex
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+from scripts import load_script
 
 import minillm
 from minillm.cli import parser
@@ -83,15 +83,6 @@ def test_every_extra_and_marker_that_is_named_exists():
         assert f'"{marker}: ' in project
 
 
-def script(*parts: str):
-    """A script of the repository, as a module."""
-    path = ROOT.joinpath(*parts)
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def check_block(computed: str, made_by) -> None:
     """What a script computes is what stands between its marks, but for the last digit."""
     written = README.split(made_by.BEGIN)[1].split(made_by.END)[0].strip()
@@ -113,7 +104,7 @@ def test_the_picture_is_there_small_and_has_its_words_with_it():
 
 @pytest.mark.slow
 def test_the_picture_is_what_its_script_draws(tmp_path):
-    make = script("notebooks", "figures", "make.py")
+    make = load_script("notebooks/figures/make.py")
     figure, below = make.draw()
     check_block(make.block(figure, below), make)
     make.save_figure(figure, tmp_path / "again.png")
@@ -123,6 +114,6 @@ def test_the_picture_is_what_its_script_draws(tmp_path):
 @pytest.mark.slow
 @pytest.mark.shared
 def test_the_table_is_what_its_script_computes(shared):
-    write = script("weights_scripts", "write_readme_table.py")
+    write = load_script("weights_scripts/write_readme_table.py")
     texts = (shared / "text" / f"tinystories-{part}.txt" for part in ("valid", "train"))
     check_block(write.table(shared / "models" / "tinystories-656k", *texts), write)

@@ -4,7 +4,6 @@ Running them all takes a kernel each and belongs to the slow tests. The test com
 one, and the first of them in one. Each three times in a row: python -m pytest tests/notebooks --notebook-runs 3
 """
 
-import importlib.util
 import json
 import linecache
 import os
@@ -16,6 +15,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from scripts import load_script
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = ROOT / "notebooks"
@@ -24,15 +24,7 @@ SECONDS_PER_NOTEBOOK = 60  # of the processor, or by the clock where the system 
 QUICK = ("00", "01", "02", "04")  # those that need a few seconds
 CHECKED = re.compile(r"^exercise (\S+): (\d+) of (\d+) right$", re.M)
 
-
-def load_build():
-    spec = importlib.util.spec_from_file_location("build", NOTEBOOKS / "build.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-build = load_build()
+build = load_script(NOTEBOOKS / "build.py")
 SOURCES = sorted((NOTEBOOKS / "source").glob("*.py"))
 LESSONS = [source for source in SOURCES if source.stem[0].isdigit()]
 WITH_EXERCISES = [source for source in SOURCES if build.has_exercises(source)]

@@ -5,13 +5,13 @@ value. float32 against transformers with eager attention: 1e-5, the same argmax,
 The weights go through the files: transformers saves them, minillm loads them.
 """
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scripts import load_script
 
 from minillm.loading.config import ModelConfig
 from minillm.trace import Trace, compare, save_arrays
@@ -40,10 +40,7 @@ def transformers():
 @pytest.fixture(scope="module")
 def reference(torch, transformers):
     """weights_scripts/dump_reference.py as a module."""
-    spec = importlib.util.spec_from_file_location("dump_reference", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(SCRIPT)
 
 
 # ---- models ----------------------------------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """llama2.c files to a Hugging Face folder, against llama2.c's own equations, ids and texts."""
 
-import importlib.util
 import json
 import struct
 import subprocess
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scripts import load_script
 
 from minillm.errors import CheckpointError, MinillmError, TokenizerError
 from minillm.loading.tokenizer import Tokenizer
@@ -18,9 +18,7 @@ from minillm.transformer.generation import generate
 from minillm.transformer.model import Llama
 
 SCRIPT = Path(__file__).parents[2] / "weights_scripts" / "convert_llama2c.py"
-spec = importlib.util.spec_from_file_location("convert_llama2c", SCRIPT)
-convert_llama2c = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(convert_llama2c)
+convert_llama2c = load_script(SCRIPT)
 
 D, F, L, H, K, C = 32, 40, 2, 4, 2, 24  # sizes of the random model; C: context
 WORDS = " |a|b|c|h|e|t|n|d|s|o|é|猫| t|he|in|nd| the|the| a| and|and|er|es|to| to|  |    |th|st|hes".split("|")

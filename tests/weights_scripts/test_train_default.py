@@ -1,6 +1,5 @@
 """Training the embedded models: the tokenizer loses nothing, a run goes on where it stopped, the folder loads."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -13,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loopback_hub import LoopbackHub
+from scripts import load_script
 
 import minillm
 
@@ -28,11 +28,7 @@ STORIES = [
 def script():
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
-    path = Path(__file__).parents[2] / "weights_scripts" / "train_default.py"
-    spec = importlib.util.spec_from_file_location("train_default", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("weights_scripts/train_default.py")
 
 
 @pytest.fixture(scope="module")

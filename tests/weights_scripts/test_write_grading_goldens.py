@@ -1,25 +1,20 @@
 """The goldens of `minillm grade`: PyTorch writes them again."""
 
-import importlib.util
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from scripts import load_script
 
 from minillm.study.assignment import FUNCTIONS, goldens
-
-SCRIPT = Path(__file__).parents[2] / "weights_scripts" / "write_grading_goldens.py"
 
 
 @pytest.mark.parity
 def test_the_script_writes_the_packaged_goldens_again(tmp_path, monkeypatch):
     pytest.importorskip("torch")
     monkeypatch.setattr(sys, "path", list(sys.path))  # the script finds dump_reference beside itself
-    spec = importlib.util.spec_from_file_location("write_grading_goldens", SCRIPT)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = load_script("weights_scripts/write_grading_goldens.py")
     assert list(script.FUNCTIONS) == list(FUNCTIONS)
     script.write(tmp_path)
     written, packaged = np.load(tmp_path / "goldens.npz"), goldens()

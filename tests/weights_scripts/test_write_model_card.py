@@ -11,7 +11,7 @@ from minillm.transformer.evaluation import as_documents
 
 @pytest.fixture(scope="module")
 def script():
-    return load_script("write_model_card")
+    return load_script("weights_scripts/write_model_card.py")
 
 
 def split_figures(text: str) -> tuple[str, list[float]]:
