@@ -270,7 +270,7 @@ def command_demo(a: argparse.Namespace) -> int:
     print(
         wrapped(
             f"Scored: {predicted[0]['tokens']:,} tokens, dense {predicted[0]['dense']:.3f}. Recall: of the neurons "
-            "that matter most (the mask of mid), those that were selected; who misses as many as chance does leaves "
+            "that matter most (the mask of mid), those that were selected; who misses nearly as many as chance leaves "
             "little of the model, and its perplexity shows it. Own: bytes of the predictor's tables; read: what a "
             "token touches, tables included; both as shares of the FFN's bytes as stored. The oracle has no tables "
             "and reads nothing to know. x oracle: the increase of perplexity over that of the oracle. More: minillm "

@@ -16,7 +16,7 @@ from scripts import load_script
 from minillm.transformer.evaluation import SEPARATOR, split_documents
 
 SCRIPT = Path(__file__).parents[2] / "weights_scripts" / "write_stories.py"
-write_stories = load_script("weights_scripts/write_stories.py")
+write_stories = load_script(SCRIPT)
 
 NAMES = sorted(write_stories.FILES)
 GRAMMAR = write_stories.Grammar(write_stories.GRAMMAR.read_text(encoding="utf-8"))
