@@ -4,10 +4,10 @@
     python weights_scripts/train_default.py OUT --text TEXT ... --last STORIES
 
 What it reads: the documents of ``--text`` (they end at lines "<|endoftext|>"), and of ``--last``, which are mixed in
-more and more while the learning rate falls, up to ``--last-share`` of a batch. A small set of real stories belongs
-there: it would be learnt by heart if it came earlier. ``--teacher DIR ...`` draws more documents from trained models
-first, at temperature 1. ``--valid`` is scored now and then and never trained on. ``--init DIR`` trains a model further,
-with its tokenizer and at a lower rate.
+more and more while the learning rate falls, up to ``--last-share`` of a batch, as much of each file. A small set of
+real stories belongs there: it would be learnt by heart if it came earlier. ``--teacher DIR ...`` draws more documents
+from trained models first, at temperature 1. ``--valid`` is scored now and then and never trained on. ``--init DIR``
+trains a model further, with its tokenizer and at a lower rate.
 
 The default model's later parts are such runs, most of their text stories that write_stories.py made: the teachers lose
 the thread of what they tell, and so does a model that has read only them. But a model that has read the same plots many
@@ -30,6 +30,10 @@ small (4,096 tokens): for a model of this size, steps count for more than tokens
 and the step alone, and a checkpoint every two minutes lets the same command go on where it was stopped, to the same
 result.
 
+Two things make a step fast. The documents of a batch lie end to end, without padding, and each is read by itself:
+attention is to its own tokens, of which there are some 200, and not to those of a row of 512. And where the processor
+multiplies bfloat16 natively, weights and activations are rounded to it for matrix products; they are kept in float32.
+
 Needs torch and transformers: pip install ".[parity]"
 """
 
@@ -38,6 +42,7 @@ import hashlib
 import json
 import os
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +55,8 @@ import minillm
 from minillm.transformer.evaluation import SEPARATOR, split_documents
 
 PUBLISHED = "datasets/roneneldan/TinyStories/TinyStoriesV2-GPT4-train.txt"
-CONTEXT, VOCABULARY, ROWS = 512, 1024, 8
+CONTEXT, VOCABULARY = 512, 1024
+BATCH = 4096  # tokens of a step
 SIZES = {
     "default": {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 8}
     | {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32},
@@ -130,19 +136,17 @@ def encode(tokenizer: Tokenizer, documents: list[str]) -> list[np.ndarray]:
     """Each document as BOS, its ids, EOS; special tokens in a text are plain text."""
     tokenizer.encode_special_tokens = True
     encodings = tokenizer.encode_batch(documents, add_special_tokens=False)
-    return [np.array([1, *encoding.ids, 2], np.int32) for encoding in encodings]
+    return [np.array([1, *encoding.ids, 2]) for encoding in encodings]
 
 
-def batch(documents: list[np.ndarray], rows: int, rng: np.random.Generator) -> torch.Tensor:
-    """(rows, CONTEXT + 1) ids; a row begins where a document begins, and is filled up with others."""
-    out = np.empty((rows, CONTEXT + 1), np.int64)
-    for row in out:
-        filled = 0
-        while filled < len(row):
-            document = documents[rng.integers(len(documents))][: len(row) - filled]
-            row[filled : filled + len(document)] = document
-            filled += len(document)
-    return torch.from_numpy(out)
+def batch(documents: list[np.ndarray], tokens: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """Documents drawn at random, cut at CONTEXT, the last one where ``tokens`` are reached: each (length + 1,) ids."""
+    found = []
+    while tokens > 0:
+        document = documents[rng.integers(len(documents))][: min(CONTEXT, tokens) + 1]
+        found.append(document)
+        tokens -= len(document) - 1
+    return found
 
 
 # ---- the model -------------------------------------------------------------------------------------------------------
@@ -164,6 +168,42 @@ def new_model(size: str, act: str, seed: int, init: Path | None = None) -> trans
         **SIZES[size],
     )
     return transformers.LlamaForCausalLM(config)
+
+
+def within_documents(module, query, key, value, attention_mask, scaling, lengths, **_):
+    """Causal attention of documents that lie end to end, ``lengths`` tokens each, every one to itself alone.
+
+    query is (1, heads, tokens, head_dim), key and value have fewer heads; gives (1, tokens, heads, head_dim), None.
+    """
+    parts = zip(*(states.split(lengths, dim=2) for states in (query, key, value)), strict=True)
+    attend = torch.nn.functional.scaled_dot_product_attention
+    mixed = [attend(q, k, v, is_causal=True, scale=scaling, enable_gqa=True) for q, k, v in parts]
+    return torch.cat(mixed, dim=2).transpose(1, 2), None
+
+
+transformers.AttentionInterface.register("within_documents", within_documents)
+
+
+def bfloat16_product(linear: torch.nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    """What the layer gives, in float32, of operands rounded to bfloat16; its gradients are such products, too."""
+    return torch.nn.functional.linear(x.bfloat16(), linear.weight.bfloat16()).float()
+
+
+def make_fast(model: transformers.LlamaForCausalLM, bfloat16: bool) -> None:
+    """Set the model's attention to ``within_documents`` and its matrix products to ``bfloat16_product``, if wanted."""
+    model.set_attn_implementation("within_documents")
+    for module in model.modules():
+        if bfloat16 and isinstance(module, torch.nn.Linear):
+            module.forward = partial(bfloat16_product, module)
+
+
+def logits_of(model: transformers.LlamaForCausalLM, documents: list[np.ndarray]) -> torch.Tensor:
+    """(tokens, vocabulary): what a fast model expects after each token but the last of each document, end to end.
+
+    Positions run on from one document to the next: RoPE turns queries and keys by their difference alone.
+    """
+    ids = torch.from_numpy(np.concatenate([document[:-1] for document in documents]))[None]
+    return model(ids, lengths=[len(document) - 1 for document in documents], use_cache=False).logits[0]
 
 
 @torch.no_grad()
@@ -235,28 +275,32 @@ def loss_on(
 
     With an anchor's logits, of the same shape, its probabilities are ``share`` of each target.
     """
-    loss = torch.nn.functional.cross_entropy(logits, targets)
-    if anchor is None:
-        return loss
-    return (1 - share) * loss + share * torch.nn.functional.cross_entropy(logits, anchor.softmax(-1))
+    if anchor is not None:
+        came = targets[:, None]
+        targets = anchor.softmax(-1).mul_(share)
+        targets.scatter_add_(1, came, torch.full_like(targets[:, :1], 1 - share))
+    return torch.nn.functional.cross_entropy(logits, targets)
 
 
 @torch.enable_grad()
-def train(a: argparse.Namespace, texts: list[np.ndarray], last: list[np.ndarray], valid: list[str]) -> list[dict]:
+def train(a: argparse.Namespace, texts: list[np.ndarray], last: list[list[np.ndarray]], valid: list[str]) -> list[dict]:
     """Train from the last checkpoint (or the start) to the end; gives the curve."""
-    model = new_model(a.size, a.act, a.seed, a.init)
-    anchor = new_model(a.size, a.act, a.seed, a.anchor).requires_grad_(False) if a.anchor else None
+    model, anchor = new_model(a.size, a.act, a.seed, a.init), None
+    make_fast(model, a.bfloat16)
+    if a.anchor:
+        anchor = new_model(a.size, a.act, a.seed, a.anchor).requires_grad_(False)
+        make_fast(anchor, a.bfloat16)
     in_blocks = {n: p for n, p in model.named_parameters() if p.ndim == 2 and "layers" in n}
     others = [p for n, p in model.named_parameters() if n not in in_blocks]
     optimizers = [
         Muon(in_blocks.values(), lr=MUON_RATE),
         torch.optim.AdamW(others, lr=ADAM_RATE, betas=(0.9, 0.98), weight_decay=0.0),
     ]
-    steps, first, curve, mean = int(a.tokens / (ROWS * CONTEXT)), 0, [], None
+    steps, first, curve, mean, began = int(a.tokens / BATCH), 0, [], None, time.time()
     checkpoint = a.out / "checkpoint.pt"
     if checkpoint.exists():
         state = torch.load(checkpoint)
-        first, curve, mean = state["step"], state.get("curve", []), state.get("mean")
+        first, curve, mean, began = state["step"], state["curve"], state["mean"], began - state["seconds"]
         model.load_state_dict(state["model"])
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
@@ -265,15 +309,15 @@ def train(a: argparse.Namespace, texts: list[np.ndarray], last: list[np.ndarray]
     for step in tqdm(range(first, steps), initial=first, total=steps, desc="training", unit="step", disable=None):
         rng = np.random.default_rng([a.seed, step])
         factor = rate_factor(step, steps)
-        late = round(ROWS * a.last_share * (1 - factor)) if last and step > steps / 2 else 0
-        ids = batch(texts, ROWS - late, rng)
-        ids = torch.cat([ids, batch(last, late, rng)]) if late else ids
+        late = round(BATCH * a.last_share / len(last) * (1 - factor)) if last and step > steps / 2 else 0
+        documents = batch(texts, BATCH - late * len(last), rng)
+        documents += [document for file in last for document in batch(file, late, rng)]
         for optimizer, rate in zip(optimizers, (MUON_RATE, ADAM_RATE), strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = rate * factor * (a.rate or (FURTHER_RATE if a.init else 1))
-        logits = model(ids[:, :-1], use_cache=False).logits.flatten(0, 1)
-        held = anchor(ids[:, :-1], use_cache=False).logits.flatten(0, 1) if anchor else None
-        loss = loss_on(logits, ids[:, 1:].flatten(), held, a.anchor_share)
+        targets = torch.from_numpy(np.concatenate([document[1:] for document in documents]))
+        held = logits_of(anchor, documents) if anchor else None
+        loss = loss_on(logits_of(model, documents), targets, held, a.anchor_share)
         model.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(others, 1.0)
@@ -282,14 +326,16 @@ def train(a: argparse.Namespace, texts: list[np.ndarray], last: list[np.ndarray]
         mean = loss.item() if mean is None else 0.98 * mean + 0.02 * loss.item()
         done = step + 1 == steps
         if step % 100 == 0 or done:
-            point = {"step": step, "tokens": (step + 1) * ROWS * CONTEXT, "loss": round(mean, 4)}
+            minutes = round((time.time() - began) / 60, 1)
+            point = {"step": step, "tokens": (step + 1) * BATCH, "minutes": minutes, "loss": round(mean, 4)}
             if valid and (step % 500 == 0 or done):
                 export(model, a.out / "tokenizer.json", a.out / "model")
                 point["bits_per_byte"] = round(bits_per_byte(a.out / "model", valid if done else valid[:40]), 4)
             curve.append(point)
             print(json.dumps(point), flush=True)
         if time.time() - saved_at > CHECKPOINT_SECONDS or done:
-            state = {"step": step + 1, "curve": curve, "mean": mean, "model": model.state_dict()}
+            state = {"step": step + 1, "curve": curve, "mean": mean, "seconds": time.time() - began}
+            state["model"] = model.state_dict()
             state["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
             torch.save(state, checkpoint.with_suffix(".partial"))
             os.replace(checkpoint.with_suffix(".partial"), checkpoint)
@@ -305,15 +351,10 @@ def command_line(a: argparse.Namespace) -> str:
     words = [f"--size {a.size} --act {a.act} --tokens {int(a.tokens)} --seed {a.seed}"]
     words += ["--text " + " ".join(path.name for path in a.text)] if a.text else []
     words += ["--teacher " + " ".join(path.name for path in a.teacher) + f" --stories {a.stories}"] if a.teacher else []
+    words += ["--last " + " ".join(path.name for path in a.last)] if a.last else []
     words += [
         f"--{kind} {path.name}"
-        for kind, path in (
-            ("last", a.last),
-            ("init", a.init),
-            ("anchor", a.anchor),
-            ("average", a.average),
-            ("tokenizer", a.tokenizer),
-        )
+        for kind, path in (("init", a.init), ("anchor", a.anchor), ("average", a.average), ("tokenizer", a.tokenizer))
         if path
     ]
     words += [f"--last-share {a.last_share:g}"] if a.last_share != LAST_SHARE else []
@@ -327,7 +368,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--text", type=Path, nargs="+", default=[], help="default: the published TinyStories")
-    parser.add_argument("--last", type=Path, help="documents for the last part, best real stories")
+    parser.add_argument("--last", type=Path, nargs="+", default=[], help="more for the last part, best real stories")
     parser.add_argument("--last-share", type=float, default=LAST_SHARE, help="of the last batches: documents of --last")
     parser.add_argument("--valid", type=Path, help="documents to score now and then, never trained on")
     parser.add_argument("--teacher", type=Path, nargs="+", default=[], help="model folders to draw documents from")
@@ -342,7 +383,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--act", choices=("silu", "relu", "relu2", "gelu", "gelu_pytorch_tanh"), default="silu")
     parser.add_argument("--tokens", type=float, default=24e6)
     parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args(arguments)
+    a = parser.parse_args(arguments)
+    a.bfloat16 = torch.cpu.get_capabilities().get("avx512_bf16", False)  # elsewhere such products would be slower
+    return a
 
 
 def main() -> None:
@@ -356,10 +399,10 @@ def main() -> None:
         sampled.with_suffix(".partial").write_text(f"\n{SEPARATOR}\n".join(drawn) + "\n", encoding="utf-8")
         os.replace(sampled.with_suffix(".partial"), sampled)
     files = [*a.text, *([sampled] if a.teacher else [])]
-    read = {file: split_documents(file.read_text(encoding="utf-8")) for file in (*files, a.last, a.valid) if file}
+    read = {file: split_documents(file.read_text(encoding="utf-8")) for file in (*files, *a.last, a.valid) if file}
     texts = [document for file in files for document in read[file]] if files else published_stories()
-    last, valid = read.get(a.last, []), read.get(a.valid, [])
-    if overlap := set(valid) & {*texts, *last}:
+    last, valid = [read[file] for file in a.last], read.get(a.valid, [])
+    if overlap := set(valid) & {*texts, *sum(last, [])}:
         raise SystemExit(f"{len(overlap)} documents of {a.valid} are in the training text, expected none")
 
     if a.init:
@@ -367,9 +410,11 @@ def main() -> None:
     if a.tokenizer:
         (a.out / "tokenizer.json").write_bytes(a.tokenizer.read_bytes())
     elif not (a.out / "tokenizer.json").exists():
-        train_tokenizer(texts[:TOKENIZER_DOCUMENTS] + last).save(str(a.out / "tokenizer.json"))
+        real = last[0] if last else []
+        train_tokenizer(texts[:TOKENIZER_DOCUMENTS] + real).save(str(a.out / "tokenizer.json"))
     tokenizer = Tokenizer.from_file(str(a.out / "tokenizer.json"))
-    ids, last_ids = encode(tokenizer, texts), encode(tokenizer, last)
+    ids, last_ids = encode(tokenizer, texts), [encode(tokenizer, documents) for documents in last]
+    every = sum((ids_of for file, ids_of in zip(a.last, last_ids, strict=True) if file not in files), ids)
     log = {
         "command": command_line(a),
         "seed": a.seed,
@@ -381,9 +426,10 @@ def main() -> None:
             for file in read
             if file != a.valid
         ],
-        "data_tokens": sum(map(len, ids)) + sum(map(len, last_ids)),
+        "data_tokens": sum(map(len, every)),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "threads": torch.get_num_threads(),
+        "bfloat16": a.bfloat16,
     }
     if a.init:
         log["before"] = json.loads((a.init / "log.json").read_text(encoding="utf-8"))  # how the given model was made

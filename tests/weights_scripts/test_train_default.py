@@ -51,25 +51,49 @@ def test_the_tokenizer_gives_every_text_back(tokenizer):
         assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False).ids) == text
 
 
-def test_a_row_begins_with_a_document_and_is_full(script, tokenizer):
-    documents = script.encode(tokenizer, STORIES)
-    rows = script.batch(documents, 3, np.random.default_rng(0)).numpy()
-    assert rows.shape == (3, script.CONTEXT + 1)
-    assert (rows[:, 0] == 1).all() and ((rows == 1).sum(axis=1) > 5).all()
+def test_a_batch_is_documents_each_from_its_start_of_so_many_tokens_in_all(script, tokenizer):
+    documents = [*script.encode(tokenizer, STORIES), np.arange(3, 1000)]
+    for tokens in (0, 1, 512, 4096):
+        drawn = script.batch(documents, tokens, np.random.default_rng(tokens))
+        assert sum(len(document) - 1 for document in drawn) == tokens
+        for cut in drawn:
+            whole = next(document for document in documents if np.array_equal(document[: len(cut)], cut))
+            assert len(cut) == min(len(whole), script.CONTEXT + 1) or cut is drawn[-1]
+
+
+def test_a_fast_model_reads_each_document_by_itself_and_gives_the_logits_of_a_plain_one(script, tokenizer):
+    import torch
+
+    documents = script.encode(tokenizer, [STORIES[0], "A", STORIES[1] * 5])
+    plain, exact, rounded = (script.new_model("twin", "silu", 0) for _ in range(3))
+    script.make_fast(exact, False), script.make_fast(rounded, True)
+    alone = [plain(torch.from_numpy(document[:-1])[None], use_cache=False).logits[0] for document in documents]
+    ways = [torch.cat(alone), script.logits_of(exact, documents), script.logits_of(rounded, documents)]
+    targets = torch.from_numpy(np.concatenate([document[1:] for document in documents]))
+    for logits in ways:
+        script.loss_on(logits, targets).backward()
+    assert torch.allclose(ways[1], ways[0], atol=1e-6)
+    error = (ways[2] - ways[0]).abs().max()
+    assert 1e-5 < error < 2**-6 * ways[0].abs().max()  # bfloat16 has eight bits
+    for a, b, c in zip(*(model.parameters() for model in (plain, exact, rounded)), strict=True):
+        assert torch.allclose(b.grad, a.grad, rtol=1e-4, atol=1e-6)
+        assert (c.grad - a.grad).norm() < 0.03 * a.grad.norm()
 
 
 def options(out: Path) -> Namespace:
-    common = {"init": None, "out": out, "size": "twin", "act": "relu", "seed": 3, "rate": None}
-    return Namespace(**common, tokens=6 * 8 * 512, last_share=0.5, anchor=None, anchor_share=0.03, average=None)
+    how = {"init": None, "rate": None, "average": None, "anchor": None, "anchor_share": 0.03, "bfloat16": False}
+    return Namespace(out=out, size="twin", act="relu", seed=3, tokens=6 * 4096, last_share=0.5, **how)
 
 
 def test_an_interrupted_run_goes_on_to_the_same_model(script, tokenizer, tmp_path, monkeypatch):
+    import torch
+
     documents = script.encode(tokenizer, STORIES)
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     for folder in (straight, broken):
         folder.mkdir()
         tokenizer.save(str(folder / "tokenizer.json"))
-    curve = script.train(options(straight), documents, documents[:9], [])
+    curve = script.train(options(straight), documents, [documents[:9]], [])
 
     monkeypatch.setattr(script, "CHECKPOINT_SECONDS", 0)
     whole, calls = script.batch, []
@@ -82,9 +106,15 @@ def test_an_interrupted_run_goes_on_to_the_same_model(script, tokenizer, tmp_pat
 
     monkeypatch.setattr(script, "batch", stops)
     with pytest.raises(KeyboardInterrupt):
-        script.train(options(broken), documents, documents[:9], [])
+        script.train(options(broken), documents, [documents[:9]], [])
     monkeypatch.setattr(script, "batch", whole)
-    assert script.train(options(broken), documents, documents[:9], []) == curve
+    state = torch.load(broken / "checkpoint.pt")
+    torch.save(state | {"seconds": state["seconds"] + 600}, broken / "checkpoint.pt")
+    resumed = script.train(options(broken), documents, [documents[:9]], [])
+    assert resumed[-1]["minutes"] >= 10 > resumed[0]["minutes"]  # the time before the interruption counts
+    for point in (*curve, *resumed):
+        del point["minutes"]
+    assert resumed == curve
     assert [point["step"] for point in curve] == [0, 5]
     assert curve[-1]["loss"] < curve[0]["loss"]
     same = [(folder / "model" / "model.safetensors").read_bytes() for folder in (straight, broken)]
@@ -92,22 +122,24 @@ def test_an_interrupted_run_goes_on_to_the_same_model(script, tokenizer, tmp_pat
 
 
 def test_the_last_documents_come_in_while_the_rate_falls_up_to_their_share(script, tokenizer, tmp_path, monkeypatch):
-    first, last = [np.full(600, 5)], [np.full(600, 7)]
+    text, *last = ([np.full(600, token)] for token in (5, 7, 9))
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    whole, drawn = script.batch, []
+    whole, drawn = script.batch, {5: [], 7: [], 9: []}
 
-    def noted(documents, rows, rng):
-        drawn.append(rows if documents is last else 0)
-        return whole(documents, rows, rng)
+    def noted(documents, tokens, rng):
+        drawn[documents[0][0]].append(tokens)
+        return whole(documents, tokens, rng)
 
     monkeypatch.setattr(script, "batch", noted)
     monkeypatch.setattr(script, "rate_factor", lambda step, steps: min(1, (steps - step) / (0.45 * steps)))
     a = options(tmp_path)
-    a.tokens, a.last_share = 20 * script.ROWS * script.CONTEXT, 0.75
-    script.train(a, first, last, [])
-    late = [rows for rows in drawn if rows]
-    assert late == sorted(late) and late[-1] == 5  # the last step of 20 is not quite at the end: 0.75 * 8 * 8 / 9
-    assert len(late) <= 9 and set(late) >= {1, 2, 3, 4, 5}
+    a.tokens, a.last_share = 20 * script.BATCH, 0.5
+    script.train(a, text, last, [])
+    late = drawn[7]
+    assert late == drawn[9] and late[:12] == [0] * 12 and late[12] > 0  # the rate falls from step 11 on
+    assert np.diff(late[11:]) == pytest.approx(0.25 * 4096 / 9, abs=1)
+    assert late[-1] == round(0.25 * 4096 * 8 / 9)  # the last step of 20 is not quite at the end
+    assert {a + 2 * b for a, b in zip(drawn[5], late, strict=True)} == {4096}
 
 
 @pytest.mark.parametrize("shape", [(128, 384), (384, 128), (64, 64)])
@@ -157,7 +189,7 @@ def test_training_asks_the_anchor_about_every_batch(script, tokenizer, tmp_path,
     monkeypatch.setattr(script, "loss_on", noted)
     a = options(tmp_path / "anchored")
     a.init = a.anchor = tmp_path / "start" / "model"
-    a.anchor_share, a.tokens = 0.5, 3 * script.ROWS * script.CONTEXT
+    a.anchor_share, a.tokens = 0.5, 3 * script.BATCH
     script.train(a, documents, [], [])
     assert [share for *_, share in seen] == [0.5] * 3
     assert torch.allclose(*seen[0][:2], atol=1e-6)  # the model begins as its anchor,
@@ -175,7 +207,7 @@ def test_a_run_can_end_with_the_mean_of_its_weights_and_another_model(script, to
         (tmp_path / name).mkdir()
         tokenizer.save(str(tmp_path / name / "tokenizer.json"))
         a = options(tmp_path / name)
-        a.tokens = 2 * script.ROWS * script.CONTEXT
+        a.tokens = 2 * script.BATCH
         a.seed = 3 if name == "first" else 4
         a.average = tmp_path / "first" / "model" if name == "mean" else None
         script.train(a, script.encode(tokenizer, STORIES), [], [])
@@ -186,17 +218,22 @@ def test_a_run_can_end_with_the_mean_of_its_weights_and_another_model(script, to
 
 
 def test_the_command_writes_a_folder_that_minillm_loads_and_a_log(script, tmp_path, monkeypatch):
-    text, valid, out = tmp_path / "text.txt", tmp_path / "valid.txt", tmp_path / "out"
+    text, last, valid, out = (tmp_path / name for name in ("text.txt", "last.txt", "valid.txt", "out"))
     text.write_text("\n<|endoftext|>\n".join(STORIES[:-5]), encoding="utf-8")
+    last.write_text("\n<|endoftext|>\n".join(STORIES[:3]), encoding="utf-8")
     valid.write_text("\n<|endoftext|>\n".join(STORIES[-5:]), encoding="utf-8")
-    command = ["train", str(out), "--text", str(text), "--last", str(text), "--valid", str(valid)]
+    command = ["train", str(out), "--text", str(text), "--last", str(last), str(text)]
+    command += ["--valid", str(valid)]
     monkeypatch.setattr("sys.argv", [*command, "--size", "twin", "--act", "relu2", "--tokens", "20000"])
     script.main()
     model = minillm.load(out / "model")
     assert model.config.hidden_act == "relu2" and model.config.tie_word_embeddings
     log = json.loads((out / "log.json").read_text(encoding="utf-8"))
     assert log["act"] == "relu2" and log["curve"][-1]["bits_per_byte"] > 0
-    assert [data["documents"] for data in log["data"]] == [75]  # the same file twice is read once
+    assert [data["documents"] for data in log["data"]] == [75, 3]  # the same file twice is read once
+    tokenizer = minillm.load(out / "model").tokenizer
+    counts = [len(tokenizer.encode(story)) + 1 for story in (*STORIES[:-5], *STORIES[:3])]
+    assert log["data_tokens"] == sum(counts)
 
 
 @pytest.mark.shared
