@@ -413,8 +413,10 @@ def main() -> None:
         real = last[0] if last else []
         train_tokenizer(texts[:TOKENIZER_DOCUMENTS] + real).save(str(a.out / "tokenizer.json"))
     tokenizer = Tokenizer.from_file(str(a.out / "tokenizer.json"))
-    ids, last_ids = encode(tokenizer, texts), [encode(tokenizer, documents) for documents in last]
-    every = sum((ids_of for file, ids_of in zip(a.last, last_ids, strict=True) if file not in files), ids)
+    encoded = {file: encode(tokenizer, documents) for file, documents in read.items() if file != a.valid}
+    if not files:
+        encoded[PUBLISHED] = encode(tokenizer, texts)
+    ids = [document for file in files or [PUBLISHED] for document in encoded[file]]
     log = {
         "command": command_line(a),
         "seed": a.seed,
@@ -426,14 +428,14 @@ def main() -> None:
             for file in read
             if file != a.valid
         ],
-        "data_tokens": sum(map(len, every)),
+        "data_tokens": sum(len(document) for documents in encoded.values() for document in documents),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "threads": torch.get_num_threads(),
         "bfloat16": a.bfloat16,
     }
     if a.init:
         log["before"] = json.loads((a.init / "log.json").read_text(encoding="utf-8"))  # how the given model was made
-    log["curve"] = train(a, ids, last_ids, valid)
+    log["curve"] = train(a, ids, [encoded[file] for file in a.last], valid)
     (a.out / "log.json").write_text(json.dumps(log, indent=1) + "\n", encoding="utf-8")
     (a.out / "model" / "log.json").write_text(json.dumps(log, indent=1) + "\n", encoding="utf-8")
 
