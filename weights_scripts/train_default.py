@@ -282,7 +282,6 @@ def loss_on(
     return torch.nn.functional.cross_entropy(logits, targets)
 
 
-@torch.enable_grad()
 def train(a: argparse.Namespace, texts: list[np.ndarray], last: list[list[np.ndarray]], valid: list[str]) -> list[dict]:
     """Train from the last checkpoint (or the start) to the end; gives the curve."""
     model, anchor = new_model(a.size, a.act, a.seed, a.init), None

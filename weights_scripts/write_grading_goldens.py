@@ -68,7 +68,6 @@ def thresholded_swiglu(x, gate_proj, up_proj, down_proj, threshold):
     return F.linear(kept, down_proj), kept != 0
 
 
-@torch.enable_grad()  # whatever the caller has set
 def train_predictor(x, mask, A, B, c, rate, steps):
     A, B, c = (a.clone().requires_grad_() for a in (A, B, c))
     optimizer = torch.optim.SGD([A, B, c], lr=rate)
