@@ -9,16 +9,13 @@ real stories belongs there: it would be learnt by heart if it came earlier. ``--
 from trained models first, at temperature 1. ``--valid`` is scored now and then and never trained on. ``--init DIR``
 trains a model further, with its tokenizer and at a lower rate.
 
-The default model's later parts are such runs, most of their text stories that write_stories.py made: the teachers lose
-the thread of what they tell, and so does a model that has read only them. But a model that has read the same plots many
-times is far too sure of itself where a text goes on otherwise; in such a text every cut of the FFN seems to do it good.
-So the last parts have an anchor, ``--anchor DIR``: of every target, ``--anchor-share`` is not the token that came but
-what that model, here the one of the first part, holds to be possible (as in Learning without Forgetting, Li and Hoiem
-2016, arXiv 1606.09282). Its stories stay what they were, and where a text leaves them, it no longer insists.
-
-``--average DIR`` ends a run with the mean of its weights and another model's, here of the last part and an earlier one
-from which it went on: nearby models that fail at different places have a mean that fails less often than either
-(Wortsman et al. 2022, "Model soups", arXiv 2203.05482).
+The default model is trained in two parts. The first reads what the teachers tell, and ends with real stories. But the
+teachers lose the thread of what they tell, and so does a model that has read only them. So most of what the second part
+reads are stories that write_stories.py made. They alone would do harm: a model that has read the same plots many times
+is far too sure of itself where a text goes on otherwise; in such a text every cut of the FFN seems to do it good. Hence
+the teachers' text stays among the documents, and there is an anchor, ``--anchor DIR``: of every target,
+``--anchor-share`` is not the token that came but what that model, here the one of the first part, holds to be possible
+(as in Learning without Forgetting, Li and Hoiem 2016, arXiv 1606.09282).
 
 The tokenizer is a byte-fallback BPE of 1,024 tokens, trained on the same documents. Pieces never cross a space, a
 space is a space (and no special sign that a text could hold), and a character without a piece is spelled in bytes:
@@ -66,8 +63,8 @@ SIZES = {
 MUON_RATE, ADAM_RATE = 0.02, 4e-3
 TOKENIZER_DOCUMENTS = 8000  # as many are enough for its statistics
 CHECKPOINT_SECONDS = 120
-FURTHER_RATE = 0.3  # of the learning rates, for a model that is trained further; --rate says otherwise
-ANCHOR_SHARE = 0.03  # of each target; with 0.15, sampled text drifts from its plots into the anchor's
+FURTHER_RATE = 0.3  # of the learning rates, for a model that is trained further
+ANCHOR_SHARE = 0.05  # of each target; with 0.15, sampled text drifts from its plots into the anchor's
 LAST_SHARE = 1 / 8  # of a batch, at the end: 700 stories are seen four times; seen ten times, they are learnt by heart
 
 
@@ -206,13 +203,6 @@ def logits_of(model: transformers.LlamaForCausalLM, documents: list[np.ndarray])
     return model(ids, lengths=[len(document) - 1 for document in documents], use_cache=False).logits[0]
 
 
-@torch.no_grad()
-def average(model: transformers.LlamaForCausalLM, other: transformers.LlamaForCausalLM) -> None:
-    """Set each weight of the model to the mean of it and the other's."""
-    for ours, theirs in zip(model.parameters(), other.parameters(), strict=True):
-        ours.lerp_(theirs, 0.5)
-
-
 def export(model: transformers.LlamaForCausalLM, tokenizer: Path, folder: Path) -> None:
     """Write the model as BF16 with its tokenizer; the model in training stays as it is."""
     copy = transformers.LlamaForCausalLM(model.config)
@@ -313,7 +303,7 @@ def train(a: argparse.Namespace, texts: list[np.ndarray], last: list[list[np.nda
         documents += [document for file in last for document in batch(file, late, rng)]
         for optimizer, rate in zip(optimizers, (MUON_RATE, ADAM_RATE), strict=True):
             for group in optimizer.param_groups:
-                group["lr"] = rate * factor * (a.rate or (FURTHER_RATE if a.init else 1))
+                group["lr"] = rate * factor * (FURTHER_RATE if a.init else 1)
         targets = torch.from_numpy(np.concatenate([document[1:] for document in documents]))
         held = logits_of(anchor, documents) if anchor else None
         loss = loss_on(logits_of(model, documents), targets, held, a.anchor_share)
@@ -339,8 +329,6 @@ def train(a: argparse.Namespace, texts: list[np.ndarray], last: list[list[np.nda
             torch.save(state, checkpoint.with_suffix(".partial"))
             os.replace(checkpoint.with_suffix(".partial"), checkpoint)
             saved_at = time.time()
-    if a.average:
-        average(model, new_model(a.size, a.act, a.seed, a.average))
     export(model, a.out / "tokenizer.json", a.out / "model")
     return curve
 
@@ -353,11 +341,10 @@ def command_line(a: argparse.Namespace) -> str:
     words += ["--last " + " ".join(path.name for path in a.last)] if a.last else []
     words += [
         f"--{kind} {path.name}"
-        for kind, path in (("init", a.init), ("anchor", a.anchor), ("average", a.average), ("tokenizer", a.tokenizer))
+        for kind, path in (("init", a.init), ("anchor", a.anchor), ("tokenizer", a.tokenizer))
         if path
     ]
     words += [f"--last-share {a.last_share:g}"] if a.last_share != LAST_SHARE else []
-    words += [f"--rate {a.rate:g}"] if a.rate else []
     words += [f"--anchor-share {a.anchor_share:g}"] if a.anchor and a.anchor_share != ANCHOR_SHARE else []
     return " ".join(words)
 
@@ -373,10 +360,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--teacher", type=Path, nargs="+", default=[], help="model folders to draw documents from")
     parser.add_argument("--stories", type=int, default=24_000, help="documents to draw from each teacher")
     parser.add_argument("--init", type=Path, help="train the model of this folder further, with its tokenizer")
-    parser.add_argument("--rate", type=float, help="of the learning rates (default: 1; 0.3 with --init)")
     parser.add_argument("--anchor", type=Path, help="a model whose probabilities are a part of every target")
     parser.add_argument("--anchor-share", type=float, default=ANCHOR_SHARE, help="how large a part")
-    parser.add_argument("--average", type=Path, help="end with the mean of the weights and this model's")
     parser.add_argument("--tokenizer", type=Path, help="use this tokenizer.json")
     parser.add_argument("--size", choices=SIZES, default="default")
     parser.add_argument("--act", choices=("silu", "relu", "relu2", "gelu", "gelu_pytorch_tanh"), default="silu")
@@ -411,6 +396,8 @@ def main() -> None:
     elif not (a.out / "tokenizer.json").exists():
         real = last[0] if last else []
         train_tokenizer(texts[:TOKENIZER_DOCUMENTS] + real).save(str(a.out / "tokenizer.json"))
+    if a.anchor and (a.anchor / "tokenizer.json").read_bytes() != (a.out / "tokenizer.json").read_bytes():
+        raise SystemExit(f"{a.anchor / 'tokenizer.json'} differs from the model's tokenizer, expected the same")
     tokenizer = Tokenizer.from_file(str(a.out / "tokenizer.json"))
     encoded = {file: encode(tokenizer, documents) for file, documents in read.items() if file != a.valid}
     if not files:

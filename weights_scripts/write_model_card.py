@@ -64,17 +64,17 @@ The weights are under the project's MIT licence.
 ## What it is not for
 
 It tells simple stories in English, with a child's vocabulary, and {habit}.
-It knows nothing, follows no instructions and has seen no other language. Its tolerance to sparsity is its own: larger
-models bear more.
+It knows nothing, follows no instructions and has seen no other language. Its tolerance to sparsity is its own, and says
+nothing about larger models.
 """
 WRITTEN = """ `stories.txt`,
 `introduced.txt` and `described.txt` were written by the project's `write_stories.py` (the latter two with `--opening`)
 from its `training_grammar.txt`, which shares no plot with the embedded texts. `part-N` is the model of the Nth
-command; the second one's `--init model` is part 1."""
+command."""
 RECITES = """often it recites: the plots of its training text
-come back with other names and other things. Where a prompt leads away from them, it loses the thread. Greedy, or
-drawn with `--temperature 0.6 --top-p 0.9`, nearly all of its stories keep their thread; the wilder the drawing, the
-fewer"""
+come back with other names and other things. Greedy, or drawn with `--temperature 0.6 --top-p 0.9`, nearly every story
+that begins like one of them keeps its thread. Where a prompt leads elsewhere ("A boy named Tim found a box."), or the
+drawing is wilder, it loses the thread"""
 
 
 def card(name: str, valid: list[str]) -> str:

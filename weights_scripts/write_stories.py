@@ -1,7 +1,7 @@
 """Write stories by a story grammar: the two embedded texts, or other stories to train on.
 
     python weights_scripts/write_stories.py [FOLDER]                                                into the package
-    python weights_scripts/write_stories.py OUT --grammar weights_scripts/training_grammar.txt --stories 44000
+    python weights_scripts/write_stories.py OUT --grammar weights_scripts/training_grammar.txt --stories 30000
 
 minillm needs a short text to calibrate thresholds on and another to score models on, both in the register of the
 embedded models: simple stories for small children. Every sentence of the grammar was written for this project; none was

@@ -81,7 +81,7 @@ def test_a_fast_model_reads_each_document_by_itself_and_gives_the_logits_of_a_pl
 
 
 def options(out: Path) -> Namespace:
-    how = {"init": None, "rate": None, "average": None, "anchor": None, "anchor_share": 0.03, "bfloat16": False}
+    how = {"init": None, "anchor": None, "anchor_share": 0.05, "bfloat16": False}
     return Namespace(out=out, size="twin", act="relu", seed=3, tokens=6 * 4096, last_share=0.5, **how)
 
 
@@ -197,24 +197,16 @@ def test_training_asks_the_anchor_about_every_batch(script, tokenizer, tmp_path,
     assert not any(held.requires_grad for _, held, _ in seen)
 
 
-def test_a_run_can_end_with_the_mean_of_its_weights_and_another_model(script, tokenizer, tmp_path):
-    import torch
-
-    def weights(name):
-        return dict(script.new_model("twin", "relu", 0, tmp_path / name / "model").named_parameters())
-
-    for name in ("first", "second", "mean"):
-        (tmp_path / name).mkdir()
-        tokenizer.save(str(tmp_path / name / "tokenizer.json"))
-        a = options(tmp_path / name)
-        a.tokens = 2 * script.BATCH
-        a.seed = 3 if name == "first" else 4
-        a.average = tmp_path / "first" / "model" if name == "mean" else None
-        script.train(a, script.encode(tokenizer, STORIES), [], [])
-    first, second, mean = weights("first"), weights("second"), weights("mean")
-    for name in mean:  # all three are stored in bfloat16
-        assert torch.allclose(mean[name], (first[name] + second[name]) / 2, rtol=2**-7, atol=2**-9), name
-    assert any(not torch.equal(first[name], mean[name]) for name in mean)
+def test_an_anchor_of_other_tokens_is_refused(script, tokenizer, tmp_path, monkeypatch):
+    text, held = tmp_path / "text.txt", tmp_path / "held"
+    text.write_text("\n<|endoftext|>\n".join(STORIES), encoding="utf-8")
+    held.mkdir()
+    tokenizer.save(str(held / "tokenizer.json"))
+    (held / "other.json").write_text((held / "tokenizer.json").read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    command = ["train", str(tmp_path / "out"), "--text", str(text), "--anchor", str(held)]
+    monkeypatch.setattr("sys.argv", [*command, "--tokenizer", str(held / "other.json")])
+    with pytest.raises(SystemExit, match="tokenizer, expected the same"):
+        script.main()
 
 
 def test_the_command_writes_a_folder_that_minillm_loads_and_a_log(script, tmp_path, monkeypatch):
