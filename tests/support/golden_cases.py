@@ -14,7 +14,7 @@ from minillm.trace import Comparison, Trace, compare
 from minillm.transformer.ffn import swiglu
 from minillm.transformer.model import Llama
 
-FOLDER = Path(__file__).parent / "goldens"
+FOLDER = Path(__file__).parents[1] / "goldens"
 MANIFEST = json.loads((FOLDER / "manifest.json").read_text(encoding="utf-8"))
 CASES = list(MANIFEST["cases"])
 RTOL = 1e-10  # of a step's largest value; float64 sums differ by about 1e-15 between machines
