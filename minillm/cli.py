@@ -375,7 +375,7 @@ def command_inspect(a: argparse.Namespace) -> int:
 
     wanted = a.natural or (a.text and not a.distributions), a.distributions
     if a.figure:
-        from .study.plots import check_figure
+        from .show.canvas import check_figure
 
         check_figure(a.figure)
         if sum(map(bool, wanted)) != 1:
@@ -424,7 +424,7 @@ def natural_rows(model, path: str | None, figure: str | None) -> list[dict]:
 
     rows = natural_sparsity(model, counted_documents(model, path))
     if figure:
-        from .study.plots import natural_by_layer
+        from .show.results import natural_by_layer
 
         write_figure(natural_by_layer({model.name: rows}), figure)
     return rows
@@ -436,7 +436,7 @@ def distribution_rows(model, path: str | None, figure: str | None) -> dict[str, 
 
     magnitudes = distributions.activation_magnitudes(model, counted_documents(model, path))
     if figure:
-        from .study.plots import magnitudes_figure
+        from .show.results import magnitudes_figure
 
         curves = {step: distributions.curve(magnitudes, step) for step in magnitudes.layers[0]}
         write_figure(magnitudes_figure(curves, model.name), figure)
@@ -516,7 +516,8 @@ def command_sweep(a: argparse.Namespace) -> int:
 
     import minillm
 
-    from .study.plots import check_figure, sweep_figure
+    from .show.canvas import check_figure
+    from .show.results import sweep_figure
     from .study.sweep import compare_policies, sweep, with_intervals
     from .study.tables import check_ending, json_rows, text_table
 
@@ -632,7 +633,8 @@ def predict_eval(a: argparse.Namespace) -> int:
     if a.output:
         check_ending(a.output)
     if a.figure:
-        from .study.plots import check_figure, cost_of_predictors
+        from .show.canvas import check_figure
+        from .show.results import cost_of_predictors
 
         check_figure(a.figure)
     model = load_model(a)
@@ -677,7 +679,7 @@ def predict_eval(a: argparse.Namespace) -> int:
 
 def write_figure(figure, path: str) -> None:
     """Write a figure, and say on stderr what it shows."""
-    from .study.plots import alt_text, save_figure
+    from .show.canvas import alt_text, save_figure
 
     save_figure(figure, path)
     say(f"figure: {path}: {alt_text(figure)}")
@@ -711,7 +713,7 @@ def command_prefetch(a: argparse.Namespace) -> int:
     if a.memory:
         raise MinillmError(f"prefetch {a.what} loads the whole model, expected --memory with prefetch real only")
     if a.figure:
-        from .study.plots import check_figure
+        from .show.canvas import check_figure
 
         if a.what == "table":
             raise MinillmError("prefetch table draws nothing, expected --figure with simulate, replay or blocks")
@@ -760,7 +762,7 @@ def prefetch_simulate(a: argparse.Namespace, model, thresholds) -> int:
     timeline = simulate(traffic, a.device, work_of(model))
     figures = traffic.figures(work_of(model).neuron_bytes) | timeline.figures()
     if a.figure:
-        from .study.plots import gantt
+        from .show.results import gantt
 
         write_figure(gantt(timeline.of_token(len(recorder.needed) - 1)), a.figure)
     if a.json:
@@ -777,9 +779,9 @@ def prefetch_simulate(a: argparse.Namespace, model, thresholds) -> int:
 
 def prefetch_real(a: argparse.Namespace) -> int:
     """A text through the model of a bundle, its FFN weights on disk: a row per way of fetching (prefetch/real.py)."""
+    from .bench.turns import environment
     from .prefetch import real
     from .prefetch.bundle import open_bundle, resident_llama, whole_llama
-    from .study.bench import environment
     from .study.tables import check_ending, json_rows, save_rows, text_table
     from .transformer.evaluation import Run, default_context, runs
 
@@ -930,7 +932,8 @@ def prefetch_replay(a: argparse.Namespace, model, thresholds, calibration, test,
     if a.output:
         save_rows(a.output, rows)
     if a.figure:
-        from .study.plots import bytes_by_capacity, hit_rate_by_capacity, new_axes
+        from .show.canvas import new_axes
+        from .show.results import bytes_by_capacity, hit_rate_by_capacity
 
         hits, fetched = new_axes(1, 2)
         last = [row for row in rows if row["predictor"] == rows[-1]["predictor"]]  # more curves than these hide another
@@ -1011,7 +1014,8 @@ def prefetch_blocks(a: argparse.Namespace, model, calibration, test, context: in
         points = prefetching.cheaper_points(rows)
         if not points:
             raise MinillmError(f"{a.speed}: holds no speed of these groups and sparsities, expected one to draw")
-        from .study.plots import new_axes, speed_against_perplexity
+        from .show.canvas import new_axes
+        from .show.results import speed_against_perplexity
 
         panels = new_axes(1, 2)
         whole = f"a whole token (the FFNs hold {points[0]['ffn_share']:.0%} of its bytes)"
@@ -1114,7 +1118,7 @@ def command_patterns(a: argparse.Namespace) -> int:
 
 def command_grade(a: argparse.Namespace) -> int:
     """Grade seven functions that a student wrote; FILE is executed. Exit status 1 when something is wrong."""
-    from .study.assignment import FUNCTIONS, POINTS, grade_file, template, write_template
+    from .course.assignment import FUNCTIONS, POINTS, grade_file, template, write_template
 
     if a.template == bool(a.file):
         raise MinillmError("expected one of FILE and --template")
@@ -1155,9 +1159,9 @@ def command_grade(a: argparse.Namespace) -> int:
 
 def command_report(a: argparse.Namespace) -> int:
     """One page of HTML with the whole study of one model: costs, predictors, buffer; opens without a network."""
-    from .study.markup import check_page, write_page
-    from .study.page import page_of
-    from .study.report import measure
+    from .show.html import check_page, write_page
+    from .show.page import page_of
+    from .study.summary import measure
 
     check_page(a.output)
     model = load_model(a)
@@ -1187,8 +1191,9 @@ def command_bench(a: argparse.Namespace) -> int:
 
     ffn: a share of the neurons against all of them, in memory. disk: the same, read from a folder of bundles.
     """
+    from .bench import model as bench
+    from .bench import sparse as bench_sparse
     from .loading.hub import resolve
-    from .study import bench, bench_sparse
 
     flags = {"sparsity": a.sparsity, "groups": a.groups, "layers": a.layers}
     sparse = {"ffn": ("sparsity", "groups"), "disk": ("sparsity", "groups", "layers")}.get(a.what, ())

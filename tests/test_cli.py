@@ -312,7 +312,7 @@ def test_download_prints_the_folder_which_inspect_then_finds_by_its_name(tmp_pat
 
 
 def test_bench_measures_without_torch_and_prints_a_table_or_json(run, monkeypatch):
-    monkeypatch.setattr("minillm.study.bench.find_spec", lambda name: None)
+    monkeypatch.setattr("minillm.bench.model.find_spec", lambda name: None)
     for what in ("decode", "perplexity"):
         status, out, _ = run("bench", what, "--shape", "260K", "--rounds", "1")
         assert status == 0 and out.startswith(f"{what}, random 260K, 1 rounds in turns") and "threads 1" in out

@@ -24,16 +24,16 @@ ORDER = """
     predictors/patterns
     prefetch/bundle prefetch/kernels prefetch/reorder prefetch/buffer prefetch/clock prefetch/reader
     prefetch/feedforward prefetch/replay prefetch/real
-    study/tables study/grade study/mistakes study/assignment
-    study/sweep study/natural study/distributions study/prediction
-    study/prefetching study/canvas study/primer study/drawings study/plots study/notebook
-    study/markup study/report study/page study/bench study/bench_sparse
+    study/tables study/sweep study/natural study/distributions study/prediction study/prefetching study/summary
+    bench/turns bench/model bench/sparse bench/disk
+    show/canvas show/primer show/map show/explain show/results show/html show/page
+    course/check course/mistakes course/assignment course/notebook
     training/backward training/trainer
     methods/
     cli __main__
 """.split()
 HEAVY = {"torch", "transformers"}
-DRAWING = ("study/canvas", "study/drawings", "study/plots")
+DRAWING = ("show/canvas", "show/map", "show/explain", "show/results")
 
 
 def place(module: str) -> int:
@@ -126,7 +126,7 @@ def test_the_order_names_every_module_and_the_folders_hold_no_code_of_their_own(
         ("study/tables", "def f():\n    import torch.nn"),
         ("sparsity/spec", "from transformers import AutoModel"),
         ("study/tables", "def f():\n    import matplotlib.pyplot"),
-        ("study/plots", "import matplotlib.pyplot"),
+        ("show/results", "import matplotlib.pyplot"),
     ],
 )
 def test_the_rule_catches_planted_breaches(module, source):
@@ -138,8 +138,8 @@ def test_the_rule_catches_planted_breaches(module, source):
     [
         ("transformer/model", "from ..errors import MinillmError\nfrom .ops import linear\nimport numpy"),
         ("transformer/attention", "if TYPE_CHECKING:\n    from .model import Layer"),
-        ("study/plots", "def f():\n    import matplotlib.pyplot as plt"),
-        ("study/bench", "SCRIPT = 'import torch, transformers'"),  # text for a child process is no import
+        ("show/results", "def f():\n    import matplotlib.pyplot as plt"),
+        ("bench/model", "SCRIPT = 'import torch, transformers'"),  # text for a child process is no import
         ("cli", "import minillm\nfrom . import __version__"),
     ],
 )

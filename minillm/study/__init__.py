@@ -1,1 +1,1 @@
-"""6. Studying: sweeps, tables, benchmarks."""
+"""8. Studying: experiments that give rows; nothing is drawn here."""

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import minillm
 from minillm.predictors.base import fit_cutoffs
-from minillm.study.canvas import alt_text, new_axes, save_figure
-from minillm.study.plots import bytes_read, cost_of_cuts, neuron_raster
+from minillm.show.canvas import alt_text, new_axes, save_figure
+from minillm.show.explain import neuron_raster
+from minillm.show.results import bytes_read, cost_of_cuts
 from minillm.study.prediction import Workshop
 from minillm.study.prefetching import ALL, buffer_rows, way_of
 from minillm.study.sweep import first_tokens, split_text, sweep

@@ -17,10 +17,10 @@ import math
 import numpy as np
 
 import minillm
-from minillm.study.grade import check
-from minillm.study.notebook import show, show_source
-from minillm.study.plots import you_are_here
-from minillm.study.primer import broadcasting
+from minillm.course.check import check
+from minillm.course.notebook import show, show_source
+from minillm.show.map import you_are_here
+from minillm.show.primer import broadcasting
 from minillm.study.tables import text_table
 from minillm.transformer import ops
 from minillm.transformer.ops import linear, silu

@@ -14,10 +14,11 @@
 import numpy as np
 
 import minillm
+from minillm.course.check import check
+from minillm.course.notebook import show, show_source, token_labels
 from minillm.loading.config import RopeConfig
-from minillm.study.grade import check
-from minillm.study.notebook import show, show_source, token_labels
-from minillm.study.plots import attention_pattern, rope_fan, you_are_here
+from minillm.show.explain import attention_pattern, rope_fan
+from minillm.show.map import you_are_here
 from minillm.study.tables import text_table
 from minillm.trace import Trace, step_info
 from minillm.transformer.attention import attention

@@ -22,11 +22,12 @@ from pathlib import Path
 import numpy as np
 
 import minillm
+from minillm.course.check import check
+from minillm.course.notebook import show, show_source, token_labels
 from minillm.loading.checkpoint import load_weights
 from minillm.loading.config import ModelConfig
-from minillm.study.grade import check
-from minillm.study.notebook import show, show_source, token_labels
-from minillm.study.plots import error_per_step, you_are_here
+from minillm.show.explain import error_per_step
+from minillm.show.map import you_are_here
 from minillm.study.tables import text_table
 from minillm.trace import Trace, compare, step_names
 from minillm.transformer.model import Llama, block

@@ -19,10 +19,11 @@ from dataclasses import replace
 import numpy as np
 
 import minillm
+from minillm.course.check import check
+from minillm.course.notebook import show, show_source, token_labels
 from minillm.loading.config import ModelConfig
-from minillm.study.grade import check
-from minillm.study.notebook import show, show_source, token_labels
-from minillm.study.plots import cache_growth, sampling_bars, work_per_token, you_are_here
+from minillm.show.explain import cache_growth, sampling_bars, work_per_token
+from minillm.show.map import you_are_here
 from minillm.study.tables import text_table
 from minillm.trace import Trace, no_tap
 from minillm.transformer.attention import KVCache, causal_mask

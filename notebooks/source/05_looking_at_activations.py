@@ -17,12 +17,14 @@ from statistics import NormalDist
 import numpy as np
 
 import minillm
+from minillm.course.check import check
+from minillm.course.notebook import show, show_source, token_labels
+from minillm.show.explain import activation_ridges, neuron_raster
+from minillm.show.map import you_are_here
+from minillm.show.results import natural_by_layer
 from minillm.sparsity.allocate import sample_values
 from minillm.study.distributions import normal_below, weight_magnitudes
-from minillm.study.grade import check
 from minillm.study.natural import natural_sparsity
-from minillm.study.notebook import show, show_source, token_labels
-from minillm.study.plots import activation_ridges, natural_by_layer, neuron_raster, you_are_here
 from minillm.study.tables import text_table
 from minillm.trace import Trace
 from minillm.transformer.evaluation import as_documents, runs

@@ -19,13 +19,14 @@ from types import SimpleNamespace
 import numpy as np
 
 import minillm
+from minillm.course.check import check
+from minillm.course.notebook import show, show_source, threshold_slider
+from minillm.show.map import you_are_here
+from minillm.show.results import PUBLISHED, beside_the_paper, cost_of_cuts
 from minillm.sparsity.allocate import cett_curve, sample_values
 from minillm.sparsity.masked import masked_swiglu
 from minillm.sparsity.policies import POLICIES, Policy
 from minillm.sparsity.spec import SparsityMeter, in_words
-from minillm.study.grade import check
-from minillm.study.notebook import show, show_source, threshold_slider
-from minillm.study.plots import PUBLISHED, beside_the_paper, cost_of_cuts, you_are_here
 from minillm.study.sweep import compare_policies, sweep
 from minillm.study.tables import text_table
 from minillm.transformer.evaluation import as_documents, runs

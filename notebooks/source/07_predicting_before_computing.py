@@ -14,15 +14,16 @@
 import numpy as np
 
 import minillm
+from minillm.course.check import check
+from minillm.course.notebook import show, show_source
 from minillm.predictors.base import PredictionMeter, Predictor, fit_cutoffs
 from minillm.predictors.baselines import Chance, PreviousToken, Static
 from minillm.predictors.learned import examples
 from minillm.predictors.oracle import Oracle
 from minillm.predictors.training_free import LowRank, Shadow, Sign, low_rank, second_moments, unpack
+from minillm.show.map import you_are_here
+from minillm.show.results import cost_of_predictors, precision_recall
 from minillm.sparsity.predicted import shape_of
-from minillm.study.grade import check
-from minillm.study.notebook import show, show_source
-from minillm.study.plots import cost_of_predictors, precision_recall, you_are_here
 from minillm.study.prediction import ffn_bytes, prediction_rows, predictor_row
 from minillm.study.tables import text_table
 from minillm.transformer.evaluation import as_documents

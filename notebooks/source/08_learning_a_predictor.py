@@ -17,16 +17,18 @@ import time
 import numpy as np
 
 import minillm
+from minillm.course.check import check
+from minillm.course.notebook import show, show_source
 from minillm.optim import Adam
 from minillm.predictors.base import fit_cutoffs
 from minillm.predictors.baselines import PreviousToken, Static
 from minillm.predictors.learned import examples, first_guess, logits, loss_and_gradients, train, train_layer
 from minillm.predictors.oracle import Oracle
 from minillm.predictors.training_free import Shadow
+from minillm.show.explain import training_curve
+from minillm.show.map import you_are_here
+from minillm.show.results import cost_of_predictors
 from minillm.sparsity.policies import largest
-from minillm.study.grade import check
-from minillm.study.notebook import show, show_source
-from minillm.study.plots import cost_of_predictors, training_curve, you_are_here
 from minillm.study.prediction import predictor_row
 from minillm.study.tables import text_table
 from minillm.transformer.evaluation import as_documents, runs

@@ -16,13 +16,15 @@ from itertools import combinations
 import numpy as np
 
 import minillm
+from minillm.course.check import check
+from minillm.course.notebook import buffer_stepper, show, show_source, token_labels
 from minillm.prefetch.buffer import EVENT_COLUMNS, PrefetchBuffer, belady, event_rows, lru
 from minillm.prefetch.clock import DEVICES, Device, simulate, work_of
 from minillm.prefetch.feedforward import BufferedFFN
 from minillm.prefetch.replay import Way, enough, frequencies, kept_history, recorder_for, replay, traffic_of
-from minillm.study.grade import check
-from minillm.study.notebook import buffer_stepper, show, show_source, token_labels
-from minillm.study.plots import bytes_by_capacity, gantt, hit_rate_by_capacity, neuron_raster, you_are_here
+from minillm.show.explain import neuron_raster
+from minillm.show.map import you_are_here
+from minillm.show.results import bytes_by_capacity, gantt, hit_rate_by_capacity
 from minillm.study.prediction import Workshop
 from minillm.study.prefetching import ALL, OWN, buffer_rows, ways_of, when_it_matters
 from minillm.study.tables import text_table

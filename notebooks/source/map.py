@@ -10,8 +10,8 @@
 # fetches only what is needed.
 
 # %%
-from minillm.study.notebook import show
-from minillm.study.plots import you_are_here
+from minillm.course.notebook import show
+from minillm.show.map import you_are_here
 
 show(you_are_here())
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scripts import load_script
 
-from minillm.study.assignment import FUNCTIONS, goldens
+from minillm.course.assignment import FUNCTIONS, goldens
 
 
 @pytest.mark.parity

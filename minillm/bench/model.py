@@ -18,8 +18,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -36,6 +34,7 @@ from ..loading.config import ModelConfig
 from ..transformer.evaluation import token_nll
 from ..transformer.generation import generate
 from ..transformer.model import Llama, random_weights
+from .turns import _timed, environment, in_turns
 
 # name -> (hidden, layers, query heads, key/value heads, intermediate, vocabulary), and new tokens per round
 SHAPES = {
@@ -116,8 +115,6 @@ def write_made_up_tokenizer(folder: Path, vocabulary: int) -> None:
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
 
 
-# ---- the opponents ---------------------------------------------------------------------------------------------------
-
 CHILD = r"""
 import sys, time
 folder, count, threads = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
@@ -193,9 +190,6 @@ def weights_per_token(model: Llama) -> list[np.ndarray]:
     return [a.ravel() for a in (*arrays, model.norm, model.lm_head)]  # views: rows are contiguous
 
 
-# ---- the three measurements ------------------------------------------------------------------------------------------
-
-
 def bench(what: str, shape: str = "15M", source: str | Path | None = None, rounds: int = 7, threads: int = 1) -> dict:
     """Measure ``what`` ("decode", "perplexity" or "start") in turns; gives medians and ratios with their spread.
 
@@ -242,45 +236,6 @@ def bench(what: str, shape: str = "15M", source: str | Path | None = None, round
         return result
 
 
-def _timed(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
-
-
-def in_turns(turns: dict[str, Callable[[], float]], rounds: int, unit: str) -> list[dict]:
-    """Let each take its turn, ``rounds`` times after one for warming up; the first is the one that ratios are about.
-
-    ratio: their time over ours in the same round, so above 1 means that we are faster.
-    """
-    times = seconds_in_turns(turns, rounds)
-    ours = next(iter(times.values()))
-    return [
-        {"name": name, "milliseconds": statistics.median(series) * 1e3, "per": unit, **over(series, ours)}
-        for name, series in times.items()
-    ]
-
-
-def seconds_in_turns(turns: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """The seconds of each, round by round, without those of the first round, which is for warming up."""
-    from tqdm.auto import tqdm
-
-    times: dict[str, list[float]] = {name: [] for name in turns}
-    for number in tqdm(range(rounds + 1), desc="measuring", unit="round", leave=False, delay=2, disable=None):
-        for name, turn in turns.items():
-            seconds = turn()
-            if number:
-                times[name].append(seconds)
-    return times
-
-
-def over(theirs: list[float], ours: list[float]) -> dict[str, float]:
-    """Their time over ours in the same round: the median, and the middle half of the rounds."""
-    ratios = sorted(a / b for a, b in zip(theirs, ours, strict=True))
-    low, high = ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
-    return {"ratio": statistics.median(ratios), "ratio_low": low, "ratio_high": high}
-
-
 def _start(folder: Path, rounds: int) -> list[dict]:
     """Whole processes. Ours go from nothing to the first new token, from ids or from a text."""
     load = f"import minillm; m = minillm.load({str(folder)!r}); "
@@ -299,29 +254,9 @@ def _start(folder: Path, rounds: int) -> list[dict]:
     return in_turns({name: run(program) for name, program in programs.items()}, rounds, "process")
 
 
-def environment(threads: int) -> dict:
-    """What the figures depend on: processor, BLAS, versions, threads."""
-    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [
-            line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")
-        ]
-        cpu = names[0] if names else cpu
-    return {
-        "cpu": f"{cpu}, {os.cpu_count()} cores",
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "blas": f"{blas.get('name')} {blas.get('version')}",
-        "threads": threads,
-    }
-
-
 def as_text(result: dict) -> str:
     """A result of ``bench`` as a table."""
-    from .tables import text_table
+    from ..study.tables import text_table
 
     lines = [f"{result['what']}, {result['model']}, {result['rounds']} rounds in turns"]
     if "megabytes_per_token" in result:

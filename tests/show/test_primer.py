@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from minillm.errors import MinillmError
-from minillm.study.plots import alt_text, save_figure
-from minillm.study.primer import broadcasting, file_layout, merges
+from minillm.show.canvas import alt_text, save_figure
+from minillm.show.primer import broadcasting, file_layout, merges
 
 
 def texts(ax) -> list[str]:

@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 
 from minillm import cli
+from minillm.bench import sparse as bench_sparse
+from minillm.bench.disk import bench_disk
+from minillm.bench.model import SHAPES
+from minillm.bench.sparse import as_text, bench_ffn, config_at, for_kernels, speeds
+from minillm.bench.turns import over
 from minillm.errors import MinillmError
 from minillm.prefetch.clock import LARGE, ffn_share
 from minillm.prefetch.reader import FetchedFFN, Unsupported
-from minillm.study import bench_sparse
-from minillm.study.bench import SHAPES, over
-from minillm.study.bench_sparse import as_text, bench_disk, bench_ffn, config_at, for_kernels, speeds
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs a cache that can be emptied and shown")
 D, F = SHAPE = 16, 64

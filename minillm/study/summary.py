@@ -50,8 +50,6 @@ SHRUNK = (0.7, 0.5, 0.3, 0.1, 0.0)  # shares of the FFNs that are still read
 
 
 # ---- what a model is -------------------------------------------------------------------------------------------------
-
-
 def config_rows(model: Llama) -> list[dict]:
     """The config as rows of field and value; of a long list of windows, how many layers have one."""
     c = model.config
@@ -77,8 +75,6 @@ def amdahl_rows(share: float, shrunk: Sequence[float] = SHRUNK) -> list[dict]:
 
 
 # ---- measuring -------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Study:
     """Everything that the page shows, as rows under the keys of the chapters that make them.

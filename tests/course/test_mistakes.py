@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from minillm.study.assignment import cases_of
-from minillm.study.grade import difference
-from minillm.study.mistakes import MISTAKES, RIGHT, Call, diagnose, in_double
+from minillm.course.assignment import cases_of
+from minillm.course.check import difference
+from minillm.course.mistakes import MISTAKES, RIGHT, Call, diagnose, in_double
 
 
 def results(name: str, function) -> list:

@@ -8,7 +8,8 @@ from xml.etree import ElementTree
 import pytest
 
 from minillm.errors import MinillmError
-from minillm.study import markup, plots
+from minillm.show import html as markup
+from minillm.show import results as plots
 
 NASTY = "<b>&\"'</b><script>alert(1)</script> $title é😀"
 ROWS = [

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..transformer.ops import gelu_tanh, relu, rms_norm, silu, softmax
 from ..transformer.rope import rotate_halves, rotate_interleaved
-from .grade import difference
+from .check import difference
 
 
 class Call(NamedTuple):
@@ -63,8 +63,6 @@ def leaks(found: object, expected: object) -> bool:
 
 
 # ---- one switch per mistake ------------------------------------------------------------------------------------------
-
-
 def normed(x, weight, eps, *, outside=False, axis=-1, total=False, root=True, centred=False):
     """RMSNorm: x (T, D), weight (D,)  ->  (T, D)."""
     x = x - x.mean(axis=-1, keepdims=True) if centred else x

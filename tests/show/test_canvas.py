@@ -9,7 +9,7 @@ import pytest
 from figures import check_texts, drawn_texts, overlapping
 
 from minillm.errors import MinillmError
-from minillm.study import canvas
+from minillm.show import canvas
 
 
 @canvas.drawn(size=(4.0, 3.0))

@@ -8,8 +8,8 @@ from figures import check_labels, check_looks, check_texts
 
 from minillm.errors import MinillmError
 from minillm.prefetch.clock import Interval
+from minillm.show import results as plots
 from minillm.sparsity.policies import POLICIES
-from minillm.study import plots
 
 ABOUT = {"tokens": 20_000, "protocol": "documents", "context": 512}
 PREDICTORS = "chance static previous-token sign svd-32 shadow-2 shadow-3 shadow-4 shadow-8 learned look-ahead oracle"

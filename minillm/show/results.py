@@ -20,8 +20,6 @@ from .canvas import (
     COLOURS,
     HATCHES,
     MARKERS,
-    alt_text,
-    check_figure,
     curve_styles,
     drawn,
     legend_above,
@@ -29,36 +27,16 @@ from .canvas import (
     matplotlib_or_error,
     new_axes,
     percent,
-    save_figure,
 )
-from .drawings import (
-    activation_ridges,
-    attention_pattern,
-    bf16_bits,
+from .explain import (
     byte_unit,
-    cache_growth,
     check_rows,
-    error_per_step,
-    neuron_raster,
-    rope_fan,
-    sampling_bars,
-    training_curve,
-    work_per_token,
-    you_are_here,
 )
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = [  # what is drawn here, and what the two modules before this one have for those who draw and show figures
-    "activation_ridges", "alt_text", "attention_pattern", "beside_the_paper", "bf16_bits", "bytes_by_capacity",
-    "bytes_read", "cache_growth", "check_figure", "cost_of_cuts", "cost_of_predictors", "error_per_step", "gantt",
-    "hit_rate_by_capacity", "magnitudes_by_layer", "magnitudes_figure", "match_by_position", "natural_by_layer",
-    "neuron_raster", "new_axes", "precision_recall", "rope_fan", "sampling_bars", "save_figure",
-    "speed_against_perplexity", "sweep_figure", "training_curve", "work_per_token",
-    "you_are_here",
-]  # fmt: skip
 BOUND = {"color": BLACK, "marker": "*", "linestyle": "-."}  # what no rival can beat looks like none, in every figure
 KINDS = {  # of the intervals of a timeline: how they are called, coloured and hatched
     "rest": ("attention", "#AAAAAA", ""),
@@ -68,6 +46,7 @@ KINDS = {  # of the intervals of a timeline: how they are called, coloured and h
     "fetch": ("fetch: missing", COLOURS[4], "//"),
     "prefetch": ("prefetch: guessed", COLOURS[2], "\\\\"),
 }
+
 # Perplexity on WikiText-2 against the share of each tensor cut (policy dhar by tensor), read off figure 8 of
 # arXiv 2412.12178 by eye: +-0.05 or so.
 PUBLISHED_SHARES = (0.0, 0.30, 0.35, 0.40, 0.45, 0.50)
@@ -100,8 +79,6 @@ def _legend_beside(ax: Axes) -> None:
 
 
 # ---- distributions ---------------------------------------------------------------------------------------------------
-
-
 @drawn
 def magnitudes_by_layer(at: np.ndarray, shares: np.ndarray, step: str, model: str = "", *, ax: Axes) -> None:
     """The cumulative distribution of |activation| in each layer (figures 5 to 7 of arXiv 2412.12178).
@@ -176,8 +153,6 @@ def natural_by_layer(rows: Mapping[str, Sequence[Mapping]], key: str | None = No
 
 
 # ---- what a cut costs ------------------------------------------------------------------------------------------------
-
-
 @drawn
 def cost_of_cuts(rows: Sequence[Mapping], x: str = "neuron_sparsity", *, ax: Axes) -> None:
     """Perplexity against neuron sparsity or weight reads, a curve per policy, from rows of one model's sweep.
@@ -277,8 +252,6 @@ def sweep_figure(rows: Sequence[Mapping]) -> Figure:
 
 
 # ---- predictors ------------------------------------------------------------------------------------------------------
-
-
 @drawn
 def cost_of_predictors(rows: Sequence[Mapping], dense: float | None = None, *, ax: Axes) -> None:
     """Perplexity against bytes touched per token, a curve per predictor, a point per selected fraction.
@@ -370,8 +343,6 @@ def precision_recall(rows: Sequence[Mapping], *, ax: Axes) -> None:
 
 
 # ---- the buffer ------------------------------------------------------------------------------------------------------
-
-
 def _by_capacity(rows: Sequence[Mapping], key: str, rivals: str) -> dict[str, np.ndarray]:
     """Rows of prefetch_rows as curves of ``key``: {name: (n, 2) capacity in percent and value}.
 

@@ -101,8 +101,6 @@ def summed(verdicts: Sequence[Verdict], calls: Sequence[str]) -> Score:
 
 
 # ---- one call --------------------------------------------------------------------------------------------------------
-
-
 def judge(answer: object, case: tuple, expected: object, rtol: float, after: tuple | None = None) -> Verdict:
     """Call answer(*copies of case) and say how far the result is what was expected.
 
@@ -210,8 +208,6 @@ def text_of(output: io.StringIO) -> str:
 
 
 # ---- one value beside another ----------------------------------------------------------------------------------------
-
-
 def difference(found: object, expected: object, rtol: float) -> tuple[float, str]:
     """The share of right values, and what is wrong in words ("" when all is right)."""
     if isinstance(expected, np.ndarray) and expected.ndim:
@@ -318,8 +314,6 @@ def shape_hint(found: tuple[int, ...], expected: tuple[int, ...]) -> str:
 
 
 # ---- words -----------------------------------------------------------------------------------------------------------
-
-
 def described(value: object) -> str:
     """A value in a few words: an array by dtype and shape, a number or a short text as it is."""
     if isinstance(value, np.ndarray) and value.ndim:

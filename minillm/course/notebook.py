@@ -28,13 +28,13 @@ import numpy as np
 
 from ..errors import MinillmError
 from ..prefetch.buffer import EVENT_COLUMNS, PrefetchBuffer, event_rows
+from ..show import results as plots
 from ..sparsity.masked import masked_swiglu
 from ..sparsity.policies import POLICIES
+from ..study.tables import text_table
 from ..trace import Trace
 from ..transformer.generation import generate
 from ..transformer.model import Llama
-from . import plots
-from .tables import text_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,8 +57,6 @@ def _display(bundle: Mapping[str, object]) -> None:
 
 
 # ---- source ----------------------------------------------------------------------------------------------------------
-
-
 def show_source(*functions: Callable) -> None:
     """Show the source of functions or classes as it stands in the package, with file and line."""
     for function in functions:
@@ -80,8 +78,6 @@ def show_source(*functions: Callable) -> None:
 
 
 # ---- figures ---------------------------------------------------------------------------------------------------------
-
-
 def figure_png(figure: Axes | Figure) -> bytes:
     """A figure as the bytes of a PNG file, which holds its alt text, too."""
     with tempfile.TemporaryDirectory() as folder:
@@ -111,8 +107,6 @@ def show(figure: Axes | Figure) -> None:
 
 
 # ---- a threshold that can be moved -----------------------------------------------------------------------------------
-
-
 def token_labels(model: Llama, ids: Sequence[int]) -> list[str]:
     """A short text for each id, for the axes of a figure; "#5" for one that has no text of its own (BOS)."""
     return [model.tokenizer.decode([index]) or f"#{index}" for index in ids]
@@ -230,8 +224,6 @@ def slider(widgets, page: Callable[[float], str], low: float, high: float):
 
 
 # ---- a buffer that can be stepped ------------------------------------------------------------------------------------
-
-
 def buffer_text(buffer: PrefetchBuffer, last: int = 10) -> str:
     """The last events of a buffer as a table, and what each layer keeps now."""
 

@@ -10,8 +10,9 @@ from figures import check_labels, check_looks, check_texts, drawn_texts, overlap
 
 from minillm.errors import MinillmError
 from minillm.loading.config import RopeConfig
-from minillm.study import drawings, plots
-from minillm.study.canvas import new_axes
+from minillm.show import explain as drawings
+from minillm.show import results as plots
+from minillm.show.canvas import new_axes
 from minillm.trace import STEPS, Comparison, Row, step_names
 from minillm.transformer.rope import rope_table
 

@@ -14,7 +14,8 @@ from test_markup import cells
 
 from minillm import cli
 from minillm.prefetch.clock import whole_token
-from minillm.study import page, report
+from minillm.show import page
+from minillm.study import summary as report
 from minillm.study.sweep import score_cut
 from minillm.transformer.evaluation import perplexity
 

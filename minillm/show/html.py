@@ -19,14 +19,13 @@ from string import Template
 from typing import TYPE_CHECKING
 
 from ..errors import MinillmError, whole_file
+from ..study.tables import cell
 from .canvas import alt_text, matplotlib_or_error, save_figure
-from .tables import cell
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # ---- the page --------------------------------------------------------------------------------------------------------
-
 PAGE = Template("""\
 <!DOCTYPE html>
 <html lang="en">
@@ -184,8 +183,6 @@ def check_page(path: str | Path) -> None:
 
 
 # ---- words -----------------------------------------------------------------------------------------------------------
-
-
 def paragraph(words: str, kind: str = "") -> str:
     """Plain words as a paragraph."""
     return f'<p class="{kind}">{text(words)}</p>' if kind else f"<p>{text(words)}</p>"
@@ -208,7 +205,6 @@ def commands(lines: Sequence[str]) -> str:
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------
-
 Columns = Mapping[str, tuple[str, str]]
 
 
@@ -250,8 +246,6 @@ def table(
 
 
 # ---- figures ---------------------------------------------------------------------------------------------------------
-
-
 def svg(figure: Axes, name: str, title: str) -> str:
     """The figure of an Axes as SVG for the inside of a page; its alt text is its description.
 

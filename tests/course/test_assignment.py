@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 
 from minillm.cli import main
-from minillm.errors import MinillmError
-from minillm.study import assignment
-from minillm.study.assignment import (
+from minillm.course import assignment
+from minillm.course.assignment import (
     FUNCTIONS,
     Grade,
     cases_of,
@@ -26,7 +25,8 @@ from minillm.study.assignment import (
     template,
     write_template,
 )
-from minillm.study.mistakes import MISTAKES
+from minillm.course.mistakes import MISTAKES
+from minillm.errors import MinillmError
 
 # The seven functions as minillm itself has them.
 OURS = '''

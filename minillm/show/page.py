@@ -15,10 +15,8 @@ from string import Template
 from ..prefetch.clock import whole_token
 from ..sparsity.policies import policy_named
 from ..sparsity.spec import in_words
-from . import plots
-from .distributions import NEAR, normal_below
-from .markup import Columns, beside, bullets, commands, figure, paragraph, table, terms, text, whole_page
-from .report import (
+from ..study.distributions import NEAR, normal_below
+from ..study.summary import (
     BUFFER_PREDICTORS,
     CAPACITIES,
     DEVICE,
@@ -32,6 +30,8 @@ from .report import (
     TOKENS,
     Study,
 )
+from . import results as plots
+from .html import Columns, beside, bullets, commands, figure, paragraph, table, terms, text, whole_page
 
 NEAR_DENSE = 1.1  # times the dense perplexity: what the second figure of predictors shows
 
@@ -56,7 +56,6 @@ def page_of(study: Study) -> str:
 
 
 # ---- what several sections need --------------------------------------------------------------------------------------
-
 UNSAID = {"text": None, "context": None, "seed": 0, "dtype": "float32", "prompt": PROMPT, "tokens": TOKENS}
 
 
@@ -140,7 +139,6 @@ def in_short(s: Study) -> list[tuple[str, str]]:
 
 
 # ---- the sections ----------------------------------------------------------------------------------------------------
-
 MODEL = Template("""\
 <p>Each token passes through the layers. In each of them attention looks back, and a feed-forward network (FFN) of many
 neurons adds what it knows. Activation sparsity leaves out neurons of the FFNs.</p>

@@ -15,9 +15,10 @@ import tiny
 from nbclient import NotebookClient
 
 import minillm
+from minillm.course import notebook
 from minillm.errors import MinillmError
 from minillm.prefetch.buffer import PrefetchBuffer
-from minillm.study import notebook, plots
+from minillm.show import results as plots
 from minillm.transformer.ops import softmax
 
 

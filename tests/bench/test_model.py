@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import tiny
 
+from minillm.bench import model as bench
 from minillm.loading.tokenizer import Tokenizer
-from minillm.study import bench
 from minillm.transformer.model import Llama
 
 

@@ -38,7 +38,7 @@ from ..errors import MinillmError, file_errors, whole_file
 from ..loading.embedded import DATA
 from ..trace import compare, load_arrays
 from ..transformer.ops import linear
-from .grade import NOT_WRITTEN, Verdict, in_call, judge, raised, said, summed
+from .check import NOT_WRITTEN, Verdict, in_call, judge, raised, said, summed
 from .mistakes import Call, diagnose
 
 POINTS = 10  # per function
@@ -140,8 +140,6 @@ def write_template(path: str | Path) -> None:
 
 
 # ---- the goldens -----------------------------------------------------------------------------------------------------
-
-
 @cache
 def goldens() -> dict[str, np.ndarray]:
     """Every array of the goldens by name. Raises MinillmError where they are not what the manifest tells of."""
@@ -167,8 +165,6 @@ def cases_of(name: str) -> list[tuple[tuple, object, float]]:
 
 
 # ---- one function ----------------------------------------------------------------------------------------------------
-
-
 class Grade(NamedTuple):
     """One function: points, right cases of how many, the sentence on the first wrong case, and what explains it."""
 
@@ -202,8 +198,6 @@ def explained(name: str, calls: Sequence[Call], verdicts: Sequence[Verdict]) -> 
 
 
 # ---- all functions as one block --------------------------------------------------------------------------------------
-
-
 class Block(NamedTuple):
     """The first wrong step (None when all agree), whose it is and how it is wrong; the comparison as text and rows."""
 
@@ -289,8 +283,6 @@ def alike(found: object, expected: np.ndarray) -> bool:
 
 
 # ---- a file, in a process of its own ---------------------------------------------------------------------------------
-
-
 class Report(NamedTuple):
     """A graded file."""
 
@@ -351,7 +343,7 @@ def grade_file(path: str | Path, seconds: float = SECONDS) -> Report:
 
 def in_child(path: Path, seconds: float, names: list[str], skipped: list[str]) -> tuple[list[dict], str]:
     """Run ``grade_here`` in a new process: the lines that it wrote, and how it ended, should that matter."""
-    program = "import os, sys; from minillm.study.assignment import grade_here; grade_here(*sys.argv[1:]); os._exit(0)"
+    program = "import os, sys; from minillm.course.assignment import grade_here; grade_here(*sys.argv[1:]); os._exit(0)"
     # -P: nothing in the current folder may take the place of a module.
     command = [sys.executable, "-P", "-c", program, str(path)]
     paths = [str(Path(__file__).parents[2]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]

@@ -7,8 +7,8 @@ import warnings
 import numpy as np
 import pytest
 
+from minillm.course.check import Score, check, difference
 from minillm.errors import MinillmError
-from minillm.study.grade import Score, check, difference
 from minillm.transformer.ops import rms_norm, softmax
 
 X, W = np.arange(12.0).reshape(3, 4), np.array([1.0, 2, 3, 4])

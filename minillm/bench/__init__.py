@@ -1,0 +1,1 @@
+"""Speed: measured in turns, as ratios within one run."""

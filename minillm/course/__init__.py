@@ -1,0 +1,1 @@
+"""The course's tools: checks of exercises, grading, what notebooks share."""

@@ -1,0 +1,1 @@
+"""Drawing: figures, pages and widgets; nothing is measured here."""
