@@ -86,7 +86,7 @@ def text_or_embedded(path: str | None, name: str) -> str:
 
 def two_texts(path: str | None, calibration: str | None = None) -> tuple[str | list[str], str | list[str]]:
     """What to calibrate on and what to score: the parts of --text alone, else two texts, embedded where not given."""
-    from .study.sweep import split_text
+    from .transformer.texts import split_text
 
     if path and not calibration:
         return split_text(read_text(path))
@@ -172,12 +172,14 @@ def command_demo(a: argparse.Namespace) -> int:
     from .sparsity.calibrate import calibrate, collect, sparse_ffn
     from .sparsity.policies import policy_named
     from .sparsity.spec import in_words
+    from .study.describe import describe, headline
     from .study.prediction import prediction_rows
     from .study.prefetching import buffer_rows, way_of
-    from .study.sweep import first_tokens, row, score_cut
-    from .study.tables import describe, headline, text_table
-    from .transformer.evaluation import as_documents, default_context, perplexity
+    from .study.sweep import row, score_cut
+    from .tables import text_table
+    from .transformer.evaluation import perplexity
     from .transformer.generation import generate
+    from .transformer.texts import as_documents, default_context, first_tokens
 
     started = time.perf_counter()
     model = load_model(a)
@@ -284,7 +286,7 @@ def command_demo(a: argparse.Namespace) -> int:
 
 def print_buffer(rows: list[dict]) -> None:
     """The demo's last table: kB per token without and with a small buffer, for each way to know the neurons."""
-    from .study.tables import text_table
+    from .tables import text_table
 
     kept = f"the {rows[1]['capacity']} last used neurons of a layer"
     about = f"What is then fetched from slow memory, by need, without a buffer and with one that keeps {kept}:"
@@ -371,7 +373,8 @@ def command_inspect(a: argparse.Namespace) -> int:
     from dataclasses import asdict
 
     from .loading.checkpoint import checkpoint_tensors
-    from .study.tables import describe, headline, text_table
+    from .study.describe import describe, headline
+    from .tables import text_table
 
     wanted = a.natural or (a.text and not a.distributions), a.distributions
     if a.figure:
@@ -412,8 +415,7 @@ def command_inspect(a: argparse.Namespace) -> int:
 
 def counted_documents(model, path: str | None) -> list[str]:
     """As much of a text as the demo scores."""
-    from .study.sweep import first_tokens
-    from .transformer.evaluation import as_documents
+    from .transformer.texts import as_documents, first_tokens
 
     return first_tokens(model, as_documents(text_or_embedded(path, "test")), DEMO_TOKENS)
 
@@ -447,7 +449,7 @@ def distribution_rows(model, path: str | None, figure: str | None) -> dict[str, 
 def print_distributions(weight_magnitudes: list[dict], activation_magnitudes: list[dict]) -> None:
     """The two tables of ``distribution_rows``, with what one must know to read them."""
     from .study.distributions import NEAR, normal_below
-    from .study.tables import text_table
+    from .tables import text_table
 
     print("\nMagnitudes of the FFN's weights.\n")
     columns = {"layer": "d", "matrix": ""} | dict.fromkeys(list(weight_magnitudes[0])[3:], ".4f")
@@ -462,7 +464,8 @@ def print_distributions(weight_magnitudes: list[dict], activation_magnitudes: li
 
 def command_trace(a: argparse.Namespace) -> int:
     """Record every intermediate of one pass."""
-    from .trace import Trace, explain, step_info
+    from .steps import explain, step_info
+    from .trace import Trace
 
     if a.explain is not None:
         text = explain(a.explain)
@@ -518,8 +521,9 @@ def command_sweep(a: argparse.Namespace) -> int:
 
     from .show.canvas import check_figure
     from .show.results import sweep_figure
-    from .study.sweep import compare_policies, sweep, with_intervals
-    from .study.tables import check_ending, json_rows, text_table
+    from .study.bootstrap import compare_policies, with_intervals
+    from .study.sweep import sweep
+    from .tables import check_ending, json_rows, text_table
 
     if a.output:
         check_ending(a.output)
@@ -570,8 +574,7 @@ def command_sweep(a: argparse.Namespace) -> int:
 
 def enough_documents(models: list, text: str, tokens: int, context: int | None) -> list[str]:
     """The first documents of an embedded text, as many as hold that many tokens for each of the models."""
-    from .study.sweep import first_tokens
-    from .transformer.evaluation import as_documents
+    from .transformer.texts import as_documents, first_tokens
 
     documents = as_documents(text)
     count = max(len(first_tokens(model, documents, tokens, context)) for model in models)
@@ -597,7 +600,7 @@ def predict_train(a: argparse.Namespace) -> int:
     from .predictors.base import fit_cutoffs, save_predictor
     from .sparsity.calibrate import calibrate
     from .study.prediction import TRAINING_SHARE, Workshop, ffn_bytes
-    from .study.sweep import split_text
+    from .transformer.texts import split_text
 
     if not a.output:
         raise MinillmError("predict train writes a file, expected -o FILE")
@@ -628,7 +631,7 @@ def predict_train(a: argparse.Namespace) -> int:
 def predict_eval(a: argparse.Namespace) -> int:
     """Score predictors at the same selected fraction; a row each, the oracle first."""
     from .study.prediction import prediction_rows, verdict
-    from .study.tables import check_ending, json_rows, save_rows, text_table
+    from .tables import check_ending, json_rows, save_rows, text_table
 
     if a.output:
         check_ending(a.output)
@@ -719,8 +722,7 @@ def command_prefetch(a: argparse.Namespace) -> int:
             raise MinillmError("prefetch table draws nothing, expected --figure with simulate, replay or blocks")
         check_figure(a.figure)
     from .sparsity.calibrate import calibrate
-    from .study.sweep import first_tokens
-    from .transformer.evaluation import as_documents, default_context
+    from .transformer.texts import as_documents, default_context, first_tokens
 
     model = load_model(a)
     context = a.context or default_context(model)
@@ -745,7 +747,7 @@ def prefetch_simulate(a: argparse.Namespace, model, thresholds) -> int:
     from .prefetch.replay import recorder_for
     from .sparsity.calibrate import sparse_ffn
     from .sparsity.predicted import shape_of
-    from .study.tables import text_table
+    from .tables import text_table
     from .transformer.generation import generate
 
     ffn = sparse_ffn(model, thresholds)
@@ -782,8 +784,8 @@ def prefetch_real(a: argparse.Namespace) -> int:
     from .bench.turns import environment
     from .prefetch import real
     from .prefetch.bundle import open_bundle, resident_llama, whole_llama
-    from .study.tables import check_ending, json_rows, save_rows, text_table
-    from .transformer.evaluation import Run, default_context, runs
+    from .tables import check_ending, json_rows, save_rows, text_table
+    from .transformer.texts import Run, default_context, runs
 
     if a.output:
         check_ending(a.output)
@@ -866,8 +868,7 @@ def real_ways(a: argparse.Namespace, bundle, whole, texts, new: int, sparsity: f
     from .prefetch import real
     from .sparsity.calibrate import calibrate
     from .study.prediction import TRAINING_SHARE, Workshop
-    from .study.sweep import first_tokens, split_text
-    from .transformer.evaluation import as_documents, runs
+    from .transformer.texts import as_documents, first_tokens, runs, split_text
 
     config = bundle.config
     if whole is None:
@@ -905,8 +906,7 @@ def known_neurons(a: argparse.Namespace, model, thresholds, calibration, context
     from .sparsity.calibrate import sparse_ffn
     from .study.prediction import TRAINING_SHARE, Workshop
     from .study.prefetching import ways_of
-    from .study.sweep import split_text
-    from .transformer.evaluation import runs
+    from .transformer.texts import runs, split_text
 
     training, held = split_text(calibration, TRAINING_SHARE)
     ways = ways_of(Workshop(model, thresholds, training, held, context, a.rank, a.seed), wanted, a.sparsity)
@@ -918,7 +918,7 @@ def prefetch_replay(a: argparse.Namespace, model, thresholds, calibration, test,
     """Keepers times capacities times predictors on one recorded text."""
     from .prefetch.replay import KEEPERS, ROW_COLUMNS, SHARES, prefetch_rows
     from .study.prefetching import when_it_matters
-    from .study.tables import check_ending, json_rows, save_rows, text_table
+    from .tables import check_ending, json_rows, save_rows, text_table
 
     if a.output:
         check_ending(a.output)
@@ -959,7 +959,7 @@ def prefetch_table(a: argparse.Namespace, model, thresholds, calibration, test, 
     """What a buffer is worth with each way to know the neurons: hits, bytes, stall and perplexity in one table."""
     from .prefetch.replay import SHARES
     from .study.prefetching import TABLE_COLUMNS, TABLE_PREDICTORS, buffer_rows, when_it_matters
-    from .study.tables import check_ending, json_rows, save_rows, text_table
+    from .tables import check_ending, json_rows, save_rows, text_table
 
     if a.output:
         check_ending(a.output)
@@ -997,7 +997,7 @@ def prefetch_blocks(a: argparse.Namespace, model, calibration, test, context: in
     from tqdm.auto import tqdm
 
     from .study import prefetching
-    from .study.tables import check_ending, json_rows, save_rows, text_table
+    from .tables import check_ending, json_rows, save_rows, text_table
 
     if a.output:
         check_ending(a.output)
@@ -1048,9 +1048,8 @@ def command_patterns(a: argparse.Namespace) -> int:
     from .sparsity.calibrate import calibrate
     from .sparsity.patterns import SCOPES, made_pairs, predictability, published, reference, released_pairs, text_pairs
     from .sparsity.thresholds import Thresholds
-    from .study.sweep import first_tokens
-    from .study.tables import check_ending, save_rows, text_table
-    from .transformer.evaluation import as_documents, default_context, document_hashes
+    from .tables import check_ending, save_rows, text_table
+    from .transformer.texts import as_documents, default_context, document_hashes, first_tokens
 
     if a.output:
         check_ending(a.output)

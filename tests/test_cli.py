@@ -18,7 +18,7 @@ from loopback_hub import COMMIT, LoopbackHub
 import minillm
 from minillm import cli
 from minillm.cli import main
-from minillm.study.sweep import split_text
+from minillm.transformer.texts import split_text
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = ("demo", "generate", "perplexity", "inspect", "trace", "compare", "calibrate", "sweep", "download", "bench")

@@ -27,7 +27,7 @@ from minillm.errors import CheckpointError, MinillmError
 from minillm.loading.checkpoint import checkpoint_tensors
 from minillm.loading.embedded import DATA, embedded_model, embedded_models, embedded_text
 from minillm.loading.hub import resolve
-from minillm.transformer.evaluation import document_hashes, runs
+from minillm.transformer.texts import document_hashes, runs
 
 ROOT = Path(__file__).parents[1]
 write_stories = load_script("weights_scripts/write_stories.py")

@@ -15,7 +15,8 @@ from minillm.predictors.oracle import Oracle
 from minillm.sparsity.calibrate import Thresholds, sparse_ffn
 from minillm.sparsity.policies import POLICIES
 from minillm.sparsity.spec import SparsitySpec
-from minillm.trace import STEPS, Trace, compare, explain, no_tap, save_arrays, scoped, step_info, step_names
+from minillm.steps import STEPS, explain, step_info, step_names
+from minillm.trace import Trace, compare, no_tap, save_arrays, scoped
 from minillm.transformer.attention import KVCache
 from minillm.transformer.rope import rope_table
 

@@ -49,7 +49,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 from tqdm import tqdm
 
 import minillm
-from minillm.transformer.evaluation import SEPARATOR, split_documents
+from minillm.transformer.texts import SEPARATOR, split_documents
 
 PUBLISHED = "datasets/roneneldan/TinyStories/TinyStoriesV2-GPT4-train.txt"
 CONTEXT, VOCABULARY = 512, 1024

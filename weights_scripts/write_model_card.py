@@ -11,8 +11,8 @@ from pathlib import Path
 import minillm
 from minillm.loading.embedded import embedded_model, embedded_models
 from minillm.study.natural import natural_sparsity
-from minillm.study.sweep import first_tokens, sweep
-from minillm.transformer.evaluation import as_documents
+from minillm.study.sweep import sweep
+from minillm.transformer.texts import as_documents, first_tokens
 
 TEXT = """# {name}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import minillm
 from minillm.study.sweep import sweep
-from minillm.transformer.evaluation import split_documents
+from minillm.transformer.texts import split_documents
 
 BEGIN, END = "<!-- table: begin, written by weights_scripts/write_readme_table.py -->", "<!-- table: end -->"
 README = Path(__file__).parents[1] / "README.md"

@@ -256,7 +256,7 @@ def _start(folder: Path, rounds: int) -> list[dict]:
 
 def as_text(result: dict) -> str:
     """A result of ``bench`` as a table."""
-    from ..study.tables import text_table
+    from ..tables import text_table
 
     lines = [f"{result['what']}, {result['model']}, {result['rounds']} rounds in turns"]
     if "megabytes_per_token" in result:

@@ -40,9 +40,9 @@ from ..loading.config import ModelConfig
 from ..prefetch.clock import LARGE, ffn_share, whole_token
 from ..prefetch.kernels import DENSITIES, Blocks, NeuronMajor, block_views, choose, gather, tiled_gather
 from ..prefetch.reorder import kept_count
-from ..study.tables import text_table
+from ..tables import text_table
 from ..transformer.ffn import swiglu
-from ..transformer.model import Layer
+from ..transformer.layer import Layer
 from ..transformer.ops import silu
 from .model import SHAPES, random_fields
 from .turns import environment, in_turns

@@ -31,7 +31,7 @@ from ..prefetch.buffer import EVENT_COLUMNS, PrefetchBuffer, event_rows
 from ..show import results as plots
 from ..sparsity.masked import masked_swiglu
 from ..sparsity.policies import POLICIES
-from ..study.tables import text_table
+from ..tables import text_table
 from ..trace import Trace
 from ..transformer.generation import generate
 from ..transformer.model import Llama

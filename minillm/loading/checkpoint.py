@@ -30,7 +30,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import CheckpointError, file_errors, whole_file
-from .config import Fields, ModelConfig, file_in, parse_json, read_json, show
+from .config import ModelConfig
+from .fields import Fields, file_in, parse_json, read_json, show
 
 HEADER_LIMIT = 100_000_000  # bytes, the format's own limit
 CHUNK = 1 << 20  # numbers that are widened at a time: 2 MB of BF16 become 4 MB of float32

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from ..errors import CheckpointError
 from .checkpoint import INDEX, SINGLE, checkpoint_tensors
-from .config import read_json
 from .embedded import embedded_model, embedded_models
+from .fields import read_json
 
 # fetched beside the weights; of those, the files that the index names, or the one of a small model
 SMALL_FILES = ["config.json", "generation_config.json", "*.safetensors.index.json",

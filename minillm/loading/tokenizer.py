@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import TokenizerError
-from .config import file_in
+from .fields import file_in
 
 TOKENIZER_LIMIT = 100_000_000  # bytes; the largest published ones have about 35 MB
 _PROBE = "The cat, 42 Ünïcödé 猫 😀!"  # letters, spaces, digits, and characters of two, three and four bytes

@@ -23,8 +23,9 @@ import numpy as np
 
 from ..sparsity.calibrate import sparse_ffn
 from ..sparsity.predicted import shape_of
-from ..transformer.evaluation import document_hashes, pass_over, runs
+from ..transformer.evaluation import pass_over
 from ..transformer.model import Llama
+from ..transformer.texts import document_hashes, runs
 from .training_free import Shadow
 
 if TYPE_CHECKING:

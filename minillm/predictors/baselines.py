@@ -17,8 +17,9 @@ import numpy as np
 
 from ..sparsity.calibrate import sparse_ffn
 from ..sparsity.predicted import shape_of
-from ..transformer.evaluation import document_hashes, pass_over, runs
+from ..transformer.evaluation import pass_over
 from ..transformer.model import Llama
+from ..transformer.texts import document_hashes, runs
 
 if TYPE_CHECKING:
     from ..sparsity.thresholds import Thresholds

@@ -35,8 +35,8 @@ from ..optim import Adam, cosine
 from ..sparsity.allocate import sample_values
 from ..sparsity.calibrate import sparse_ffn
 from ..sparsity.predicted import shape_of
-from ..transformer.evaluation import document_hashes, runs
 from ..transformer.model import Llama
+from ..transformer.texts import document_hashes, runs
 from .training_free import Shadow
 
 if TYPE_CHECKING:

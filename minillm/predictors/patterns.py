@@ -44,9 +44,9 @@ from ..sparsity.calibrate import sparse_ffn
 from ..sparsity.patterns import most_frequent
 from ..sparsity.policies import policy_named
 from ..sparsity.predicted import shape_of
-from ..transformer.evaluation import document_hashes, runs
 from ..transformer.model import Llama
 from ..transformer.ops import ACTIVATIONS, linear
+from ..transformer.texts import document_hashes, runs
 
 if TYPE_CHECKING:
     from ..sparsity.calibrate import Thresholds

@@ -30,9 +30,10 @@ import numpy as np
 from ..errors import MinillmError
 from ..sparsity.calibrate import sparse_ffn
 from ..sparsity.predicted import shape_of
-from ..transformer.evaluation import pass_over, runs
+from ..transformer.evaluation import pass_over
 from ..transformer.model import Llama
 from ..transformer.ops import ACTIVATIONS, linear
+from ..transformer.texts import runs
 
 if TYPE_CHECKING:
     from ..sparsity.thresholds import Thresholds

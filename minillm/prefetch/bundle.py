@@ -35,7 +35,8 @@ import numpy as np
 
 from ..errors import BundleError, CheckpointError, whole_file
 from ..loading.checkpoint import DTYPES, TensorInfo, read_header, read_tensor, save_tensors
-from ..loading.config import Fields, ModelConfig, file_in, read_json, show
+from ..loading.config import ModelConfig
+from ..loading.fields import Fields, file_in, read_json, show
 from ..transformer.model import Llama, random_weights
 
 FORMAT, VERSION, PAGE = "minillm-bundle", 1, 4096

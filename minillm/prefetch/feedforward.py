@@ -46,7 +46,7 @@ from .buffer import PrefetchBuffer
 from .clock import MISSES
 
 if TYPE_CHECKING:
-    from ..transformer.model import Layer
+    from ..transformer.layer import Layer
 
 ROLES = ("select", "prefetch", "both")
 Bundles = tuple[np.ndarray, np.ndarray, np.ndarray]  # rows of gate, rows of up, columns of down as rows; each (n, D)

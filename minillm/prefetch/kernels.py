@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import MinillmError
-from ..transformer.model import Layer
+from ..transformer.layer import Layer
 from .bundle import bundled
 
 TILE = 512 * 1024  # bytes of a tile: it is read again from a core's own cache, of 1 or 2 MB on servers

@@ -37,7 +37,7 @@ import numpy as np
 from ..errors import BundleError, MinillmError, file_errors
 from ..loading.checkpoint import DTYPES
 from ..trace import Tap, no_tap
-from ..transformer.model import Layer
+from ..transformer.layer import Layer
 from .bundle import STORED, Bundle
 from .kernels import coefficients
 from .reorder import best_blocks

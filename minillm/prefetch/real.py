@@ -37,10 +37,11 @@ from ..predictors.base import Predictor
 from ..sparsity.calibrate import Thresholds, sparse_ffn
 from ..trace import Tap, no_tap
 from ..transformer.attention import KVCache
-from ..transformer.evaluation import Run
 from ..transformer.ffn import FeedForward, swiglu
-from ..transformer.model import Layer, Llama
+from ..transformer.layer import Layer
+from ..transformer.model import Llama
 from ..transformer.ops import log_softmax
+from ..transformer.texts import Run
 from .buffer import PrefetchBuffer, belady
 from .bundle import Bundle
 from .reader import BundleReader, FetchedFFN, Select, Unsupported, cached_share, predicted, recorded, system_reads

@@ -38,9 +38,11 @@ from ..errors import MinillmError
 from ..sparsity.allocate import sample_values
 from ..sparsity.policies import largest
 from ..trace import Tap, no_tap
-from ..transformer.evaluation import perplexity, runs
-from ..transformer.model import Layer, Llama
+from ..transformer.evaluation import perplexity
+from ..transformer.layer import Layer
+from ..transformer.model import Llama
 from ..transformer.ops import linear
+from ..transformer.texts import runs
 from .kernels import coefficients
 
 SWEEPS = 20  # over all pairs of blocks, at most; most need fewer

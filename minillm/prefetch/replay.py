@@ -29,9 +29,10 @@ from ..predictors.baselines import Chance, PreviousToken, Static
 from ..predictors.oracle import Oracle
 from ..sparsity.calibrate import Thresholds, sparse_ffn
 from ..sparsity.predicted import shape_of
-from ..transformer.evaluation import Run, pass_over, perplexity
+from ..transformer.evaluation import pass_over, perplexity
 from ..transformer.ffn import FeedForward
 from ..transformer.model import Llama
+from ..transformer.texts import Run
 from .buffer import LOOKAHEADS, Keeper, PrefetchBuffer, Traffic, belady, hot, keeper_named, lru, random_set, unpacked
 from .clock import Device, Work, device_named, simulate, work_of
 from .feedforward import Asked, BufferedFFN, check_role

@@ -19,7 +19,7 @@ from string import Template
 from typing import TYPE_CHECKING
 
 from ..errors import MinillmError, whole_file
-from ..study.tables import cell
+from ..tables import cell
 from .canvas import alt_text, matplotlib_or_error, save_figure
 
 if TYPE_CHECKING:

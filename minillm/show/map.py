@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import MinillmError
-from ..trace import step_info, step_names
+from ..steps import step_info, step_names
 from .canvas import BLACK, COLOURS, drawn, listed
 
 if TYPE_CHECKING:

@@ -21,9 +21,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ..transformer.evaluation import Run, pass_over
+from ..transformer.evaluation import pass_over
 from ..transformer.ffn import FeedForward, swiglu
-from ..transformer.model import Layer, Llama
+from ..transformer.layer import Layer
+from ..transformer.model import Llama
+from ..transformer.texts import Run
 from .masked import masked_swiglu
 from .policies import Policy, magnitude
 

@@ -33,8 +33,10 @@ import numpy as np
 
 from ..errors import MinillmError
 from ..trace import Tap, no_tap
-from ..transformer.evaluation import document_hashes, pass_over, perplexity, runs
-from ..transformer.model import Layer, Llama
+from ..transformer.evaluation import pass_over, perplexity
+from ..transformer.layer import Layer
+from ..transformer.model import Llama
+from ..transformer.texts import document_hashes, runs
 from .allocate import cett_curve, greedy_levels, largest_within, on_path, sample_values
 from .gathered import gathered_swiglu
 from .griffin import GriffinFFN

@@ -14,7 +14,7 @@ added. Each token has its own J, so there are loops over tokens: this is the for
 import numpy as np
 
 from ..trace import Tap, no_tap
-from ..transformer.model import Layer
+from ..transformer.layer import Layer
 from ..transformer.ops import linear
 from .masked import both, where_any
 from .policies import AFTER_BOTH, AFTER_GATE, AFTER_UP, OF_GATE_INPUT, OF_UP_INPUT, Norms, Policy

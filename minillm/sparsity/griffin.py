@@ -15,7 +15,7 @@ serves generation and scoring alike. (In a text that is scored at once nobody sa
 import numpy as np
 
 from ..trace import Tap, no_tap
-from ..transformer.model import Layer
+from ..transformer.layer import Layer
 from ..transformer.ops import linear
 from .gathered import columns_of, rows_of
 from .policies import largest

@@ -13,7 +13,7 @@ every neuron is kept and the result equals the dense FFN bit for bit, because it
 import numpy as np
 
 from ..trace import Tap, no_tap
-from ..transformer.model import Layer
+from ..transformer.layer import Layer
 from ..transformer.ops import linear
 from .policies import AFTER_BOTH, AFTER_GATE, AFTER_UP, OF_GATE_INPUT, OF_UP_INPUT, Norms, Policy
 

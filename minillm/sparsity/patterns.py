@@ -46,8 +46,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ..errors import MinillmError, ThresholdsError, file_errors
-from ..transformer.evaluation import bos_ids, default_context, pass_over, run_hidden, runs
+from ..transformer.evaluation import pass_over, run_hidden
 from ..transformer.model import Llama
+from ..transformer.texts import bos_ids, default_context, runs
 from .policies import policy_named
 
 if TYPE_CHECKING:

@@ -36,7 +36,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import MinillmError
-from ..transformer.model import Layer
+from ..transformer.layer import Layer
 
 OF_GATE_INPUT = ("in_gate", "in_gate_norm")  # known from x alone
 OF_UP_INPUT = ("in_up",)

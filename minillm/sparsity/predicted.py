@@ -22,7 +22,8 @@ import numpy as np
 
 from ..errors import MinillmError, ThresholdsError
 from ..trace import Tap, no_tap
-from ..transformer.model import Layer, Llama
+from ..transformer.layer import Layer
+from ..transformer.model import Llama
 from ..transformer.ops import linear
 from .gathered import columns_of, rows_of
 from .policies import policy_named
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from ..predictors.base import Predictor
     from .thresholds import Thresholds
 
-FORMS = ("masked", "gathered")
+PFORMS = ("masked", "gathered")
 
 
 def shape_of(model: Llama) -> tuple[int, int, int]:
@@ -65,8 +66,8 @@ class PredictedFFN:
     form: str = "masked"
 
     def __post_init__(self) -> None:
-        if self.form not in FORMS:
-            raise MinillmError(f"form is {self.form!r}, expected one of {', '.join(FORMS)}")
+        if self.form not in PFORMS:
+            raise MinillmError(f"form is {self.form!r}, expected one of {', '.join(PFORMS)}")
         if self.thresholds.policy != "mid":
             raise ThresholdsError(f"the thresholds are of policy {self.thresholds.policy}, a predictor's truth is mid")
         layers, cutoffs = len(self.thresholds.layers), self.predictor.cutoffs

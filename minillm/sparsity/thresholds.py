@@ -13,7 +13,7 @@ from dataclasses import fields as dataclass_fields
 from pathlib import Path
 
 from ..errors import ThresholdsError, whole_file
-from ..loading.config import read_json, show
+from ..loading.fields import read_json, show
 from ..transformer.model import Llama
 from .policies import POLICIES
 from .spec import SparsitySpec

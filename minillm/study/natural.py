@@ -16,8 +16,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..transformer.evaluation import pass_over, runs
+from ..transformer.evaluation import pass_over
 from ..transformer.model import Llama
+from ..transformer.texts import runs
 
 NEAR = {"gate_below_1_percent": 0.01, "gate_below_10_percent": 0.1}  # of r
 

@@ -37,9 +37,9 @@ from ..predictors.training_free import LowRank, Shadow, Sign, second_moments
 from ..sparsity.calibrate import calibrate, sparse_ffn
 from ..sparsity.predicted import shape_of
 from ..sparsity.thresholds import Thresholds
-from ..transformer.evaluation import Evaluation, as_documents, divergence, document_hashes, perplexity
+from ..transformer.evaluation import Evaluation, divergence, perplexity
 from ..transformer.model import Llama
-from .sweep import split_text
+from ..transformer.texts import as_documents, document_hashes, split_text
 
 TRAINING_SHARE = 0.75  # of the documents that are not test documents; the rest is held out
 REFINED_RANK = 4

@@ -24,16 +24,18 @@ from ..prefetch.replay import KEEPERS, Way, frequencies, kept_history, prefetch_
 from ..sparsity.calibrate import calibrate, collect, sparse_ffn
 from ..sparsity.patterns import made_pairs, predictability, reference
 from ..sparsity.policies import policy_named
-from ..transformer.evaluation import Evaluation, as_documents, default_context, perplexity, runs
+from ..transformer.evaluation import Evaluation, perplexity
 from ..transformer.ffn import FeedForward
 from ..transformer.generation import generate
 from ..transformer.model import Llama
+from ..transformer.texts import as_documents, default_context, first_tokens, runs, split_text
+from .bootstrap import compare_policies, with_intervals
+from .describe import describe, headline
 from .distributions import activation_magnitudes, activation_rows, curve, weight_magnitudes
 from .natural import natural_sparsity
 from .prediction import TRAINING_SHARE, Workshop, prediction_rows, verdict
 from .prefetching import OWN, buffer_rows, stored_size, ways_of, when_it_matters
-from .sweep import compare_policies, first_tokens, row, score_cut, split_text, with_intervals
-from .tables import describe, headline
+from .sweep import row, score_cut
 
 TOKENS = 6_000  # scored for each row of the cost tables
 BUDGET = {"calibration": 0.75, "making": 2, "predictors": 0.6, "patterns": 0.25, "buffer": 0.15}  # of other parts

@@ -27,7 +27,6 @@ reads are compared, never at equal "percent".
 
 import hashlib
 import io
-import math
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -42,56 +41,15 @@ from ..errors import MinillmError
 from ..sparsity.calibrate import Magnitudes, Thresholds, calibrate, collect, sparse_ffn
 from ..sparsity.policies import policy_named
 from ..sparsity.spec import SparsityMeter, SparsityReport
-from ..transformer.evaluation import Evaluation, as_documents, default_context, perplexity, runs
+from ..tables import load_rows, save_rows
+from ..transformer.evaluation import Evaluation, perplexity
 from ..transformer.model import Llama
-from .tables import load_rows, save_rows
+from ..transformer.texts import default_context
 
-CALIBRATION_SHARE = 0.4
 TEXT_COLUMNS = {"model", "policy", "by", "protocol", "bos", "dtype", "spec"}
 TEXT_COLUMNS |= {"model_sha256", "calibration_sha256", "test_sha256"}
 SAME = ("model", "model_sha256", "calibration_sha256", "test_sha256", "protocol", "context", "dtype")
 IDENTITY = (*SAME, "policy", "by", "target")  # rows that agree in these are the same row
-EQUAL = {"neuron": "neuron_sparsity", "reads": "read_exact"}  # by -> what is then equal between policies
-SLACK = 0.02  # how far that may differ on the text scored, and still be called equal
-
-
-# ---- texts -----------------------------------------------------------------------------------------------------------
-
-
-def split_text(documents: str | Sequence[str], share: float = CALIBRATION_SHARE) -> tuple[list[str], list[str]]:
-    """Calibration documents and test documents: the first ``share`` of them, and the rest.
-
-    A text that is one single document is cut at the line end nearest to that share of its characters.
-    Raises MinillmError when either part would be empty.
-    """
-    found = as_documents(documents)
-    if len(found) == 1:
-        text, at = found[0], int(len(found[0]) * share)
-        ends = [i for i in (text.rfind("\n", 0, at), text.find("\n", at)) if i >= 0]
-        cut = min(ends, key=lambda i: abs(i - at), default=at)
-        found = [part for part in (text[:cut].strip(), text[cut:].strip()) if part]
-        parts = found[:1], found[1:]
-    else:
-        count = min(max(round(len(found) * share), 1), len(found) - 1)
-        parts = found[:count], found[count:]
-    if not parts[0] or not parts[1]:
-        raise MinillmError(
-            f"the text holds {len(found)} document(s), too few to calibrate on one part and score another"
-        )
-    return parts
-
-
-def first_tokens(model: Llama, documents: Sequence[str], tokens: int, context: int | None = None) -> list[str]:
-    """As many of the first documents as hold at least ``tokens`` scored tokens (all of them, where they hold fewer)."""
-    scored, last = 0, 0
-    for run in runs(model, documents, "documents", context):
-        if scored >= tokens and run.document != last:
-            break
-        scored, last = scored + len(run.ids) - run.unscored, run.document
-    return list(documents[: last + 1])
-
-
-# ---- rows ------------------------------------------------------------------------------------------------------------
 
 
 def score_cut(model: Llama, test: str | Sequence[str], thresholds: Thresholds, dense: Evaluation) -> dict:
@@ -169,9 +127,6 @@ def text_digest(documents: str | Sequence[str]) -> str:
     """SHA-256 of a text, or of a list of documents with their ends."""
     whole = documents if isinstance(documents, str) else "\0".join([*documents, ""])
     return hashlib.sha256(whole.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-# ---- the sweep -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -323,85 +278,3 @@ def _in_worker(shared: Shared, policy: str, sparsity: float) -> tuple[dict, list
     with warnings.catch_warnings(record=True) as notes, redirect_stderr(io.StringIO()):  # no progress bars
         warnings.simplefilter("always")
         return shared.row(policy, sparsity), sorted({str(note.message) for note in notes})
-
-
-# ---- comparing -------------------------------------------------------------------------------------------------------
-
-
-def paired_bootstrap(
-    nll_a: Sequence[float], nll_b: Sequence[float], tokens: Sequence[int], rng: np.random.Generator,
-    samples: int = 2000, level: float = 0.95,
-) -> tuple[float, float]:  # fmt: skip
-    """The interval of ln(perplexity_a / perplexity_b) over documents drawn anew, the same for both (docstring above).
-
-    nll_a, nll_b, tokens (documents,), nll in nats  ->  (low, high), between which a share ``level`` of samples lies.
-    Raises MinillmError where the lengths differ, or with fewer than two documents that hold tokens.
-    """
-    a, b, n = (np.asarray(values, np.float64) for values in (nll_a, nll_b, tokens))
-    if not a.shape == b.shape == n.shape or a.ndim != 1:
-        raise MinillmError(f"nll_a {a.shape}, nll_b {b.shape}, tokens {n.shape}: expected one number per document")
-    a, b, n = a[n > 0], b[n > 0], n[n > 0]
-    if len(n) < 2:
-        raise MinillmError(f"the text has {len(n)} document(s) with tokens, an interval over documents needs two")
-    difference, found = a - b, []
-    for start in range(0, samples, step := max(1, 1_000_000 // len(n))):  # a few megabytes at a time
-        drawn = rng.integers(len(n), size=(min(step, samples - start), len(n)))
-        found.append(difference[drawn].sum(axis=1) / n[drawn].sum(axis=1))
-    low, high = np.quantile(np.concatenate(found), [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
-def _paired(row: dict, other: dict, rng: np.random.Generator, samples: int) -> dict:
-    """ln(perplexity / other's perplexity) of two rows that scored the same documents, with its interval."""
-    if row["document_tokens"] != other["document_tokens"]:
-        raise MinillmError(f"{row['policy']} and {other['policy']} were not scored on the same documents")
-    low, high = paired_bootstrap(row["document_nll"], other["document_nll"], row["document_tokens"], rng, samples)
-    return {"log_ratio": (row["nll"] - other["nll"]) / row["tokens"], "low": low, "high": high}
-
-
-def _model(row: dict) -> str:
-    return row.get("model_sha256", row["model"])  # two folders may have the same name
-
-
-def compare_policies(
-    rows: Sequence[dict], baseline: str = "mid", rng: np.random.Generator | None = None, samples: int = 2000
-) -> list[dict]:
-    """Every policy beside a baseline at the same target, by neuron sparsity or weight reads; other rows are left out.
-
-    Gives per pair log_ratio = ln(perplexity / baseline's), low and high (95 % paired bootstrap interval over
-    documents), what the equal quantity came to for both on the text scored, and a verdict: "better" and "worse" where
-    the interval leaves out 0, else "undecided"; "not equal" where the quantity differs by more than SLACK.
-    """
-    rng = rng or np.random.default_rng(0)
-    based = {(_model(r), r["by"], r["target"]): r for r in rows if r["policy"] == baseline}
-    found = []
-    for r in rows:
-        other = based.get((_model(r), r["by"], r["target"]))
-        if r["by"] not in EQUAL or r["policy"] == baseline or other is None:
-            continue
-        ours, theirs = r[EQUAL[r["by"]]], other[EQUAL[r["by"]]]
-        result = _paired(r, other, rng, samples)
-        verdict = "worse" if result["low"] > 0 else "better" if result["high"] < 0 else "undecided"
-        verdict = verdict if abs(ours - theirs) <= SLACK else "not equal"
-        result |= {"share": ours, "baseline_share": theirs, "verdict": verdict}
-        found.append({key: r[key] for key in ("model", "by", "target", "policy")} | {"baseline": baseline} | result)
-    return found
-
-
-def with_intervals(rows: Sequence[dict], rng: np.random.Generator | None = None, samples: int = 2000) -> list[dict]:
-    """The rows with perplexity_low and perplexity_high, the interval of what the cut costs, for the bands of a figure.
-
-        perplexity_low = dense perplexity * exp(low),   low of ln(perplexity / dense perplexity) over documents
-
-    It says how well the COST is known on these documents, not how well the perplexity of other documents is.
-    """
-    rng = rng or np.random.default_rng(0)
-    dense = {_model(r): r for r in rows if r["policy"] == "dense"}
-    found = []
-    for r in rows:
-        limits = {}
-        if base := dense.get(_model(r)):
-            known = _paired(r, base, rng, samples)
-            limits = {f"perplexity_{end}": base["perplexity"] * math.exp(known[end]) for end in ("low", "high")}
-        found.append({**r, **limits})
-    return found

@@ -22,7 +22,7 @@ from .ops import linear, rms_norm, softmax
 from .rope import rope_table, rotate_halves
 
 if TYPE_CHECKING:
-    from .model import Layer
+    from .layer import Layer
 
 
 class KVCache:

@@ -15,7 +15,6 @@ stream      separator lines become blank lines, the whole text is one sequence w
 Special tokens in the text are plain text. BOS is what the tokenizer adds, else the config's, else the EOS.
 """
 
-import hashlib
 import math
 import warnings
 from collections.abc import Iterator, Sequence
@@ -30,9 +29,8 @@ from .ffn import FeedForward, swiglu
 from .generation import CHUNK, hidden_in_chunks
 from .model import Llama
 from .ops import log_softmax
+from .texts import Run, bos_ids, default_context, document_hashes, runs
 
-SEPARATOR = "<|endoftext|>"
-PROTOCOLS = ("documents", "stream")
 HEAD_ROWS = 256  # positions whose logits are held at once; with V = 32000 that is 32 MB instead of (T, V)
 
 
@@ -67,99 +65,6 @@ class Evaluation:
             f"perplexity {self.perplexity:.4f}, {self.bits_per_byte:.4f} bits/byte over {self.tokens:,} tokens, "
             f"{self.bytes:,} bytes (protocol {self.protocol}, context {self.context}, BOS {self.bos})"
         )
-
-
-def split_documents(text: str) -> list[str]:
-    """The documents of a text: split at lines that hold nothing but the separator, stripped, empty ones dropped."""
-    documents, lines = [], []
-    for line in [*text.splitlines(keepends=True), SEPARATOR]:
-        if line.strip() == SEPARATOR:
-            if document := "".join(lines).strip():
-                documents.append(document)
-            lines = []
-        else:
-            lines.append(line)
-    return documents
-
-
-def as_documents(documents: str | Sequence[str]) -> list[str]:
-    """One text with separator lines, or a list of documents, as a list of stripped documents."""
-    return split_documents(documents) if isinstance(documents, str) else [document.strip() for document in documents]
-
-
-def document_hashes(documents: str | Sequence[str]) -> list[str]:
-    """SHA-256 of each document's UTF-8 bytes, so that a text used twice is noticed."""
-    texts = (document.encode("utf-8", "surrogatepass") for document in as_documents(documents))
-    return [hashlib.sha256(text).hexdigest() for text in texts]
-
-
-def bos_ids(model: Llama) -> tuple[list[int], str]:
-    """The ids that stand in front of every run, and where they come from, in words."""
-    if model.tokenizer.bos_ids:
-        ids, why = list(model.tokenizer.bos_ids), "from the tokenizer"
-    elif model.config.bos_token_id is not None:
-        ids, why = [model.config.bos_token_id], "from the config"
-    elif model.config.eos_token_ids:
-        ids, why = [model.config.eos_token_ids[0]], "the EOS, since there is no BOS"
-    else:
-        raise MinillmError("neither tokenizer nor config.json name a BOS or EOS token, expected one to begin with")
-    return ids, f"{' '.join(map(str, ids))} {why}"
-
-
-def default_context(model: Llama) -> int:
-    """The smaller of the model's longest text and 2048."""
-    return min(model.config.max_position_embeddings, 2048)
-
-
-@dataclass(frozen=True)
-class Run:
-    """A piece that goes through the model at once: ids (the first ones unscored), and the document it belongs to."""
-
-    ids: list[int]
-    unscored: int
-    document: int
-    bytes: int
-
-
-def runs(
-    model: Llama, documents: str | Sequence[str], protocol: str = "documents", context: int | None = None
-) -> list[Run]:
-    """Cut texts into what the model reads at once, as the protocol says (module docstring).
-
-    documents: a text with separator lines, or a list of documents. Raises MinillmError for an unknown protocol,
-    a context that holds no token beside the BOS or exceeds the model's, and a text with nothing to score.
-    """
-    context = default_context(model) if context is None else context
-    if protocol not in PROTOCOLS:
-        raise MinillmError(f"protocol {protocol!r} is unknown, expected one of {', '.join(PROTOCOLS)}")
-    start, _ = bos_ids(model)
-    limit = model.config.max_position_embeddings
-    if not len(start) < context <= limit:
-        expected = f"expected {len(start) + 1} to {limit} (the model's max_position_embeddings)"
-        raise MinillmError(f"context is {context}, {expected}")
-    found = []
-    if protocol == "documents":
-        size = context - len(start)
-        for i, document in enumerate(as_documents(documents)):
-            ids, sizes = model.tokenizer.encode_with_bytes(document)
-            for a in range(0, len(ids), size):
-                found.append(Run(start + ids[a : a + size], len(start), i, sum(sizes[a : a + size])))
-        if not found:
-            raise MinillmError("the text is empty: nothing to score")
-    else:
-        if isinstance(documents, str):
-            lines = documents.splitlines(keepends=True)
-            text = "".join("\n" if line.strip() == SEPARATOR else line for line in lines)
-        else:
-            text = "\n\n".join(documents)
-        ids, sizes = model.tokenizer.encode_with_bytes(text)
-        ids, sizes = start + ids, [0] * len(start) + sizes
-        for i in range(len(ids) // context):
-            window = slice(i * context, (i + 1) * context)
-            found.append(Run(ids[window], 1, i, sum(sizes[window][1:])))
-        if not found:
-            raise MinillmError(f"the text has {len(ids)} tokens, stream needs at least one window of {context}")
-    return found
 
 
 def run_hidden(model: Llama, ids: Sequence[int], ffn: FeedForward = swiglu, tap: Tap = no_tap) -> Iterator[np.ndarray]:

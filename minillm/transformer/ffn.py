@@ -23,7 +23,7 @@ from ..trace import Tap, no_tap
 from .ops import linear
 
 if TYPE_CHECKING:
-    from .model import Layer
+    from .layer import Layer
 
 
 class FeedForward(Protocol):

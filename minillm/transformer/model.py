@@ -12,8 +12,8 @@ Phi-3 are the same block with a window, biases, normed heads or fused files; the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TypeAlias
@@ -25,73 +25,14 @@ from ..loading.checkpoint import load_weights
 from ..loading.config import ModelConfig
 from ..loading.tokenizer import Tokenizer
 from ..trace import Tap, no_tap, scoped
-from .attention import KVCache, attention
+from .attention import KVCache
+from .blocks import block
 from .ffn import FeedForward, swiglu
-from .ops import ACTIVATIONS, linear, rms_norm
+from .layer import Layer
+from .ops import linear, rms_norm
 from .rope import rope_table
 
 Ids: TypeAlias = Sequence[int] | np.ndarray  # (T,), whole numbers from 0 to V - 1
-
-
-@dataclass(frozen=True, eq=False)
-class Layer:
-    """The weights of one block under Hugging Face's names (matrices are (out, in)), and what its functions must know.
-
-    D hidden, F intermediate, H query heads, K key/value heads, d head size. A bias or norm that the family does
-    not have is None.
-    """
-
-    index: int
-    head_dim: int
-    eps: float
-    window: int | None
-    act: Callable[[np.ndarray], np.ndarray]
-    input_layernorm: np.ndarray  # (D,)
-    q_proj: np.ndarray  # (H d, D)
-    k_proj: np.ndarray  # (K d, D)
-    v_proj: np.ndarray  # (K d, D)
-    o_proj: np.ndarray  # (D, H d)
-    post_attention_layernorm: np.ndarray  # (D,)
-    gate_proj: np.ndarray  # (F, D)
-    up_proj: np.ndarray  # (F, D)
-    down_proj: np.ndarray  # (D, F)
-    q_bias: np.ndarray | None = None  # (H d,)
-    k_bias: np.ndarray | None = None  # (K d,)
-    v_bias: np.ndarray | None = None  # (K d,)
-    o_bias: np.ndarray | None = None  # (D,)
-    q_norm: np.ndarray | None = None  # (d,)
-    k_norm: np.ndarray | None = None  # (d,)
-    gate_bias: np.ndarray | None = None  # (F,)
-    up_bias: np.ndarray | None = None  # (F,)
-    down_bias: np.ndarray | None = None  # (D,)
-
-    @classmethod
-    def from_weights(cls, config: ModelConfig, weights: dict[str, np.ndarray], index: int) -> Layer:
-        """Pick one layer's arrays out of a checkpoint's names: model.layers.{index}.mlp.gate_proj.weight, ..."""
-        prefix = f"model.layers.{index}."
-        arrays = {}
-        for name, array in weights.items():
-            if name.startswith(prefix):
-                *_, module, kind = name.split(".")  # "gate_proj", "weight"
-                arrays[module if kind == "weight" else module.replace("_proj", "_bias")] = array
-        act, window = ACTIVATIONS[config.hidden_act], config.sliding_windows[index]
-        return cls(index, config.head_dim, config.rms_norm_eps, window, act, **arrays)
-
-
-def block(
-    h: np.ndarray, layer: Layer, cos: np.ndarray, sin: np.ndarray, position: int,
-    cache: KVCache | None, ffn: FeedForward, tap: Tap,
-) -> np.ndarray:  # fmt: skip
-    """One layer: attention, then the feed-forward network, each on a normed copy and added back.
-
-    h (T, D)  ->  (T, D).
-    """
-    attn_tap, mlp_tap = scoped(tap, "attn"), scoped(tap, "mlp")
-    h = tap("resid_pre", h)  # (T, D)
-    x = tap("attn.norm", rms_norm(h, layer.input_layernorm, layer.eps))
-    h = tap("resid_mid", h + attention(x, layer, cos, sin, cache, attn_tap))
-    x = tap("mlp.norm", rms_norm(h, layer.post_attention_layernorm, layer.eps))
-    return tap("resid_post", h + ffn(x, layer, position, mlp_tap))
 
 
 class Llama:

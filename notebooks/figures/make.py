@@ -14,7 +14,8 @@ from minillm.show.explain import neuron_raster
 from minillm.show.results import bytes_read, cost_of_cuts
 from minillm.study.prediction import Workshop
 from minillm.study.prefetching import ALL, buffer_rows, way_of
-from minillm.study.sweep import first_tokens, split_text, sweep
+from minillm.study.sweep import sweep
+from minillm.transformer.texts import first_tokens, split_text
 
 README, PICTURE = Path(__file__).parents[2] / "README.md", Path(__file__).with_name("readme.png")
 BEGIN, END = "<!-- figure: begin, written by notebooks/figures/make.py -->", "<!-- figure: end -->"

@@ -21,7 +21,7 @@ from minillm.course.check import check
 from minillm.course.notebook import show, show_source
 from minillm.show.map import you_are_here
 from minillm.show.primer import broadcasting
-from minillm.study.tables import text_table
+from minillm.tables import text_table
 from minillm.transformer import ops
 from minillm.transformer.ops import linear, silu
 

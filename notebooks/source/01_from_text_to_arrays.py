@@ -27,7 +27,7 @@ from minillm.prefetch.bundle import to_bfloat16
 from minillm.show.explain import bf16_bits
 from minillm.show.map import you_are_here
 from minillm.show.primer import file_layout, merges
-from minillm.study.tables import text_table
+from minillm.tables import text_table
 
 show(you_are_here("loading"))
 

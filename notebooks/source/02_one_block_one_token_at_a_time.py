@@ -19,11 +19,12 @@ from minillm.course.notebook import show, show_source, token_labels
 from minillm.loading.config import RopeConfig
 from minillm.show.explain import attention_pattern, rope_fan
 from minillm.show.map import you_are_here
-from minillm.study.tables import text_table
-from minillm.trace import Trace, step_info
+from minillm.steps import step_info
+from minillm.tables import text_table
+from minillm.trace import Trace
 from minillm.transformer.attention import attention
+from minillm.transformer.blocks import block
 from minillm.transformer.ffn import swiglu
-from minillm.transformer.model import block
 from minillm.transformer.ops import rms_norm, silu, softmax
 from minillm.transformer.rope import frequencies, rope_table, rotate_halves
 

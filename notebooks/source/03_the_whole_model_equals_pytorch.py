@@ -28,9 +28,11 @@ from minillm.loading.checkpoint import load_weights
 from minillm.loading.config import ModelConfig
 from minillm.show.explain import error_per_step
 from minillm.show.map import you_are_here
-from minillm.study.tables import text_table
-from minillm.trace import Trace, compare, step_names
-from minillm.transformer.model import Llama, block
+from minillm.steps import step_names
+from minillm.tables import text_table
+from minillm.trace import Trace, compare
+from minillm.transformer.blocks import block
+from minillm.transformer.model import Llama
 from minillm.transformer.ops import linear, rms_norm, softmax
 from minillm.transformer.rope import rope_table, rotate_halves, rotate_interleaved
 

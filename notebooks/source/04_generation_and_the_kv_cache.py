@@ -24,7 +24,7 @@ from minillm.course.notebook import show, show_source, token_labels
 from minillm.loading.config import ModelConfig
 from minillm.show.explain import cache_growth, sampling_bars, work_per_token
 from minillm.show.map import you_are_here
-from minillm.study.tables import text_table
+from minillm.tables import text_table
 from minillm.trace import Trace, no_tap
 from minillm.transformer.attention import KVCache, causal_mask
 from minillm.transformer.generation import generate, next_probabilities

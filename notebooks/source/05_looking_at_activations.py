@@ -25,10 +25,10 @@ from minillm.show.results import natural_by_layer
 from minillm.sparsity.allocate import sample_values
 from minillm.study.distributions import normal_below, weight_magnitudes
 from minillm.study.natural import natural_sparsity
-from minillm.study.tables import text_table
+from minillm.tables import text_table
 from minillm.trace import Trace
-from minillm.transformer.evaluation import as_documents, runs
 from minillm.transformer.ffn import swiglu
+from minillm.transformer.texts import as_documents, runs
 
 show(you_are_here("mlp.mid"))
 

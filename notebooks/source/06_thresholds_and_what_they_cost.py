@@ -27,11 +27,12 @@ from minillm.sparsity.allocate import cett_curve, sample_values
 from minillm.sparsity.masked import masked_swiglu
 from minillm.sparsity.policies import POLICIES, Policy
 from minillm.sparsity.spec import SparsityMeter, in_words
-from minillm.study.sweep import compare_policies, sweep
-from minillm.study.tables import text_table
-from minillm.transformer.evaluation import as_documents, runs
+from minillm.study.bootstrap import compare_policies
+from minillm.study.sweep import sweep
+from minillm.tables import text_table
 from minillm.transformer.ffn import swiglu
 from minillm.transformer.ops import silu
+from minillm.transformer.texts import as_documents, runs
 
 show(you_are_here("sparsity"))
 

@@ -25,9 +25,9 @@ from minillm.show.map import you_are_here
 from minillm.show.results import cost_of_predictors, precision_recall
 from minillm.sparsity.predicted import shape_of
 from minillm.study.prediction import ffn_bytes, prediction_rows, predictor_row
-from minillm.study.tables import text_table
-from minillm.transformer.evaluation import as_documents
+from minillm.tables import text_table
 from minillm.transformer.ops import silu
+from minillm.transformer.texts import as_documents
 
 show(you_are_here("predictors"))
 

@@ -30,8 +30,8 @@ from minillm.show.map import you_are_here
 from minillm.show.results import cost_of_predictors
 from minillm.sparsity.policies import largest
 from minillm.study.prediction import predictor_row
-from minillm.study.tables import text_table
-from minillm.transformer.evaluation import as_documents, runs
+from minillm.tables import text_table
+from minillm.transformer.texts import as_documents, runs
 
 show(you_are_here("mlp.scores"))
 

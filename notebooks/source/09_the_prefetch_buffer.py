@@ -27,8 +27,8 @@ from minillm.show.map import you_are_here
 from minillm.show.results import bytes_by_capacity, gantt, hit_rate_by_capacity
 from minillm.study.prediction import Workshop
 from minillm.study.prefetching import ALL, OWN, buffer_rows, ways_of, when_it_matters
-from minillm.study.tables import text_table
-from minillm.transformer.evaluation import as_documents
+from minillm.tables import text_table
+from minillm.transformer.texts import as_documents
 
 show(you_are_here("prefetch"))
 

@@ -10,7 +10,7 @@ from minillm.predictors.training_free import Shadow
 from minillm.sparsity.calibrate import sparse_ffn
 from minillm.trace import Trace
 from minillm.transformer.attention import KVCache
-from minillm.transformer.evaluation import runs
+from minillm.transformer.texts import runs
 
 
 def test_the_features_are_the_layer_before_and_the_token_before():

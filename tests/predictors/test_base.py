@@ -16,7 +16,8 @@ from minillm.predictors.oracle import Oracle
 from minillm.predictors.training_free import LowRank, Shadow, Sign
 from minillm.sparsity.calibrate import sparse_ffn
 from minillm.sparsity.predicted import shape_of
-from minillm.transformer.evaluation import document_hashes, pass_over, runs
+from minillm.transformer.evaluation import pass_over
+from minillm.transformer.texts import document_hashes, runs
 
 MAKERS = {
     "chance": lambda m, t: Chance(shape_of(m), 7),

@@ -8,7 +8,8 @@ from minillm.predictors.base import PredictionMeter, fit_cutoffs
 from minillm.predictors.baselines import Chance, PreviousToken, Static
 from minillm.sparsity.calibrate import sparse_ffn
 from minillm.trace import Trace
-from minillm.transformer.evaluation import pass_over, runs
+from minillm.transformer.evaluation import pass_over
+from minillm.transformer.texts import runs
 
 
 def test_chance_is_the_same_for_a_seed_layer_and_position_however_the_text_is_cut():

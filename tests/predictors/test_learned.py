@@ -12,7 +12,8 @@ from minillm.predictors.learned import Learned, Refined, examples, logits, loss_
 from minillm.predictors.training_free import Shadow
 from minillm.sparsity.calibrate import sparse_ffn
 from minillm.trace import Trace
-from minillm.transformer.evaluation import pass_over, runs
+from minillm.transformer.evaluation import pass_over
+from minillm.transformer.texts import runs
 
 
 def problem(with_logs: bool, seed: int = 0):

@@ -12,7 +12,8 @@ from minillm.sparsity.calibrate import calibrate, sparse_ffn
 from minillm.sparsity.patterns import most_frequent
 from minillm.sparsity.predicted import PredictedFFN
 from minillm.trace import Trace
-from minillm.transformer.evaluation import document_hashes, perplexity
+from minillm.transformer.evaluation import perplexity
+from minillm.transformer.texts import document_hashes
 
 WORDS = "the cat sat on a mat and saw the red sea. tom ran home.".split()
 BITS = 0.75  # a cutoff between a set bit (1 and more) and a bit that is not (below one half)

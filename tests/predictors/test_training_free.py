@@ -11,7 +11,7 @@ from minillm.predictors.oracle import Oracle
 from minillm.predictors.training_free import LowRank, Shadow, Sign, low_rank, pack, quantise, second_moments, unpack
 from minillm.sparsity.calibrate import sparse_ffn
 from minillm.trace import Trace
-from minillm.transformer.evaluation import runs
+from minillm.transformer.texts import runs
 
 
 @given(bits=st.integers(1, 8), count=st.integers(1, 40), seed=st.integers(0, 99))

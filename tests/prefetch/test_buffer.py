@@ -21,7 +21,7 @@ from minillm.prefetch.buffer import (
     static,
     window,
 )
-from minillm.study.tables import text_table
+from minillm.tables import text_table
 
 quick = settings(max_examples=30, derandomize=True, deadline=None)
 DEMAND = ("lru", "lfu", "window-0", "window-1", "window-3")

@@ -18,9 +18,10 @@ from minillm.prefetch.bundle import open_bundle, resident_llama, whole_llama, wr
 from minillm.prefetch.reader import BundleReader, Unsupported, system_reads
 from minillm.sparsity.calibrate import calibrate, sparse_ffn
 from minillm.trace import no_tap
-from minillm.transformer.evaluation import Run, perplexity, runs
+from minillm.transformer.evaluation import perplexity
 from minillm.transformer.generation import generate
 from minillm.transformer.model import Llama
+from minillm.transformer.texts import Run, runs
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux's own counters and limits")
 LAYERS, F, D = 2, 12, 8

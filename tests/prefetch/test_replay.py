@@ -30,7 +30,7 @@ from minillm.prefetch.replay import (
     working_space,
 )
 from minillm.sparsity.calibrate import calibrate, sparse_ffn
-from minillm.study.tables import text_table
+from minillm.tables import text_table
 from minillm.trace import Trace
 from minillm.transformer.evaluation import perplexity
 from minillm.transformer.generation import generate

@@ -13,7 +13,8 @@ from minillm.loading.config import RopeConfig
 from minillm.show import explain as drawings
 from minillm.show import results as plots
 from minillm.show.canvas import new_axes
-from minillm.trace import STEPS, Comparison, Row, step_names
+from minillm.steps import STEPS, step_names
+from minillm.trace import Comparison, Row
 from minillm.transformer.rope import rope_table
 
 WORDS = ["", "Once", " upon", " a", " time", " internationalization", "\n", " ", "$", " 猫", "\t", "�"]

@@ -12,7 +12,8 @@ from minillm.sparsity.allocate import cett_curve, cut_error, greedy_levels, larg
 from minillm.sparsity.calibrate import Thresholds, calibrate, collect, sparse_ffn
 from minillm.sparsity.policies import POLICIES
 from minillm.trace import Trace
-from minillm.transformer.evaluation import perplexity, runs, split_documents
+from minillm.transformer.evaluation import perplexity
+from minillm.transformer.texts import runs, split_documents
 
 
 def embedded():

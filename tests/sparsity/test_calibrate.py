@@ -25,8 +25,9 @@ from minillm.sparsity.calibrate import (
 from minillm.sparsity.policies import POLICIES, TENSORS, magnitude
 from minillm.sparsity.spec import SparsityMeter, SparsitySpec
 from minillm.trace import Trace
-from minillm.transformer.evaluation import document_hashes, perplexity, run_hidden, runs, split_documents
+from minillm.transformer.evaluation import perplexity, run_hidden
 from minillm.transformer.model import Llama
+from minillm.transformer.texts import document_hashes, runs, split_documents
 
 quick = settings(max_examples=40, derandomize=True, deadline=None)
 LEVELS = [0.001, 0.1, 0.3, 0.5, 0.77, 0.9, 0.999]

@@ -8,9 +8,10 @@ import pytest
 
 import minillm
 from minillm.sparsity.allocate import sample_values
+from minillm.study.bootstrap import compare_policies
 from minillm.study.prediction import NOTHING, prediction_rows
-from minillm.study.sweep import compare_policies, first_tokens, sweep
-from minillm.transformer.evaluation import runs, split_documents
+from minillm.study.sweep import sweep
+from minillm.transformer.texts import first_tokens, runs, split_documents
 
 pytestmark = [pytest.mark.slow, pytest.mark.shared]
 SCRIPTS = Path(__file__).parents[2] / "weights_scripts"

@@ -15,7 +15,7 @@ from minillm.study.distributions import (
     weight_magnitudes,
 )
 from minillm.trace import Trace
-from minillm.transformer.evaluation import runs
+from minillm.transformer.texts import runs
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import tiny
 
 from minillm.study.natural import natural_sparsity
 from minillm.trace import Trace
-from minillm.transformer.evaluation import runs
+from minillm.transformer.texts import runs
 
 
 def gates(model, step):

@@ -12,7 +12,8 @@ from minillm.predictors.base import load_predictor, save_predictor
 from minillm.predictors.training_free import Shadow
 from minillm.sparsity.calibrate import calibrate, sparse_ffn
 from minillm.study.prediction import NAMES, Workshop, ffn_bytes, prediction_rows, verdict
-from minillm.transformer.evaluation import document_hashes, perplexity
+from minillm.transformer.evaluation import perplexity
+from minillm.transformer.texts import document_hashes
 
 TRAINING = [f"{story} And then he saw {i} red balls." for i in range(3) for story in tiny.STORIES]
 TEST = tiny.STORIES

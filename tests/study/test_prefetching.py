@@ -32,7 +32,7 @@ from minillm.study.prefetching import (
     when_it_matters,
     which_point,
 )
-from minillm.study.tables import text_table
+from minillm.tables import text_table
 from minillm.transformer.evaluation import perplexity
 
 TRAINING = [f"{story} And then he saw {i} red balls." for i in range(3) for story in tiny.STORIES]
@@ -265,8 +265,7 @@ def test_several_sparsities_are_for_blocks_alone(files, capsys):
 def test_clustered_blocks_beat_the_trial_on_tinystories_656k(shared):
     """An independent trial kept half of the blocks at +6, +10, +16 and +24 % of perplexity."""
     import minillm
-    from minillm.study.sweep import first_tokens
-    from minillm.transformer.evaluation import split_documents
+    from minillm.transformer.texts import first_tokens, split_documents
 
     model = minillm.load(shared / "models" / "tinystories-656k")
     training, valid = (

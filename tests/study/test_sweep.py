@@ -19,20 +19,10 @@ import tiny
 import minillm
 from minillm.errors import MinillmError
 from minillm.study import sweep as module
-from minillm.study.sweep import (
-    compare_policies,
-    fingerprint,
-    first_tokens,
-    paired_bootstrap,
-    row,
-    score_cut,
-    split_text,
-    sweep,
-    text_digest,
-    with_intervals,
-)
-from minillm.study.tables import load_rows, save_rows
-from minillm.transformer.evaluation import runs
+from minillm.study.bootstrap import compare_policies, paired_bootstrap, with_intervals
+from minillm.study.sweep import fingerprint, row, score_cut, sweep, text_digest
+from minillm.tables import load_rows, save_rows
+from minillm.transformer.texts import first_tokens, runs, split_text
 
 STORIES = [f"{story} {number}" for number in range(3) for story in tiny.STORIES]
 TEXT = "\n<|endoftext|>\n".join(STORIES)

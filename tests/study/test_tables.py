@@ -7,7 +7,7 @@ import os
 import pytest
 
 from minillm.errors import MinillmError
-from minillm.study.tables import save_rows, text_table
+from minillm.tables import save_rows, text_table
 
 ROWS = [
     {"policy": "dense", "target": None, "tokens": 44293, "reads": [1.0, 0.5], "spec": 'a, "b"\nc'},

@@ -15,21 +15,11 @@ from hypothesis import strategies as st
 
 from minillm.errors import MinillmError
 from minillm.sparsity.calibrate import calibrate, sparse_ffn
-from minillm.transformer.evaluation import (
-    HEAD_ROWS,
-    Evaluation,
-    bos_ids,
-    default_context,
-    divergence,
-    document_hashes,
-    perplexity,
-    runs,
-    split_documents,
-    token_nll,
-)
+from minillm.transformer.evaluation import HEAD_ROWS, Evaluation, divergence, perplexity, token_nll
 from minillm.transformer.ffn import swiglu
 from minillm.transformer.model import Llama
 from minillm.transformer.ops import log_softmax
+from minillm.transformer.texts import bos_ids, default_context, document_hashes, runs, split_documents
 
 quick = settings(max_examples=40, derandomize=True, deadline=None)
 TEXT = "\n<|endoftext|>\n".join(tiny.STORIES) + "\n<|endoftext|>\n"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from golden_cases import CASES, FOLDER, MANIFEST
 
-from minillm.trace import step_names
+from minillm.steps import step_names
 from minillm.transformer.attention import KVCache
 from minillm.transformer.generation import generate
 

@@ -6,7 +6,7 @@ import pytest
 from scripts import load_script
 
 from minillm.loading.embedded import embedded_model, embedded_models
-from minillm.transformer.evaluation import as_documents
+from minillm.transformer.texts import as_documents
 
 
 @pytest.fixture(scope="module")

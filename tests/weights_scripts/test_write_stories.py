@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from scripts import load_script
 
-from minillm.transformer.evaluation import SEPARATOR, split_documents
+from minillm.transformer.texts import SEPARATOR, split_documents
 
 SCRIPT = Path(__file__).parents[2] / "weights_scripts" / "write_stories.py"
 write_stories = load_script(SCRIPT)

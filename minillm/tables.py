@@ -9,10 +9,10 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import MinillmError, file_errors, whole_file
+from .errors import MinillmError, file_errors, whole_file
 
 if TYPE_CHECKING:
-    from ..transformer.model import Llama
+    pass
 
 
 def cell(value: object, form: str) -> str:
@@ -106,32 +106,3 @@ def _value(cell: str, is_text: bool) -> object:
     if not cell:
         return None
     return cell if is_text else json.loads(cell)
-
-
-# ---- what a model is -------------------------------------------------------------------------------------------------
-
-
-def describe(model: Llama) -> list[dict]:
-    """Where the weights are: a row per part of the model."""
-    total = sum(model.parameters.values())
-    return [
-        {
-            "part": part if part != "head" or count else "head (tied to the embedding)",
-            "weights": count,
-            "share": count / total,
-            "MB": count * model.dtype.itemsize / 1e6,
-        }
-        for part, count in model.parameters.items()
-    ]
-
-
-def headline(model: Llama) -> str:
-    """One line that says what a model is."""
-    c = model.config
-    total, ffn = sum(model.parameters.values()), model.parameters["ffn"]
-    return (
-        f"{model.name}: {c.model_type}, {total:,} weights ({ffn / total:.0%} in the FFNs), "
-        f"{c.num_hidden_layers} layers, hidden {c.hidden_size}, intermediate {c.intermediate_size} ({c.hidden_act}), "
-        f"{c.num_attention_heads} query and {c.num_key_value_heads} key/value heads of {c.head_dim}, "
-        f"vocabulary {c.vocab_size:,}, context {c.max_position_embeddings:,}, {model.dtype}"
-    )

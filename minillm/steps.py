@@ -1,0 +1,104 @@
+"""TODO."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from .errors import TraceError
+
+
+class StepInfo(NamedTuple):
+    """What a step is: its dimensions' letters, its equation, Hugging Face's name, and the function that taps it."""
+
+    dims: str
+    equation: str
+    hugging_face: str
+    source: str
+
+
+# One row per intermediate, in execution order: name, then the fields of StepInfo. "*" is the layer's number.
+# T new positions, S attended positions, D hidden, F intermediate, H query heads, K key/value heads, d head size.
+_HIDDEN, _ATTENTION = "transformer.model:Llama.hidden", "transformer.attention:attention"
+_BLOCK, _FFN, _MASKED = "transformer.model:block", "transformer.ffn:swiglu", "sparsity.masked:masked_swiglu"
+_PREDICTED, _GRIFFIN = "sparsity.predicted:PredictedFFN", "sparsity.griffin:GriffinFFN"
+_IN_A_BLOCK = (
+    ("resid_pre", "T D", "h", "input of model.layers.*", _BLOCK),
+    ("attn.norm", "T D", "x = h / sqrt(mean(h^2) + eps) * w", "model.layers.*.input_layernorm", _BLOCK),
+    ("attn.q", "T H d", "q = x W_q^T (+ b_q); Qwen3: RMS-normed per head", "self_attn.q_proj (q_norm)", _ATTENTION),
+    ("attn.k", "T K d", "k = x W_k^T (+ b_k); Qwen3: RMS-normed per head", "self_attn.k_proj (k_norm)", _ATTENTION),
+    ("attn.v", "T K d", "v = x W_v^T (+ b_v)", "self_attn.v_proj", _ATTENTION),
+    ("attn.rot_q", "T H d", "R(position) q", "query_states after apply_rotary_pos_emb", _ATTENTION),
+    ("attn.rot_k", "T K d", "R(position) k", "key_states after apply_rotary_pos_emb", _ATTENTION),
+    ("attn.scores", "H T S", "q k^T / sqrt(d), before the mask", "attn_weights before the mask", _ATTENTION),
+    ("attn.pattern", "H T S", "softmax over S of the masked scores", "attn_weights", _ATTENTION),
+    ("attn.z", "T H d", "pattern v", "attn_output before o_proj (input of o_proj)", _ATTENTION),
+    ("attn.out", "T D", "z W_o^T (+ b_o)", "self_attn", _ATTENTION),
+    ("resid_mid", "T D", "h + attn.out", "input of post_attention_layernorm", _BLOCK),
+    ("mlp.norm", "T D", "x = h / sqrt(mean(h^2) + eps) * w", "model.layers.*.post_attention_layernorm", _BLOCK),
+    ("mlp.scores", "T F", "what a predictor expects of each neuron", "-", _PREDICTED),
+    ("mlp.mask_in_gate", "T D", "True where the gate's input is kept", "-", _MASKED),
+    ("mlp.mask_in_up", "T D", "True where up's input is kept", "-", _MASKED),
+    ("mlp.gate_pre", "T F", "g = x W_gate^T", "mlp.gate_proj", _FFN),
+    ("mlp.gate", "T F", "a = act(g), act = SiLU in SwiGLU", "mlp.act_fn", _FFN),
+    ("mlp.up", "T F", "u = x W_up^T", "mlp.up_proj", _FFN),
+    ("mlp.mid", "T F", "m = a * u, the coefficient of each neuron", "input of mlp.down_proj", _FFN),
+    ("mlp.mask_gate", "T F", "True where the gate is kept", "-", _MASKED),
+    ("mlp.mask_up", "T F", "True where up is kept", "-", _MASKED),
+    ("mlp.mask_true", "T F", "True where the neuron would be kept by its own value", "-", _PREDICTED),
+    ("mlp.mask_known", "T F", "True where the neuron was chosen before it was computed", "-", _GRIFFIN),
+    ("mlp.mask", "T F", "True where the neuron is kept", "-", _MASKED),
+    ("mlp.mid_cut", "T F", "m where the neuron is kept, else 0", "-", _MASKED),
+    ("mlp.out", "T D", "y = m W_down^T", "mlp.down_proj", _FFN),
+    ("mlp.mask_out", "T D", "True where the output coordinate is kept", "-", _MASKED),
+    ("resid_post", "T D", "resid_mid + mlp.out", "output of model.layers.*", _BLOCK),
+)
+STEPS: dict[str, StepInfo] = {
+    "embed": StepInfo("T D", "x_t = E[id_t]", "model.embed_tokens", _HIDDEN),
+    **{f"blocks.*.{name}": StepInfo(*info) for name, *info in _IN_A_BLOCK},
+    "final_norm": StepInfo("T D", "h / sqrt(mean(h^2) + eps) * w", "model.norm", _HIDDEN),
+    "logits": StepInfo("T V", "final_norm W_head^T", "lm_head", "transformer.model:Llama.forward"),
+}
+
+
+def step_names(num_layers: int) -> list[str]:
+    """The names of a dense forward pass with ``num_layers`` layers, in execution order."""
+    dense = [name for name, *_ in _IN_A_BLOCK if not re.search(r"mask|_cut$|mlp.scores", name)]
+    blocks = [f"blocks.{i}.{name}" for i in range(num_layers) for name in dense]
+    return ["embed", *blocks, "final_norm", "logits"]
+
+
+def step_info(name: str) -> StepInfo | None:
+    """The row of STEPS for a step's full name, or None."""
+    return STEPS.get(re.sub(r"^blocks\.\d+\.", "blocks.*.", name))
+
+
+def _near_misses(name: str, names: Iterable[str]) -> str:
+    import difflib  # here and below: what only a table or an error needs does not slow the start of every program
+
+    near = difflib.get_close_matches(name, list(names), n=3, cutoff=0.5)
+    return f"; did you mean {', '.join(near)}?" if near else ""
+
+
+def explain(name: str) -> str:
+    """Equation, dimensions, Hugging Face's name and source line of one step; TraceError for a name that is none."""
+    info = step_info(name)
+    if info is None:
+        raise TraceError(f"{name!r} is no step{_near_misses(name, STEPS)}")
+    import importlib
+    import inspect
+
+    module_name, _, qualified = info.source.partition(":")
+    target = importlib.import_module(f"{__package__}.{module_name}")
+    file = Path(inspect.getfile(target)).name
+    for part in qualified.split("."):
+        target = getattr(target, part)
+    lines, start = inspect.getsourcelines(target)
+    inside = re.sub(r"^blocks\.[^.]+\.", "", name)  # the block itself taps "mlp.norm", the parts of it only "out"
+    taps = tuple(f'tap("{said}"' for said in (inside, inside.rsplit(".", 1)[-1]))
+    hits = (f"{file}:{start + i}  {line.strip()}" for i, line in enumerate(lines) if any(tap in line for tap in taps))
+    where = next(hits, f"{file}:{start}")
+    return (
+        f"{name}\n  equation      {info.equation}\n  dimensions    {info.dims}\n"
+        f"  Hugging Face  {info.hugging_face}\n  source        {where}"
+    )

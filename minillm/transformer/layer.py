@@ -1,0 +1,56 @@
+"""TODO."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..loading.config import ModelConfig
+from .ops import ACTIVATIONS
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """The weights of one block under Hugging Face's names (matrices are (out, in)), and what its functions must know.
+
+    D hidden, F intermediate, H query heads, K key/value heads, d head size. A bias or norm that the family does
+    not have is None.
+    """
+
+    index: int
+    head_dim: int
+    eps: float
+    window: int | None
+    act: Callable[[np.ndarray], np.ndarray]
+    input_layernorm: np.ndarray  # (D,)
+    q_proj: np.ndarray  # (H d, D)
+    k_proj: np.ndarray  # (K d, D)
+    v_proj: np.ndarray  # (K d, D)
+    o_proj: np.ndarray  # (D, H d)
+    post_attention_layernorm: np.ndarray  # (D,)
+    gate_proj: np.ndarray  # (F, D)
+    up_proj: np.ndarray  # (F, D)
+    down_proj: np.ndarray  # (D, F)
+    q_bias: np.ndarray | None = None  # (H d,)
+    k_bias: np.ndarray | None = None  # (K d,)
+    v_bias: np.ndarray | None = None  # (K d,)
+    o_bias: np.ndarray | None = None  # (D,)
+    q_norm: np.ndarray | None = None  # (d,)
+    k_norm: np.ndarray | None = None  # (d,)
+    gate_bias: np.ndarray | None = None  # (F,)
+    up_bias: np.ndarray | None = None  # (F,)
+    down_bias: np.ndarray | None = None  # (D,)
+
+    @classmethod
+    def from_weights(cls, config: ModelConfig, weights: dict[str, np.ndarray], index: int) -> Layer:
+        """Pick one layer's arrays out of a checkpoint's names: model.layers.{index}.mlp.gate_proj.weight, ..."""
+        prefix = f"model.layers.{index}."
+        arrays = {}
+        for name, array in weights.items():
+            if name.startswith(prefix):
+                *_, module, kind = name.split(".")  # "gate_proj", "weight"
+                arrays[module if kind == "weight" else module.replace("_proj", "_bias")] = array
+        act, window = ACTIVATIONS[config.hidden_act], config.sliding_windows[index]
+        return cls(index, config.head_dim, config.rms_norm_eps, window, act, **arrays)
