@@ -128,7 +128,8 @@ def load_model(arguments: argparse.Namespace):
 
 def load_ffn(arguments: argparse.Namespace, model):
     """The FeedForward of --thresholds, or the dense one."""
-    from .sparsity.calibrate import Thresholds, sparse_ffn
+    from .predictors.select import sparse_ffn
+    from .sparsity.calibrate import Thresholds
     from .transformer.ffn import swiglu
 
     if not arguments.thresholds:
@@ -168,8 +169,10 @@ def command_demo(a: argparse.Namespace) -> int:
     """What the model is, one prompt continued dense and cut, and what the cuts cost."""
     from tqdm.auto import tqdm
 
+    from .predictors.select import sparse_ffn
     from .prefetch.replay import Way
-    from .sparsity.calibrate import calibrate, collect, sparse_ffn
+    from .sparsity.calibrate import calibrate
+    from .sparsity.magnitudes import collect
     from .sparsity.policies import policy_named
     from .sparsity.spec import in_words
     from .study.describe import describe, headline
@@ -742,13 +745,13 @@ def command_prefetch(a: argparse.Namespace) -> int:
 
 def prefetch_simulate(a: argparse.Namespace, model, thresholds) -> int:
     """The events of a short generation, one line each, and what they cost on a device."""
+    from .predictors.select import sparse_ffn
     from .prefetch.buffer import EVENT_COLUMNS, PrefetchBuffer, event_rows
     from .prefetch.clock import simulate, work_of
     from .prefetch.replay import recorder_for
-    from .sparsity.calibrate import sparse_ffn
-    from .sparsity.predicted import shape_of
     from .tables import text_table
     from .transformer.generation import generate
+    from .transformer.model import shape_of
 
     ffn = sparse_ffn(model, thresholds)
     recorder, ids = recorder_for(model, ffn), prompt_ids(model, a.prompt)
@@ -902,8 +905,8 @@ def real_ways(a: argparse.Namespace, bundle, whole, texts, new: int, sparsity: f
 
 def known_neurons(a: argparse.Namespace, model, thresholds, calibration, context: int, wanted):
     """The ways to know a token's neurons (study/prefetching.py) that are asked for, and each neuron's frequency."""
+    from .predictors.select import sparse_ffn
     from .prefetch.replay import frequencies, record
-    from .sparsity.calibrate import sparse_ffn
     from .study.prediction import TRAINING_SHARE, Workshop
     from .study.prefetching import ways_of
     from .transformer.texts import runs, split_text
@@ -1046,8 +1049,9 @@ def command_patterns(a: argparse.Namespace) -> int:
     import numpy as np
 
     from .sparsity.calibrate import calibrate
-    from .sparsity.patterns import SCOPES, made_pairs, predictability, published, reference, released_pairs, text_pairs
     from .sparsity.thresholds import Thresholds
+    from .study.edits import SCOPES, predictability, published, reference
+    from .study.variants import made_pairs, released_pairs, text_pairs
     from .tables import check_ending, save_rows, text_table
     from .transformer.texts import as_documents, default_context, document_hashes, first_tokens
 

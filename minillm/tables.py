@@ -7,12 +7,8 @@ import io
 import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from .errors import MinillmError, file_errors, whole_file
-
-if TYPE_CHECKING:
-    pass
 
 
 def cell(value: object, form: str) -> str:

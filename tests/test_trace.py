@@ -12,7 +12,8 @@ import tiny
 from minillm import trace as trace_module
 from minillm.errors import MinillmError, TraceError
 from minillm.predictors.oracle import Oracle
-from minillm.sparsity.calibrate import Thresholds, sparse_ffn
+from minillm.predictors.select import sparse_ffn
+from minillm.sparsity.calibrate import Thresholds
 from minillm.sparsity.policies import POLICIES
 from minillm.sparsity.spec import SparsitySpec
 from minillm.steps import STEPS, explain, step_info, step_names

@@ -21,11 +21,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..sparsity.calibrate import sparse_ffn
-from ..sparsity.predicted import shape_of
 from ..transformer.evaluation import pass_over
-from ..transformer.model import Llama
+from ..transformer.model import Llama, shape_of
 from ..transformer.texts import document_hashes, runs
+from .select import sparse_ffn
 from .training_free import Shadow
 
 if TYPE_CHECKING:

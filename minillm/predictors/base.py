@@ -27,10 +27,11 @@ import numpy as np
 from ..errors import CheckpointError, MinillmError
 from ..loading.checkpoint import save_tensors
 from ..loading.fields import parse_json, show
-from ..sparsity.predicted import PredictedFFN, check_fits
 from ..transformer.evaluation import pass_over
 from ..transformer.model import Llama
 from ..transformer.texts import document_hashes, runs
+from .protocol import check_fits
+from .select import PredictedFFN
 
 if TYPE_CHECKING:
     from ..sparsity.thresholds import Thresholds

@@ -32,11 +32,10 @@ import numpy as np
 
 from ..errors import MinillmError
 from ..optim import Adam, cosine
-from ..sparsity.allocate import sample_values
-from ..sparsity.calibrate import sparse_ffn
-from ..sparsity.predicted import shape_of
-from ..transformer.model import Llama
+from ..sparsity.magnitudes import sample_values
+from ..transformer.model import Llama, shape_of
 from ..transformer.texts import document_hashes, runs
+from .select import sparse_ffn
 from .training_free import Shadow
 
 if TYPE_CHECKING:

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import MinillmError
-from ..sparsity.predicted import shape_of
-from ..transformer.model import Llama
+from ..transformer.model import Llama, shape_of
 from ..transformer.ops import linear
 
 if TYPE_CHECKING:

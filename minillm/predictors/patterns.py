@@ -39,14 +39,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import MinillmError
-from ..sparsity.allocate import sample_values
-from ..sparsity.calibrate import sparse_ffn
-from ..sparsity.patterns import most_frequent
+from ..sparsity.magnitudes import sample_values
 from ..sparsity.policies import policy_named
-from ..sparsity.predicted import shape_of
-from ..transformer.model import Llama
+from ..study.edits import most_frequent
+from ..transformer.model import Llama, shape_of
 from ..transformer.ops import ACTIVATIONS, linear
 from ..transformer.texts import document_hashes, runs
+from .select import sparse_ffn
 
 if TYPE_CHECKING:
     from ..sparsity.calibrate import Thresholds

@@ -28,12 +28,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import MinillmError
-from ..sparsity.calibrate import sparse_ffn
-from ..sparsity.predicted import shape_of
 from ..transformer.evaluation import pass_over
-from ..transformer.model import Llama
+from ..transformer.model import Llama, shape_of
 from ..transformer.ops import ACTIVATIONS, linear
 from ..transformer.texts import runs
+from .select import sparse_ffn
 
 if TYPE_CHECKING:
     from ..sparsity.thresholds import Thresholds

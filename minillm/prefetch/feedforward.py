@@ -37,9 +37,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import MinillmError
-from ..sparsity.calibrate import SparseFFN
+from ..predictors.select import PredictedFFN
 from ..sparsity.gathered import at_rows
-from ..sparsity.predicted import PredictedFFN
+from ..sparsity.sparse import SparseFFN
 from ..trace import Tap, no_tap
 from ..transformer.ffn import FeedForward, swiglu
 from .buffer import PrefetchBuffer

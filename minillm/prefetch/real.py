@@ -34,7 +34,8 @@ import numpy as np
 
 from ..errors import MinillmError
 from ..predictors.base import Predictor
-from ..sparsity.calibrate import Thresholds, sparse_ffn
+from ..predictors.select import sparse_ffn
+from ..sparsity.calibrate import Thresholds
 from ..trace import Tap, no_tap
 from ..transformer.attention import KVCache
 from ..transformer.ffn import FeedForward, swiglu

@@ -35,7 +35,7 @@ from itertools import combinations
 import numpy as np
 
 from ..errors import MinillmError
-from ..sparsity.allocate import sample_values
+from ..sparsity.magnitudes import sample_values
 from ..sparsity.policies import largest
 from ..trace import Tap, no_tap
 from ..transformer.evaluation import perplexity

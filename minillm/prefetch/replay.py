@@ -27,11 +27,11 @@ from ..predictors.ahead import Ahead
 from ..predictors.base import Predictor
 from ..predictors.baselines import Chance, PreviousToken, Static
 from ..predictors.oracle import Oracle
-from ..sparsity.calibrate import Thresholds, sparse_ffn
-from ..sparsity.predicted import shape_of
+from ..predictors.select import sparse_ffn
+from ..sparsity.calibrate import Thresholds
 from ..transformer.evaluation import pass_over, perplexity
 from ..transformer.ffn import FeedForward
-from ..transformer.model import Llama
+from ..transformer.model import Llama, shape_of
 from ..transformer.texts import Run
 from .buffer import LOOKAHEADS, Keeper, PrefetchBuffer, Traffic, belady, hot, keeper_named, lru, random_set, unpacked
 from .clock import Device, Work, device_named, simulate, work_of

@@ -17,46 +17,18 @@ Differs from TEAL: the FFN alone. Its matrices have equally many weights, so eve
 of the block is the error of its FFN.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
-from ..transformer.evaluation import pass_over
-from ..transformer.ffn import FeedForward, swiglu
+from ..transformer.ffn import swiglu
 from ..transformer.layer import Layer
-from ..transformer.model import Llama
-from ..transformer.texts import Run
 from .masked import masked_swiglu
 from .policies import Policy, magnitude
 
 GRID = 4096  # thresholds tried per layer; the paper's code takes 65,536
 TOP = 0.99  # the grid ends at this quantile of ||n_j||
 STEP = 0.05  # of one tensor's level
-
-
-def sample_values(
-    model: Llama, pieces: Sequence[Run], steps: Sequence[str], tokens: int | None = None, ffn: FeedForward = swiglu
-) -> list[dict[str, np.ndarray]]:
-    """Per layer {step: (n, width)}: what the model computes at the first ``tokens`` positions of a text (or at all).
-
-    steps: names inside the FFN, as "norm" or "mid"; a sparse FFN has "mask", too. Held in memory.
-    """
-    found: list[dict[str, list[np.ndarray]]] = [{step: [] for step in steps} for _ in model.layers]
-
-    def tap(name: str, value: np.ndarray) -> np.ndarray:
-        parts = name.split(".")  # blocks.3.mlp.norm
-        if len(parts) == 4 and parts[2] == "mlp" and parts[3] in steps:
-            found[int(parts[1])][parts[3]].append(value.copy())
-        return value
-
-    if tokens is not None:
-        sizes = np.cumsum([len(run.ids) for run in pieces])
-        pieces = pieces[: int(np.searchsorted(sizes, tokens)) + 1]
-    pass_over(model, pieces, tap, ffn, what="sampling")
-    return [{step: np.concatenate(values)[:tokens] for step, values in layer.items()} for layer in found]
-
-
-# ---- CETT ------------------------------------------------------------------------------------------------------------
 
 
 def cett_curve(mid: np.ndarray, layer: Layer) -> tuple[np.ndarray, np.ndarray]:
@@ -82,9 +54,6 @@ def largest_within(grid: np.ndarray, curve: np.ndarray, target: float) -> float:
     """The largest threshold whose CETT is at most the target; 0 where there is none."""
     within = np.flatnonzero(curve <= target)
     return float(grid[within[-1]]) if target > 0 and len(within) else 0.0
-
-
-# ---- greedy ----------------------------------------------------------------------------------------------------------
 
 
 def cut_error(

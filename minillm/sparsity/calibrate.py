@@ -25,224 +25,27 @@ they cannot.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..errors import MinillmError
-from ..trace import Tap, no_tap
+from ..predictors.select import sparse_ffn
 from ..transformer.evaluation import pass_over, perplexity
-from ..transformer.layer import Layer
 from ..transformer.model import Llama
 from ..transformer.texts import document_hashes, runs
-from .allocate import cett_curve, greedy_levels, largest_within, on_path, sample_values
-from .gathered import gathered_swiglu
-from .griffin import GriffinFFN
-from .masked import masked_swiglu
-from .policies import AFTER_BOTH, TENSORS, Norms, Policy, magnitude, policy_named
-from .predicted import PredictedFFN, check_fits
+from .allocate import cett_curve, greedy_levels, largest_within, on_path
+from .magnitudes import Magnitudes, collect, sample_values
+from .policies import AFTER_BOTH, Policy, policy_named
 from .spec import SparsityMeter, SparsitySpec
 from .thresholds import BYS, Thresholds
 
 if TYPE_CHECKING:
-    from ..predictors.base import Predictor
+    pass
 
-EXACT_BYTES = 1 << 30  # beyond this, magnitudes are counted in buckets and not kept
-FORMS = {"masked": masked_swiglu, "gathered": gathered_swiglu}
-STEPS = ("gate_pre", "gate", "up", "mid", "out")  # what `collect` collects unless told otherwise
 SAMPLE = 1000  # tokens for what needs whole rows: CETT and greedy allocation
 NEAR = {"neuron": 2e-3, "reads": 2e-3, "ppl": 5e-4}  # how near a search comes to its target
-
-
-# ---- quantiles -------------------------------------------------------------------------------------------------------
-
-
-class ExactMagnitudes:
-    """Every magnitude of one tensor of one layer, in an array set aside once. quantile() is NumPy's, exactly."""
-
-    def __init__(self, size: int, dtype: np.dtype):
-        self._values, self._count, self._sorted = np.empty(size, dtype), 0, False
-
-    def add(self, values: np.ndarray) -> None:
-        """Take in the magnitudes of ``values``, of any shape."""
-        np.abs(values.ravel(), out=self._values[self._count : self._count + values.size])
-        self._count, self._sorted = self._count + values.size, False
-
-    def quantile(self, level: float) -> float:
-        """The value below which a share ``level`` lies, linear between order statistics (np.quantile's default)."""
-        values = self._values[: self._count]
-        if not self._sorted:
-            values.sort()  # once, in place: every further level is one look-up
-            self._sorted = True
-        place = level * (self._count - 1)
-        low = int(place)
-        a, b = float(values[low]), float(values[min(low + 1, self._count - 1)])
-        share = place - low
-        return a + (b - a) * share if share < 0.5 else b - (b - a) * (1 - share)  # NumPy's, to the last bit
-
-
-class StreamingMagnitudes:
-    """Counts of magnitudes in buckets 0.02 % wide: the exponent and first 12 bits of the fraction of a float32.
-
-    A positive float's bits, read as an integer, grow with its value, so bits >> 11 is a logarithmic scale for free. 64
-    powers of two (2^-40 to 2^24) times 4096 buckets are counted; bucket 0 holds everything below, exact zeros included.
-    The rank error of a quantile is at most the share of values in its bucket, ``rank_error``.
-    """
-
-    FIRST = (127 - 40) << 12
-    BUCKETS = 64 << 12
-
-    def __init__(self):
-        self.counts = np.zeros(self.BUCKETS, np.int64)
-
-    def add(self, values: np.ndarray) -> None:
-        """Count the magnitudes of ``values``, of any shape."""
-        bits = np.abs(values.ravel()).astype(np.float32, copy=False).view(np.uint32) >> 11
-        place = bits.astype(np.int64) - self.FIRST
-        if place.max(initial=0) >= self.BUCKETS:
-            raise MinillmError("an activation is not finite or is 2^24 or larger: its quantile cannot be counted")
-        self.counts += np.bincount(np.maximum(place, 0), minlength=self.BUCKETS)
-
-    def _bucket(self, level: float) -> tuple[int, float]:
-        """The bucket of a level, and how far into its values the level lies, 0 .. 1."""
-        cumulative = np.cumsum(self.counts)
-        rank = level * cumulative[-1]
-        bucket = min(int(np.searchsorted(cumulative, rank, side="left")), self.BUCKETS - 1)
-        return bucket, float((rank - (cumulative[bucket] - self.counts[bucket])) / max(1, self.counts[bucket]))
-
-    def quantile(self, level: float) -> float:
-        """The value below which a share ``level`` lies, linear inside its bucket."""
-        bucket, inside = self._bucket(level)
-        if bucket == 0:
-            return 0.0  # below 2^-40: zero, as a threshold
-        edges = (np.array([bucket, bucket + 1], np.uint32) + np.uint32(self.FIRST)) << np.uint32(11)
-        low, high = edges.view(np.float32).astype(float)
-        return float(low + (high - low) * inside)
-
-    def rank_error(self, level: float) -> float:
-        """The most that the share of values below ``quantile(level)`` can differ from ``level``."""
-        bucket, _ = self._bucket(level)
-        return 0.0 if bucket == 0 else float(self.counts[bucket] / self.counts.sum())
-
-
-class Magnitudes:
-    """A tap that collects the magnitudes of chosen tensors, layer by layer; quantile(layer, tensor, level) reads them.
-
-    tokens: how many positions will come, for the exact kind's memory. kind: "exact" or "streaming"; None takes exact
-    where it fits in EXACT_BYTES. Tensors that are the same numbers (the inputs of gate and of up) are kept once.
-    """
-
-    def __init__(self, model: Llama, tensors: Sequence[str], tokens: int, kind: str | None = None):
-        self.searches: dict[str, list] = {}  # what calibrations on the same text share beside quantiles
-        sources = {tensor: tensor if TENSORS[tensor].norms else TENSORS[tensor].step for tensor in tensors}
-        distinct = {source: tensor for tensor, source in sources.items()}  # one tensor for each kind of number
-        hidden = {"norm", "out"}
-        widths = {
-            t: model.config.hidden_size if TENSORS[t].step in hidden else model.config.intermediate_size
-            for t in distinct.values()
-        }
-        if kind is None:
-            needed = tokens * sum(widths.values()) * len(model.layers) * model.dtype.itemsize
-            kind = "exact" if needed <= EXACT_BYTES else "streaming"
-        if kind not in ("exact", "streaming"):
-            raise MinillmError(f"quantile is {kind!r}, expected exact or streaming")
-        self.kind = kind
-
-        def make(width: int) -> ExactMagnitudes | StreamingMagnitudes:
-            return ExactMagnitudes(tokens * width, model.dtype) if kind == "exact" else StreamingMagnitudes()
-
-        kept = [{t: make(width) for t, width in widths.items()} for _ in model.layers]
-        self._adding = [[(TENSORS[t].step, t, layer[t]) for t in layer] for layer in kept]
-        self.layers = [{t: layer[distinct[source]] for t, source in sources.items()} for layer in kept]
-        self._norms = [{t: TENSORS[t].norms(layer) for t in widths if TENSORS[t].norms} for layer in model.layers]
-
-    def __call__(self, name: str, value: np.ndarray) -> np.ndarray:
-        parts = name.split(".")  # blocks.3.mlp.gate
-        if len(parts) == 4 and parts[2] == "mlp":
-            index = int(parts[1])
-            for step, tensor, magnitudes in self._adding[index]:
-                if step == parts[3]:
-                    magnitudes.add(magnitude(tensor, value, self._norms[index]))
-        return value
-
-    def thresholds(self, tensors: Sequence[str], level: float) -> list[dict[str, float]]:
-        """Per layer {tensor: threshold} at a level from 0 to below 1; 0 gives thresholds of 0."""
-        quantile = (lambda m: m.quantile(level)) if level > 0 else (lambda m: 0.0)
-        return [{t: quantile(layer[t]) for t in tensors} for layer in self.layers]
-
-    def rank_error(self, tensors: Sequence[str], level: float) -> float:
-        """The largest rank error of any threshold at that level; 0 for the exact kind."""
-        if self.kind == "exact" or level == 0:
-            return 0.0
-        return max(layer[t].rank_error(level) for layer in self.layers for t in tensors)
-
-
-def collect(
-    model: Llama,
-    documents: str | Sequence[str],
-    tensors: Sequence[str] = STEPS,
-    context: int | None = None,
-    quantile: str | None = None,
-) -> Magnitudes:
-    """Run the dense model over a text, cut as protocol ``documents`` does, and collect magnitudes at every position."""
-    pieces = runs(model, documents, "documents", context)
-    magnitudes = Magnitudes(model, tensors, sum(len(run.ids) for run in pieces), quantile)
-    if tensors:  # policies that cut shares have nothing to look at
-        pass_over(model, pieces, magnitudes, what="calibrating")
-    return magnitudes
-
-
-# ---- the sparse model ------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class SparseFFN:
-    """A FeedForward that cuts: masked or gathered SwiGLU with a policy and each layer's own thresholds.
-
-    norms: per layer, the column norms that the policy needs, computed once. griffin, which has a state, is held inside.
-    """
-
-    policy: Policy
-    thresholds: Thresholds
-    form: str
-    norms: tuple[Norms, ...]
-
-    def __call__(self, x: np.ndarray, layer: Layer, position: int = 0, tap: Tap = no_tap) -> np.ndarray:
-        if self.policy.name == "griffin":
-            return self._griffin(x, layer, position, tap)
-        how = {"thresholds": self.thresholds.layers[layer.index], "norms": self.norms[layer.index]}
-        return FORMS[self.form](x, layer, position, tap, policy=self.policy, **how)
-
-    @cached_property
-    def _griffin(self) -> GriffinFFN:
-        return GriffinFFN([layer["mid"] for layer in self.thresholds.layers], self.form)
-
-    @property
-    def calibrated_on(self) -> frozenset[str]:
-        """Hashes of the documents that the thresholds were found on; scoring any of them gives a warning."""
-        return frozenset(self.thresholds.documents_sha256)
-
-
-def sparse_ffn(
-    model: Llama, thresholds: Thresholds, *, predictor: Predictor | None = None, form: str = "masked"
-) -> SparseFFN | PredictedFFN:
-    """The FeedForward that cuts ``model`` with these thresholds, for ``forward(ids, ffn=...)`` and everything above it.
-
-    form: "masked" (compute all, then cut) or "gathered" (only the kept neurons). The policy computes its own mask from
-    the true activations: an oracle. With a predictor, the neurons that it selects are computed, and thresholds (of
-    policy mid) say what is true. Raises ThresholdsError when the thresholds belong to another model, MinillmError when
-    the predictor does.
-    """
-    thresholds.check_fits(model)
-    if predictor is not None:
-        check_fits(predictor, model)
-        return PredictedFFN(predictor, thresholds, form)
-    if form not in FORMS:
-        raise MinillmError(f"form is {form!r}, expected one of {', '.join(FORMS)}")
-    policy = policy_named(thresholds.policy)
-    return SparseFFN(policy, thresholds, form, tuple(policy.norms(layer) for layer in model.layers))
 
 
 def calibrate(

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..sparsity.calibrate import STEPS, Magnitudes, StreamingMagnitudes, collect
+from ..sparsity.magnitudes import STEPS, Magnitudes, StreamingMagnitudes, collect
 from ..transformer.model import Llama
 
 MATRICES = ("gate_proj", "up_proj", "down_proj")

@@ -33,12 +33,12 @@ from ..predictors.baselines import Chance, PreviousToken, Static
 from ..predictors.learned import train
 from ..predictors.oracle import Oracle
 from ..predictors.patterns import Clusters, Library
+from ..predictors.select import sparse_ffn
 from ..predictors.training_free import LowRank, Shadow, Sign, second_moments
-from ..sparsity.calibrate import calibrate, sparse_ffn
-from ..sparsity.predicted import shape_of
+from ..sparsity.calibrate import calibrate
 from ..sparsity.thresholds import Thresholds
 from ..transformer.evaluation import Evaluation, divergence, perplexity
-from ..transformer.model import Llama
+from ..transformer.model import Llama, shape_of
 from ..transformer.texts import as_documents, document_hashes, split_text
 
 TRAINING_SHARE = 0.75  # of the documents that are not test documents; the rest is held out

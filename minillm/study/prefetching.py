@@ -41,9 +41,8 @@ from ..prefetch.clock import LARGE, Device, ffn_share, whole_token, work_of
 from ..prefetch.kernels import expected_speedup
 from ..prefetch.reorder import block_rows
 from ..prefetch.replay import SHARES, Way, enough, lookaheads_of, prefetch_rows, replay
-from ..sparsity.predicted import shape_of
 from ..sparsity.thresholds import Thresholds
-from ..transformer.model import Llama
+from ..transformer.model import Llama, shape_of
 from .prediction import Workshop, ffn_bytes
 
 TABLE_PREDICTORS = ("shadow-4", "learned", "ahead-4", "previous-token", "oracle")

@@ -19,10 +19,11 @@ from dataclasses import asdict, dataclass, fields, replace
 import numpy as np
 
 from ..loading.checkpoint import checkpoint_tensors
+from ..predictors.select import sparse_ffn
 from ..prefetch.clock import Interval, ffn_share, simulate, whole_token, work_of
 from ..prefetch.replay import KEEPERS, Way, frequencies, kept_history, prefetch_rows, record, traffic_of
-from ..sparsity.calibrate import calibrate, collect, sparse_ffn
-from ..sparsity.patterns import made_pairs, predictability, reference
+from ..sparsity.calibrate import calibrate
+from ..sparsity.magnitudes import collect
 from ..sparsity.policies import policy_named
 from ..transformer.evaluation import Evaluation, perplexity
 from ..transformer.ffn import FeedForward
@@ -32,10 +33,12 @@ from ..transformer.texts import as_documents, default_context, first_tokens, run
 from .bootstrap import compare_policies, with_intervals
 from .describe import describe, headline
 from .distributions import activation_magnitudes, activation_rows, curve, weight_magnitudes
+from .edits import predictability, reference
 from .natural import natural_sparsity
 from .prediction import TRAINING_SHARE, Workshop, prediction_rows, verdict
 from .prefetching import OWN, buffer_rows, stored_size, ways_of, when_it_matters
 from .sweep import row, score_cut
+from .variants import made_pairs
 
 TOKENS = 6_000  # scored for each row of the cost tables
 BUDGET = {"calibration": 0.75, "making": 2, "predictors": 0.6, "patterns": 0.25, "buffer": 0.15}  # of other parts

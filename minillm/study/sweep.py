@@ -38,7 +38,9 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import MinillmError
-from ..sparsity.calibrate import Magnitudes, Thresholds, calibrate, collect, sparse_ffn
+from ..predictors.select import sparse_ffn
+from ..sparsity.calibrate import Thresholds, calibrate
+from ..sparsity.magnitudes import Magnitudes, collect
 from ..sparsity.policies import policy_named
 from ..sparsity.spec import SparsityMeter, SparsityReport
 from ..tables import load_rows, save_rows

@@ -11,6 +11,19 @@ Phi-3 are the same block with a window, biases, normed heads or fused files; the
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import MinillmError
+from ..trace import Tap, no_tap
+from .layer import Layer
+from .ops import linear
+
+if TYPE_CHECKING:
+    pass
+
+
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,18 +31,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeAlias
 
-import numpy as np
-
-from ..errors import MinillmError, TokenizerError
+from ..errors import TokenizerError
 from ..loading.checkpoint import load_weights
 from ..loading.config import ModelConfig
 from ..loading.tokenizer import Tokenizer
-from ..trace import Tap, no_tap, scoped
+from ..trace import scoped
 from .attention import KVCache
 from .blocks import block
 from .ffn import FeedForward, swiglu
-from .layer import Layer
-from .ops import linear, rms_norm
+from .ops import rms_norm
 from .rope import rope_table
 
 Ids: TypeAlias = Sequence[int] | np.ndarray  # (T,), whole numbers from 0 to V - 1
@@ -155,3 +165,9 @@ def random_weights(
         array = rng.standard_normal(shape, dtype=np.float32)
         weights[name] = (array * np.float32(std) + center).astype(dtype, copy=False)
     return weights
+
+
+def shape_of(model: Llama) -> tuple[int, int, int]:
+    """(L, D, F): what a predictor must agree on with the model."""
+    config = model.config
+    return config.num_hidden_layers, config.hidden_size, config.intermediate_size

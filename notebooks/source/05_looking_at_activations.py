@@ -22,7 +22,7 @@ from minillm.course.notebook import show, show_source, token_labels
 from minillm.show.explain import activation_ridges, neuron_raster
 from minillm.show.map import you_are_here
 from minillm.show.results import natural_by_layer
-from minillm.sparsity.allocate import sample_values
+from minillm.sparsity.magnitudes import sample_values
 from minillm.study.distributions import normal_below, weight_magnitudes
 from minillm.study.natural import natural_sparsity
 from minillm.tables import text_table

@@ -23,7 +23,8 @@ from minillm.course.check import check
 from minillm.course.notebook import show, show_source, threshold_slider
 from minillm.show.map import you_are_here
 from minillm.show.results import PUBLISHED, beside_the_paper, cost_of_cuts
-from minillm.sparsity.allocate import cett_curve, sample_values
+from minillm.sparsity.allocate import cett_curve
+from minillm.sparsity.magnitudes import sample_values
 from minillm.sparsity.masked import masked_swiglu
 from minillm.sparsity.policies import POLICIES, Policy
 from minillm.sparsity.spec import SparsityMeter, in_words

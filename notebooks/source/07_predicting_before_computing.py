@@ -23,9 +23,9 @@ from minillm.predictors.oracle import Oracle
 from minillm.predictors.training_free import LowRank, Shadow, Sign, low_rank, second_moments, unpack
 from minillm.show.map import you_are_here
 from minillm.show.results import cost_of_predictors, precision_recall
-from minillm.sparsity.predicted import shape_of
 from minillm.study.prediction import ffn_bytes, prediction_rows, predictor_row
 from minillm.tables import text_table
+from minillm.transformer.model import shape_of
 from minillm.transformer.ops import silu
 from minillm.transformer.texts import as_documents
 

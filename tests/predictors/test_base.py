@@ -13,10 +13,10 @@ from minillm.predictors.base import KINDS, PredictionMeter, fit_cutoffs, load_pr
 from minillm.predictors.baselines import Chance, PreviousToken, Static
 from minillm.predictors.learned import train
 from minillm.predictors.oracle import Oracle
+from minillm.predictors.select import sparse_ffn
 from minillm.predictors.training_free import LowRank, Shadow, Sign
-from minillm.sparsity.calibrate import sparse_ffn
-from minillm.sparsity.predicted import shape_of
 from minillm.transformer.evaluation import pass_over
+from minillm.transformer.model import shape_of
 from minillm.transformer.texts import document_hashes, runs
 
 MAKERS = {

@@ -6,7 +6,7 @@ import tiny
 
 from minillm.predictors.base import PredictionMeter, fit_cutoffs
 from minillm.predictors.baselines import Chance, PreviousToken, Static
-from minillm.sparsity.calibrate import sparse_ffn
+from minillm.predictors.select import sparse_ffn
 from minillm.trace import Trace
 from minillm.transformer.evaluation import pass_over
 from minillm.transformer.texts import runs

@@ -8,9 +8,9 @@ from minillm.errors import MinillmError
 from minillm.predictors.base import PredictionMeter, fit_cutoffs, load_predictor, save_predictor
 from minillm.predictors.baselines import Static
 from minillm.predictors.patterns import Clusters, Library, balanced, cluster, distances, nearest, seen, spread
-from minillm.sparsity.calibrate import calibrate, sparse_ffn
-from minillm.sparsity.patterns import most_frequent
-from minillm.sparsity.predicted import PredictedFFN
+from minillm.predictors.select import PredictedFFN, sparse_ffn
+from minillm.sparsity.calibrate import calibrate
+from minillm.study.edits import most_frequent
 from minillm.trace import Trace
 from minillm.transformer.evaluation import perplexity
 from minillm.transformer.texts import document_hashes

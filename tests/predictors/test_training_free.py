@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from minillm.errors import MinillmError
 from minillm.predictors.oracle import Oracle
+from minillm.predictors.select import sparse_ffn
 from minillm.predictors.training_free import LowRank, Shadow, Sign, low_rank, pack, quantise, second_moments, unpack
-from minillm.sparsity.calibrate import sparse_ffn
 from minillm.trace import Trace
 from minillm.transformer.texts import runs
 

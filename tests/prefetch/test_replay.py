@@ -10,6 +10,7 @@ from minillm.errors import MinillmError
 from minillm.predictors.ahead import Ahead
 from minillm.predictors.baselines import PreviousToken, Static
 from minillm.predictors.oracle import Oracle
+from minillm.predictors.select import sparse_ffn
 from minillm.predictors.training_free import Sign
 from minillm.prefetch.buffer import PrefetchBuffer, belady, hot, random_set
 from minillm.prefetch.clock import Device, work_of
@@ -29,7 +30,7 @@ from minillm.prefetch.replay import (
     traffic_of,
     working_space,
 )
-from minillm.sparsity.calibrate import calibrate, sparse_ffn
+from minillm.sparsity.calibrate import calibrate
 from minillm.tables import text_table
 from minillm.trace import Trace
 from minillm.transformer.evaluation import perplexity

@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 
 import minillm
 from minillm.errors import MinillmError
-from minillm.sparsity.allocate import cett_curve, cut_error, greedy_levels, largest_within, on_path, sample_values
-from minillm.sparsity.calibrate import Thresholds, calibrate, collect, sparse_ffn
+from minillm.predictors.select import sparse_ffn
+from minillm.sparsity.allocate import cett_curve, cut_error, greedy_levels, largest_within, on_path
+from minillm.sparsity.calibrate import Thresholds, calibrate
+from minillm.sparsity.magnitudes import collect, sample_values
 from minillm.sparsity.policies import POLICIES
 from minillm.trace import Trace
 from minillm.transformer.evaluation import perplexity

@@ -13,15 +13,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from minillm.errors import MinillmError, ThresholdsError
+from minillm.predictors.select import sparse_ffn
 from minillm.sparsity import calibrate as module
-from minillm.sparsity.calibrate import (
-    ExactMagnitudes,
-    StreamingMagnitudes,
-    Thresholds,
-    calibrate,
-    collect,
-    sparse_ffn,
-)
+from minillm.sparsity.calibrate import Thresholds, calibrate
+from minillm.sparsity.magnitudes import ExactMagnitudes, StreamingMagnitudes, collect
 from minillm.sparsity.policies import POLICIES, TENSORS, magnitude
 from minillm.sparsity.spec import SparsityMeter, SparsitySpec
 from minillm.trace import Trace

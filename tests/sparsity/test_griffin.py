@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import tiny
 
+from minillm.predictors.select import sparse_ffn
 from minillm.sparsity import griffin
-from minillm.sparsity.calibrate import Thresholds, calibrate, sparse_ffn
+from minillm.sparsity.calibrate import Thresholds, calibrate
 from minillm.sparsity.policies import POLICIES
 from minillm.sparsity.spec import SparsityMeter, SparsitySpec
 from minillm.trace import Trace

@@ -6,7 +6,8 @@ import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minillm.sparsity.calibrate import Thresholds, sparse_ffn
+from minillm.predictors.select import sparse_ffn
+from minillm.sparsity.calibrate import Thresholds
 from minillm.sparsity.gathered import gathered_swiglu
 from minillm.sparsity.masked import masked_swiglu
 from minillm.sparsity.policies import POLICIES as ALL

@@ -8,25 +8,27 @@ import tiny
 
 from minillm import cli
 from minillm.errors import MinillmError, ThresholdsError
-from minillm.sparsity import patterns as module
 from minillm.sparsity.calibrate import calibrate
-from minillm.sparsity.patterns import (
+from minillm.study import edits as module
+from minillm.study.edits import (
     Overlap,
-    Pair,
     crop,
-    insert_sentence,
-    made_pairs,
     most_frequent,
     patterns,
     predictability,
     published,
-    read_perturbation,
     reference,
+    scopes,
+    shared_prefix,
+)
+from minillm.study.variants import (
+    Pair,
+    insert_sentence,
+    made_pairs,
+    read_perturbation,
     released_pairs,
     replace_tail,
     scatter,
-    scopes,
-    shared_prefix,
 )
 from minillm.transformer.model import Llama
 
@@ -219,7 +221,8 @@ def _random_model() -> Llama:
 
 def _random_reference(model: Llama, rng: np.random.Generator) -> module.Reference:
     """Thresholds and frequencies from random ids: ``reference`` wants a text."""
-    from minillm.sparsity.calibrate import Magnitudes, Thresholds
+    from minillm.sparsity.calibrate import Thresholds
+    from minillm.sparsity.magnitudes import Magnitudes
     from minillm.sparsity.spec import SparsitySpec
 
     ids = rng.integers(3, 500, 250)

@@ -9,8 +9,7 @@ import tiny
 from minillm.errors import MinillmError, ThresholdsError
 from minillm.predictors.baselines import PreviousToken, Static
 from minillm.predictors.oracle import Oracle
-from minillm.sparsity.calibrate import sparse_ffn
-from minillm.sparsity.predicted import PredictedFFN
+from minillm.predictors.select import PredictedFFN, sparse_ffn
 from minillm.sparsity.spec import SparsityMeter, SparsitySpec
 from minillm.sparsity.thresholds import Thresholds
 from minillm.trace import Trace

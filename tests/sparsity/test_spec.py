@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import tiny
 
-from minillm.sparsity.calibrate import Thresholds, sparse_ffn
+from minillm.predictors.select import sparse_ffn
+from minillm.sparsity.calibrate import Thresholds
 from minillm.sparsity.policies import POLICIES
 from minillm.sparsity.spec import SparsityMeter, SparsitySpec
 from minillm.trace import Trace

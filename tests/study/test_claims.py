@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import minillm
-from minillm.sparsity.allocate import sample_values
+from minillm.sparsity.magnitudes import sample_values
 from minillm.study.bootstrap import compare_policies
 from minillm.study.prediction import NOTHING, prediction_rows
 from minillm.study.sweep import sweep

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tiny
 
-from minillm.sparsity.calibrate import StreamingMagnitudes
+from minillm.sparsity.magnitudes import StreamingMagnitudes
 from minillm.study.distributions import (
     MATRICES,
     activation_magnitudes,

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minillm.errors import MinillmError
-from minillm.sparsity.calibrate import calibrate, sparse_ffn
+from minillm.predictors.select import sparse_ffn
+from minillm.sparsity.calibrate import calibrate
 from minillm.transformer.evaluation import HEAD_ROWS, Evaluation, divergence, perplexity, token_nll
 from minillm.transformer.ffn import swiglu
 from minillm.transformer.model import Llama

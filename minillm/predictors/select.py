@@ -1,17 +1,4 @@
-"""The sparse FFN that is told beforehand: a predictor scores the neurons, and only the selected ones are computed.
-
-    s = predict(layer, x)                      one score per neuron, before a single row of the layer is read
-    J = {j : s_j > c}                          c = the layer's cutoff, which sets how many are selected
-    y = W_down[:, J] (act(W_gate[J] x) * (W_up[J] x))
-
-The selected neurons are computed exactly and none of them is cut again, so a predictor makes only one kind of error
-that costs perplexity: a neuron that mattered and was not selected. The truth it is held against is the mask of policy
-``mid`` at the given thresholds, |m_j| > t.
-
-Two forms of the same sum. ``masked`` computes every neuron, so that the truth is known and can be tapped (mask_true).
-``gathered`` touches the rows and columns of the selected neurons only; where a predictor wants to see the truth
-afterwards (needs_truth: the previous token's mask, say), gate and up are computed in full for that alone.
-"""
+"""TODO."""
 
 from __future__ import annotations
 
@@ -21,36 +8,48 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import MinillmError, ThresholdsError
+from ..sparsity.gathered import columns_of, rows_of
+from ..sparsity.policies import policy_named
 from ..trace import Tap, no_tap
 from ..transformer.layer import Layer
 from ..transformer.model import Llama
 from ..transformer.ops import linear
-from .gathered import columns_of, rows_of
-from .policies import policy_named
 
 if TYPE_CHECKING:
-    from ..predictors.base import Predictor
-    from .thresholds import Thresholds
+    from ..sparsity.thresholds import Thresholds
+    from .base import Predictor
+
+from typing import TYPE_CHECKING
+
+from ..sparsity.sparse import FORMS, SparseFFN
+from ..sparsity.thresholds import Thresholds
+from .protocol import check_fits
+
+if TYPE_CHECKING:
+    from .base import Predictor
+
+
+def sparse_ffn(
+    model: Llama, thresholds: Thresholds, *, predictor: Predictor | None = None, form: str = "masked"
+) -> SparseFFN | PredictedFFN:
+    """The FeedForward that cuts ``model`` with these thresholds, for ``forward(ids, ffn=...)`` and everything above it.
+
+    form: "masked" (compute all, then cut) or "gathered" (only the kept neurons). The policy computes its own mask from
+    the true activations: an oracle. With a predictor, the neurons that it selects are computed, and thresholds (of
+    policy mid) say what is true. Raises ThresholdsError when the thresholds belong to another model, MinillmError when
+    the predictor does.
+    """
+    thresholds.check_fits(model)
+    if predictor is not None:
+        check_fits(predictor, model)
+        return PredictedFFN(predictor, thresholds, form)
+    if form not in FORMS:
+        raise MinillmError(f"form is {form!r}, expected one of {', '.join(FORMS)}")
+    policy = policy_named(thresholds.policy)
+    return SparseFFN(policy, thresholds, form, tuple(policy.norms(layer) for layer in model.layers))
+
 
 PFORMS = ("masked", "gathered")
-
-
-def shape_of(model: Llama) -> tuple[int, int, int]:
-    """(L, D, F): what a predictor must agree on with the model."""
-    config = model.config
-    return config.num_hidden_layers, config.hidden_size, config.intermediate_size
-
-
-def check_fits(predictor: Predictor, model: Llama) -> None:
-    """Raise MinillmError when the predictor is for another number of layers, hidden size or intermediate size.
-
-    One that reads a part of the layer itself (its own gate, say) is given the model here: it has a method attach.
-    """
-    if tuple(predictor.shape) != shape_of(model):
-        found = f"the predictor {predictor.name} is for (layers, hidden, intermediate) {tuple(predictor.shape)}"
-        raise MinillmError(f"{found}, the model has {shape_of(model)}: it belongs to another model")
-    if hasattr(predictor, "attach"):
-        predictor.attach(model)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,136 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from ..errors import MinillmError, file_errors
+from ..transformer.model import Llama
+
+if TYPE_CHECKING:
+    pass
+
+SIMILARITIES = (95, 90, 85, 80, 75, 70)  # per cent of a text that its variants share with it, in the released files
+SCATTERED = 10  # per cent of the tokens that are replaced one by one
+
+
+class Pair(NamedTuple):
+    """A text and an edited variant of it, as ids without BOS; ``text`` and ``variant`` are their names in tables."""
+
+    text: str
+    variant: str
+    original: list[int]
+    edited: list[int]
+
+
+def replace_tail(text: str, donor: str, similarity: float) -> str:
+    """The first ``similarity`` (0 to 1) of a text's words as they stand, then as many words of ``donor`` as it lacks.
+
+    This is how the released variants are made. The donor's words are its last ones; a short donor is repeated.
+    """
+    words = list(re.finditer(r"\S+", text))
+    keep = min(round(similarity * len(words)), len(words) - 1)
+    others = donor.split()
+    others *= -(-(len(words) - keep) // len(others))
+    return text[: words[keep].start()] + " ".join(others[len(others) - (len(words) - keep) :])
+
+
+def insert_sentence(text: str, donor: str) -> str:
+    """A text with the first sentence of ``donor`` put in at the sentence end (or word end) nearest to its middle."""
+    sentence = re.match(r".*?[.!?]+[\"']?(?=\s|$)|.*", donor.strip(), re.S)[0]
+    ends = [match.end() for match in re.finditer(r"[.!?]+[\"']?(?=\s)", text)]
+    ends = ends or [match.end() for match in re.finditer(r"\S(?=\s)", text)] or [len(text)]
+    at = min(ends, key=lambda end: abs(end - len(text) / 2))
+    return f"{text[:at]} {sentence}{text[at:]}"
+
+
+def scatter(ids: Sequence[int], share: float, rng: np.random.Generator) -> list[int]:
+    """Replace a share of the ids (at least one), at random places, each by another id that the text has, too.
+
+    Raises MinillmError for ids that are all the same.
+    """
+    ids = np.asarray(ids)
+    pool, rank = np.unique(ids, return_inverse=True)
+    if len(pool) < 2:
+        raise MinillmError(f"the text repeats one token ({len(ids)} times), expected at least two different ones")
+    places = rng.choice(len(ids), max(1, round(share * len(ids))), replace=False)
+    step = rng.integers(1, len(pool), len(places))  # never 0 or a full turn: always another id
+    edited = ids.copy()
+    edited[places] = pool[(rank[places] + step) % len(pool)]
+    return edited.tolist()
+
+
+def made_pairs(model: Llama, documents: Sequence[str], rng: np.random.Generator) -> list[Pair]:
+    """Each text with eight variants: tails replaced at 95 .. 70 %, tokens replaced here and there, a sentence inserted.
+
+    What comes in is taken from the next document (the last one's next is the first).
+    """
+    found = []
+    for i, text in enumerate(documents):
+        donor, name = documents[(i + 1) % len(documents)], f"document {i}"
+        ids = model.tokenizer.encode(text, bos=False)
+        for percent in SIMILARITIES:
+            edited = model.tokenizer.encode(replace_tail(text, donor, percent / 100), bos=False)
+            found.append(Pair(name, f"tail {percent} %", ids, edited))
+        found.append(Pair(name, f"scattered {SCATTERED} %", ids, scatter(ids, SCATTERED / 100, rng)))
+        found.append(Pair(name, "insertion", ids, model.tokenizer.encode(insert_sentence(text, donor), bos=False)))
+    return found
+
+
+def text_pairs(model: Llama, text: str, original: str, variants: Mapping[str, str]) -> list[Pair]:
+    """One text, by the name ``text``, with variants {name: text}; each stripped of surrounding white space."""
+    ids = model.tokenizer.encode(original.strip(), bos=False)
+    encoded = {name: model.tokenizer.encode(edited.strip(), bos=False) for name, edited in variants.items()}
+    return [Pair(text, name, ids, edited) for name, edited in encoded.items()]
+
+
+def read_perturbation(path: str | Path) -> dict[int | None, str]:
+    """Read a file of the paper's release: the original text under None, its variants under their similarity in %.
+
+    Such a file is a run of Python assignments of texts in three quotation marks, ``paragraphMain = ...`` and
+    ``paragraph95 = ...`` to 70, in any order, indented or not. It is read as text, never run. Raises MinillmError for
+    anything else.
+    """
+    path = Path(path)
+    with file_errors(path, "read", MinillmError):
+        data = path.read_bytes()
+    try:
+        source = data.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise MinillmError(f"{path}: byte {error.start} is not UTF-8, expected a UTF-8 text") from None
+    assignment = re.compile(r'^[ \t]*paragraph(Main|[0-9]{1,2})[ \t]*=[ \t]*"""(.*?)"""', re.S | re.M)
+    found: dict[int | None, str] = {}
+    for name, text in assignment.findall(source):
+        key = None if name == "Main" else int(name)
+        if key in found:
+            raise MinillmError(f"{path}: paragraph{name} stands twice, expected once")
+        if not text.strip():
+            raise MinillmError(f"{path}: paragraph{name} is empty, expected a text")
+        found[key] = text.strip()
+    if rest := assignment.sub("", source).strip():
+        raise MinillmError(f'{path}: found {rest[:40]!r}, expected only texts as in paragraphMain = """..."""')
+    if None not in found or len(found) < 2:
+        names = ", ".join(f"paragraph{'Main' if key is None else key}" for key in found) or "no paragraph"
+        raise MinillmError(f"{path}: holds {names}, expected paragraphMain and at least one variant")
+    return {key: found[key] for key in sorted(found, key=lambda key: -(key or 100))}
+
+
+def released_pairs(model: Llama, path: str | Path) -> list[Pair]:
+    """The pairs of a released file, or of every .txt file of a folder, in the order of their numbers."""
+    path = Path(path)
+    files = [path]
+    if path.is_dir():
+        files = sorted(path.glob("*.txt"), key=lambda file: (len(file.name), file.name))
+        if not files:
+            raise MinillmError(f"{path}: holds no .txt file, expected the paper's perturbation files")
+    found = []
+    for file in files:
+        texts = read_perturbation(file)
+        variants = {f"tail {percent} %": text for percent, text in texts.items() if percent is not None}
+        found += text_pairs(model, file.stem, texts[None], variants)
+    return found
