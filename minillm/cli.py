@@ -138,7 +138,7 @@ def load_ffn(arguments: argparse.Namespace, model):
         return swiglu
     thresholds = Thresholds.load(arguments.thresholds)
     if arguments.predictor:
-        from .predictors.base import load_predictor
+        from .predictors.files import load_predictor
 
         predictor = load_predictor(arguments.predictor)
         say(f"neurons selected by {arguments.predictor}: {predictor.name}, {predictor.nbytes:,} bytes")
@@ -600,9 +600,11 @@ def mid_thresholds(a: argparse.Namespace):
 
 def predict_train(a: argparse.Namespace) -> int:
     """Make one predictor on three quarters of a text, and set its cutoffs on the rest."""
-    from .predictors.base import fit_cutoffs, save_predictor
+    from .predictors.cutoffs import fit_cutoffs
+    from .predictors.files import save_predictor
+    from .predictors.workshop import Workshop
     from .sparsity.calibrate import calibrate
-    from .study.prediction import TRAINING_SHARE, Workshop, ffn_bytes
+    from .study.prediction import TRAINING_SHARE, ffn_bytes
     from .transformer.texts import split_text
 
     if not a.output:
@@ -866,11 +868,14 @@ def real_ways(a: argparse.Namespace, bundle, whole, texts, new: int, sparsity: f
     """The ways of fetching that were asked for, and how often each block is wanted (None without the whole model)."""
     import numpy as np
 
-    from .predictors.base import check_fits, fit_cutoffs, load_predictor
     from .predictors.baselines import Chance
+    from .predictors.cutoffs import fit_cutoffs
+    from .predictors.files import load_predictor
+    from .predictors.protocol import check_fits
+    from .predictors.workshop import Workshop
     from .prefetch import real
     from .sparsity.calibrate import calibrate
-    from .study.prediction import TRAINING_SHARE, Workshop
+    from .study.prediction import TRAINING_SHARE
     from .transformer.texts import as_documents, first_tokens, runs, split_text
 
     config = bundle.config
@@ -906,8 +911,9 @@ def real_ways(a: argparse.Namespace, bundle, whole, texts, new: int, sparsity: f
 def known_neurons(a: argparse.Namespace, model, thresholds, calibration, context: int, wanted):
     """The ways to know a token's neurons (study/prefetching.py) that are asked for, and each neuron's frequency."""
     from .predictors.select import sparse_ffn
+    from .predictors.workshop import Workshop
     from .prefetch.replay import frequencies, record
-    from .study.prediction import TRAINING_SHARE, Workshop
+    from .study.prediction import TRAINING_SHARE
     from .study.prefetching import ways_of
     from .transformer.texts import runs, split_text
 

@@ -24,8 +24,8 @@ import numpy as np
 from ..transformer.evaluation import pass_over
 from ..transformer.model import Llama, shape_of
 from ..transformer.texts import document_hashes, runs
+from .copies import Shadow
 from .select import sparse_ffn
-from .training_free import Shadow
 
 if TYPE_CHECKING:
     from ..sparsity.thresholds import Thresholds

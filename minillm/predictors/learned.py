@@ -35,8 +35,8 @@ from ..optim import Adam, cosine
 from ..sparsity.magnitudes import sample_values
 from ..transformer.model import Llama, shape_of
 from ..transformer.texts import document_hashes, runs
+from .copies import Shadow
 from .select import sparse_ffn
-from .training_free import Shadow
 
 if TYPE_CHECKING:
     from ..sparsity.thresholds import Thresholds

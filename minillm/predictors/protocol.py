@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
 
 from ..errors import MinillmError
-from ..transformer.model import Llama, shape_of
+from ..transformer.model import Llama
 
 if TYPE_CHECKING:
-    from .base import Predictor
+    pass
+
+
+from typing import TYPE_CHECKING
+
+from ..transformer.model import shape_of
 
 
 def check_fits(predictor: Predictor, model: Llama) -> None:
@@ -21,3 +28,43 @@ def check_fits(predictor: Predictor, model: Llama) -> None:
         raise MinillmError(f"{found}, the model has {shape_of(model)}: it belongs to another model")
     if hasattr(predictor, "attach"):
         predictor.attach(model)
+
+
+class Predictor(Protocol):
+    """Scores neurons in advance. One object serves one text at a time: position 0 starts a new one, state afresh.
+
+    name: as in the table. shape: (L, D, F) of the model it is for. cutoffs (L,): neuron j is selected where its score
+    is above the layer's cutoff; fit_cutoffs sets them. sequential: rows must be shown one at a time, each observed
+    before the next is predicted. needs_truth: observe() must get the true mask. trained_on: hashes of the documents
+    behind its tables and cutoffs.
+    """
+
+    name: str
+    shape: tuple[int, int, int]
+    sequential: bool
+    needs_truth: bool
+    cutoffs: np.ndarray | None
+    trained_on: frozenset[str]
+
+    def predict(self, index: int, position: int, x: np.ndarray) -> np.ndarray:
+        """x (T, D), the FFN's normed input at layer ``index``, its first row at ``position``  ->  scores (T, F)."""
+
+    def observe(self, index: int, position: int, x: np.ndarray, mask: np.ndarray | None) -> None:
+        """Called after the layer was computed; mask (T, F) is the true one where needs_truth, else None."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its own tables as they are stored (packed), the cutoffs not counted."""
+
+    def multiply_adds(self, index: int) -> float:
+        """Multiply-adds per token at that layer; 32 operations on single bits count as one."""
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Its tables, by name; together with settings() all that from_arrays needs."""
+
+    def settings(self) -> dict:
+        """The rest, as JSON values."""
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, np.ndarray], settings: dict) -> Predictor:
+        """The same predictor again; raises KeyError, TypeError or ValueError for arrays that do not fit."""

@@ -17,7 +17,7 @@ from ..transformer.ops import linear
 
 if TYPE_CHECKING:
     from ..sparsity.thresholds import Thresholds
-    from .base import Predictor
+    from .protocol import Predictor
 
 from typing import TYPE_CHECKING
 
@@ -26,7 +26,7 @@ from ..sparsity.thresholds import Thresholds
 from .protocol import check_fits
 
 if TYPE_CHECKING:
-    from .base import Predictor
+    from .protocol import Predictor
 
 
 def sparse_ffn(

@@ -43,7 +43,7 @@ from .kernels import coefficients
 from .reorder import best_blocks
 
 if TYPE_CHECKING:
-    from ..predictors.base import Predictor
+    from ..predictors.protocol import Predictor
     from .buffer import PrefetchBuffer
 
 PLACES = 1024 if hasattr(os, "sysconf") else 16  # of one preadv: Linux's and macOS's IOV_MAX

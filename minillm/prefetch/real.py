@@ -33,7 +33,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import MinillmError
-from ..predictors.base import Predictor
+from ..predictors.protocol import Predictor
 from ..predictors.select import sparse_ffn
 from ..sparsity.calibrate import Thresholds
 from ..trace import Tap, no_tap

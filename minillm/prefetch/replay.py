@@ -24,9 +24,9 @@ import numpy as np
 
 from ..errors import MinillmError
 from ..predictors.ahead import Ahead
-from ..predictors.base import Predictor
 from ..predictors.baselines import Chance, PreviousToken, Static
 from ..predictors.oracle import Oracle
+from ..predictors.protocol import Predictor
 from ..predictors.select import sparse_ffn
 from ..sparsity.calibrate import Thresholds
 from ..transformer.evaluation import pass_over, perplexity

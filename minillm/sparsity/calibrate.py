@@ -26,7 +26,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -40,9 +39,6 @@ from .magnitudes import Magnitudes, collect, sample_values
 from .policies import AFTER_BOTH, Policy, policy_named
 from .spec import SparsityMeter, SparsitySpec
 from .thresholds import BYS, Thresholds
-
-if TYPE_CHECKING:
-    pass
 
 SAMPLE = 1000  # tokens for what needs whole rows: CETT and greedy allocation
 NEAR = {"neuron": 2e-3, "reads": 2e-3, "ppl": 5e-4}  # how near a search comes to its target

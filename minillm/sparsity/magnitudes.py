@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,9 +12,6 @@ from ..transformer.ffn import FeedForward, swiglu
 from ..transformer.model import Llama
 from ..transformer.texts import Run, runs
 from .policies import TENSORS, magnitude
-
-if TYPE_CHECKING:
-    pass
 
 EXACT_BYTES = 1 << 30  # beyond this, magnitudes are counted in buckets and not kept
 STEPS = ("gate_pre", "gate", "up", "mid", "out")  # what `collect` collects unless told otherwise

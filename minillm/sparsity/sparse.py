@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,9 +14,6 @@ from .griffin import GriffinFFN
 from .masked import masked_swiglu
 from .policies import Norms, Policy
 from .thresholds import Thresholds
-
-if TYPE_CHECKING:
-    pass
 
 FORMS = {"masked": masked_swiglu, "gathered": gathered_swiglu}
 

@@ -35,15 +35,17 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import MinillmError, file_errors
-from ..predictors.base import Predictor, fit_cutoffs
 from ..predictors.baselines import Chance, PreviousToken, Static
+from ..predictors.cutoffs import fit_cutoffs
+from ..predictors.protocol import Predictor
+from ..predictors.workshop import Workshop
 from ..prefetch.clock import LARGE, Device, ffn_share, whole_token, work_of
 from ..prefetch.kernels import expected_speedup
 from ..prefetch.reorder import block_rows
 from ..prefetch.replay import SHARES, Way, enough, lookaheads_of, prefetch_rows, replay
 from ..sparsity.thresholds import Thresholds
 from ..transformer.model import Llama, shape_of
-from .prediction import Workshop, ffn_bytes
+from .prediction import ffn_bytes
 
 TABLE_PREDICTORS = ("shadow-4", "learned", "ahead-4", "previous-token", "oracle")
 ALL, OWN = "all neurons", "mask of mid"

@@ -20,6 +20,7 @@ import numpy as np
 
 from ..loading.checkpoint import checkpoint_tensors
 from ..predictors.select import sparse_ffn
+from ..predictors.workshop import Workshop
 from ..prefetch.clock import Interval, ffn_share, simulate, whole_token, work_of
 from ..prefetch.replay import KEEPERS, Way, frequencies, kept_history, prefetch_rows, record, traffic_of
 from ..sparsity.calibrate import calibrate
@@ -35,7 +36,7 @@ from .describe import describe, headline
 from .distributions import activation_magnitudes, activation_rows, curve, weight_magnitudes
 from .edits import predictability, reference
 from .natural import natural_sparsity
-from .prediction import TRAINING_SHARE, Workshop, prediction_rows, verdict
+from .prediction import TRAINING_SHARE, prediction_rows, verdict
 from .prefetching import OWN, buffer_rows, stored_size, ways_of, when_it_matters
 from .sweep import row, score_cut
 from .variants import made_pairs

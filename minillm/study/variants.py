@@ -5,15 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from ..errors import MinillmError, file_errors
 from ..transformer.model import Llama
-
-if TYPE_CHECKING:
-    pass
 
 SIMILARITIES = (95, 90, 85, 80, 75, 70)  # per cent of a text that its variants share with it, in the released files
 SCATTERED = 10  # per cent of the tokens that are replaced one by one

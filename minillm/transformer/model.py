@@ -11,19 +11,6 @@ Phi-3 are the same block with a window, biases, normed heads or fused files; the
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-import numpy as np
-
-from ..errors import MinillmError
-from ..trace import Tap, no_tap
-from .layer import Layer
-from .ops import linear
-
-if TYPE_CHECKING:
-    pass
-
-
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -31,15 +18,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeAlias
 
-from ..errors import TokenizerError
+import numpy as np
+
+from ..errors import MinillmError, TokenizerError
 from ..loading.checkpoint import load_weights
 from ..loading.config import ModelConfig
 from ..loading.tokenizer import Tokenizer
-from ..trace import scoped
+from ..trace import Tap, no_tap, scoped
 from .attention import KVCache
 from .blocks import block
 from .ffn import FeedForward, swiglu
-from .ops import rms_norm
+from .layer import Layer
+from .ops import linear, rms_norm
 from .rope import rope_table
 
 Ids: TypeAlias = Sequence[int] | np.ndarray  # (T,), whole numbers from 0 to V - 1

@@ -20,11 +20,11 @@ import minillm
 from minillm.course.check import check
 from minillm.course.notebook import show, show_source
 from minillm.optim import Adam
-from minillm.predictors.base import fit_cutoffs
 from minillm.predictors.baselines import PreviousToken, Static
+from minillm.predictors.copies import Shadow
+from minillm.predictors.cutoffs import fit_cutoffs
 from minillm.predictors.learned import examples, first_guess, logits, loss_and_gradients, train, train_layer
 from minillm.predictors.oracle import Oracle
-from minillm.predictors.training_free import Shadow
 from minillm.show.explain import training_curve
 from minillm.show.map import you_are_here
 from minillm.show.results import cost_of_predictors

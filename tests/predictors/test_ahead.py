@@ -5,9 +5,9 @@ import pytest
 import tiny
 
 from minillm.predictors.ahead import Ahead, Features
-from minillm.predictors.base import fit_cutoffs
+from minillm.predictors.copies import Shadow
+from minillm.predictors.cutoffs import fit_cutoffs
 from minillm.predictors.select import sparse_ffn
-from minillm.predictors.training_free import Shadow
 from minillm.trace import Trace
 from minillm.transformer.attention import KVCache
 from minillm.transformer.texts import runs

@@ -9,12 +9,15 @@ import tiny
 from minillm.errors import CheckpointError, MinillmError
 from minillm.loading.checkpoint import save_tensors
 from minillm.predictors.ahead import Ahead
-from minillm.predictors.base import KINDS, PredictionMeter, fit_cutoffs, load_predictor, save_predictor
 from minillm.predictors.baselines import Chance, PreviousToken, Static
+from minillm.predictors.catalogue import KINDS
+from minillm.predictors.copies import LowRank, Shadow, Sign
+from minillm.predictors.cutoffs import fit_cutoffs
+from minillm.predictors.files import load_predictor, save_predictor
 from minillm.predictors.learned import train
+from minillm.predictors.metrics import PredictionMeter
 from minillm.predictors.oracle import Oracle
 from minillm.predictors.select import sparse_ffn
-from minillm.predictors.training_free import LowRank, Shadow, Sign
 from minillm.transformer.evaluation import pass_over
 from minillm.transformer.model import shape_of
 from minillm.transformer.texts import document_hashes, runs

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import tiny
 
-from minillm.predictors.base import PredictionMeter, fit_cutoffs
 from minillm.predictors.baselines import Chance, PreviousToken, Static
+from minillm.predictors.cutoffs import fit_cutoffs
+from minillm.predictors.metrics import PredictionMeter
 from minillm.predictors.select import sparse_ffn
 from minillm.trace import Trace
 from minillm.transformer.evaluation import pass_over

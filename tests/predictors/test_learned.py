@@ -6,11 +6,12 @@ import tiny
 
 from minillm.errors import MinillmError
 from minillm.predictors import learned as module
-from minillm.predictors.base import PredictionMeter, fit_cutoffs
 from minillm.predictors.baselines import Chance
+from minillm.predictors.copies import Shadow
+from minillm.predictors.cutoffs import fit_cutoffs
 from minillm.predictors.learned import Learned, Refined, examples, logits, loss_and_gradients, train
+from minillm.predictors.metrics import PredictionMeter
 from minillm.predictors.select import sparse_ffn
-from minillm.predictors.training_free import Shadow
 from minillm.trace import Trace
 from minillm.transformer.evaluation import pass_over
 from minillm.transformer.texts import runs

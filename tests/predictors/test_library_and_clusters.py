@@ -5,9 +5,12 @@ import pytest
 import tiny
 
 from minillm.errors import MinillmError
-from minillm.predictors.base import PredictionMeter, fit_cutoffs, load_predictor, save_predictor
 from minillm.predictors.baselines import Static
-from minillm.predictors.patterns import Clusters, Library, balanced, cluster, distances, nearest, seen, spread
+from minillm.predictors.clusters import Clusters, balanced, cluster, distances, spread
+from minillm.predictors.cutoffs import fit_cutoffs
+from minillm.predictors.files import load_predictor, save_predictor
+from minillm.predictors.memory import Library, nearest, seen
+from minillm.predictors.metrics import PredictionMeter
 from minillm.predictors.select import PredictedFFN, sparse_ffn
 from minillm.sparsity.calibrate import calibrate
 from minillm.study.edits import most_frequent

@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minillm.errors import MinillmError
+from minillm.predictors.copies import LowRank, Shadow, Sign
 from minillm.predictors.oracle import Oracle
+from minillm.predictors.quantise import low_rank, pack, quantise, second_moments, unpack
 from minillm.predictors.select import sparse_ffn
-from minillm.predictors.training_free import LowRank, Shadow, Sign, low_rank, pack, quantise, second_moments, unpack
 from minillm.trace import Trace
 from minillm.transformer.texts import runs
 

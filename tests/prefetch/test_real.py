@@ -235,8 +235,8 @@ def test_how_often_a_block_is_wanted_is_counted_on_the_calibration_text(made):
 @pytest.mark.parametrize("name", ["static", "sign", "shadow-4", "ahead-4", "learned-ahead"])
 def test_a_predictor_selects_as_in_memory_early_or_not(made, group, name):
     """The reader asks a predictor about the next layer before its time: what it then says in time must not change."""
-    from minillm.predictors.base import fit_cutoffs
-    from minillm.study.prediction import Workshop
+    from minillm.predictors.cutoffs import fit_cutoffs
+    from minillm.predictors.workshop import Workshop
 
     bundle, whole, model, thresholds = made(group)
     texts, known = runs(whole, TEXTS), tiny.STORIES[3:] * 2
@@ -257,7 +257,7 @@ def test_a_predictor_selects_as_in_memory_early_or_not(made, group, name):
 
 
 def test_an_early_guess_of_a_predictor_made_to_look_ahead_is_what_it_then_selects(made):
-    from minillm.study.prediction import Workshop
+    from minillm.predictors.workshop import Workshop
 
     bundle, whole, model, thresholds = made(1)
     known = [f"{tiny.STORIES[3]} {i}" for i in range(2)]

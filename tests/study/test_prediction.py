@@ -8,11 +8,12 @@ import tiny
 
 from minillm.cli import main
 from minillm.errors import MinillmError
-from minillm.predictors.base import load_predictor, save_predictor
+from minillm.predictors.copies import Shadow
+from minillm.predictors.files import load_predictor, save_predictor
 from minillm.predictors.select import sparse_ffn
-from minillm.predictors.training_free import Shadow
+from minillm.predictors.workshop import NAMES, Workshop
 from minillm.sparsity.calibrate import calibrate
-from minillm.study.prediction import NAMES, Workshop, ffn_bytes, prediction_rows, verdict
+from minillm.study.prediction import ffn_bytes, prediction_rows, verdict
 from minillm.transformer.evaluation import perplexity
 from minillm.transformer.texts import document_hashes
 

@@ -8,12 +8,12 @@ import tiny
 
 from minillm import cli
 from minillm.errors import MinillmError
+from minillm.predictors.workshop import Workshop
 from minillm.prefetch.clock import LARGE, Device, ffn_share, whole_token
 from minillm.prefetch.kernels import expected_speedup
 from minillm.prefetch.reorder import block_rows
 from minillm.prefetch.replay import prefetch_rows
 from minillm.sparsity.calibrate import calibrate
-from minillm.study.prediction import Workshop
 from minillm.study.prefetching import (
     ALL,
     JOINT_COLUMNS,

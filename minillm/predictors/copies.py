@@ -28,38 +28,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import MinillmError
-from ..transformer.evaluation import pass_over
 from ..transformer.model import Llama, shape_of
 from ..transformer.ops import ACTIVATIONS, linear
-from ..transformer.texts import runs
-from .select import sparse_ffn
+from .quantise import low_rank, pack, quantise, unpack
 
 if TYPE_CHECKING:
-    from ..sparsity.thresholds import Thresholds
+    pass
 
 PAIRS = 1 << 20  # (token, neuron) pairs whose XOR is held at once
 GOLDEN = (5**0.5 - 1) / 2
-
-
-def second_moments(
-    model: Llama, thresholds: Thresholds, documents: str | Sequence[str], context: int | None = None
-) -> np.ndarray:
-    """H = mean_t x_t^T x_t of the FFN inputs of every layer, in the model as it is cut: (L, D, D) float64."""
-    layers, hidden, _ = shape_of(model)
-    total, tokens = np.zeros((layers, hidden, hidden)), np.zeros(layers)
-
-    def tap(name: str, value: np.ndarray) -> np.ndarray:
-        if name.endswith(".mlp.norm"):
-            index = int(name.split(".")[1])
-            total[index] += value.T @ value
-            tokens[index] += len(value)
-        return value
-
-    pass_over(model, runs(model, documents, "documents", context), tap, sparse_ffn(model, thresholds), "looking")
-    return total / tokens[:, None, None]
-
-
-# ---- sign ------------------------------------------------------------------------------------------------------------
 
 
 class Sign:
@@ -123,80 +100,6 @@ class Sign:
     def from_arrays(cls, arrays: dict[str, np.ndarray], settings: dict) -> Sign:
         """Made again from its signs."""
         return cls(settings["shape"], arrays["bits"])
-
-
-# ---- bits ------------------------------------------------------------------------------------------------------------
-
-
-def pack(codes: np.ndarray, bits: int = 1) -> np.ndarray:
-    """Whole numbers below 2^bits, packed without gaps on the last axis: (..., n) -> (..., ceil(n bits / 8)) uint8."""
-    each = np.unpackbits(codes.astype(np.uint8)[..., None], axis=-1, count=bits, bitorder="little")  # (..., n, bits)
-    return np.packbits(each.reshape(*codes.shape[:-1], -1), axis=-1, bitorder="little")
-
-
-def unpack(packed: np.ndarray, bits: int, count: int) -> np.ndarray:
-    """The inverse of ``pack``: (..., ceil(count bits / 8)) uint8 -> (..., count) uint8."""
-    each = np.unpackbits(packed, axis=-1, count=count * bits, bitorder="little")
-    each = each.reshape(*packed.shape[:-1], count, bits)
-    return np.packbits(each, axis=-1, bitorder="little")[..., 0]
-
-
-def quantise(
-    weight: np.ndarray, bits: int, moment: np.ndarray | None = None, sweeps: int = 12
-) -> tuple[np.ndarray, np.ndarray]:
-    """Round each row w to q = scale (code - (2^bits - 1) / 2), looking for the least (w - q) H (w - q)^T.
-
-    First, codes by nearest rounding, at the best of some scales for H's diagonal. Then, in turns:
-    - one column at a time, with all others as they are. With r = (w - q) H, the best value of column j is
-      q_j + r_j / H_jj; of the values there are, the nearest one is taken. An error made in one column is made good in
-      those that come with it.
-    - the scale, by least squares: (w H c^T) / (c H c^T), c = the codes' values.
-    No step makes the error larger. (Frantar et al. 2022, GPTQ, arXiv 2210.17323, does the first in one sweep.)
-
-    weight (F, D), moment (D, D) or None for the identity  ->  codes (F, D) uint8, scale (F,) float16.
-    """
-    w, top = weight.astype(np.float64), (2**bits - 1) / 2
-    H = np.eye(w.shape[1]) if moment is None else moment / np.trace(moment) * len(moment)
-    H = H + 1e-3 * np.eye(len(H))  # a direction that the text never showed counts a little, too
-
-    def nearest(values: np.ndarray, scale: np.ndarray) -> np.ndarray:
-        return np.clip(np.round(values / scale + top), 0, 2 * top) - top
-
-    largest = np.maximum(np.abs(w).max(axis=1), 1e-4)  # (F,); float16 has no scale near 0
-    scale, least = largest, np.full(len(w), np.inf)
-    for share in np.linspace(0.3, 1.1, 41):
-        tried = share * largest / top  # (F,)
-        error = ((w - nearest(w, tried[:, None]) * tried[:, None]) ** 2 * np.diag(H)).sum(axis=1)
-        scale, least = np.where(error < least, tried, scale), np.minimum(error, least)
-    scale = scale.astype(np.float16).astype(np.float64)
-    code = nearest(w, scale[:, None])  # (F, D), as values around 0
-    for _ in range(sweeps if moment is not None else 0):
-        r = (w - code * scale[:, None]) @ H  # (F, D)
-        for j in range(w.shape[1]):
-            better = nearest(code[:, j] + r[:, j] / (H[j, j] * scale), 1.0)
-            r -= np.outer((better - code[:, j]) * scale, H[j])
-            code[:, j] = better
-        codeH = code @ H
-        refined = (codeH * w).sum(axis=1) / np.maximum((codeH * code).sum(axis=1), 1e-30)
-        scale = np.where(refined > 0, refined, scale).astype(np.float16).astype(np.float64)
-    return (code + top).astype(np.uint8), scale.astype(np.float16)
-
-
-def low_rank(weight: np.ndarray, rank: int, moment: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """The best A (F, r) B (r, D) for a weight (F, D): least (w - q) H (w - q)^T over all rows, by one SVD.
-
-    H = R R^T (Cholesky);  W R = U S V^T;  A = (U S)_r,  B = V_r^T R^-1        (H = 1: Eckart and Young 1936)
-    """
-    w = weight.astype(np.float64)
-    H = np.eye(w.shape[1]) if moment is None else moment / np.trace(moment) * len(moment)
-    R = np.linalg.cholesky(H + 1e-6 * np.eye(len(H)))
-    u, s, vt = np.linalg.svd(w @ R, full_matrices=False)
-    root = np.sqrt(s[:rank])  # shared between the two, so that neither is too large or too small for a float16
-    b = np.linalg.solve(R.T, (root[:, None] * vt[:rank]).T).T  # (r, D)
-    return (u[:, :rank] * root).astype(np.float16), b.astype(np.float16)
-
-
-# ---- copies of the layer in small ------------------------------------------------------------------------------------
 
 
 class LowRank:

@@ -1,35 +1,4 @@
-"""Predicting by patterns seen before: the paper's own guideline, and its follow-up's clusters.
-
-A pattern is the set of active neurons of one layer at one position, here the mask of policy ``mid``, 8 to a byte.
-
-Library (Dhar et al. 2024, arXiv 2412.12178, section on predictability, which gives no method beyond this sentence:
-the first layer's pattern as a key to those of the later layers). Layer 0 is computed exactly, so its pattern b is
-known; the k stored positions with the nearest patterns vote for the layers above:
-
-    near = the k positions n with the smallest Hamming distance |b xor library[0, n]|
-    score[l, j] = sum over n in near of library[l, n, j]        for l >= 1
-
-Clusters (follow-up, arXiv 2507.14179): K centroids c_k per layer stand for all patterns, and only one number is
-predicted, which centroid. The distance counts what the centroid misses; what it has too much is free, so the density
-of the centroids must be forced, or the densest one would be nearest to everything:
-
-    D(b, c) = sum_j b_j (1 - c_j)        c_k = the most frequent neurons of its members, a fixed share of all
-
-Where all centroids have the same density d, D and the Hamming distance rank them alike, since with h = |b & c|
-
-    D = |b| - h        |b xor c| = |b| + d F - 2 h
-
-so the asymmetry decides nothing there: it matters only when densities differ. The released code assigns by the TRUE
-pattern, which nobody has before the layer is computed (``assign="pattern"``). No other assignment to centroids of one
-density has a higher recall: an upper bound of the recall, though not of everything, since D counts a large neuron like
-a small one. What can be used is the layer's input: the cluster whose members had the nearest mean input
-(``assign="input"``).
-
-Votes and bits tie often. Frequencies, scaled below one half, break the ties, so that any share can be selected.
-
-Differs from the follow-up: patterns are those of policy mid and not of the cut gate; the history of a centroid blends
-the means of its members, not their rounded bits; equal distances are told apart by the bits that are too many.
-"""
+"""TODO."""
 
 from __future__ import annotations
 
@@ -39,141 +8,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import MinillmError
-from ..sparsity.magnitudes import sample_values
 from ..sparsity.policies import policy_named
 from ..study.edits import most_frequent
 from ..transformer.model import Llama, shape_of
-from ..transformer.ops import ACTIVATIONS, linear
-from ..transformer.texts import document_hashes, runs
-from .select import sparse_ffn
+from ..transformer.ops import linear
+from ..transformer.texts import document_hashes
+from .memory import TIE, seen
 
 if TYPE_CHECKING:
     from ..sparsity.calibrate import Thresholds
-
-TIE = np.float32(0.5)  # a frequency of 1 is worth half a vote
-ROWS = 64  # positions whose keys are compared with a library at once
-
-
-# ---- stored patterns -------------------------------------------------------------------------------------------------
-
-
-def seen(
-    model: Llama, thresholds: Thresholds, documents: str | Sequence[str], size: int, rng: np.random.Generator,
-    context: int | None = None,
-) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """Inputs (L, N, D) and patterns (L, N, F) of ``size`` positions of a text (or all), drawn at random, in order.
-
-    They are taken from the model as it runs: cut by these thresholds of policy mid. Raises MinillmError for others.
-    """
-    if thresholds.policy != "mid":
-        raise MinillmError(f"the thresholds are of policy {thresholds.policy}, a predictor's truth is mid")
-    pieces = runs(model, documents, "documents", context)
-    found = sample_values(model, pieces, ("norm", "mask"), ffn=sparse_ffn(model, thresholds))
-    total = len(found[0]["norm"])
-    rows = np.sort(rng.choice(total, min(size, total), replace=False))
-    return tuple(np.array([layer[step][rows] for layer in found]) for step in ("norm", "mask"))
-
-
-def nearest(keys: np.ndarray, library: np.ndarray, count: int) -> np.ndarray:
-    """The ``count`` nearest patterns by Hamming distance, both packed: (T, B), (N, B)  ->  (T, count) indices.
-
-    Of equal distances, the smaller index comes first.
-    """
-    found = []
-    for a in range(0, len(keys), ROWS):
-        differing = np.bitwise_count(keys[a : a + ROWS, None] ^ library)  # (rows, N, B)
-        found.append(np.argsort(differing.sum(axis=-1, dtype=np.int32), axis=-1, kind="stable")[:, :count])
-    return np.concatenate(found)
-
-
-class Library:
-    """The paper's guideline: layer 0's pattern finds stored positions, which vote for the later layers.
-
-    library (L, N, B): packed patterns. frequency (L, F). first: gate_proj, up_proj and their biases of layer 0, which
-    is computed exactly; they are counted in nbytes, since a token needs all of them. level: layer 0's threshold.
-    """
-
-    sequential, needs_truth = False, False
-
-    def __init__(
-        self, library: np.ndarray, frequency: np.ndarray, first: dict[str, np.ndarray], level: float, act: str, k: int
-    ):
-        self.library, self.frequency, self.first = library, frequency, first
-        self.level, self.act, self.k = level, act, k
-        width, hidden = first["gate_proj"].shape
-        self.shape = (len(library), hidden, width)
-        packed = library.dtype == np.uint8 and library.ndim == 3 and library.shape[2] == -(-width // 8)
-        if not packed or frequency.shape != (len(library), width) or first["up_proj"].shape != (width, hidden):
-            raise ValueError(f"library {library.shape} and frequency {frequency.shape} do not fit {width} neurons")
-        if act not in ACTIVATIONS or not 1 <= k <= library.shape[1]:
-            raise ValueError(f"act is {act!r} and k {k!r}, expected an activation and 1 to {library.shape[1]}")
-        self.name = f"library {library.shape[1]}, k {k}"
-        self.cutoffs, self.trained_on = None, frozenset()
-        self._near = np.empty((0, k), int)
-
-    @classmethod
-    def fit(
-        cls, model: Llama, thresholds: Thresholds, documents: str | Sequence[str], rng: np.random.Generator,
-        size: int = 1024, k: int = 8, context: int | None = None,
-    ) -> Library:  # fmt: skip
-        """Store the patterns of ``size`` positions of a training text, drawn at random; k neighbours will vote."""
-        _, patterns = seen(model, thresholds, documents, size, rng, context)
-        if not 1 <= k <= patterns.shape[1]:
-            raise MinillmError(f"k is {k}, expected 1 to {patterns.shape[1]}, the number of stored patterns")
-        layer = model.layers[0]
-        first = {name: getattr(layer, name) for name in ("gate_proj", "up_proj", "gate_bias", "up_bias")}
-        first = {name: array for name, array in first.items() if array is not None}
-        frequency = patterns.mean(axis=1, dtype=np.float32)  # (L, F)
-        level, act = thresholds.layers[0]["mid"], model.config.hidden_act
-        found = cls(np.packbits(patterns, axis=-1), frequency, first, level, act, k)
-        found.trained_on = frozenset(document_hashes(documents))
-        return found
-
-    def predict(self, index: int, position: int, x: np.ndarray) -> np.ndarray:
-        """x (T, D)  ->  |mid| at layer 0, votes of the neighbours found there at the others (T, F)."""
-        if index == 0:
-            gate = ACTIVATIONS[self.act](linear(x, self.first["gate_proj"], self.first.get("gate_bias")))
-            mid = np.abs(gate * linear(x, self.first["up_proj"], self.first.get("up_bias")))  # (T, F)
-            key = policy_named("mid").kept("mid", mid, {"mid": self.level}, {})
-            self._near = nearest(np.packbits(key, axis=-1), self.library[0], self.k)  # (T, k)
-            return mid
-        if len(self._near) != len(x):
-            raise MinillmError(f"layer {index} has {len(x)} rows, layer 0 had {len(self._near)}, expected the same")
-        votes = np.zeros((len(x), self.shape[2]), np.float32)
-        for near in self._near.T:
-            votes += np.unpackbits(self.library[index, near], axis=-1, count=self.shape[2])
-        return votes + TIE * self.frequency[index]  # (T, F)
-
-    def observe(self, index: int, position: int, x: np.ndarray, mask: np.ndarray | None) -> None:
-        """Nothing: layer 0's pattern is known when it is computed."""
-
-    @property
-    def nbytes(self) -> int:
-        """Packed patterns, frequencies, and layer 0's gate and up."""
-        return sum(array.nbytes for array in self.arrays().values())
-
-    def multiply_adds(self, index: int) -> float:
-        """Layer 0: gate and up, and N comparisons of F bits at 32 to one; the others: k votes per neuron."""
-        _, hidden, width = self.shape
-        return 2 * width * hidden + self.library.shape[1] * width / 32 if index == 0 else self.k * width
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Its tables, layer 0's weights among them."""
-        return {"library": self.library, "frequency": self.frequency, **self.first}
-
-    def settings(self) -> dict:
-        """k, and what layer 0 needs beside its weights."""
-        return {"k": self.k, "level": self.level, "act": self.act}
-
-    @classmethod
-    def from_arrays(cls, arrays: dict[str, np.ndarray], settings: dict) -> Library:
-        """The same library again."""
-        first = {name: array for name, array in arrays.items() if name not in ("library", "frequency")}
-        act, level, k = settings["act"], float(settings["level"]), int(settings["k"])
-        return cls(arrays["library"], arrays["frequency"], first, level, act, k)
-
-
-# ---- clusters --------------------------------------------------------------------------------------------------------
 
 
 def distances(patterns: np.ndarray, centroids: np.ndarray, kind: str = "missed") -> np.ndarray:

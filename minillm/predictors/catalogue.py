@@ -1,0 +1,23 @@
+"""TODO."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    pass
+
+# What a file may hold: the kind it names -> the class below this module that reads it. Loaded when first asked for.
+KINDS = {
+    "chance": "baselines:Chance",
+    "static": "baselines:Static",
+    "previous-token": "baselines:PreviousToken",
+    "sign": "training_free:Sign",
+    "svd": "training_free:LowRank",
+    "shadow": "training_free:Shadow",
+    "ahead": "ahead:Ahead",
+    "learned": "learned:Learned",
+    "refined": "learned:Refined",
+    "library": "patterns:Library",
+    "clusters": "patterns:Clusters",
+}

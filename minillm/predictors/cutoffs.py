@@ -1,0 +1,77 @@
+"""TODO."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import MinillmError
+from ..transformer.evaluation import pass_over
+from ..transformer.model import Llama
+from ..transformer.texts import document_hashes, runs
+from .protocol import Predictor, check_fits
+from .select import PredictedFFN
+
+if TYPE_CHECKING:
+    from ..sparsity.thresholds import Thresholds
+
+
+def fit_cutoffs(
+    model: Llama,
+    predictor: Predictor,
+    thresholds: Thresholds,
+    documents: str | Sequence[str],
+    fraction: float,
+    context: int | None = None,
+    tolerance: float = 1e-3,
+) -> np.ndarray:
+    """Set predictor.cutoffs so that every layer selects ``fraction`` of its (token, neuron) pairs; returns them (L,).
+
+        cutoff[l] = the (1 - fraction)-quantile of the scores of layer l, with layers 0 .. l-1 already cut
+
+    A pass finds all quantiles with the cutoffs that there are; the first is dense. Each pass settles at least one more
+    layer for good, and it stops as soon as every layer is within ``tolerance``, after two or three as a rule.
+    documents: training text only. fraction 1 selects everything, with cutoffs of -inf. All scores of a pass are
+    held in memory: ten thousand tokens are plenty.
+    """
+    check_fits(predictor, model)
+    if not 0 < fraction <= 1:
+        raise MinillmError(f"fraction is {fraction}, expected a share above 0 and at most 1")
+    layers = len(model.layers)
+    predictor.cutoffs = np.full(layers, -np.inf)
+    predictor.trained_on |= frozenset(document_hashes(documents))
+    pieces = runs(model, documents, "documents", context)
+    scores: dict[int, list[np.ndarray]] = defaultdict(list)
+
+    def tap(name: str, value: np.ndarray) -> np.ndarray:
+        if name.endswith(".mlp.scores"):
+            scores[int(name.split(".")[1])].append(np.array(value))
+        return value
+
+    for _ in range(layers + 1 if fraction < 1 else 0):
+        pass_over(model, pieces, tap, PredictedFFN(predictor, thresholds), f"cutoffs of {predictor.name}")
+        values = [np.concatenate(scores.pop(i)).ravel() for i in range(layers)]
+        selected = [np.mean(~(v <= c)) for v, c in zip(values, predictor.cutoffs, strict=True)]
+        if max(abs(s - fraction) for s in selected) <= tolerance:
+            break
+        before, predictor.cutoffs = predictor.cutoffs, np.array([_cutoff(v, fraction) for v in values])
+        if np.array_equal(before, predictor.cutoffs):  # scores with ties (static) have no cutoff that is nearer
+            break
+    return predictor.cutoffs
+
+
+def _cutoff(values: np.ndarray, fraction: float) -> float:
+    """The number that a share ``fraction`` of the values lies above; among equal values the nearer side is taken."""
+    rank = round((1 - fraction) * len(values))  # so many are to be left out
+    if rank == 0:
+        return -np.inf
+    cutoff = np.partition(values, rank - 1)[rank - 1]
+    above = np.count_nonzero(values > cutoff)
+    equal = np.count_nonzero(values == cutoff)
+    if abs(above + equal - fraction * len(values)) < abs(above - fraction * len(values)):
+        below = values[values < cutoff]
+        cutoff = below.max() if below.size else -np.inf
+    return float(cutoff)

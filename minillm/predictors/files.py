@@ -1,0 +1,71 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import json
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import CheckpointError, MinillmError
+from ..loading.checkpoint import save_tensors
+from ..loading.fields import parse_json, show
+from .catalogue import KINDS
+from .protocol import Predictor
+
+if TYPE_CHECKING:
+    pass
+
+FORMAT, VERSION = "minillm-predictor", "1"
+
+
+def save_predictor(path: str | Path, predictor: Predictor) -> None:
+    """Write a predictor as one safetensors file, whole or not at all: its arrays, the rest as text beside them.
+
+    Raises MinillmError for a predictor that is no file's (the oracle), CheckpointError when it cannot be written.
+    """
+    place = f"{type(predictor).__module__.rpartition('.')[2]}:{type(predictor).__qualname__}"
+    kind = next((kind for kind, known in KINDS.items() if known == place), None)
+    if kind is None:
+        raise MinillmError(f"the predictor {predictor.name} has no tables of its own, expected one that can be saved")
+    arrays = {f"table.{name}": array for name, array in predictor.arrays().items()}
+    if predictor.cutoffs is not None:
+        arrays["cutoffs"] = np.asarray(predictor.cutoffs, np.float64)
+    about = {"settings": predictor.settings(), "shape": predictor.shape, "trained_on": sorted(predictor.trained_on)}
+    save_tensors(path, arrays, {"format": FORMAT, "version": VERSION, "kind": kind, "predictor": json.dumps(about)})
+
+
+def load_predictor(path: str | Path) -> Predictor:
+    """Read a predictor's file. Raises CheckpointError, in one sentence, for a file that is none or does not fit."""
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file, expected a predictor (safetensors)")
+    try:
+        with safe_open(path, "numpy") as file:
+            metadata = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, TypeError) as problem:  # TypeError: a dtype that NumPy lacks
+        raise CheckpointError(f"{path}: is no safetensors file of plain arrays ({problem})") from None
+    for key, good in (("format", [FORMAT]), ("version", [VERSION]), ("kind", KINDS)):
+        if metadata.get(key) not in good:
+            expected = ", ".join(good)
+            raise CheckpointError(f"{path}: {key} is {show(metadata.get(key))}, expected one of {expected}")
+    about = parse_json(metadata.get("predictor", "").encode(), f"{path} (predictor)", CheckpointError)
+    for key, form in (("settings", dict), ("shape", list), ("trained_on", list)):
+        if not isinstance(about.get(key), form):
+            raise CheckpointError(f"{path}: {key} is {show(about.get(key))}, expected a {form.__name__}")
+    module, name = KINDS[metadata["kind"]].split(":")
+    kind, cutoffs = getattr(import_module(f"{__package__}.{module}"), name), arrays.pop("cutoffs", None)
+    tables = {name.removeprefix("table."): array for name, array in arrays.items()}
+    try:
+        predictor = kind.from_arrays(tables, about["settings"])
+        if list(predictor.shape) != about["shape"] or (cutoffs is not None and cutoffs.shape != predictor.shape[:1]):
+            raise ValueError(f"found {predictor.shape} and {np.shape(cutoffs)} cutoffs, expected {about['shape']}")
+    except (KeyError, TypeError, ValueError, IndexError) as problem:
+        raise CheckpointError(f"{path}: its tables make no {metadata['kind']} predictor ({problem})") from None
+    predictor.cutoffs, predictor.trained_on = cutoffs, frozenset(map(str, about["trained_on"]))
+    return predictor

@@ -1,0 +1,57 @@
+"""TODO."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import MinillmError
+
+if TYPE_CHECKING:
+    pass
+
+
+class PredictionMeter:
+    """A tap that counts a predicted FFN's masks against the true ones; ``report()`` gives the metrics.
+
+    Every position counts, the BOS included.
+    """
+
+    def __init__(self):
+        self._count: dict[int, Counter] = defaultdict(Counter)
+        self._true: dict[str, np.ndarray] = {}
+
+    def __call__(self, name: str, value: np.ndarray) -> np.ndarray:
+        if name.endswith(".mlp.mask_true"):
+            self._true[name] = value  # its mask follows before anything else of the layer
+        elif name.endswith(".mlp.mask") and (true := self._true.pop(f"{name}_true", None)) is not None:
+            count = self._count[int(name.split(".")[1])]
+            count["both"] += int(np.count_nonzero(value & true))
+            count["selected"] += int(np.count_nonzero(value))
+            count["true"] += int(np.count_nonzero(true))
+            count["pairs"] += value.size
+        return value
+
+    def layers(self) -> list[dict[str, float]]:
+        """The metrics of each layer: recall, precision, f1, iou, selected, active (shares of all pairs)."""
+        found = []
+        for _, n in sorted(self._count.items()):
+            either = n["selected"] + n["true"] - n["both"]
+            found.append({
+                "recall": n["both"] / max(1, n["true"]),
+                "precision": n["both"] / max(1, n["selected"]),
+                "f1": 2 * n["both"] / max(1, n["selected"] + n["true"]),
+                "iou": n["both"] / max(1, either),
+                "selected": n["selected"] / n["pairs"],
+                "active": n["true"] / n["pairs"],
+            })  # fmt: skip
+        return found
+
+    def report(self) -> dict[str, float]:
+        """The mean over layers of each metric. Raises MinillmError where no mask came with its truth."""
+        layers = self.layers()
+        if not layers:
+            raise MinillmError("no predicted mask was seen beside its truth, expected a predicted FFN in masked form")
+        return {key: float(np.mean([layer[key] for layer in layers])) for key in layers[0]}
