@@ -170,14 +170,13 @@ def command_demo(a: argparse.Namespace) -> int:
     from tqdm.auto import tqdm
 
     from .predictors.select import sparse_ffn
-    from .prefetch.replay import Way
     from .sparsity.calibrate import calibrate
     from .sparsity.magnitudes import collect
     from .sparsity.policies import policy_named
     from .sparsity.spec import in_words
+    from .study.buffers import Way, buffer_rows, way_of
     from .study.describe import describe, headline
     from .study.prediction import prediction_rows
-    from .study.prefetching import buffer_rows, way_of
     from .study.sweep import row, score_cut
     from .tables import text_table
     from .transformer.evaluation import perplexity
@@ -748,9 +747,10 @@ def command_prefetch(a: argparse.Namespace) -> int:
 def prefetch_simulate(a: argparse.Namespace, model, thresholds) -> int:
     """The events of a short generation, one line each, and what they cost on a device."""
     from .predictors.select import sparse_ffn
-    from .prefetch.buffer import EVENT_COLUMNS, PrefetchBuffer, event_rows
+    from .prefetch.buffer import PrefetchBuffer
     from .prefetch.clock import simulate, work_of
-    from .prefetch.replay import recorder_for
+    from .prefetch.record import recorder_for
+    from .prefetch.traffic import EVENT_COLUMNS, event_rows
     from .tables import text_table
     from .transformer.generation import generate
     from .transformer.model import shape_of
@@ -787,8 +787,8 @@ def prefetch_simulate(a: argparse.Namespace, model, thresholds) -> int:
 def prefetch_real(a: argparse.Namespace) -> int:
     """A text through the model of a bundle, its FFN weights on disk: a row per way of fetching (prefetch/real.py)."""
     from .bench.turns import environment
-    from .prefetch import real
     from .prefetch.bundle import open_bundle, resident_llama, whole_llama
+    from .study import disk as real
     from .tables import check_ending, json_rows, save_rows, text_table
     from .transformer.texts import Run, default_context, runs
 
@@ -873,8 +873,8 @@ def real_ways(a: argparse.Namespace, bundle, whole, texts, new: int, sparsity: f
     from .predictors.files import load_predictor
     from .predictors.protocol import check_fits
     from .predictors.workshop import Workshop
-    from .prefetch import real
     from .sparsity.calibrate import calibrate
+    from .study import disk as real
     from .study.prediction import TRAINING_SHARE
     from .transformer.texts import as_documents, first_tokens, runs, split_text
 
@@ -912,9 +912,9 @@ def known_neurons(a: argparse.Namespace, model, thresholds, calibration, context
     """The ways to know a token's neurons (study/prefetching.py) that are asked for, and each neuron's frequency."""
     from .predictors.select import sparse_ffn
     from .predictors.workshop import Workshop
-    from .prefetch.replay import frequencies, record
+    from .prefetch.record import frequencies, record
+    from .study.buffers import ways_of
     from .study.prediction import TRAINING_SHARE
-    from .study.prefetching import ways_of
     from .transformer.texts import runs, split_text
 
     training, held = split_text(calibration, TRAINING_SHARE)
@@ -925,8 +925,8 @@ def known_neurons(a: argparse.Namespace, model, thresholds, calibration, context
 
 def prefetch_replay(a: argparse.Namespace, model, thresholds, calibration, test, context: int) -> int:
     """Keepers times capacities times predictors on one recorded text."""
-    from .prefetch.replay import KEEPERS, ROW_COLUMNS, SHARES, prefetch_rows
-    from .study.prefetching import when_it_matters
+    from .prefetch.replay import KEEPERS, ROW_COLUMNS, SHARES
+    from .study.buffers import prefetch_rows, when_it_matters
     from .tables import check_ending, json_rows, save_rows, text_table
 
     if a.output:
@@ -967,7 +967,7 @@ def prefetch_replay(a: argparse.Namespace, model, thresholds, calibration, test,
 def prefetch_table(a: argparse.Namespace, model, thresholds, calibration, test, context: int) -> int:
     """What a buffer is worth with each way to know the neurons: hits, bytes, stall and perplexity in one table."""
     from .prefetch.replay import SHARES
-    from .study.prefetching import TABLE_COLUMNS, TABLE_PREDICTORS, buffer_rows, when_it_matters
+    from .study.buffers import TABLE_COLUMNS, TABLE_PREDICTORS, buffer_rows, when_it_matters
     from .tables import check_ending, json_rows, save_rows, text_table
 
     if a.output:
@@ -1005,7 +1005,7 @@ def prefetch_blocks(a: argparse.Namespace, model, calibration, test, context: in
     """Speed at a large shape against perplexity of this model, for single neurons and blocks, and which to choose."""
     from tqdm.auto import tqdm
 
-    from .study import prefetching
+    from .study import blocks as prefetching
     from .tables import check_ending, json_rows, save_rows, text_table
 
     if a.output:

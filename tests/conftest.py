@@ -44,7 +44,7 @@ def pytest_runtest_makereport(item, call):
 @pytest.fixture
 def cold_disk(tmp_path):
     """Skips where a file that is dropped from the system's cache stays in it: tmpfs keeps its pages."""
-    from minillm.prefetch.reader import cached_share
+    from minillm.prefetch.system import cached_share
 
     control = tmp_path / "control"
     control.write_bytes(bytes(1 << 20))

@@ -17,9 +17,10 @@ from ..errors import MinillmError
 from ..loading.config import ModelConfig
 from ..prefetch.bundle import open_bundle, resident_llama, write_random_bundle
 from ..prefetch.clock import work_at
-from ..prefetch.reader import BundleReader, FetchedFFN, Unsupported, recorded, system_reads
-from ..prefetch.real import every_neuron, made_cold
+from ..prefetch.reader import BundleReader, FetchedFFN, recorded
 from ..prefetch.reorder import kept_count
+from ..prefetch.system import Unsupported, system_reads
+from ..study.disk import every_neuron, made_cold
 from .model import read_seconds
 from .sparse import DISK_GROUPS, DISK_LAYERS, DISK_SPARSITIES, about, config_at, largest_cache, speeds
 from .turns import over, seconds_in_turns

@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import MinillmError
-from ..prefetch.buffer import EVENT_COLUMNS, PrefetchBuffer, event_rows
+from ..prefetch.buffer import PrefetchBuffer
+from ..prefetch.traffic import EVENT_COLUMNS, event_rows
 from ..show import results as plots
 from ..sparsity.masked import masked_swiglu
 from ..sparsity.policies import POLICIES

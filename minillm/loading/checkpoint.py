@@ -18,6 +18,8 @@ Differs from transformers: a tensor that is missing or left over is an error (it
 or dropped), so is a shard outside the folder (it would be read) and a weight that is not a finite number.
 """
 
+from __future__ import annotations
+
 import math
 import os
 import re
@@ -29,7 +31,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..errors import CheckpointError, file_errors, whole_file
+from ..errors import BundleError, CheckpointError, file_errors, whole_file
 from .config import ModelConfig
 from .fields import Fields, file_in, parse_json, read_json, show
 
@@ -295,3 +297,15 @@ def _progress(names: Iterable[str], nbytes: int) -> Iterable[str]:
     from tqdm import tqdm
 
     return tqdm(names, desc="loading", unit=" tensors", delay=2, leave=False, file=sys.stderr)
+
+
+def to_bfloat16(array: np.ndarray) -> np.ndarray:
+    """The bits of the nearest bfloat16 (a float32's upper half), ties to even.  float32  ->  uint16, same shape.
+
+    Raises BundleError where the nearest is infinite (above 3.39e38).
+    """
+    bits = array.view(np.uint32)
+    upper = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
+    if ((upper & 0x7F80) == 0x7F80).any():
+        raise BundleError("a weight is beyond 3.39e38, expected numbers that bfloat16 can hold")
+    return upper

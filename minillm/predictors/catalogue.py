@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
 # What a file may hold: the kind it names -> the class below this module that reads it. Loaded when first asked for.
 KINDS = {
     "chance": "baselines:Chance",

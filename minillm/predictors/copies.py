@@ -23,7 +23,6 @@ A neuron of which little is known may be large, and missing it would cost the sq
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -31,9 +30,6 @@ from ..errors import MinillmError
 from ..transformer.model import Llama, shape_of
 from ..transformer.ops import ACTIVATIONS, linear
 from .quantise import low_rank, pack, quantise, unpack
-
-if TYPE_CHECKING:
-    pass
 
 PAIRS = 1 << 20  # (token, neuron) pairs whose XOR is held at once
 GOLDEN = (5**0.5 - 1) / 2

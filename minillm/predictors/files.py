@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,9 +13,6 @@ from ..loading.checkpoint import save_tensors
 from ..loading.fields import parse_json, show
 from .catalogue import KINDS
 from .protocol import Predictor
-
-if TYPE_CHECKING:
-    pass
 
 FORMAT, VERSION = "minillm-predictor", "1"
 

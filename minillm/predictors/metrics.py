@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..errors import MinillmError
-
-if TYPE_CHECKING:
-    pass
 
 
 class PredictionMeter:

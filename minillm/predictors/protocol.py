@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from ..errors import MinillmError
-from ..transformer.model import Llama
-
-if TYPE_CHECKING:
-    pass
-
-
-from typing import TYPE_CHECKING
-
-from ..transformer.model import shape_of
+from ..transformer.model import Llama, shape_of
 
 
 def check_fits(predictor: Predictor, model: Llama) -> None:

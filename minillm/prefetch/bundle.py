@@ -34,7 +34,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import BundleError, CheckpointError, whole_file
-from ..loading.checkpoint import DTYPES, TensorInfo, read_header, read_tensor, save_tensors
+from ..loading.checkpoint import DTYPES, TensorInfo, read_header, read_tensor, save_tensors, to_bfloat16
 from ..loading.config import ModelConfig
 from ..loading.fields import Fields, file_in, read_json, show
 from ..transformer.model import Llama, random_weights
@@ -43,9 +43,6 @@ FORMAT, VERSION, PAGE = "minillm-bundle", 1, 4096
 STORED = {"float32": "F32", "bfloat16": "BF16"}  # ours -> the name in a safetensors header
 INDEX, REST, BUNDLES = "bundle.json", "rest.safetensors", "bundles"
 COPIED = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-
-
-# ---- the order of the rows -------------------------------------------------------------------------------------------
 
 
 def bundled(gate: np.ndarray, up: np.ndarray, down: np.ndarray, group: int) -> np.ndarray:
@@ -65,21 +62,6 @@ def unbundled(rows: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarray, np.
     parts = [blocks.reshape(3, whole, hidden), rows[3 * whole :].reshape(3, -1, hidden)]
     gate, up, down = np.concatenate(parts, axis=1)
     return gate, up, down.T
-
-
-def to_bfloat16(array: np.ndarray) -> np.ndarray:
-    """The bits of the nearest bfloat16 (a float32's upper half), ties to even.  float32  ->  uint16, same shape.
-
-    Raises BundleError where the nearest is infinite (above 3.39e38).
-    """
-    bits = array.view(np.uint32)
-    upper = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
-    if ((upper & 0x7F80) == 0x7F80).any():
-        raise BundleError("a weight is beyond 3.39e38, expected numbers that bfloat16 can hold")
-    return upper
-
-
-# ---- writing ---------------------------------------------------------------------------------------------------------
 
 
 def write_bundle(source: Llama | str | Path, out: str | Path, group: int = 32, dtype: str = "float32") -> Path:
@@ -197,9 +179,6 @@ def _as_bundle_errors() -> Iterator[None]:
         yield
     except CheckpointError as problem:
         raise BundleError(str(problem)) from None
-
-
-# ---- reading ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ import numpy as np
 from ..errors import MinillmError
 from ..loading.config import ModelConfig
 from ..transformer.model import Llama
-from .buffer import LOOKAHEADS, Traffic, after, first
+from .traffic import LOOKAHEADS, Traffic, after, first
 
 MISSES = ("wait", "drop")
 

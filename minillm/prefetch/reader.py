@@ -24,13 +24,11 @@ another question, which decides every time measured: drop_cache() empties it, ca
 
 from __future__ import annotations
 
-import ctypes
-import mmap
 import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -41,6 +39,7 @@ from ..transformer.layer import Layer
 from .bundle import STORED, Bundle
 from .kernels import coefficients
 from .reorder import best_blocks
+from .system import Unsupported
 
 if TYPE_CHECKING:
     from ..predictors.protocol import Predictor
@@ -50,10 +49,6 @@ PLACES = 1024 if hasattr(os, "sysconf") else 16  # of one preadv: Linux's and ma
 
 # (layer, position of x's first row, x (T, D)) -> bool (T, F): the neurons wanted, known before the layer is read.
 Select: TypeAlias = Callable[[int, int, np.ndarray], np.ndarray]
-
-
-class Unsupported(MinillmError):
-    """This system has no such call."""
 
 
 def runs_of(blocks: Sequence[int]) -> list[tuple[int, int]]:
@@ -323,54 +318,3 @@ def predicted(predictor: Predictor, group: int = 1, share: float | None = None) 
         return best_blocks(np.square(np.maximum(scores, 0)), np.arange(scores.shape[1]), group, share)
 
     return select
-
-
-# ---- what the system has done ----------------------------------------------------------------------------------------
-
-
-class SystemReads(NamedTuple):
-    """What Linux has counted for this process, in bytes (/proc/self/io).
-
-    given: by all reads so far (rchar). disk: what had to come from a disk (read_bytes); that counts what WILLNEED
-    asked for, used or not, and nothing that lay in the system's cache. itself: of reading these very numbers, which
-    ``given`` will count from now on.
-    """
-
-    given: int
-    disk: int
-    itself: int
-
-
-def system_reads() -> SystemReads | None:
-    """The counters now; None where the system has none."""
-    try:
-        with open("/proc/self/io", "rb", buffering=0) as file:
-            text = file.read(4096)
-    except OSError:
-        return None
-    fields = dict(line.split(b": ") for line in text.splitlines())
-    return SystemReads(int(fields[b"rchar"]), int(fields[b"read_bytes"]), len(text))
-
-
-def cached_share(path: str | os.PathLike) -> float:
-    """The share of a file's pages that lie in the system's memory now, by mincore(2): 0 is cold. Linux and macOS.
-
-    (Linux shows a file's owner the truth, and strangers a 1.) Raises Unsupported where the system lacks the call.
-    """
-    try:
-        mincore = ctypes.CDLL(None, use_errno=True).mincore
-    except (TypeError, OSError, AttributeError):
-        raise Unsupported(f"{sys.platform}: has no mincore, expected a system that shows its cache") from None
-    mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
-    with file_errors(path, "read", BundleError), open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        if not size:
-            return 0.0
-        pages = np.zeros(-(-size // mmap.PAGESIZE), np.uint8)
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            start = np.frombuffer(mapped, np.uint8)  # mapping alone brings no page in
-            failed = mincore(start.ctypes.data, size, pages.ctypes.data)
-            del start  # the map cannot be closed while it is used
-        if failed:
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    return float((pages & 1).mean())

@@ -38,7 +38,6 @@ from ..errors import MinillmError
 from ..sparsity.magnitudes import sample_values
 from ..sparsity.policies import largest
 from ..trace import Tap, no_tap
-from ..transformer.evaluation import perplexity
 from ..transformer.layer import Layer
 from ..transformer.model import Llama
 from ..transformer.ops import linear
@@ -157,9 +156,6 @@ def _best_exchange(
     return where
 
 
-# ---- what it is worth ------------------------------------------------------------------------------------------------
-
-
 def permuted(model: Llama, orders: Sequence[np.ndarray]) -> Llama:
     """The same function with each layer's neurons in another order: place k holds what was neuron order[k].
 
@@ -223,36 +219,3 @@ class BlockOracle:
         mask = tap("mask", best_blocks(neuron_energy(mid - mean, layer), order, self.group, self.share))  # (T, F)
         mid_cut = tap("mid_cut", np.where(mask, mid, mean))  # (T, F)
         return tap("out", linear(mid_cut, layer.down_proj, layer.down_bias))  # (T, D)
-
-
-BLOCK_COLUMNS = {"group": "d", "order": "", "kept_energy": ".2%", "perplexity": ".4f", "increase": ".2%",
-                 "perplexity_with_means": ".4f", "increase_with_means": ".2%"}  # fmt: skip
-
-
-def block_rows(
-    model: Llama, calibration: str | Sequence[str], test: str | Sequence[str], groups: Sequence[int],
-    share: float = 0.5, context: int | None = None, tokens: int = 4000, seed: int = 0,
-) -> list[dict]:  # fmt: skip
-    """Perplexity of keeping that share of each token's blocks, as stored and clustered: rows under BLOCK_COLUMNS.
-
-    kept_energy is on the calibration text, perplexity on the test text, once with nothing in a block's place and once
-    with its neurons' means; increase is over the dense model. Blocks of one neuron have no order.
-    """
-    rows, dense = [], perplexity(model, test, context=context).perplexity
-    mids = recorded_mid(model, calibration, tokens, context)
-    measured = [energy_shares(mid, layer) for mid, layer in zip(mids, model.layers, strict=True)]
-    for group in groups:
-        kinds = {"stored": [np.arange(model.config.intermediate_size)] * len(model.layers)}
-        if group > 1:
-            rng = np.random.default_rng(seed)
-            kinds["clustered"] = [clustered(energy, group, rng, share) for energy in measured]
-        for kind, orders in kinds.items():
-            kept = np.mean([retained(e, order, group, share) for e, order in zip(measured, orders, strict=True)])
-            row = {"group": group, "order": kind, "kept_energy": float(kept)}
-            means = [dropped_means(*each, group, share) for each in zip(mids, model.layers, orders, strict=True)]
-            for suffix, used in (("", None), ("_with_means", means)):
-                ffn = BlockOracle(group, share, orders, used)
-                found = perplexity(model, test, context=context, ffn=ffn).perplexity
-                row |= {f"perplexity{suffix}": found, f"increase{suffix}": found / dense - 1}
-            rows.append(row)
-    return rows

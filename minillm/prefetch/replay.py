@@ -18,98 +18,17 @@ session, and the buffer stays warm between them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
 from ..errors import MinillmError
-from ..predictors.ahead import Ahead
-from ..predictors.baselines import Chance, PreviousToken, Static
-from ..predictors.oracle import Oracle
-from ..predictors.protocol import Predictor
-from ..predictors.select import sparse_ffn
-from ..sparsity.calibrate import Thresholds
-from ..transformer.evaluation import pass_over, perplexity
-from ..transformer.ffn import FeedForward
-from ..transformer.model import Llama, shape_of
-from ..transformer.texts import Run
-from .buffer import LOOKAHEADS, Keeper, PrefetchBuffer, Traffic, belady, hot, keeper_named, lru, random_set, unpacked
-from .clock import Device, Work, device_named, simulate, work_of
-from .feedforward import Asked, BufferedFFN, check_role
+from .buffer import PrefetchBuffer
+from .clock import Device, Work, device_named, simulate
+from .eviction import Keeper, belady, hot, keeper_named, lru, random_set
+from .traffic import Traffic
 
 KEEPERS = ("lru", "lfu", "window-4", "hot", "random", "belady")
 SHARES = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)  # of a layer's neurons
-
-
-# ---- recording -------------------------------------------------------------------------------------------------------
-
-
-class Recorder:
-    """A tap that writes down what a sparse FFN needs and what was guessed, eight neurons to a byte.
-
-    role: what the mask is for (feedforward.py); in the role "prefetch" the model goes on with the true masks. Works for
-    ``generate``, ``perplexity`` and any pass; several texts are joined.
-    """
-
-    def __init__(self, layers: int, neurons: int, role: str = "select"):
-        self.neurons = neurons
-        self._asked = [Asked(role) for _ in range(layers)]
-        self._needed: list[list[np.ndarray]] = [[] for _ in range(layers)]
-        self._guessed: list[list[np.ndarray]] = [[] for _ in range(layers)]
-
-    def __call__(self, name: str, value: np.ndarray) -> np.ndarray:
-        parts = name.split(".")  # blocks.3.mlp.mask
-        if len(parts) != 4 or parts[2:] not in (["mlp", "mask"], ["mlp", "mask_true"]):
-            return value
-        index = int(parts[1])
-        asked = self._asked[index]
-        value = asked(parts[3], value)
-        if parts[3] == "mask":
-            self._needed[index].append(np.packbits(asked.needed, axis=1))
-            if asked.guessed is not None:
-                self._guessed[index].append(np.packbits(asked.guessed, axis=1))
-        return value
-
-    @property
-    def needed(self) -> np.ndarray:
-        """The trace (T, L, N) bool. Raises MinillmError where no mask was seen."""
-        if not all(self._needed):
-            raise MinillmError("no mask was seen, expected a pass with a sparse FFN")
-        return unpacked([np.concatenate(rows) for rows in self._needed], self.neurons)
-
-    @property
-    def guessed(self) -> np.ndarray | None:
-        """The guesses (T, L, N) bool; None where there are none."""
-        if not all(self._guessed):
-            return None
-        return unpacked([np.concatenate(rows) for rows in self._guessed], self.neurons)
-
-
-def recorder_for(model: Llama, ffn: FeedForward, role: str = "select") -> Recorder:
-    """A recorder of this model's shape. Raises MinillmError for a sparse FFN that does not cut whole neurons."""
-    check_role(ffn, role)
-    layers, _, neurons = shape_of(model)
-    return Recorder(layers, neurons, role)
-
-
-def record(
-    model: Llama, ffn: FeedForward, pieces: Sequence[Run], role: str = "select", doing: str = "counting"
-) -> Recorder:
-    """Pass the pieces of a text (``runs``) through the model with this FFN, and write down what each token needs.
-
-    doing: what the progress bar says. Raises MinillmError as ``recorder_for`` does.
-    """
-    recorder = recorder_for(model, ffn, role)
-    pass_over(model, pieces, recorder, ffn, doing)
-    return recorder
-
-
-def frequencies(trace: np.ndarray) -> np.ndarray:
-    """How often each neuron was needed: (T, L, N) bool -> (L, N)."""
-    return trace.mean(axis=0)
-
-
-# ---- replaying -------------------------------------------------------------------------------------------------------
 
 
 def kept_history(trace: np.ndarray, capacity: int, keeper: Keeper | str, start: np.ndarray | None = None) -> np.ndarray:
@@ -248,100 +167,6 @@ ROW_COLUMNS = {  # for text_table
     "wasted_bytes": ",.0f", "seconds_per_token": ".2e", "stall_share": ".1%",
     "lru_stall": ".1%", "belady_stall": ".1%", "random_stall": ".1%",
 }  # fmt: skip
-
-
-# ---- a model, its predictors and its buffers -------------------------------------------------------------------------
-
-
-class Way(NamedTuple):
-    """How the neurons of a token come to be known.
-
-    predictor None: the policy's own mask, free of charge and at the last moment. role: what its mask is for
-    (feedforward.py). lookahead: how early it is known; "layer" or "token" for a role that prefetches.
-    """
-
-    predictor: Predictor | None = None
-    role: str = "select"
-    lookahead: str = "layer"
-
-
-def lookaheads_of(predictor: Predictor) -> tuple[str, ...]:
-    """How early a predictor's guess can be made, from what it looks at; () where it needs the layer's own input."""
-    if isinstance(predictor, (Oracle, Chance, Static, PreviousToken)):  # the oracle is a bound: it may know anything
-        return LOOKAHEADS
-    return ("layer",) if isinstance(predictor, Ahead) or getattr(predictor, "ahead", 0) else ()
-
-
-def prefetch_rows(
-    model: Llama,
-    thresholds: Thresholds,
-    documents: str | Sequence[str],
-    ways: Sequence[Way] = (Way(),),
-    *,
-    shares: Sequence[float] = SHARES,
-    keepers: Sequence[str] = KEEPERS,
-    device: str | Device = "laptop NVMe",
-    hot_frequencies: np.ndarray | None = None,
-    miss: str = "wait",
-    protocol: str = "documents",
-    context: int | None = None,
-    bytes_per_number: int | None = None,
-    seed: int = 0,
-) -> Iterator[dict]:
-    """Replay's rows for a model: each way, keeper and capacity (shares of N), with the perplexity that goes with it.
-
-    miss "wait": the documents are scored once per way, and that pass is the record. miss "drop": what is dropped
-    changes what follows, so they are scored anew for each row, by an FFN that computes from the buffer alone; belady,
-    which needs the future, has no row of its own there, and the baselines are those of the row's own requests.
-    bytes_per_number: of a weight in slow memory. A predictor's own bytes are resident and its work counts (an oracle's
-    is free). Raises MinillmError, also for a predictor that is to guess before it can (``lookaheads_of``).
-    """
-    layers, _, neurons = shape_of(model)
-    device, dense = device_named(device), perplexity(model, documents, protocol, context).perplexity
-    capacities = sorted({round(share * neurons) for share in shares})
-    for way in ways:
-        predictor = way.predictor
-        if predictor and way.role != "select" and way.lookahead not in lookaheads_of(predictor):
-            found = f"{predictor.name} cannot guess one {way.lookahead} ahead"
-            raise MinillmError(f"{found}: it looks at the layer's own input, expected role select")
-        ffn = sparse_ffn(model, thresholds, predictor=predictor)
-        free = predictor is None or isinstance(predictor, Oracle)
-        own_work = 0 if free else np.mean([predictor.multiply_adds(i) for i in range(layers)])
-        work = work_of(model, bytes_per_number, predictor=own_work)
-        about = {
-            "model": model.name,
-            "predictor": "policy's own mask" if predictor is None else predictor.name,
-            "role": way.role,
-            "own_bytes": 0 if predictor is None else predictor.nbytes,
-            "dense_perplexity": dense,
-        }
-        if miss == "wait":
-            recorder = recorder_for(model, ffn, way.role)
-            score = perplexity(model, documents, protocol, context, ffn, recorder)
-            rows = replay(
-                recorder.needed, work, capacities, keepers, device=device, guessed=recorder.guessed,
-                lookahead=way.lookahead, hot_frequencies=hot_frequencies, seed=seed,
-            )  # fmt: skip
-            for row in rows:
-                yield about | {"perplexity": score.perplexity} | row
-            continue
-        names = [name for name in keepers if name != "belady" and (name != "hot" or hot_frequencies is not None)]
-        for capacity, name in ((capacity, name) for capacity in capacities for name in names):
-            keeper = keeper_of(name, capacity, (layers, neurons), hot_frequencies, seed)
-            buffer = PrefetchBuffer(layers, neurons, capacity, keeper, log=False)
-            score = perplexity(model, documents, protocol, context, BufferedFFN(ffn, buffer, miss, way.role))
-            trace, start = buffer.trace(), buffer.start
-            chance = keeper_of("random", capacity, trace.shape, None, seed)
-            rivals = ((lru(), start), (belady(trace), start), (chance, None))
-            beside = {r.name: traffic_of(trace, kept_history(trace, capacity, r, begin)) for r, begin in rivals}
-            yield {
-                **about,
-                "perplexity": score.perplexity,
-                "keeper": name,
-                **_figures(buffer.traffic(), work, device, capacity, neurons, way.lookahead, int(start.sum()), miss),
-                "guesses": None if way.role == "select" else way.lookahead,
-                **_baselines(beside, work, device),
-            }
 
 
 def enough(demand: Sequence[dict], guessing: Sequence[dict], tolerance: float = 0.01) -> int | None:

@@ -22,7 +22,8 @@ from ..loading.checkpoint import checkpoint_tensors
 from ..predictors.select import sparse_ffn
 from ..predictors.workshop import Workshop
 from ..prefetch.clock import Interval, ffn_share, simulate, whole_token, work_of
-from ..prefetch.replay import KEEPERS, Way, frequencies, kept_history, prefetch_rows, record, traffic_of
+from ..prefetch.record import frequencies, record
+from ..prefetch.replay import KEEPERS, kept_history, traffic_of
 from ..sparsity.calibrate import calibrate
 from ..sparsity.magnitudes import collect
 from ..sparsity.policies import policy_named
@@ -32,12 +33,12 @@ from ..transformer.generation import generate
 from ..transformer.model import Llama
 from ..transformer.texts import as_documents, default_context, first_tokens, runs, split_text
 from .bootstrap import compare_policies, with_intervals
+from .buffers import OWN, Way, buffer_rows, prefetch_rows, stored_size, ways_of, when_it_matters
 from .describe import describe, headline
 from .distributions import activation_magnitudes, activation_rows, curve, weight_magnitudes
 from .edits import predictability, reference
 from .natural import natural_sparsity
 from .prediction import TRAINING_SHARE, prediction_rows, verdict
-from .prefetching import OWN, buffer_rows, stored_size, ways_of, when_it_matters
 from .sweep import row, score_cut
 from .variants import made_pairs
 

@@ -13,7 +13,7 @@ from minillm.predictors.workshop import Workshop
 from minillm.show.canvas import alt_text, new_axes, save_figure
 from minillm.show.explain import neuron_raster
 from minillm.show.results import bytes_read, cost_of_cuts
-from minillm.study.prefetching import ALL, buffer_rows, way_of
+from minillm.study.buffers import ALL, buffer_rows, way_of
 from minillm.study.sweep import sweep
 from minillm.transformer.texts import first_tokens, split_text
 

@@ -21,9 +21,8 @@ import numpy as np
 import minillm
 from minillm.course.check import check
 from minillm.course.notebook import show, show_source, token_labels
-from minillm.loading.checkpoint import checkpoint_tensors, read_header, save_tensors
+from minillm.loading.checkpoint import checkpoint_tensors, read_header, save_tensors, to_bfloat16
 from minillm.loading.tokenizer import Tokenizer
-from minillm.prefetch.bundle import to_bfloat16
 from minillm.show.explain import bf16_bits
 from minillm.show.map import you_are_here
 from minillm.show.primer import file_layout, merges

@@ -19,14 +19,17 @@ import minillm
 from minillm.course.check import check
 from minillm.course.notebook import buffer_stepper, show, show_source, token_labels
 from minillm.predictors.workshop import Workshop
-from minillm.prefetch.buffer import EVENT_COLUMNS, PrefetchBuffer, belady, event_rows, lru
+from minillm.prefetch.buffer import PrefetchBuffer
 from minillm.prefetch.clock import DEVICES, Device, simulate, work_of
+from minillm.prefetch.eviction import belady, lru
 from minillm.prefetch.feedforward import BufferedFFN
-from minillm.prefetch.replay import Way, enough, frequencies, kept_history, recorder_for, replay, traffic_of
+from minillm.prefetch.record import frequencies, recorder_for
+from minillm.prefetch.replay import enough, kept_history, replay, traffic_of
+from minillm.prefetch.traffic import EVENT_COLUMNS, event_rows
 from minillm.show.explain import neuron_raster
 from minillm.show.map import you_are_here
 from minillm.show.results import bytes_by_capacity, gantt, hit_rate_by_capacity
-from minillm.study.prefetching import ALL, OWN, buffer_rows, ways_of, when_it_matters
+from minillm.study.buffers import ALL, OWN, Way, buffer_rows, ways_of, when_it_matters
 from minillm.tables import text_table
 from minillm.transformer.texts import as_documents
 

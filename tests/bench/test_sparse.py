@@ -18,7 +18,8 @@ from minillm.bench.sparse import as_text, bench_ffn, config_at, for_kernels, spe
 from minillm.bench.turns import over
 from minillm.errors import MinillmError
 from minillm.prefetch.clock import LARGE, ffn_share
-from minillm.prefetch.reader import FetchedFFN, Unsupported
+from minillm.prefetch.reader import FetchedFFN
+from minillm.prefetch.system import Unsupported
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs a cache that can be emptied and shown")
 D, F = SHAPE = 16, 64

@@ -8,19 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minillm.errors import MinillmError
-from minillm.prefetch.buffer import (
-    EVENT_COLUMNS,
-    Keeper,
-    PrefetchBuffer,
-    belady,
-    event_rows,
-    hot,
-    keeper_named,
-    lru,
-    random_set,
-    static,
-    window,
-)
+from minillm.prefetch.buffer import PrefetchBuffer
+from minillm.prefetch.eviction import Keeper, belady, hot, keeper_named, lru, random_set, static, window
+from minillm.prefetch.traffic import EVENT_COLUMNS, event_rows
 from minillm.tables import text_table
 
 quick = settings(max_examples=30, derandomize=True, deadline=None)

@@ -11,18 +11,10 @@ import tiny
 from safetensors import safe_open
 
 from minillm.errors import BundleError, ConfigError, MinillmError
-from minillm.loading.checkpoint import read_header, save_tensors
+from minillm.loading.checkpoint import read_header, save_tensors, to_bfloat16
 from minillm.loading.config import ModelConfig
 from minillm.prefetch import bundle as module
-from minillm.prefetch.bundle import (
-    bundled,
-    open_bundle,
-    read_layer,
-    resident_llama,
-    to_bfloat16,
-    unbundled,
-    write_bundle,
-)
+from minillm.prefetch.bundle import bundled, open_bundle, read_layer, resident_llama, unbundled, write_bundle
 from minillm.transformer.model import Llama, random_weights
 
 F = 12  # of tiny.folder

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minillm.errors import MinillmError
-from minillm.prefetch.buffer import PrefetchBuffer, Traffic
+from minillm.prefetch.buffer import PrefetchBuffer
 from minillm.prefetch.clock import DEVICES, Device, Work, device_named, simulate, work_of
+from minillm.prefetch.traffic import Traffic
 
 quick = settings(max_examples=40, derandomize=True, deadline=None)
 # A neuron of 8 bytes takes 1 + 8 / 4 = 3 s to fetch and 2 s to compute; a layer's rest 1 s, a head 5 s.

@@ -10,7 +10,8 @@ from minillm.errors import MinillmError
 from minillm.predictors.baselines import Chance, PreviousToken, Static
 from minillm.predictors.oracle import Oracle
 from minillm.predictors.select import sparse_ffn
-from minillm.prefetch.buffer import PrefetchBuffer, belady, random_set, static
+from minillm.prefetch.buffer import PrefetchBuffer
+from minillm.prefetch.eviction import belady, random_set, static
 from minillm.prefetch.feedforward import BufferedFFN, FastMemory, from_weights
 from minillm.sparsity.policies import POLICIES
 from minillm.sparsity.spec import SparsitySpec

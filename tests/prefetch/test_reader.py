@@ -12,10 +12,12 @@ import tiny
 
 from minillm.errors import BundleError, MinillmError
 from minillm.loading.checkpoint import save_tensors
-from minillm.prefetch.buffer import PrefetchBuffer, random_set
+from minillm.prefetch.buffer import PrefetchBuffer
 from minillm.prefetch.bundle import open_bundle, read_layer, resident_llama, write_bundle
+from minillm.prefetch.eviction import random_set
 from minillm.prefetch.kernels import NeuronMajor, gather
-from minillm.prefetch.reader import BundleReader, FetchedFFN, cached_share, predicted, recorded, runs_of
+from minillm.prefetch.reader import BundleReader, FetchedFFN, predicted, recorded, runs_of
+from minillm.prefetch.system import cached_share
 from minillm.trace import Trace, no_tap
 from minillm.transformer.attention import KVCache
 from minillm.transformer.ffn import swiglu

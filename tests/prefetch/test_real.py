@@ -13,11 +13,12 @@ import tiny
 from minillm import cli
 from minillm.errors import BundleError, MinillmError
 from minillm.predictors.select import sparse_ffn
-from minillm.prefetch import real
 from minillm.prefetch.buffer import PrefetchBuffer
 from minillm.prefetch.bundle import open_bundle, resident_llama, whole_llama, write_bundle, write_random_bundle
-from minillm.prefetch.reader import BundleReader, Unsupported, system_reads
+from minillm.prefetch.reader import BundleReader
+from minillm.prefetch.system import Unsupported, system_reads
 from minillm.sparsity.calibrate import calibrate
+from minillm.study import disk as real
 from minillm.trace import no_tap
 from minillm.transformer.evaluation import perplexity
 from minillm.transformer.generation import generate

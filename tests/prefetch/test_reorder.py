@@ -9,10 +9,8 @@ import tiny
 from minillm.errors import MinillmError
 from minillm.prefetch.kernels import NeuronMajor, gather
 from minillm.prefetch.reorder import (
-    BLOCK_COLUMNS,
     BlockOracle,
     block_energy,
-    block_rows,
     clustered,
     dropped_means,
     energy_shares,
@@ -21,6 +19,7 @@ from minillm.prefetch.reorder import (
     recorded_mid,
     retained,
 )
+from minillm.study.blocks import BLOCK_COLUMNS, block_rows
 from minillm.trace import Trace
 from minillm.transformer.ffn import swiglu
 

@@ -12,25 +12,14 @@ from minillm.predictors.baselines import PreviousToken, Static
 from minillm.predictors.copies import Sign
 from minillm.predictors.oracle import Oracle
 from minillm.predictors.select import sparse_ffn
-from minillm.prefetch.buffer import PrefetchBuffer, belady, hot, random_set
+from minillm.prefetch.buffer import PrefetchBuffer
 from minillm.prefetch.clock import Device, work_of
+from minillm.prefetch.eviction import belady, hot, random_set
 from minillm.prefetch.feedforward import BufferedFFN
-from minillm.prefetch.replay import (
-    ROW_COLUMNS,
-    Recorder,
-    Way,
-    enough,
-    frequencies,
-    keeper_of,
-    kept_history,
-    lookaheads_of,
-    prefetch_rows,
-    recorder_for,
-    replay,
-    traffic_of,
-    working_space,
-)
+from minillm.prefetch.record import Recorder, frequencies, recorder_for
+from minillm.prefetch.replay import ROW_COLUMNS, enough, keeper_of, kept_history, replay, traffic_of, working_space
 from minillm.sparsity.calibrate import calibrate
+from minillm.study.buffers import Way, lookaheads_of, prefetch_rows
 from minillm.tables import text_table
 from minillm.trace import Trace
 from minillm.transformer.evaluation import perplexity

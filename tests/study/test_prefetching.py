@@ -11,26 +11,28 @@ from minillm.errors import MinillmError
 from minillm.predictors.workshop import Workshop
 from minillm.prefetch.clock import LARGE, Device, ffn_share, whole_token
 from minillm.prefetch.kernels import expected_speedup
-from minillm.prefetch.reorder import block_rows
-from minillm.prefetch.replay import prefetch_rows
 from minillm.sparsity.calibrate import calibrate
-from minillm.study.prefetching import (
-    ALL,
+from minillm.study.blocks import (
     JOINT_COLUMNS,
-    OWN,
-    TABLE_COLUMNS,
     best_point,
-    buffer_rows,
+    block_rows,
     cheaper_points,
     expected_speeds,
     joint_rows,
     joint_table,
     read_speeds,
+    which_point,
+)
+from minillm.study.buffers import (
+    ALL,
+    OWN,
+    TABLE_COLUMNS,
+    buffer_rows,
+    prefetch_rows,
     stored_size,
     way_of,
     ways_of,
     when_it_matters,
-    which_point,
 )
 from minillm.tables import text_table
 from minillm.transformer.evaluation import perplexity

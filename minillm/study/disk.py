@@ -23,7 +23,6 @@ memory; ``cached`` is the largest share that was found in it all the same, by mi
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -35,6 +34,14 @@ import numpy as np
 from ..errors import MinillmError
 from ..predictors.protocol import Predictor
 from ..predictors.select import sparse_ffn
+from ..prefetch.buffer import PrefetchBuffer
+from ..prefetch.bundle import Bundle
+from ..prefetch.eviction import belady
+from ..prefetch.reader import BundleReader, FetchedFFN, Select, predicted, recorded
+from ..prefetch.record import frequencies, record, recorder_for
+from ..prefetch.reorder import BlockOracle
+from ..prefetch.replay import keeper_of
+from ..prefetch.system import Unsupported, cached_share, system_reads
 from ..sparsity.calibrate import Thresholds
 from ..trace import Tap, no_tap
 from ..transformer.attention import KVCache
@@ -43,11 +50,6 @@ from ..transformer.layer import Layer
 from ..transformer.model import Llama
 from ..transformer.ops import log_softmax
 from ..transformer.texts import Run
-from .buffer import PrefetchBuffer, belady
-from .bundle import Bundle
-from .reader import BundleReader, FetchedFFN, Select, Unsupported, cached_share, predicted, recorded, system_reads
-from .reorder import BlockOracle
-from .replay import frequencies, keeper_of, record, recorder_for
 
 
 class Way(NamedTuple):
@@ -95,9 +97,6 @@ def block_frequencies(model: Llama, bundle: Bundle, ffn: FeedForward, texts: Seq
 def in_blocks(masks: np.ndarray, group: int) -> np.ndarray:
     """Which blocks hold a neuron that is wanted.  (..., F) bool  ->  (..., B) bool."""
     return np.logical_or.reduceat(masks, np.arange(0, masks.shape[-1], group), axis=-1)
-
-
-# ---- running ---------------------------------------------------------------------------------------------------------
 
 
 def one_by_one(
@@ -286,9 +285,6 @@ def counters_agree(rows: Sequence[dict]) -> bool | None:
     return all(ours == theirs for ours, theirs in pairs) if pairs else None
 
 
-# ---- the system ------------------------------------------------------------------------------------------------------
-
-
 def made_cold(reader: BundleReader) -> float | None:
     """Empty the system's cache of the bundles, where it can be; the largest share of a file that is in it all the same.
 
@@ -300,25 +296,3 @@ def made_cold(reader: BundleReader) -> float | None:
         return max(cached_share(info.path) for info in reader.bundle.layers)
     except Unsupported:
         return None
-
-
-def limit_memory(megabytes: int) -> None:
-    """Forbid this process more than so many megabytes beyond what it has now (RLIMIT_AS): more is a MemoryError.
-
-    What counts is address space, mapped files included; nothing lifts the limit again. Linux only: macOS takes the
-    call and keeps no limit. Raises MinillmError.
-    """
-    if not sys.platform.startswith("linux"):
-        raise MinillmError(f"{sys.platform}: keeps no limit of a process's memory, expected Linux")
-    import resource
-
-    import tokenizers  # noqa: F401  (what is loaded later would count as the model's)
-
-    for dtype in (np.float32, np.float64):  # BLAS sets its own memory aside at its first larger product
-        square = np.ones((600, 600), dtype)
-        square @ square, square @ square[0], square[0] @ square
-    with open("/proc/self/statm", "rb") as file:
-        used = int(file.read().split()[0]) * resource.getpagesize()
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    limit = used + megabytes * 1_000_000
-    resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))

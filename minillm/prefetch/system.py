@@ -1,0 +1,90 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import sys
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from ..errors import BundleError, MinillmError, file_errors
+
+if TYPE_CHECKING:
+    pass
+
+
+class Unsupported(MinillmError):
+    """This system has no such call."""
+
+
+class SystemReads(NamedTuple):
+    """What Linux has counted for this process, in bytes (/proc/self/io).
+
+    given: by all reads so far (rchar). disk: what had to come from a disk (read_bytes); that counts what WILLNEED
+    asked for, used or not, and nothing that lay in the system's cache. itself: of reading these very numbers, which
+    ``given`` will count from now on.
+    """
+
+    given: int
+    disk: int
+    itself: int
+
+
+def system_reads() -> SystemReads | None:
+    """The counters now; None where the system has none."""
+    try:
+        with open("/proc/self/io", "rb", buffering=0) as file:
+            text = file.read(4096)
+    except OSError:
+        return None
+    fields = dict(line.split(b": ") for line in text.splitlines())
+    return SystemReads(int(fields[b"rchar"]), int(fields[b"read_bytes"]), len(text))
+
+
+def cached_share(path: str | os.PathLike) -> float:
+    """The share of a file's pages that lie in the system's memory now, by mincore(2): 0 is cold. Linux and macOS.
+
+    (Linux shows a file's owner the truth, and strangers a 1.) Raises Unsupported where the system lacks the call.
+    """
+    try:
+        mincore = ctypes.CDLL(None, use_errno=True).mincore
+    except (TypeError, OSError, AttributeError):
+        raise Unsupported(f"{sys.platform}: has no mincore, expected a system that shows its cache") from None
+    mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
+    with file_errors(path, "read", BundleError), open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if not size:
+            return 0.0
+        pages = np.zeros(-(-size // mmap.PAGESIZE), np.uint8)
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            start = np.frombuffer(mapped, np.uint8)  # mapping alone brings no page in
+            failed = mincore(start.ctypes.data, size, pages.ctypes.data)
+            del start  # the map cannot be closed while it is used
+        if failed:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return float((pages & 1).mean())
+
+
+def limit_memory(megabytes: int) -> None:
+    """Forbid this process more than so many megabytes beyond what it has now (RLIMIT_AS): more is a MemoryError.
+
+    What counts is address space, mapped files included; nothing lifts the limit again. Linux only: macOS takes the
+    call and keeps no limit. Raises MinillmError.
+    """
+    if not sys.platform.startswith("linux"):
+        raise MinillmError(f"{sys.platform}: keeps no limit of a process's memory, expected Linux")
+    import resource
+
+    import tokenizers  # noqa: F401  (what is loaded later would count as the model's)
+
+    for dtype in (np.float32, np.float64):  # BLAS sets its own memory aside at its first larger product
+        square = np.ones((600, 600), dtype)
+        square @ square, square @ square[0], square[0] @ square
+    with open("/proc/self/statm", "rb") as file:
+        used = int(file.read().split()[0]) * resource.getpagesize()
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = used + megabytes * 1_000_000
+    resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))

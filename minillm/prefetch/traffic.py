@@ -1,0 +1,109 @@
+"""TODO."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+LOOKAHEADS = ("layer", "token")  # a guess for layer l of token t is ordered at layer l - 1, or at token t - 1
+EVENT_COLUMNS = {"event": "d", "token": "d", "layer": "d", "what": "", "count": "d", "neurons": ""}
+
+
+class Event(NamedTuple):
+    """One thing that happened to some neurons of a layer (kinds: the module's docstring, and keep, pass, evict).
+
+    keep: fetched for this token and kept on. pass: fetched, used and let go. evict: kept until now.
+    """
+
+    number: int
+    token: int
+    layer: int
+    kind: str
+    neurons: tuple[int, ...]
+
+
+class Request(NamedTuple):
+    """What became of one request: masks (N,) of the neurons asked for and of where they were found.
+
+    passed: those of the missed ones that the keeper does not keep.
+    """
+
+    requested: np.ndarray
+    hit: np.ndarray
+    arrived: np.ndarray
+    missed: np.ndarray
+    wasted: np.ndarray
+    passed: np.ndarray
+
+
+class Traffic(NamedTuple):
+    """How many neurons of each kind, per token and layer: arrays (T, L). This is all that a clock needs.
+
+    miss: under "wait" every missed neuron is fetched; under "drop" those that will be kept, behind the computing.
+    """
+
+    requested: np.ndarray
+    hit: np.ndarray
+    arrived: np.ndarray
+    missed: np.ndarray
+    wasted: np.ndarray
+    passed: np.ndarray
+
+    @property
+    def prefetched(self) -> np.ndarray:
+        """Fetched before it was asked for, (T, L)."""
+        return self.arrived + self.wasted
+
+    def late(self, miss: str = "wait") -> np.ndarray:
+        """Fetched after it was asked for, (T, L)."""
+        return self.missed - self.passed if miss == "drop" else self.missed
+
+    def computed(self, miss: str = "wait") -> np.ndarray:
+        """Taking part in the output, (T, L)."""
+        return self.hit + self.arrived if miss == "drop" else self.requested
+
+    @property
+    def hit_rate(self) -> float:
+        """Share of the neurons asked for that had been kept; what a prefetch brought is no hit."""
+        return float(self.hit.sum() / max(1, self.requested.sum()))
+
+    def figures(self, bytes_per_neuron: int, miss: str = "wait") -> dict[str, float]:
+        """hit_rate, and bytes per token: all that were fetched, those fetched late, those wasted; neurons dropped."""
+        tokens, late = max(1, len(self.requested)), int(self.late(miss).sum())
+        dropped = int((self.requested - self.computed(miss)).sum())
+        return {
+            "hit_rate": self.hit_rate,
+            "bytes_per_token": (int(self.prefetched.sum()) + late) * bytes_per_neuron / tokens,
+            "late_bytes": late * bytes_per_neuron / tokens,
+            "wasted_bytes": int(self.wasted.sum()) * bytes_per_neuron / tokens,
+            "dropped_share": dropped / max(1, int(self.requested.sum())),
+        }
+
+
+def event_rows(events: Sequence[Event]) -> list[dict]:
+    """Events as rows of a table (columns: EVENT_COLUMNS)."""
+    return [
+        {
+            "event": e.number, "token": e.token, "layer": e.layer, "what": e.kind,
+            "count": len(e.neurons), "neurons": " ".join(map(str, e.neurons)),
+        }
+        for e in events
+    ]  # fmt: skip
+
+
+def unpacked(rows: Sequence[Sequence[np.ndarray]], neurons: int) -> np.ndarray:
+    """Per layer, masks as packed bits  ->  (T, L, N) bool."""
+    bits = np.array(rows, np.uint8).reshape(len(rows), -1, -(-neurons // 8))  # (L, T, N / 8 rounded up)
+    return np.unpackbits(bits, axis=2, count=neurons).astype(bool).transpose(1, 0, 2)
+
+
+def first(token: int, layer: int, lookahead: str) -> bool:
+    """Whether nothing comes before this request that a guess could be ordered at."""
+    return (layer if lookahead == "layer" else token) == 0
+
+
+def after(token: int, layer: int, lookahead: str) -> tuple[int, int]:
+    """(token, layer) of the request whose guess is ordered at this one."""
+    return (token, layer + 1) if lookahead == "layer" else (token + 1, layer)

@@ -1,0 +1,192 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import MinillmError, file_errors
+from ..prefetch.clock import LARGE, ffn_share, whole_token
+from ..prefetch.kernels import expected_speedup
+from ..prefetch.reorder import BlockOracle, clustered, dropped_means, energy_shares, recorded_mid, retained
+from ..transformer.evaluation import perplexity
+from ..transformer.model import Llama
+
+BLOCK_COLUMNS = {"group": "d", "order": "", "kept_energy": ".2%", "perplexity": ".4f", "increase": ".2%",
+                 "perplexity_with_means": ".4f", "increase_with_means": ".2%"}  # fmt: skip
+
+
+def block_rows(
+    model: Llama, calibration: str | Sequence[str], test: str | Sequence[str], groups: Sequence[int],
+    share: float = 0.5, context: int | None = None, tokens: int = 4000, seed: int = 0,
+) -> list[dict]:  # fmt: skip
+    """Perplexity of keeping that share of each token's blocks, as stored and clustered: rows under BLOCK_COLUMNS.
+
+    kept_energy is on the calibration text, perplexity on the test text, once with nothing in a block's place and once
+    with its neurons' means; increase is over the dense model. Blocks of one neuron have no order.
+    """
+    rows, dense = [], perplexity(model, test, context=context).perplexity
+    mids = recorded_mid(model, calibration, tokens, context)
+    measured = [energy_shares(mid, layer) for mid, layer in zip(mids, model.layers, strict=True)]
+    for group in groups:
+        kinds = {"stored": [np.arange(model.config.intermediate_size)] * len(model.layers)}
+        if group > 1:
+            rng = np.random.default_rng(seed)
+            kinds["clustered"] = [clustered(energy, group, rng, share) for energy in measured]
+        for kind, orders in kinds.items():
+            kept = np.mean([retained(e, order, group, share) for e, order in zip(measured, orders, strict=True)])
+            row = {"group": group, "order": kind, "kept_energy": float(kept)}
+            means = [dropped_means(*each, group, share) for each in zip(mids, model.layers, orders, strict=True)]
+            for suffix, used in (("", None), ("_with_means", means)):
+                ffn = BlockOracle(group, share, orders, used)
+                found = perplexity(model, test, context=context, ffn=ffn).perplexity
+                row |= {f"perplexity{suffix}": found, f"increase{suffix}": found / dense - 1}
+            rows.append(row)
+    return rows
+
+
+GROUPS, SPARSITIES = (1, 4, 8, 16, 32), (0.3, 0.5, 0.7, 0.9)
+DEAR = 0.3  # of perplexity: nobody would choose that
+LIMITS = (0.01, 0.05, 0.10)  # increases of perplexity that one may be willing to pay
+
+
+def expected_speeds(groups: Sequence[int] = GROUPS, sparsities: Sequence[float] = SPARSITIES) -> list[dict]:
+    """Speeds at the shape of clock.LARGE from the table in kernels.py, as rows like those of ``minillm bench ffn``."""
+    shape, rows = (LARGE.intermediate_size, LARGE.hidden_size), []
+    for group in groups:
+        for sparsity in sparsities:
+            found = expected_speedup(shape, 1 - sparsity, group)
+            for method in ("gather", "tiled") if group == 1 else ("blocks",):
+                speed = found[method]
+                rows.append({"method": method, "group": group, "sparsity": sparsity, "speedup": speed})
+                rows[-1] |= {"low": speed, "high": speed, "whole_token": whole_token(speed, ffn_share(LARGE))}
+    return rows
+
+
+def read_speeds(path: str | Path) -> list[dict]:
+    """The rows that ``minillm bench ffn --json`` wrote, alone or in its result. Raises MinillmError for other files."""
+    with file_errors(Path(path), "read", MinillmError):
+        data = Path(path).read_bytes()
+    try:
+        found = json.loads(data)
+        about = {key: found[key] for key in ("shape", "ffn_share") if key in found} if isinstance(found, dict) else {}
+        rows = found["rows"] if isinstance(found, dict) else found
+        rows = [row for row in rows if row["method"] != "dense"]
+        return [about | row | {key: float(row[key]) for key in ("sparsity", "speedup", "low", "high")} for row in rows]
+    except (ValueError, KeyError, TypeError, RecursionError) as problem:
+        expected = "the JSON of `minillm bench ffn`: rows with method, group, sparsity and speedup"
+        raise MinillmError(f"{path}: cannot be read as speeds ({problem!r}), expected {expected}") from None
+
+
+def joint_rows(
+    model: Llama,
+    calibration: str | Sequence[str],
+    test: str | Sequence[str],
+    speeds: Sequence[dict] | None = None,
+    *,
+    groups: Sequence[int] = GROUPS,
+    sparsities: Sequence[float] = SPARSITIES,
+    context: int | None = None,
+    tokens: int = 2000,
+    seed: int = 0,
+) -> Iterator[dict]:
+    """Rows of the page (keys in the module's docstring): four for each block size and sparsity, two for single neurons.
+
+    speeds: rows of ``read_speeds``; None takes the table of kernels.py. tokens: of the calibration text that neurons
+    are clustered on, which takes minutes. Each sparsity has its own order, as a bundle written for it would.
+    """
+    where = "the table in kernels.py" if speeds is None else "minillm bench ffn"
+    speeds = expected_speeds(groups, sparsities) if speeds is None else speeds
+    for sparsity in sparsities:
+        for row in block_rows(model, calibration, test, groups, 1 - sparsity, context, tokens, seed):
+            fastest = _fastest(speeds, row["group"], sparsity)
+            for means, suffix in ((False, ""), (True, "_with_means")):
+                found, increase = row[f"perplexity{suffix}"], row[f"increase{suffix}"]
+                yield {
+                    "model": model.name,
+                    "group": row["group"],
+                    "order": row["order"],
+                    "means": means,
+                    "sparsity": sparsity,
+                    "perplexity": found,
+                    "dense_perplexity": found / (1 + increase),
+                    "increase": increase,
+                    **{key: fastest.get(key) for key in ("method", "speedup", "low", "high", "whole_token")},
+                    "ffn_share": fastest.get("ffn_share", ffn_share(LARGE)),
+                    "shape": fastest.get("shape", f"{LARGE.hidden_size} x {LARGE.intermediate_size}"),
+                    "speed_from": where,
+                }
+
+
+def _fastest(speeds: Sequence[dict], group: int, sparsity: float) -> dict:
+    """The fastest way measured for blocks of so many neurons at that sparsity; {} where none was."""
+    fits = [row for row in speeds if row["group"] == group and abs(row["sparsity"] - sparsity) < 1e-6]
+    best = max(fits, key=lambda row: row["speedup"], default={})
+    if best and best.get("whole_token") is None:
+        best = best | {"whole_token": whole_token(best["speedup"], best.get("ffn_share", ffn_share(LARGE)))}
+    return best
+
+
+JOINT_COLUMNS = {"group": "d", "order": "", "in place": "", "left out": ".0%", "perplexity": ".3f", "increase": "+.1%",
+                 "method": "", "speedup": ".2f", "spread": "", "whole token": ".2f"}  # fmt: skip
+
+
+def joint_table(rows: Sequence[dict]) -> list[dict]:
+    """The rows as JOINT_COLUMNS print them."""
+    shown = []
+    for row in rows:
+        spread = None if row["speedup"] is None else f"{row['low']:.2f} .. {row['high']:.2f}"
+        wide = {"in place": "means" if row["means"] else "zero", "left out": row["sparsity"], "spread": spread}
+        shown.append(row | wide | {"whole token": row["whole_token"]})
+    return shown
+
+
+def cheaper_points(rows: Sequence[dict]) -> list[dict]:
+    """What a figure of the page shows: with means or without, whichever costs less, where a speed is known.
+
+    What costs more than DEAR is left to the table.
+    """
+    best: dict[tuple, dict] = {}
+    for row in rows:
+        key = row["group"], row["order"], row["sparsity"]
+        cheaper = key not in best or row["increase"] < best[key]["increase"]
+        if row["speedup"] is not None and row["increase"] <= DEAR and cheaper:
+            best[key] = row
+    return list(best.values())
+
+
+def best_point(rows: Sequence[dict], limit: float, single: bool = False) -> dict | None:
+    """The row with the largest speed-up of at least 1 whose perplexity is at most ``limit`` above the dense one's.
+
+    single: among single neurons alone. Of equal ones the cheaper.
+    """
+    fits = [row for row in rows if (row["speedup"] or 0) >= 1 and row["increase"] <= limit]
+    fits = [row for row in fits if row["group"] == 1] if single else fits
+    return max(fits, key=lambda row: (row["speedup"], -row["increase"]), default=None)
+
+
+def in_words(row: dict) -> str:
+    """A row of the page as a part of a sentence."""
+    neurons = f"blocks of {row['group']}, {row['order']}," if row["group"] > 1 else "single neurons,"
+    means = " means in place of what is left out," if row["means"] else ""
+    return (
+        f"{neurons}{means} {row['sparsity']:.0%} left out ({row['method']}): FFN {row['speedup']:.2f} times as fast, "
+        f"whole token {row['whole_token']:.2f}, perplexity {row['increase']:+.1%}"
+    )
+
+
+def which_point(rows: Sequence[dict], limits: Sequence[float] = LIMITS) -> list[str]:
+    """Which point to choose, for each increase of perplexity that one is willing to pay: sentences, on one model."""
+    said = []
+    for limit in limits:
+        best, single = best_point(rows, limit), best_point(rows, limit, single=True)
+        if best is None:
+            said.append(f"For at most {limit:+.0%} of perplexity: nothing is faster than the dense FFN")
+            continue
+        other = "" if best["group"] == 1 else "; the best of single neurons: "
+        other += "" if best["group"] == 1 else in_words(single) if single else "none is faster than dense"
+        said.append(f"For at most {limit:+.0%} of perplexity choose {in_words(best)}{other}")
+    return said

@@ -1,0 +1,245 @@
+"""TODO."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ..errors import MinillmError
+from ..predictors.ahead import Ahead
+from ..predictors.baselines import Chance, PreviousToken, Static
+from ..predictors.cutoffs import fit_cutoffs
+from ..predictors.oracle import Oracle
+from ..predictors.protocol import Predictor
+from ..predictors.select import sparse_ffn
+from ..predictors.workshop import Workshop
+from ..prefetch.buffer import PrefetchBuffer
+from ..prefetch.clock import Device, device_named, work_of
+from ..prefetch.eviction import belady, lru
+from ..prefetch.feedforward import BufferedFFN
+from ..prefetch.record import recorder_for
+from ..prefetch.replay import KEEPERS, SHARES, _baselines, _figures, enough, keeper_of, kept_history, replay, traffic_of
+from ..prefetch.traffic import LOOKAHEADS
+from ..sparsity.calibrate import Thresholds
+from ..sparsity.thresholds import Thresholds
+from ..transformer.evaluation import perplexity
+from ..transformer.model import Llama, shape_of
+from .prediction import ffn_bytes
+
+
+class Way(NamedTuple):
+    """How the neurons of a token come to be known.
+
+    predictor None: the policy's own mask, free of charge and at the last moment. role: what its mask is for
+    (feedforward.py). lookahead: how early it is known; "layer" or "token" for a role that prefetches.
+    """
+
+    predictor: Predictor | None = None
+    role: str = "select"
+    lookahead: str = "layer"
+
+
+def lookaheads_of(predictor: Predictor) -> tuple[str, ...]:
+    """How early a predictor's guess can be made, from what it looks at; () where it needs the layer's own input."""
+    if isinstance(predictor, (Oracle, Chance, Static, PreviousToken)):  # the oracle is a bound: it may know anything
+        return LOOKAHEADS
+    return ("layer",) if isinstance(predictor, Ahead) or getattr(predictor, "ahead", 0) else ()
+
+
+def prefetch_rows(
+    model: Llama,
+    thresholds: Thresholds,
+    documents: str | Sequence[str],
+    ways: Sequence[Way] = (Way(),),
+    *,
+    shares: Sequence[float] = SHARES,
+    keepers: Sequence[str] = KEEPERS,
+    device: str | Device = "laptop NVMe",
+    hot_frequencies: np.ndarray | None = None,
+    miss: str = "wait",
+    protocol: str = "documents",
+    context: int | None = None,
+    bytes_per_number: int | None = None,
+    seed: int = 0,
+) -> Iterator[dict]:
+    """Replay's rows for a model: each way, keeper and capacity (shares of N), with the perplexity that goes with it.
+
+    miss "wait": the documents are scored once per way, and that pass is the record. miss "drop": what is dropped
+    changes what follows, so they are scored anew for each row, by an FFN that computes from the buffer alone; belady,
+    which needs the future, has no row of its own there, and the baselines are those of the row's own requests.
+    bytes_per_number: of a weight in slow memory. A predictor's own bytes are resident and its work counts (an oracle's
+    is free). Raises MinillmError, also for a predictor that is to guess before it can (``lookaheads_of``).
+    """
+    layers, _, neurons = shape_of(model)
+    device, dense = device_named(device), perplexity(model, documents, protocol, context).perplexity
+    capacities = sorted({round(share * neurons) for share in shares})
+    for way in ways:
+        predictor = way.predictor
+        if predictor and way.role != "select" and way.lookahead not in lookaheads_of(predictor):
+            found = f"{predictor.name} cannot guess one {way.lookahead} ahead"
+            raise MinillmError(f"{found}: it looks at the layer's own input, expected role select")
+        ffn = sparse_ffn(model, thresholds, predictor=predictor)
+        free = predictor is None or isinstance(predictor, Oracle)
+        own_work = 0 if free else np.mean([predictor.multiply_adds(i) for i in range(layers)])
+        work = work_of(model, bytes_per_number, predictor=own_work)
+        about = {
+            "model": model.name,
+            "predictor": "policy's own mask" if predictor is None else predictor.name,
+            "role": way.role,
+            "own_bytes": 0 if predictor is None else predictor.nbytes,
+            "dense_perplexity": dense,
+        }
+        if miss == "wait":
+            recorder = recorder_for(model, ffn, way.role)
+            score = perplexity(model, documents, protocol, context, ffn, recorder)
+            rows = replay(
+                recorder.needed, work, capacities, keepers, device=device, guessed=recorder.guessed,
+                lookahead=way.lookahead, hot_frequencies=hot_frequencies, seed=seed,
+            )  # fmt: skip
+            for row in rows:
+                yield about | {"perplexity": score.perplexity} | row
+            continue
+        names = [name for name in keepers if name != "belady" and (name != "hot" or hot_frequencies is not None)]
+        for capacity, name in ((capacity, name) for capacity in capacities for name in names):
+            keeper = keeper_of(name, capacity, (layers, neurons), hot_frequencies, seed)
+            buffer = PrefetchBuffer(layers, neurons, capacity, keeper, log=False)
+            score = perplexity(model, documents, protocol, context, BufferedFFN(ffn, buffer, miss, way.role))
+            trace, start = buffer.trace(), buffer.start
+            chance = keeper_of("random", capacity, trace.shape, None, seed)
+            rivals = ((lru(), start), (belady(trace), start), (chance, None))
+            beside = {r.name: traffic_of(trace, kept_history(trace, capacity, r, begin)) for r, begin in rivals}
+            yield {
+                **about,
+                "perplexity": score.perplexity,
+                "keeper": name,
+                **_figures(buffer.traffic(), work, device, capacity, neurons, way.lookahead, int(start.sum()), miss),
+                "guesses": None if way.role == "select" else way.lookahead,
+                **_baselines(beside, work, device),
+            }
+
+
+TABLE_PREDICTORS = ("shadow-4", "learned", "ahead-4", "previous-token", "oracle")
+ALL, OWN = "all neurons", "mask of mid"
+
+
+def way_of(predictor: Predictor) -> Way:
+    """How a predictor is used best: what can guess early does, and what selects badly only prefetches."""
+    early = lookaheads_of(predictor)
+    if isinstance(predictor, (Chance, Static, PreviousToken)):
+        return Way(predictor, "prefetch", early[-1])
+    return Way(predictor, "both", early[0]) if early else Way(predictor)
+
+
+def ways_of(workshop: Workshop, names: Sequence[str], sparsity: float) -> list[Way]:
+    """The policy's own mask, then a way for each name of a predictor, with cutoffs for 1 - sparsity of the neurons."""
+    ways = [Way()]
+    for name in names:
+        predictor = workshop.make(name)
+        if predictor.cutoffs is None:
+            given = workshop.model, predictor, workshop.thresholds, workshop.held
+            fit_cutoffs(*given, 1 - sparsity, workshop.context)
+        ways.append(way_of(predictor))
+    return ways
+
+
+def stored_size(model: Llama) -> int:
+    """Bytes of one FFN weight as the checkpoint stores it."""
+    layers, hidden, neurons = shape_of(model)
+    return round(ffn_bytes(model)[1] / (3 * layers * hidden * neurons))
+
+
+def buffer_rows(
+    model: Llama,
+    thresholds: Thresholds,
+    documents: str | Sequence[str],
+    ways: Sequence[Way] = (Way(),),
+    *,
+    shares: Sequence[float] = SHARES,
+    device: str | Device = "laptop NVMe",
+    dropping: Sequence[Way] = (),
+    hot_frequencies: np.ndarray | None = None,
+    context: int | None = None,
+    seed: int = 0,
+) -> Iterator[dict]:
+    """Rows of ``prefetch_rows`` for each way and capacity, keeper lru, under the keys of TABLE_COLUMNS besides.
+
+    thresholds: of policy mid. dropping: ways that are scored again with misses that are dropped, a pass per capacity
+    for lru, and one for a hot set where its frequencies (L, N) are given. The rows of ALL come first.
+    """
+    layers, _, neurons = shape_of(model)
+    size, first = stored_size(model), True
+    how = {"device": device, "seed": seed}
+    for miss, some, keepers in (("wait", ways, ("lru",)), ("drop", dropping, ("lru", "hot"))):
+        for row in prefetch_rows(
+            model, thresholds, documents, some, shares=shares, keepers=keepers, miss=miss, context=context,
+            hot_frequencies=hot_frequencies, bytes_per_number=size, **how,
+        ):  # fmt: skip
+            if first:  # now it is known how many tokens there are
+                about = {key: row[key] for key in ("model", "dense_perplexity")}
+                about |= {"predictor": ALL, "role": "select", "own_bytes": 0, "perplexity": row["dense_perplexity"]}
+                asked = np.ones((row["tokens"], layers, neurons), bool)
+                capacities = [round(share * neurons) for share in shares]
+                for each in replay(asked, work_of(model, size), capacities, ("lru",), **how):
+                    yield _readable(about | each)
+                first = False
+            yield _readable(row)
+
+
+def _readable(row: dict) -> dict:
+    """The row, and what the table prints of it."""
+    known = {None: "at the layer", "layer": "a layer before", "token": "a token before"}[row["guesses"]]
+    way = OWN if row["predictor"] == "policy's own mask" else row["predictor"]
+    if row["role"] == "prefetch":
+        way = f"{OWN}, guess: {way}"
+    wide = {"way": way, "known": "-" if way == ALL else known, "misses": row["miss"]}
+    wide |= {"kB": row["bytes_per_token"] / 1e3, "stall": row["stall_share"]}
+    wide["fast kB"] = (row["kept_bytes"] + row["own_bytes"]) / 1e3
+    wide["stall ms"] = row["stall_share"] * row["seconds_per_token"] * 1e3
+    for name in ("lru", "belady", "random"):
+        wide[f"{name} kB"] = row[f"{name}_bytes"] / 1e3
+        wide[f"{name} ms"] = row[f"{name}_stall"] * row[f"{name}_seconds"] * 1e3
+    return row | wide
+
+
+TABLE_COLUMNS = {"way": "", "known": "", "misses": "", "keeper": "", "capacity": "d", "fast kB": ",.0f"}
+TABLE_COLUMNS |= dict.fromkeys(("hit_rate", "lru", "belady", "random"), ".3f")
+TABLE_COLUMNS |= dict.fromkeys(("kB", "lru kB", "belady kB", "random kB"), ",.0f")
+TABLE_COLUMNS |= {"stall": ".1%"} | dict.fromkeys(("stall ms", "lru ms", "belady ms", "random ms"), ".3f")
+TABLE_COLUMNS |= {"perplexity": ".3f"}
+
+
+def when_it_matters(rows: Sequence[dict], tolerance: float = 0.01) -> list[str]:
+    """From which capacity on it stops mattering to know which neurons, and to know it early: sentences.
+
+    rows of ``buffer_rows`` or ``prefetch_rows``; of keeper lru, misses waited for. Guesses are held against the same
+    requests without guesses, and what is known against fetching all neurons, where the rows hold ALL. Time is that of
+    the whole token: what is known saves computing, too, even where everything fits.
+    """
+    counted = [row for row in rows if row["miss"] == "wait" and row["keeper"] == "lru"]
+    groups: dict[tuple, list[dict]] = {}
+    for row in counted:
+        groups.setdefault((row.get("way", row["predictor"]), row["role"], row["guesses"]), []).append(row)
+    dense, said = groups.pop((ALL, "select", None), None), []
+    for (name, role, early), found in groups.items():
+        if early:
+            said.append(f"{name}: {_enough(found, _without_guesses(found), 'its being known early', tolerance)}")
+        if dense and role != "prefetch":
+            said.append(f"{name}: {_enough(found, dense, 'knowing which neurons are needed', tolerance)}")
+    return said
+
+
+def _enough(found: Sequence[dict], rivals: Sequence[dict], what: str, tolerance: float) -> str:
+    at, before = enough(rivals, found, tolerance), {row["capacity"]: row["seconds_per_token"] for row in rivals}
+    saved, where = max((1 - row["seconds_per_token"] / before[row["capacity"]], row["capacity"]) for row in found)
+    most = f"{saved:.0%} (at {where})"
+    if at is None:
+        return f"even at the largest capacity tried, {what} saves {tolerance:.0%} of the time or more; at most {most}"
+    below = f"; below, up to {most}" if saved >= tolerance else ""
+    return f"from {at} neurons per layer on, {what} saves less than {tolerance:.0%} of the time{below}"
+
+
+def _without_guesses(rows: Sequence[dict]) -> list[dict]:
+    """The same requests, lru without any guess: what a row carries beside it."""
+    return [{"capacity": row["capacity"], "seconds_per_token": row["lru_seconds"]} for row in rows]
