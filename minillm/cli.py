@@ -129,7 +129,7 @@ def load_model(arguments: argparse.Namespace):
 def load_ffn(arguments: argparse.Namespace, model):
     """The FeedForward of --thresholds, or the dense one."""
     from .predictors.select import sparse_ffn
-    from .sparsity.calibrate import Thresholds
+    from .sparsity.thresholds import Thresholds
     from .transformer.ffn import swiglu
 
     if not arguments.thresholds:

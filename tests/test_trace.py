@@ -13,9 +13,9 @@ from minillm import trace as trace_module
 from minillm.errors import MinillmError, TraceError
 from minillm.predictors.oracle import Oracle
 from minillm.predictors.select import sparse_ffn
-from minillm.sparsity.calibrate import Thresholds
 from minillm.sparsity.policies import POLICIES
 from minillm.sparsity.spec import SparsitySpec
+from minillm.sparsity.thresholds import Thresholds
 from minillm.steps import STEPS, explain, step_info, step_names
 from minillm.trace import Trace, compare, no_tap, save_arrays, scoped
 from minillm.transformer.attention import KVCache

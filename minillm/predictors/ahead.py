@@ -17,18 +17,15 @@ Layer 0 has no layer before it: it is predicted from its own input, by a shadow 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..sparsity.sparse import policy_ffn
+from ..sparsity.thresholds import Thresholds
 from ..transformer.evaluation import pass_over
 from ..transformer.model import Llama, shape_of
 from ..transformer.texts import document_hashes, runs
 from .copies import Shadow
-from .select import sparse_ffn
-
-if TYPE_CHECKING:
-    from ..sparsity.thresholds import Thresholds
 
 RIDGE = 1e-4  # of the features' mean square, added to the diagonal
 
@@ -87,7 +84,7 @@ class Ahead:
             n[layer.index] += len(x)
             return cut(x, layer, position, tap)
 
-        cut = sparse_ffn(model, thresholds)
+        cut = policy_ffn(model, thresholds)
         pass_over(model, runs(model, documents, "documents", context), lambda name, value: value, watch, "looking")
         ff, fx, xx = (total / n[:, None, None] for total in (ff, fx, xx))
         parts = []

@@ -11,17 +11,14 @@ was predicted. The first token of a text has no token before it: its score is th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..sparsity.sparse import policy_ffn
+from ..sparsity.thresholds import Thresholds
 from ..transformer.evaluation import pass_over
 from ..transformer.model import Llama, shape_of
 from ..transformer.texts import document_hashes, runs
-from .select import sparse_ffn
-
-if TYPE_CHECKING:
-    from ..sparsity.thresholds import Thresholds
 
 
 class Chance:
@@ -72,7 +69,7 @@ def active_shares(
             tokens[index] += len(value)
         return value
 
-    pass_over(model, runs(model, documents, "documents", context), tap, sparse_ffn(model, thresholds), "counting")
+    pass_over(model, runs(model, documents, "documents", context), tap, policy_ffn(model, thresholds), "counting")
     return (active / tokens[:, None]).astype(np.float32)
 
 

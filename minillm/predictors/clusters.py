@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..errors import MinillmError
-from ..sparsity.policies import policy_named
-from ..study.edits import most_frequent
+from ..sparsity.policies import largest, policy_named
+from ..sparsity.thresholds import Thresholds
 from ..transformer.model import Llama, shape_of
 from ..transformer.ops import linear
 from ..transformer.texts import document_hashes
 from .memory import TIE, seen
-
-if TYPE_CHECKING:
-    from ..sparsity.calibrate import Thresholds
 
 
 def distances(patterns: np.ndarray, centroids: np.ndarray, kind: str = "missed") -> np.ndarray:
@@ -91,7 +87,7 @@ def cluster(
     def binary(means: np.ndarray) -> np.ndarray:
         if density is None:
             return means > 0.5
-        return np.array([most_frequent(mean, round(density * len(mean))) for mean in means])
+        return np.array([largest(mean, round(density * len(mean))) for mean in means])
 
     means = patterns[spread(patterns, count, rng)].astype(np.float64)  # (K, F)
     centroids = means > 0.5

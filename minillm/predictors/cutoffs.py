@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..errors import MinillmError
+from ..sparsity.thresholds import Thresholds
 from ..transformer.evaluation import pass_over
 from ..transformer.model import Llama
 from ..transformer.texts import document_hashes, runs
 from .protocol import Predictor, check_fits
 from .select import PredictedFFN
-
-if TYPE_CHECKING:
-    from ..sparsity.thresholds import Thresholds
 
 
 def fit_cutoffs(

@@ -26,20 +26,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..errors import MinillmError
 from ..optim import Adam, cosine
 from ..sparsity.magnitudes import sample_values
+from ..sparsity.sparse import policy_ffn
+from ..sparsity.thresholds import Thresholds
 from ..transformer.model import Llama, shape_of
 from ..transformer.texts import document_hashes, runs
 from .copies import Shadow
-from .select import sparse_ffn
-
-if TYPE_CHECKING:
-    from ..sparsity.thresholds import Thresholds
 
 BATCH, RATE = 256, 0.01  # examples per step, Adam's lr
 TINY = 1e-6  # added to a shadow's score before its logarithm
@@ -85,7 +82,7 @@ def examples(
     ->  inputs: per layer (n, D), masks: per layer (n, F) bool. Held in memory: n (4 D + F) bytes per layer.
     """
     pieces = runs(model, documents, "documents", context)
-    found = sample_values(model, pieces, ("norm", "mask"), ffn=sparse_ffn(model, thresholds))
+    found = sample_values(model, pieces, ("norm", "mask"), ffn=policy_ffn(model, thresholds))
     return [layer["norm"] for layer in found], [layer["mask"] for layer in found]
 
 

@@ -34,20 +34,17 @@ the means of its members, not their rounded bits; equal distances are told apart
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..errors import MinillmError
 from ..sparsity.magnitudes import sample_values
 from ..sparsity.policies import policy_named
+from ..sparsity.sparse import policy_ffn
+from ..sparsity.thresholds import Thresholds
 from ..transformer.model import Llama
 from ..transformer.ops import ACTIVATIONS, linear
 from ..transformer.texts import document_hashes, runs
-from .select import sparse_ffn
-
-if TYPE_CHECKING:
-    from ..sparsity.calibrate import Thresholds
 
 TIE = np.float32(0.5)  # a frequency of 1 is worth half a vote
 ROWS = 64  # positions whose keys are compared with a library at once
@@ -64,7 +61,7 @@ def seen(
     if thresholds.policy != "mid":
         raise MinillmError(f"the thresholds are of policy {thresholds.policy}, a predictor's truth is mid")
     pieces = runs(model, documents, "documents", context)
-    found = sample_values(model, pieces, ("norm", "mask"), ffn=sparse_ffn(model, thresholds))
+    found = sample_values(model, pieces, ("norm", "mask"), ffn=policy_ffn(model, thresholds))
     total = len(found[0]["norm"])
     rows = np.sort(rng.choice(total, min(size, total), replace=False))
     return tuple(np.array([layer[step][rows] for layer in found]) for step in ("norm", "mask"))

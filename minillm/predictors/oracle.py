@@ -8,16 +8,12 @@ of its own thresholds it is policy ``mid``.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from ..errors import MinillmError
+from ..sparsity.thresholds import Thresholds
 from ..transformer.model import Llama, shape_of
 from ..transformer.ops import linear
-
-if TYPE_CHECKING:
-    from ..sparsity.thresholds import Thresholds
 
 
 class Oracle:

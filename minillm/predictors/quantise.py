@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..sparsity.sparse import policy_ffn
+from ..sparsity.thresholds import Thresholds
 from ..transformer.evaluation import pass_over
 from ..transformer.model import Llama, shape_of
 from ..transformer.texts import runs
-from .select import sparse_ffn
-
-if TYPE_CHECKING:
-    from ..sparsity.thresholds import Thresholds
 
 
 def second_moments(
@@ -30,7 +27,7 @@ def second_moments(
             tokens[index] += len(value)
         return value
 
-    pass_over(model, runs(model, documents, "documents", context), tap, sparse_ffn(model, thresholds), "looking")
+    pass_over(model, runs(model, documents, "documents", context), tap, policy_ffn(model, thresholds), "looking")
     return total / tokens[:, None, None]
 
 

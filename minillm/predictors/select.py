@@ -3,30 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..errors import MinillmError, ThresholdsError
 from ..sparsity.gathered import columns_of, rows_of
 from ..sparsity.policies import policy_named
+from ..sparsity.sparse import FORMS, SparseFFN, policy_ffn
+from ..sparsity.thresholds import Thresholds
 from ..trace import Tap, no_tap
 from ..transformer.layer import Layer
 from ..transformer.model import Llama
 from ..transformer.ops import linear
-
-if TYPE_CHECKING:
-    from ..sparsity.thresholds import Thresholds
-    from .protocol import Predictor
-
-from typing import TYPE_CHECKING
-
-from ..sparsity.sparse import FORMS, SparseFFN
-from ..sparsity.thresholds import Thresholds
-from .protocol import check_fits
-
-if TYPE_CHECKING:
-    from .protocol import Predictor
+from .protocol import Predictor, check_fits
 
 
 def sparse_ffn(
@@ -39,17 +28,11 @@ def sparse_ffn(
     policy mid) say what is true. Raises ThresholdsError when the thresholds belong to another model, MinillmError when
     the predictor does.
     """
+    if predictor is None:
+        return policy_ffn(model, thresholds, form)
     thresholds.check_fits(model)
-    if predictor is not None:
-        check_fits(predictor, model)
-        return PredictedFFN(predictor, thresholds, form)
-    if form not in FORMS:
-        raise MinillmError(f"form is {form!r}, expected one of {', '.join(FORMS)}")
-    policy = policy_named(thresholds.policy)
-    return SparseFFN(policy, thresholds, form, tuple(policy.norms(layer) for layer in model.layers))
-
-
-PFORMS = ("masked", "gathered")
+    check_fits(predictor, model)
+    return PredictedFFN(predictor, thresholds, form)
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,8 +48,8 @@ class PredictedFFN:
     form: str = "masked"
 
     def __post_init__(self) -> None:
-        if self.form not in PFORMS:
-            raise MinillmError(f"form is {self.form!r}, expected one of {', '.join(PFORMS)}")
+        if self.form not in FORMS:
+            raise MinillmError(f"form is {self.form!r}, expected one of {', '.join(FORMS)}")
         if self.thresholds.policy != "mid":
             raise ThresholdsError(f"the thresholds are of policy {self.thresholds.policy}, a predictor's truth is mid")
         layers, cutoffs = len(self.thresholds.layers), self.predictor.cutoffs

@@ -4,14 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from ..errors import MinillmError
 from ..sparsity.policies import largest
-from .buffer import PrefetchBuffer
 
 Layers = int | np.ndarray  # one layer's index, or those of several that are treated alike, (l,)
+
+
+class Usage(Protocol):
+    """What a rule may look at: the buffer's record of which token needed which neuron.
+
+    last, count (L, N): the last token that needed a neuron (-1: none yet), and how many did. time (L,): the token that
+    a layer's next request belongs to.
+    """
+
+    last: np.ndarray
+    count: np.ndarray
+    time: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -23,7 +35,7 @@ class Keeper:
     """
 
     name: str
-    value: Callable[[PrefetchBuffer, Layers], np.ndarray]
+    value: Callable[[Usage, Layers], np.ndarray]
     start: np.ndarray | None = None
 
 
@@ -40,7 +52,7 @@ def lfu() -> Keeper:
 def window(tokens: int) -> Keeper:
     """Keep what any of the last ``tokens`` tokens needed (arXiv 2312.11514); the most recent where that is too much."""
 
-    def value(buffer: PrefetchBuffer, layer: Layers) -> np.ndarray:
+    def value(buffer: Usage, layer: Layers) -> np.ndarray:
         last = buffer.last[layer]
         return np.where(last > buffer.time[layer][..., None] - tokens, last + 1, -1)
 
@@ -78,7 +90,7 @@ def belady(trace: np.ndarray) -> Keeper:
     """
     following = next_uses(trace)
 
-    def value(buffer: PrefetchBuffer, layer: Layers) -> np.ndarray:
+    def value(buffer: Usage, layer: Layers) -> np.ndarray:
         now = buffer.time[layer]
         used = buffer.last[layer] == now[..., None]
         if np.max(now) >= len(trace) or not np.array_equal(used, trace[now, layer]):

@@ -32,7 +32,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -42,11 +41,9 @@ from ..sparsity.gathered import at_rows
 from ..sparsity.sparse import SparseFFN
 from ..trace import Tap, no_tap
 from ..transformer.ffn import FeedForward, swiglu
+from ..transformer.layer import Layer
 from .buffer import PrefetchBuffer
 from .clock import MISSES
-
-if TYPE_CHECKING:
-    from ..transformer.layer import Layer
 
 ROLES = ("select", "prefetch", "both")
 Bundles = tuple[np.ndarray, np.ndarray, np.ndarray]  # rows of gate, rows of up, columns of down as rows; each (n, D)

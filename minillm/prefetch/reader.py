@@ -28,22 +28,20 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
 from ..errors import BundleError, MinillmError, file_errors
 from ..loading.checkpoint import DTYPES
+from ..predictors.protocol import Predictor
 from ..trace import Tap, no_tap
 from ..transformer.layer import Layer
+from .buffer import PrefetchBuffer
 from .bundle import STORED, Bundle
 from .kernels import coefficients
 from .reorder import best_blocks
 from .system import Unsupported
-
-if TYPE_CHECKING:
-    from ..predictors.protocol import Predictor
-    from .buffer import PrefetchBuffer
 
 PLACES = 1024 if hasattr(os, "sysconf") else 16  # of one preadv: Linux's and macOS's IOV_MAX
 

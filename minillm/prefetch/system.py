@@ -6,14 +6,11 @@ import ctypes
 import mmap
 import os
 import sys
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from ..errors import BundleError, MinillmError, file_errors
-
-if TYPE_CHECKING:
-    pass
 
 
 class Unsupported(MinillmError):

@@ -30,13 +30,13 @@ from dataclasses import replace
 import numpy as np
 
 from ..errors import MinillmError
-from ..predictors.select import sparse_ffn
 from ..transformer.evaluation import pass_over, perplexity
 from ..transformer.model import Llama
 from ..transformer.texts import document_hashes, runs
 from .allocate import cett_curve, greedy_levels, largest_within, on_path
 from .magnitudes import Magnitudes, collect, sample_values
 from .policies import AFTER_BOTH, Policy, policy_named
+from .sparse import policy_ffn
 from .spec import SparsityMeter, SparsitySpec
 from .thresholds import BYS, Thresholds
 
@@ -122,7 +122,7 @@ def calibrate(
         if allocation == "greedy":
             spec = replace(spec, layer_scope="all layers, each with its own share of the cuts (greedy)")
         found = Thresholds(policy, by, level, layers, spec, magnitudes.kind, hashes)
-        ffn, meter = sparse_ffn(model, found), SparsityMeter()
+        ffn, meter = policy_ffn(model, found), SparsityMeter()
         if by == "cett":
             at_thresholds = zip(cett_curves(), layers, strict=True)
             lost = [np.interp(of["neuron_norm"], grid, curve) for (grid, curve), of in at_thresholds]

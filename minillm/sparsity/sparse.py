@@ -1,4 +1,8 @@
-"""TODO."""
+"""The FeedForward of a policy: each layer's own thresholds, masked or gathered.
+
+masked      masked.py: compute everything, then set to zero what the policy cuts
+gathered    gathered.py: touch only the rows and columns that the mask needs
+"""
 
 from __future__ import annotations
 
@@ -7,12 +11,14 @@ from functools import cached_property
 
 import numpy as np
 
+from ..errors import MinillmError
 from ..trace import Tap, no_tap
 from ..transformer.layer import Layer
+from ..transformer.model import Llama
 from .gathered import gathered_swiglu
 from .griffin import GriffinFFN
 from .masked import masked_swiglu
-from .policies import Norms, Policy
+from .policies import Norms, Policy, policy_named
 from .thresholds import Thresholds
 
 FORMS = {"masked": masked_swiglu, "gathered": gathered_swiglu}
@@ -44,3 +50,15 @@ class SparseFFN:
     def calibrated_on(self) -> frozenset[str]:
         """Hashes of the documents that the thresholds were found on; scoring any of them gives a warning."""
         return frozenset(self.thresholds.documents_sha256)
+
+
+def policy_ffn(model: Llama, thresholds: Thresholds, form: str = "masked") -> SparseFFN:
+    """The FeedForward that cuts ``model`` with these thresholds; the policy computes its own mask.
+
+    form: "masked" or "gathered". Raises ThresholdsError when the thresholds belong to another model.
+    """
+    thresholds.check_fits(model)
+    if form not in FORMS:
+        raise MinillmError(f"form is {form!r}, expected one of {', '.join(FORMS)}")
+    policy = policy_named(thresholds.policy)
+    return SparseFFN(policy, thresholds, form, tuple(policy.norms(layer) for layer in model.layers))

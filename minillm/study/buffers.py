@@ -22,7 +22,6 @@ from ..prefetch.feedforward import BufferedFFN
 from ..prefetch.record import recorder_for
 from ..prefetch.replay import KEEPERS, SHARES, _baselines, _figures, enough, keeper_of, kept_history, replay, traffic_of
 from ..prefetch.traffic import LOOKAHEADS
-from ..sparsity.calibrate import Thresholds
 from ..sparsity.thresholds import Thresholds
 from ..transformer.evaluation import perplexity
 from ..transformer.model import Llama, shape_of

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from ..transformer.model import Llama
+from ..transformer.model import Llama
 
 
 def describe(model: Llama) -> list[dict]:

@@ -42,7 +42,7 @@ from ..prefetch.record import frequencies, record, recorder_for
 from ..prefetch.reorder import BlockOracle
 from ..prefetch.replay import keeper_of
 from ..prefetch.system import Unsupported, cached_share, system_reads
-from ..sparsity.calibrate import Thresholds
+from ..sparsity.thresholds import Thresholds
 from ..trace import Tap, no_tap
 from ..transformer.attention import KVCache
 from ..transformer.ffn import FeedForward, swiglu

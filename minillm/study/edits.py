@@ -39,19 +39,17 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from ..errors import MinillmError, ThresholdsError
-from ..sparsity.policies import policy_named
+from ..sparsity.policies import largest, policy_named
+from ..sparsity.thresholds import Thresholds
 from ..transformer.evaluation import pass_over, run_hidden
 from ..transformer.model import Llama
 from ..transformer.texts import bos_ids, default_context, runs
 from .variants import SIMILARITIES, Pair
-
-if TYPE_CHECKING:
-    from ..sparsity.calibrate import Thresholds
 
 SCOPES = ("prefix", "after", "changed", "unchanged", "aligned", "window")
 
@@ -163,14 +161,7 @@ def reference(
 
     pass_over(model, runs(model, documents, "documents", context), tap, what="counting patterns")
     frequency = active / positions
-    return Reference(thresholds, frequency, np.array([most_frequent(f, round(f.sum())) for f in frequency]))
-
-
-def most_frequent(frequency: np.ndarray, count: int) -> np.ndarray:
-    """The mask (F,) of the ``count`` largest frequencies (F,); of equal ones, those with the smaller index."""
-    mask = np.zeros(len(frequency), bool)
-    mask[np.argsort(-frequency, kind="stable")[:count]] = True
-    return mask
+    return Reference(thresholds, frequency, np.array([largest(f, round(f.sum())) for f in frequency]))
 
 
 def shared_prefix(original: Sequence[int], variant: Sequence[int]) -> int:

@@ -27,6 +27,7 @@ from ..prefetch.replay import KEEPERS, kept_history, traffic_of
 from ..sparsity.calibrate import calibrate
 from ..sparsity.magnitudes import collect
 from ..sparsity.policies import policy_named
+from ..sparsity.sparse import policy_ffn
 from ..transformer.evaluation import Evaluation, perplexity
 from ..transformer.ffn import FeedForward
 from ..transformer.generation import generate
@@ -219,7 +220,7 @@ def cost_rows(
                 thresholds = calibrate(model, known, policy, target, dense.context, by, magnitudes=magnitudes)
                 cuts[by].append(score_cut(model, scored, thresholds, dense))
                 if (by, target) == ("neuron", HALF) and policy in ("mid", "dhar"):
-                    half[policy] = sparse_ffn(model, thresholds)
+                    half[policy] = policy_ffn(model, thresholds)
                 done(f"{policy} by {by} {target:.0%}")
     return cuts, {policy: half[policy] for policy in ("mid", "dhar")}
 
@@ -229,7 +230,7 @@ def buffer_study(
 ) -> dict[str, object]:
     """The fields of a Study that are about the buffer: keepers compared, ways to know compared, two timelines."""
     model, mid, context = workshop.model, workshop.thresholds, workshop.context
-    counted = record(model, sparse_ffn(model, mid), runs(model, known, "documents", context)).needed
+    counted = record(model, policy_ffn(model, mid), runs(model, known, "documents", context)).needed
     how = {"shares": CAPACITIES, "device": DEVICE, "context": context, "seed": workshop.seed}
     often, size = frequencies(counted), stored_size(model)
     keepers = list(

@@ -38,11 +38,12 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import MinillmError
-from ..predictors.select import sparse_ffn
-from ..sparsity.calibrate import Thresholds, calibrate
+from ..sparsity.calibrate import calibrate
 from ..sparsity.magnitudes import Magnitudes, collect
 from ..sparsity.policies import policy_named
+from ..sparsity.sparse import policy_ffn
 from ..sparsity.spec import SparsityMeter, SparsityReport
+from ..sparsity.thresholds import Thresholds
 from ..tables import load_rows, save_rows
 from ..transformer.evaluation import Evaluation, perplexity
 from ..transformer.model import Llama
@@ -57,7 +58,7 @@ IDENTITY = (*SAME, "policy", "by", "target")  # rows that agree in these are the
 def score_cut(model: Llama, test: str | Sequence[str], thresholds: Thresholds, dense: Evaluation) -> dict:
     """Score one set of thresholds under the protocol and context of the dense score; gives its row."""
     meter = SparsityMeter()
-    score = perplexity(model, test, dense.protocol, dense.context, sparse_ffn(model, thresholds), meter)
+    score = perplexity(model, test, dense.protocol, dense.context, policy_ffn(model, thresholds), meter)
     return row(model, score, dense, meter.report(), thresholds)
 
 

@@ -11,18 +11,15 @@ Two letters for two lengths: T positions are new in this pass, S = (positions in
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..errors import MinillmError
 from ..loading.config import ModelConfig
 from ..trace import Tap, no_tap
+from .layer import Layer
 from .ops import linear, rms_norm, softmax
 from .rope import rope_table, rotate_halves
-
-if TYPE_CHECKING:
-    from .layer import Layer
 
 
 class KVCache:

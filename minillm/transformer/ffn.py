@@ -15,15 +15,13 @@ one such function, given to ``Llama.forward(ids, ffn=...)``, and nothing else in
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from ..trace import Tap, no_tap
+from .layer import Layer
 from .ops import linear
-
-if TYPE_CHECKING:
-    from .layer import Layer
 
 
 class FeedForward(Protocol):

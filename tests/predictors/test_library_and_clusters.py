@@ -13,7 +13,7 @@ from minillm.predictors.memory import Library, nearest, seen
 from minillm.predictors.metrics import PredictionMeter
 from minillm.predictors.select import PredictedFFN, sparse_ffn
 from minillm.sparsity.calibrate import calibrate
-from minillm.study.edits import most_frequent
+from minillm.sparsity.policies import largest
 from minillm.trace import Trace
 from minillm.transformer.evaluation import perplexity
 from minillm.transformer.texts import document_hashes
@@ -178,7 +178,7 @@ def test_the_first_centroid_is_the_densest_and_no_pattern_is_taken_twice():
 def test_one_cluster_is_the_static_mask_of_that_density(density):
     patterns = random_patterns(60) & (rng(1).random(40) < 0.9)
     centroids, labels = cluster(patterns, 1, density, rng())
-    assert np.array_equal(centroids[0], most_frequent(patterns.mean(axis=0), round(density * 40)))
+    assert np.array_equal(centroids[0], largest(patterns.mean(axis=0), round(density * 40)))
     assert not labels.any()
 
 
@@ -192,7 +192,7 @@ def test_one_cluster_predicts_as_the_static_mask_does(model, thresholds):
         ids = model.tokenizer.encode(texts(1, seed=5)[0])
         model.forward(ids, ffn=PredictedFFN(predictor, thresholds), tap=trace)
     for layer, name in enumerate(trace):
-        assert (trace[name] == most_frequent(static.shares[layer], round(0.5 * 45))).all()
+        assert (trace[name] == largest(static.shares[layer], round(0.5 * 45))).all()
 
 
 def test_as_many_clusters_as_patterns_give_the_enforced_sparsity_exactly(model, thresholds):

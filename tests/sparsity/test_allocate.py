@@ -10,9 +10,10 @@ import minillm
 from minillm.errors import MinillmError
 from minillm.predictors.select import sparse_ffn
 from minillm.sparsity.allocate import cett_curve, cut_error, greedy_levels, largest_within, on_path
-from minillm.sparsity.calibrate import Thresholds, calibrate
+from minillm.sparsity.calibrate import calibrate
 from minillm.sparsity.magnitudes import collect, sample_values
 from minillm.sparsity.policies import POLICIES
+from minillm.sparsity.thresholds import Thresholds
 from minillm.trace import Trace
 from minillm.transformer.evaluation import perplexity
 from minillm.transformer.texts import runs, split_documents

@@ -15,10 +15,11 @@ from hypothesis.extra.numpy import arrays
 from minillm.errors import MinillmError, ThresholdsError
 from minillm.predictors.select import sparse_ffn
 from minillm.sparsity import calibrate as module
-from minillm.sparsity.calibrate import Thresholds, calibrate
+from minillm.sparsity.calibrate import calibrate
 from minillm.sparsity.magnitudes import ExactMagnitudes, StreamingMagnitudes, collect
 from minillm.sparsity.policies import POLICIES, TENSORS, magnitude
 from minillm.sparsity.spec import SparsityMeter, SparsitySpec
+from minillm.sparsity.thresholds import Thresholds
 from minillm.trace import Trace
 from minillm.transformer.evaluation import perplexity, run_hidden
 from minillm.transformer.model import Llama

@@ -6,9 +6,10 @@ import tiny
 
 from minillm.predictors.select import sparse_ffn
 from minillm.sparsity import griffin
-from minillm.sparsity.calibrate import Thresholds, calibrate
+from minillm.sparsity.calibrate import calibrate
 from minillm.sparsity.policies import POLICIES
 from minillm.sparsity.spec import SparsityMeter, SparsitySpec
+from minillm.sparsity.thresholds import Thresholds
 from minillm.trace import Trace
 from minillm.transformer.attention import KVCache
 

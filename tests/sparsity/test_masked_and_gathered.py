@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minillm.predictors.select import sparse_ffn
-from minillm.sparsity.calibrate import Thresholds
 from minillm.sparsity.gathered import gathered_swiglu
 from minillm.sparsity.masked import masked_swiglu
 from minillm.sparsity.policies import POLICIES as ALL
 from minillm.sparsity.spec import SparsityMeter, SparsitySpec
+from minillm.sparsity.thresholds import Thresholds
 from minillm.trace import Trace
 from minillm.transformer.attention import KVCache
 from minillm.transformer.ffn import swiglu

@@ -9,11 +9,11 @@ import tiny
 from minillm import cli
 from minillm.errors import MinillmError, ThresholdsError
 from minillm.sparsity.calibrate import calibrate
+from minillm.sparsity.policies import largest
 from minillm.study import edits as module
 from minillm.study.edits import (
     Overlap,
     crop,
-    most_frequent,
     patterns,
     predictability,
     published,
@@ -98,7 +98,7 @@ def test_the_unrelated_rate_is_that_of_positions_drawn_at_random(model, known):
 
 
 def test_the_static_mask_is_the_most_frequent_neurons_and_as_dense_as_the_patterns(known):
-    assert most_frequent(np.array([0.1, 0.9, 0.5, 0.9]), 2).tolist() == [False, True, False, True]
+    assert largest(np.array([0.1, 0.9, 0.5, 0.9]), 2).tolist() == [False, True, False, True]
     for frequency, static in zip(known.frequency, known.static, strict=True):
         assert static.sum() == pytest.approx(frequency.sum(), abs=0.51)
         assert frequency[static].min() >= frequency[~static].max()
@@ -221,9 +221,9 @@ def _random_model() -> Llama:
 
 def _random_reference(model: Llama, rng: np.random.Generator) -> module.Reference:
     """Thresholds and frequencies from random ids: ``reference`` wants a text."""
-    from minillm.sparsity.calibrate import Thresholds
     from minillm.sparsity.magnitudes import Magnitudes
     from minillm.sparsity.spec import SparsitySpec
+    from minillm.sparsity.thresholds import Thresholds
 
     ids = rng.integers(3, 500, 250)
     magnitudes = Magnitudes(model, ["gate_pre"], len(ids))
@@ -231,7 +231,7 @@ def _random_reference(model: Llama, rng: np.random.Generator) -> module.Referenc
     layers = tuple(magnitudes.thresholds(["gate_pre"], 0.5))
     thresholds = Thresholds("dhar", "tensor", 0.5, layers, SparsitySpec("dhar", ("gate_pre",), ">=", "tensor", 0.5))
     frequency = patterns(model, ids, thresholds).mean(axis=1)
-    return module.Reference(thresholds, frequency, np.array([most_frequent(f, 64) for f in frequency]))
+    return module.Reference(thresholds, frequency, np.array([largest(f, 64) for f in frequency]))
 
 
 def test_aligned_positions_are_compared_where_difflib_found_them(model, known):

@@ -7,9 +7,9 @@ import pytest
 import tiny
 
 from minillm.predictors.select import sparse_ffn
-from minillm.sparsity.calibrate import Thresholds
 from minillm.sparsity.policies import POLICIES
 from minillm.sparsity.spec import SparsityMeter, SparsitySpec
+from minillm.sparsity.thresholds import Thresholds
 from minillm.trace import Trace
 
 IDS = np.random.default_rng(0).integers(0, 31, 19)
