@@ -37,10 +37,10 @@ _PUBLIC = {
     "generate": "transformer.generation",
     "perplexity": "transformer.evaluation",
     "SparsityMeter": "sparsity.spec",
-    "Thresholds": "sparsity.calibrate",
+    "Thresholds": "sparsity.thresholds",
     "calibrate": "sparsity.calibrate",
-    "sparse_ffn": "sparsity.calibrate",
-    "load_predictor": "predictors.base",
+    "sparse_ffn": "predictors.select",
+    "load_predictor": "predictors.files",
 }
 
 __all__ = ["load", *_PUBLIC]

@@ -20,8 +20,8 @@ class StepInfo(NamedTuple):
 # One row per intermediate, in execution order: name, then the fields of StepInfo. "*" is the layer's number.
 # T new positions, S attended positions, D hidden, F intermediate, H query heads, K key/value heads, d head size.
 _HIDDEN, _ATTENTION = "transformer.model:Llama.hidden", "transformer.attention:attention"
-_BLOCK, _FFN, _MASKED = "transformer.model:block", "transformer.ffn:swiglu", "sparsity.masked:masked_swiglu"
-_PREDICTED, _GRIFFIN = "sparsity.predicted:PredictedFFN", "sparsity.griffin:GriffinFFN"
+_BLOCK, _FFN, _MASKED = "transformer.blocks:block", "transformer.ffn:swiglu", "sparsity.masked:masked_swiglu"
+_PREDICTED, _GRIFFIN = "predictors.select:PredictedFFN", "sparsity.griffin:GriffinFFN"
 _IN_A_BLOCK = (
     ("resid_pre", "T D", "h", "input of model.layers.*", _BLOCK),
     ("attn.norm", "T D", "x = h / sqrt(mean(h^2) + eps) * w", "model.layers.*.input_layernorm", _BLOCK),

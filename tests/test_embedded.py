@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 from scripts import load_script
 
 import minillm
-from minillm import cli
-from minillm.cli import main
+from minillm.cli import flags
+from minillm.cli import flags as flags_module
+from minillm.cli.main import main
 from minillm.errors import CheckpointError, MinillmError
 from minillm.loading.checkpoint import checkpoint_tensors
 from minillm.loading.embedded import DATA, embedded_model, embedded_models, embedded_text
@@ -153,7 +154,7 @@ class Watch(importlib.abc.MetaPathFinder):
         if name == "numpy":
             print("threads", os.environ.get("OPENBLAS_NUM_THREADS"), file=sys.stderr)
 sys.meta_path.insert(0, Watch())
-from minillm.cli import main
+from minillm.cli.main import main
 main(["inspect"])
 """
     tiny.folder(tmp_path / "default")
@@ -192,7 +193,7 @@ def test_the_texts_share_no_document_and_hold_enough_tokens(name):
     texts = {text: embedded_text(text) for text in ("calibration", "test")}
     first, second = (set(document_hashes(text)) for text in texts.values())
     assert not first & second
-    for text, needed in (("calibration", cli.DEMO_CALIBRATION), ("test", cli.DEMO_TOKENS)):
+    for text, needed in (("calibration", flags_module.DEMO_CALIBRATION), ("test", flags_module.DEMO_TOKENS)):
         assert sum(len(run.ids) - run.unscored for run in runs(load(name), texts[text])) >= needed
 
 
@@ -294,7 +295,7 @@ def test_no_embedded_document_is_one_of_the_shared_texts(shared):
 def test_at_half_of_the_neurons_mid_costs_least(name):
     model, calibration, test = load(name), embedded_text("calibration"), embedded_text("test")
     cost = {}
-    for policy in cli.DEMO_POLICIES:
+    for policy in flags.DEMO_POLICIES:
         thresholds = minillm.calibrate(model, calibration, policy, 0.5, by="neuron")
         meter = minillm.SparsityMeter()
         cost[policy] = minillm.perplexity(model, test, ffn=minillm.sparse_ffn(model, thresholds), tap=meter).perplexity
@@ -358,6 +359,6 @@ def test_the_wheel_is_small_and_runs_the_demo_in_an_empty_environment(tmp_path):
     demo = subprocess.run([command], cwd=tmp_path, env=clean, capture_output=True, text=True, encoding="utf-8")
     assert demo.returncode == 0 and demo.stdout.startswith("default: llama"), demo.stderr
     scored = int(re.search(r"Scored: ([\d,]+) tokens", demo.stdout)[1].replace(",", ""))
-    assert scored >= cli.DEMO_TOKENS
+    assert scored >= flags_module.DEMO_TOKENS
     rows = re.findall(r"^(?:dense|dhar|cats|mid) +(?:-|neuron|tensor) ", demo.stdout, re.M)
     assert len(rows) == 12

@@ -38,7 +38,7 @@ def test_importing_minillm_and_asking_for_its_version_loads_no_numpy():
 
 
 def test_the_version_is_that_of_the_package_and_the_types_are_marked(capsys):
-    from minillm.cli import main
+    from minillm.cli.main import main
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert minillm.__version__ == project["version"]

@@ -11,7 +11,7 @@ import tiny
 from scripts import load_script
 
 import minillm
-from minillm.cli import parser
+from minillm.cli.main import parser
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

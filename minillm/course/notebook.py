@@ -29,7 +29,8 @@ import numpy as np
 from ..errors import MinillmError
 from ..prefetch.buffer import PrefetchBuffer
 from ..prefetch.traffic import EVENT_COLUMNS, event_rows
-from ..show import results as plots
+from ..show.canvas import alt_text, save_figure
+from ..show.explain import neuron_raster
 from ..sparsity.masked import masked_swiglu
 from ..sparsity.policies import POLICIES
 from ..tables import text_table
@@ -83,13 +84,13 @@ def figure_png(figure: Axes | Figure) -> bytes:
     """A figure as the bytes of a PNG file, which holds its alt text, too."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "figure.png"
-        plots.save_figure(figure, path)
+        save_figure(figure, path)
         return path.read_bytes()
 
 
 def figure_html(figure: Axes | Figure) -> str:
     """A figure as an <img> that needs no other file. Raises MinillmError for a figure without alt text."""
-    words = plots.alt_text(figure)
+    words = alt_text(figure)
     if not words:
         raise MinillmError('the figure says nothing to who cannot see it: ax.set_label("what there is to see")')
     width = round(getattr(figure, "figure", figure).get_size_inches()[0] * 100)
@@ -100,7 +101,7 @@ def figure_html(figure: Axes | Figure) -> str:
 
 def show(figure: Axes | Figure) -> None:
     """Display a figure (or that of an Axes) with its alt text; without IPython, print the alt text."""
-    picture, words = figure_html(figure), plots.alt_text(figure)
+    picture, words = figure_html(figure), alt_text(figure)
     if _under_ipython():
         _display({"text/html": picture, "text/plain": f"[figure: {words}]"})
     else:
@@ -136,7 +137,7 @@ class ThresholdView:
 
     def figure(self) -> Axes:
         """The mask as a raster of neurons and tokens."""
-        return plots.neuron_raster(self.mask, self.tokens)
+        return neuron_raster(self.mask, self.tokens)
 
 
 def threshold_view(model: Llama, text: str, threshold: float, layer: int = 0, new_tokens: int = 24) -> ThresholdView:

@@ -7,6 +7,7 @@ import pytest
 import tiny
 
 from minillm.bench import model as bench
+from minillm.bench import turns as turns_module
 from minillm.loading.tokenizer import Tokenizer
 from minillm.transformer.model import Llama
 
@@ -28,7 +29,7 @@ def test_the_ratio_is_theirs_over_ours_in_the_same_round_and_the_first_round_doe
 
         return seconds
 
-    first, second = bench.in_turns({"ours": turn("o", ours), "theirs": turn("t", theirs)}, 3, "token")
+    first, second = turns_module.in_turns({"ours": turn("o", ours), "theirs": turn("t", theirs)}, 3, "token")
     assert order == ["o", "t"] * 4
     assert first == {"name": "ours", "milliseconds": 2000, "per": "token", "ratio": 1, "ratio_low": 1, "ratio_high": 1}
     assert (second["milliseconds"], second["ratio"]) == (2000, 1.0)  # 3/1, 2/2, 2/4
@@ -37,7 +38,7 @@ def test_the_ratio_is_theirs_over_ours_in_the_same_round_and_the_first_round_doe
 
 def test_the_spread_is_the_middle_half_of_the_rounds():
     series = iter([0.0, *(float(n) for n in range(1, 9))])
-    rows = bench.in_turns({"ours": lambda: 1.0, "theirs": lambda: next(series)}, 8, "token")
+    rows = turns_module.in_turns({"ours": lambda: 1.0, "theirs": lambda: next(series)}, 8, "token")
     assert (rows[1]["ratio_low"], rows[1]["ratio"], rows[1]["ratio_high"]) == (3.0, 4.5, 6.0)
 
 

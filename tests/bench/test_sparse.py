@@ -10,12 +10,13 @@ import tempfile
 import numpy as np
 import pytest
 
-from minillm import cli
+from minillm.bench import disk as disk_module
 from minillm.bench import sparse as bench_sparse
 from minillm.bench.disk import bench_disk
 from minillm.bench.model import SHAPES
 from minillm.bench.sparse import as_text, bench_ffn, config_at, for_kernels, speeds
 from minillm.bench.turns import over
+from minillm.cli import main as cli
 from minillm.errors import MinillmError
 from minillm.prefetch.clock import LARGE, ffn_share
 from minillm.prefetch.reader import FetchedFFN
@@ -177,7 +178,7 @@ def test_every_way_from_a_cold_disk_with_its_bytes_and_no_file_left(disk):
     weights = 22 * (2 * D * D + 2 * D * D / 8) + 32000 * D
     assert rest == pytest.approx(weights * 4 / result["read_gigabytes_per_second"] / 1e6)
     assert len(result["cached"]) == 3 and all(len(shares) == len(rows) for shares in result["cached"])
-    assert max(map(max, result["cached"])) <= bench_sparse.COLD
+    assert max(map(max, result["cached"])) <= disk_module.COLD
     assert not list(disk.iterdir())
     text = as_text(result)
     assert text.startswith("disk, random 16 x 64, 3 layers, 2 rounds in turns") and "a layer ahead" in text
@@ -201,10 +202,10 @@ def test_what_is_announced_and_when(disk, monkeypatch):
 
 @linux
 def test_a_round_that_is_not_cold_is_an_error_and_the_folder_is_removed(disk, monkeypatch):
-    monkeypatch.setattr(bench_sparse, "made_cold", lambda reader: 0.5)
+    monkeypatch.setattr(disk_module, "made_cold", lambda reader: 0.5)
     with pytest.raises(MinillmError, match="50% of a file stays in the system's cache, expected none"):
         bench_disk(SHAPE, rounds=1)
-    monkeypatch.setattr(bench_sparse, "made_cold", lambda reader: None)
+    monkeypatch.setattr(disk_module, "made_cold", lambda reader: None)
     with pytest.raises(Unsupported, match="expected Linux"):
         bench_disk(SHAPE, rounds=1)
     assert not list(disk.iterdir())
@@ -213,12 +214,12 @@ def test_a_round_that_is_not_cold_is_an_error_and_the_folder_is_removed(disk, mo
 @linux
 def test_a_turn_that_needs_a_second_try_to_be_cold_gets_it(disk, monkeypatch):
     shares = iter([0.5, 0.0])
-    monkeypatch.setattr(bench_sparse, "made_cold", lambda reader: next(shares))
-    assert bench_sparse.cold_or_error(None) == 0.0
+    monkeypatch.setattr(disk_module, "made_cold", lambda reader: next(shares))
+    assert disk_module.cold_or_error(None) == 0.0
 
 
 def test_ctrl_c_leaves_no_folder(small, monkeypatch):
-    monkeypatch.setattr(bench_sparse, "made_cold", lambda reader: 0.0)
+    monkeypatch.setattr(disk_module, "made_cold", lambda reader: 0.0)
     monkeypatch.setattr(os, "posix_fadvise", lambda *_: None, raising=False)
     monkeypatch.setattr(os, "POSIX_FADV_WILLNEED", 3, raising=False)
     present = []
@@ -234,8 +235,8 @@ def test_ctrl_c_leaves_no_folder(small, monkeypatch):
 
 
 def test_a_full_disk_is_said_before_anything_is_written(small, monkeypatch):
-    usage = bench_sparse.shutil.disk_usage(small)
-    monkeypatch.setattr(bench_sparse.shutil, "disk_usage", lambda path: usage._replace(free=10_000))
+    usage = disk_module.shutil.disk_usage(small)
+    monkeypatch.setattr(disk_module.shutil, "disk_usage", lambda path: usage._replace(free=10_000))
     with pytest.raises(MinillmError, match=r"0 MB are free, expected .* MB \(--layers, --shape and --groups decide\)"):
         bench_disk(SHAPE, rounds=1)
     assert not list(small.iterdir())

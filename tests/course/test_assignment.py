@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minillm.cli import main
+from minillm.cli.main import main
 from minillm.course import assignment
 from minillm.course.assignment import (
     FUNCTIONS,
@@ -27,6 +27,7 @@ from minillm.course.assignment import (
 )
 from minillm.course.mistakes import MISTAKES
 from minillm.errors import MinillmError
+from minillm.loading import embedded
 
 # The seven functions as minillm itself has them.
 OURS = '''
@@ -445,7 +446,7 @@ def test_it_also_runs_as_a_program(tmp_path):
 
 
 def test_the_goldens_are_small_whole_and_say_where_they_come_from():
-    folder = assignment.DATA / "goldens"
+    folder = embedded.DATA / "goldens"
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     assert hashlib.sha256((folder / "goldens.npz").read_bytes()).hexdigest() == manifest["sha256"]["goldens.npz"]
     assert set(manifest["made_by"]) == {"torch", "transformers", "numpy"} and "seed" in manifest
@@ -467,7 +468,7 @@ def test_the_cases_hold_both_widths_and_give_back_the_width_that_came_in():
 def test_damaged_goldens_are_told(tmp_path, monkeypatch):
     folder = tmp_path / "goldens"
     folder.mkdir()
-    for path in (assignment.DATA / "goldens").iterdir():
+    for path in (embedded.DATA / "goldens").iterdir():
         (folder / path.name).write_bytes(path.read_bytes() + b" ")
     monkeypatch.setattr(assignment, "DATA", tmp_path)
     with pytest.raises(MinillmError, match="goldens.npz: its sha256 is"):

@@ -18,7 +18,7 @@ import minillm
 from minillm.course import notebook
 from minillm.errors import MinillmError
 from minillm.prefetch.buffer import PrefetchBuffer
-from minillm.show import results as plots
+from minillm.show import canvas
 from minillm.transformer.ops import softmax
 
 
@@ -28,7 +28,7 @@ def model(tmp_path_factory):
 
 
 def figure():
-    ax = plots.new_axes()[0]
+    ax = canvas.new_axes()[0]
     ax.plot([1, 2], [3, 4])
     ax.set_label('A line from "3" to 4.')
     return ax
@@ -50,16 +50,17 @@ def test_a_figure_becomes_a_picture_that_carries_its_words():
 
 def test_a_figure_without_words_is_refused():
     with pytest.raises(MinillmError, match="set_label"):
-        notebook.show(plots.new_axes()[0])
+        notebook.show(canvas.new_axes()[0])
 
 
 def test_without_ipython_words_are_printed_and_nothing_of_it_is_imported():
     code = """if True:
         import sys
-        from minillm.study import notebook, plots
+        from minillm.course import notebook
+        from minillm.show import canvas
         from minillm.prefetch.buffer import PrefetchBuffer
         from minillm.transformer.ops import silu, softmax
-        ax = plots.new_axes()[0]
+        ax = canvas.new_axes()[0]
         ax.set_label("Nothing.")
         notebook.show(ax)
         notebook.show_source(silu, softmax)
@@ -168,10 +169,11 @@ def test_the_stepper_goes_on_by_one_or_ten_and_stops_at_the_end():
 
 CELLS = (
     "import minillm, numpy as np\n"
-    "from minillm.study import notebook, plots\n"
+    "from minillm.course import notebook\n"
+    "from minillm.show import canvas\n"
     "from minillm.prefetch.buffer import PrefetchBuffer\n"
     "from minillm.transformer.ops import softmax\n"
-    "ax = plots.new_axes()[0]; ax.set_label('Seen.')\n"
+    "ax = canvas.new_axes()[0]; ax.set_label('Seen.')\n"
     "notebook.show(ax)",
     "notebook.show_source(softmax)",
     "notebook.threshold_slider(minillm.load('default'), 'Once upon a time', new_tokens=4)",

@@ -10,8 +10,9 @@ from figures import check_labels, check_looks, check_texts, drawn_texts, overlap
 
 from minillm.errors import MinillmError
 from minillm.loading.config import RopeConfig
+from minillm.show import canvas as canvas_module
 from minillm.show import explain as drawings
-from minillm.show import results as plots
+from minillm.show import map as map_module
 from minillm.show.canvas import new_axes
 from minillm.steps import STEPS, step_names
 from minillm.trace import Comparison, Row
@@ -53,8 +54,8 @@ def figures():
     work = [{"name": n, "positions": t, "multiply_adds": 10**6 * t**i} for t in (1, 64) for i, n in enumerate("ab")]
     losses = [{"step": i, "loss": 3 / (1 + i), "held_out": 4 / (1 + i) if i % 5 == 0 else None} for i in range(50)]
     return {
-        "map": lambda: drawings.you_are_here("mlp.mid"),
-        "map, nothing filled": lambda: drawings.you_are_here(),
+        "map": lambda: map_module.you_are_here("mlp.mid"),
+        "map, nothing filled": lambda: map_module.you_are_here(),
         "one head": lambda: drawings.attention_pattern(causal(1, 12, 12)[0], tokens(12)),
         "one token": lambda: drawings.attention_pattern(np.ones((1, 1)), ["a"]),
         "eight heads": lambda: drawings.attention_pattern(causal(8, 60, 60), tokens(60)),
@@ -99,7 +100,7 @@ def test_every_figure_can_be_read(name, recwarn):
     check_labels(figure, UNITS)
     check_looks(figure)
     assert not [w for w in recwarn if "Glyph" in str(w.message)]
-    words = plots.alt_text(axes_of(name))
+    words = canvas_module.alt_text(axes_of(name))
     assert len(words) > 60 and words.endswith(".")
 
 
@@ -113,33 +114,33 @@ def filled(ax):
 
 def test_every_step_of_a_trace_is_on_the_map_and_alone_on_it():
     for step in STEPS:
-        (box,) = drawings.boxes_of(step.replace("*", "3"))
-        assert drawings.boxes_of(step) == (box,) and (step.endswith(box) or box == "mlp.mask")
-    assert len({drawings.boxes_of(step) for step in step_names(1)}) == len(
+        (box,) = map_module.boxes_of(step.replace("*", "3"))
+        assert map_module.boxes_of(step) == (box,) and (step.endswith(box) or box == "mlp.mask")
+    assert len({map_module.boxes_of(step) for step in step_names(1)}) == len(
         step_names(1)
     )  # the dense ones are told apart
 
 
 def test_what_is_named_is_filled_and_nothing_else():
-    assert filled(drawings.you_are_here()) == set()
-    assert filled(drawings.you_are_here("blocks.0.mlp.mask_gate")) == {"mlp.mask"}
-    assert filled(drawings.you_are_here("cache")) == {"cache"}
-    assert filled(drawings.you_are_here("attn")) == {name for name in drawings.BOXES if name.startswith("attn.")}
-    assert filled(drawings.you_are_here("transformer")) == {re.sub(r"^blocks\.0\.", "", n) for n in step_names(1)}
-    for part, boxes in drawings.PARTS.items():
-        assert filled(drawings.you_are_here(part)) == set(boxes) <= set(drawings.BOXES)
-    assert plots.alt_text(drawings.you_are_here("prefetch")).endswith("Filled: buffer and slow memory.")
+    assert filled(map_module.you_are_here()) == set()
+    assert filled(map_module.you_are_here("blocks.0.mlp.mask_gate")) == {"mlp.mask"}
+    assert filled(map_module.you_are_here("cache")) == {"cache"}
+    assert filled(map_module.you_are_here("attn")) == {name for name in map_module.BOXES if name.startswith("attn.")}
+    assert filled(map_module.you_are_here("transformer")) == {re.sub(r"^blocks\.0\.", "", n) for n in step_names(1)}
+    for part, boxes in map_module.PARTS.items():
+        assert filled(map_module.you_are_here(part)) == set(boxes) <= set(map_module.BOXES)
+    assert canvas_module.alt_text(map_module.you_are_here("prefetch")).endswith("Filled: buffer and slow memory.")
     with pytest.raises(
         MinillmError, match="'mlp.middle' is no place on the map, expected a step's name or one of loading"
     ):
-        drawings.you_are_here("mlp.middle")
+        map_module.you_are_here("mlp.middle")
 
 
 def test_boxes_lie_apart_and_every_way_begins_and_ends_at_one():
-    ax = drawings.you_are_here()
+    ax = map_module.you_are_here()
     boxes = {box.get_gid(): box.get_extents() for box in ax.patches if box.get_gid()}
     boxes = {name: box.transformed(ax.transData.inverted()) for name, box in boxes.items()}
-    assert set(boxes) == set(drawings.BOXES)
+    assert set(boxes) == set(map_module.BOXES)
     names = list(boxes)
     assert not [(a, b) for i, a in enumerate(names) for b in names[:i] if boxes[a].overlaps(boxes[b])]
     circles = [text.get_position() for text in ax.texts if text.get_text() == "+"]
@@ -156,7 +157,7 @@ def test_boxes_lie_apart_and_every_way_begins_and_ends_at_one():
 
 @pytest.mark.parametrize(("rows", "columns"), [(1, 2), (2, 2), (3, 1)])
 def test_the_map_stays_legible_as_a_panel_among_others(rows, columns):
-    panel = drawings.you_are_here("mlp.mid", ax=new_axes(rows, columns)[0])
+    panel = map_module.you_are_here("mlp.mid", ax=new_axes(rows, columns)[0])
     assert not overlapping(drawn_texts(panel.figure))
 
 
@@ -173,7 +174,7 @@ def test_each_head_is_drawn_as_it_is_and_what_nobody_may_see_is_left_out():
         np.testing.assert_array_equal(shown.mask, [[False] * 3 + [True] * 2, [False] * 4 + [True], [False] * 5])
     leaky = np.full((2, 2), 0.5)  # a mask that lets the future through must be seen
     assert not drawings.attention_pattern(leaky, ["a", "b"]).images[0].get_array().mask.any()
-    assert "4 heads, 3 new by 5 attended" in plots.alt_text(drawings.attention_pattern(pattern, tokens(5)))
+    assert "4 heads, 3 new by 5 attended" in canvas_module.alt_text(drawings.attention_pattern(pattern, tokens(5)))
 
 
 def test_the_rows_of_a_pattern_are_named_after_the_last_tokens():
@@ -188,7 +189,7 @@ def test_a_raster_is_the_mask_and_sorted_begins_with_the_busiest_neuron():
     ax = drawings.neuron_raster(mask, ["a", "b"], sort=True)
     np.testing.assert_array_equal(ax.images[0].get_array(), [[1, 1, 0], [1, 0, 0]])
     assert ax.get_title().startswith("50 % of the (token, neuron) pairs are active")
-    assert "33 % of the neurons are active for every token, 33 % for none" in plots.alt_text(ax)
+    assert "33 % of the neurons are active for every token, 33 % for none" in canvas_module.alt_text(ax)
 
 
 def test_a_ridge_is_the_histogram_of_its_layer():
@@ -198,7 +199,7 @@ def test_a_ridge_is_the_histogram_of_its_layer():
     assert first.max() == pytest.approx(1.7) and abs(x[first.argmax()]) < 0.01
     np.testing.assert_allclose(first[np.abs(x - 0.95) < 0.01].max(), 1.7 / 9)
     assert second.min() > 0 - 1 + 1  # an even distribution is high everywhere
-    assert "layer 0) to 0.5 (layer 1)" in plots.alt_text(ax)
+    assert "layer 0) to 0.5 (layer 1)" in canvas_module.alt_text(ax)
 
 
 def test_spokes_of_a_fan_are_the_cosines_and_sines():
@@ -208,7 +209,7 @@ def test_spokes_of_a_fan_are_the_cosines_and_sines():
     assert len(spokes) == 4 * 5  # pairs 0, 1, 2 and 7
     for spoke, (p, j) in zip(spokes, ((p, j) for j in (0, 1, 2, 7) for p in range(5)), strict=True):
         np.testing.assert_allclose(spoke[1] - spoke[0], [cos[p, j], sin[p, j]], atol=1e-6)
-    assert "pair 0 1 radians a position" in plots.alt_text(ax)
+    assert "pair 0 1 radians a position" in canvas_module.alt_text(ax)
 
 
 def test_errors_are_the_rows_and_the_first_that_differs_is_named():
@@ -221,7 +222,7 @@ def test_errors_are_the_rows_and_the_first_that_differs_is_named():
     np.testing.assert_allclose(lines["differs"], [[i, 1e-3] for i in range(wrong, len(steps))])
     assert lines["tolerance 1e-05"][0][1] == 1e-5
     assert [text.get_text().strip() for text in ax.texts] == ["blocks.1.attn.scores"]
-    assert "the first that differs is blocks.1.attn.scores, by 1.0e-03" in plots.alt_text(ax)
+    assert "the first that differs is blocks.1.attn.scores, by 1.0e-03" in canvas_module.alt_text(ax)
     assert [label.get_text() for label in ax.get_xticklabels()] == ["0", "1"]
     equal = drawings.error_per_step(errors(steps, None, 0.0))
     assert [line.get_label() for line in equal.lines] == ["equal bit for bit"]
@@ -237,7 +238,7 @@ def test_cache_and_training_are_the_rows():
     assert {line.get_label(): line.get_xydata().tolist() for line in ax.lines} == {
         "with": [[2, 1], [8, 1]], "without": [[2, 2], [8, 8]],
     }  # fmt: skip
-    assert plots.alt_text(ax).endswith("with 1 at 8 and without 8 at 8.")
+    assert canvas_module.alt_text(ax).endswith("with 1 at 8 and without 8 at 8.")
     rows = [{"tokens": 10 * i, "loss": 5.0 - i, **({"held_out": 6.0} if i == 2 else {})} for i in range(3)]
     ax = drawings.training_curve(rows, unit="bits")
     lines = {line.get_label(): line.get_xydata().tolist() for line in ax.lines}
@@ -258,8 +259,8 @@ def test_bits_are_those_of_the_number_and_of_its_upper_half_rounded():
     ax = drawings.bf16_bits(math.pi)
     bits = "".join(text.get_text() for text in ax.texts if text.get_text() in ("0", "1"))
     assert bits == f"{0x40490FDB:032b}" + f"{0x4049:016b}"
-    assert "3.140625 (0.031 % off)" in plots.alt_text(ax)
-    assert "(exact)" in plots.alt_text(drawings.bf16_bits(0.5)) and "1.0078125" in plots.alt_text(
+    assert "3.140625 (0.031 % off)" in canvas_module.alt_text(ax)
+    assert "(exact)" in canvas_module.alt_text(drawings.bf16_bits(0.5)) and "1.0078125" in canvas_module.alt_text(
         drawings.bf16_bits(1.006)
     )
 

@@ -2,12 +2,13 @@
 
 import re
 import sys
-from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import pytest
+from pages import cells
 
 from minillm.errors import MinillmError
+from minillm.show import canvas
 from minillm.show import html as markup
 from minillm.show import results as plots
 
@@ -21,35 +22,6 @@ COLUMNS = {"name": ("name", ""), "size/share": ("share", ".1%"), "size/bytes": (
 
 def drawn():
     return plots.natural_by_layer({"m": [{"layer": i, "mid_zeros": i / 4} for i in range(3)]}, "mid_zeros")
-
-
-class Cells(HTMLParser):
-    """The rows of cells of every table, the tags in between left out."""
-
-    def __init__(self):
-        super().__init__()
-        self.lines, self.cell = [], None
-
-    def handle_starttag(self, tag, attributes):
-        if tag == "tr":
-            self.lines.append([])
-        if tag in ("th", "td"):
-            self.cell = ""
-
-    def handle_data(self, data):
-        if self.cell is not None:
-            self.cell += data
-
-    def handle_endtag(self, tag):
-        if tag in ("th", "td"):
-            self.lines[-1].append(self.cell)
-            self.cell = None
-
-
-def cells(html):
-    reader = Cells()
-    reader.feed(html)
-    return reader.lines
 
 
 def test_a_table_shows_headings_under_their_group_and_the_rows_as_they_are():
@@ -91,7 +63,7 @@ def test_a_figure_says_in_words_what_it_shows_and_asks_for_nothing():
     tree = ElementTree.fromstring(found)
     words = {element.get("id"): element.text for element in tree if element.tag in ("title", "desc")}
     assert tree.get("role") == "img" and tree.get("aria-labelledby").split() == list(words)
-    assert list(words.values()) == ["Zeros", plots.alt_text(ax)] and plots.alt_text(ax)
+    assert list(words.values()) == ["Zeros", canvas.alt_text(ax)] and canvas.alt_text(ax)
     assert "http" not in found and "<style" not in found and "<!--" not in found and "metadata" not in found
     assert markup.svg(drawn(), "f", "Zeros") == found
 

@@ -8,6 +8,7 @@ from figures import check_labels, check_looks, check_texts
 
 from minillm.errors import MinillmError
 from minillm.prefetch.clock import Interval
+from minillm.show import canvas
 from minillm.show import results as plots
 from minillm.sparsity.policies import POLICIES
 
@@ -195,7 +196,7 @@ def test_bars_of_patterns_take_the_rows_of_the_experiment():
     rows = [{"variant": v, "scope": s} | rates for v, s in (("95 %", "prefix"), ("95 %", "changed"), (None, "window"))]
     ax = plots.match_by_position(rows, "iou")
     assert [label.get_text() for label in ax.get_xticklabels()] == ["95 % prefix", "95 % changed", "window"]
-    assert "iou" in ax.get_ylabel() and "95 % changed 50 (chance 50)" in plots.alt_text(ax)
+    assert "iou" in ax.get_ylabel() and "95 % changed 50 (chance 50)" in canvas.alt_text(ax)
 
 
 def test_natural_sparsity_shows_near_zeros_where_no_gate_is_exactly_zero():
@@ -208,7 +209,7 @@ def test_natural_sparsity_shows_near_zeros_where_no_gate_is_exactly_zero():
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_every_figure_has_words_for_who_cannot_see_it(name):
-    words = plots.alt_text(figure_of(name))
+    words = canvas.alt_text(figure_of(name))
     assert len(words) > 60 and words.endswith(".") and any(c.isdigit() for c in words)
 
 
@@ -216,7 +217,7 @@ def test_precision_and_recall_are_the_rows_in_order_of_recall():
     rows = [{"predictor": "sign", "recall": r, "precision": p} for r, p in ((0.9, 0.4), (0.2, 0.7), (0.5, 0.6))]
     ax = plots.precision_recall(rows)
     np.testing.assert_allclose(ax.lines[0].get_xydata(), [[20, 70], [50, 60], [90, 40]])
-    assert "sign 90 and 40" in plots.alt_text(ax)
+    assert "sign 90 and 40" in canvas.alt_text(ax)
 
 
 def test_hits_and_bytes_are_the_rows_and_the_rivals_are_drawn_though_no_row_is_theirs():
@@ -250,8 +251,8 @@ def test_bars_of_a_timeline_lie_where_its_intervals_do():
     }
     assert bars == expected
     as_rows = plots.gantt([interval._asdict() for interval in found])
-    assert plots.alt_text(as_rows) == plots.alt_text(plots.gantt(found))
-    assert "4 layers and 2 tokens: 26 ms" in plots.alt_text(as_rows) and "still for 46 %" in plots.alt_text(as_rows)
+    assert canvas.alt_text(as_rows) == canvas.alt_text(plots.gantt(found))
+    assert "4 layers and 2 tokens: 26 ms" in canvas.alt_text(as_rows) and "still for 46 %" in canvas.alt_text(as_rows)
     assert [label.get_text() for label in as_rows.get_yticklabels()] == ["0", "1", "2", "head"]
 
 
@@ -275,7 +276,7 @@ def test_speed_and_perplexity_are_the_rows_by_block_size_and_order():
     np.testing.assert_allclose(lines["blocks of 4, clustered"], [[x, 1 / (0.5 + 0.5 / y)] for x, y in own])
     spread = whole.collections[0].get_segments()
     np.testing.assert_allclose([segment[:, 1] for segment in spread], [[1 / 0.75, 1 / 0.625]] * 2)
-    assert "a token" in whole.get_ylabel() and "a token" in plots.alt_text(whole)
+    assert "a token" in whole.get_ylabel() and "a token" in canvas.alt_text(whole)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from hypothesis.extra.numpy import arrays
 
 from minillm.errors import MinillmError, ThresholdsError
 from minillm.predictors.select import sparse_ffn
-from minillm.sparsity import calibrate as module
+from minillm.sparsity import magnitudes as magnitudes_module
 from minillm.sparsity.calibrate import calibrate
 from minillm.sparsity.magnitudes import ExactMagnitudes, StreamingMagnitudes, collect
 from minillm.sparsity.policies import POLICIES, TENSORS, magnitude
@@ -142,7 +142,7 @@ def test_collecting_takes_every_position_of_every_run_of_the_dense_model(model):
 def test_magnitudes_that_do_not_fit_in_memory_are_streamed(model, monkeypatch):
     documents = texts(3)
     assert collect(model, documents, ("mid",)).kind == "exact"
-    monkeypatch.setattr(module, "EXACT_BYTES", 1_000)
+    monkeypatch.setattr(magnitudes_module, "EXACT_BYTES", 1_000)
     streamed = collect(model, documents, ("mid",))
     assert streamed.kind == "streaming"
     exact = collect(model, documents, ("mid",), quantile="exact")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny
 
-from minillm.cli import main
+from minillm.cli.main import main
 from minillm.errors import MinillmError
 from minillm.predictors.copies import Shadow
 from minillm.predictors.files import load_predictor, save_predictor

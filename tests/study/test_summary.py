@@ -10,11 +10,13 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import tiny
-from test_markup import cells
+from pages import cells
 
-from minillm import cli
+from minillm.cli import main as cli
 from minillm.prefetch.clock import whole_token
 from minillm.show import page
+from minillm.sparsity import calibrate as calibrate_module
+from minillm.study import describe as describe_module
 from minillm.study import summary as report
 from minillm.study.sweep import score_cut
 from minillm.transformer.evaluation import perplexity
@@ -157,7 +159,7 @@ def test_the_rows_are_those_of_the_chapters(model, study):
     assert study.dense["perplexity"] == dense.perplexity and study.dense["tokens"] == dense.tokens
     row = next(row for row in study.cuts["neuron"] if (row["policy"], row["target"]) == ("mid", 0.5))
     known = TRAINING[: study.texts[1]["documents"]]
-    again = score_cut(model, TEST, report.calibrate(model, known, "mid", 0.5, by="neuron"), dense)
+    again = score_cut(model, TEST, calibrate_module.calibrate(model, known, "mid", 0.5, by="neuron"), dense)
     assert row["perplexity"] == again["perplexity"]
     assert row["perplexity_low"] <= row["perplexity"] <= row["perplexity_high"]
     assert {row["predictor"] for row in study.predictors} >= {"oracle", "chance", "static", "previous-token"}
@@ -233,4 +235,4 @@ def test_the_same_call_gives_the_same_page(model, study, folder):
 def test_the_command_and_the_chapter_have_the_same_defaults():
     given = cli.parser().parse_args(["report", "-o", "page.html"])
     assert (given.tokens, given.prompt) == (report.TOKENS, report.PROMPT)
-    assert np.isclose(sum(row["share"] for row in report.describe(tiny.model())), 1)
+    assert np.isclose(sum(row["share"] for row in describe_module.describe(tiny.model())), 1)

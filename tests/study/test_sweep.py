@@ -18,6 +18,7 @@ import tiny
 
 import minillm
 from minillm.errors import MinillmError
+from minillm.sparsity import magnitudes
 from minillm.study import sweep as module
 from minillm.study.bootstrap import compare_policies, paired_bootstrap, with_intervals
 from minillm.study.sweep import fingerprint, row, score_cut, sweep, text_digest
@@ -171,7 +172,8 @@ CHILD = """
 import sys, time
 sys.path.insert(0, {tests!r})
 import tiny, minillm
-from minillm.study.sweep import split_text, sweep
+from minillm.study.sweep import sweep
+from minillm.transformer.texts import split_text
 calibration, test = split_text({text!r})
 def told(row):
     print(row["policy"], flush=True)
@@ -308,7 +310,7 @@ def test_rows_are_the_same_by_two_processes_which_may_not_write_to_what_they_sha
 
 
 def test_the_backend_is_joblibs_to_choose_and_calibration_is_collected_once(model, rows, monkeypatch):
-    calls, collect = [], module.collect
+    calls, collect = [], magnitudes.collect
     monkeypatch.setattr(module, "collect", lambda *a: calls.append(a) or collect(*a))
     with joblib.parallel_config(backend="threading", n_jobs=2):
         assert swept(model, jobs=None) == rows and len(calls) == 1

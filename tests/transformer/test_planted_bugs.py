@@ -18,6 +18,7 @@ from minillm.sparsity.masked import masked_swiglu
 from minillm.sparsity.policies import POLICIES, Policy
 from minillm.trace import Trace
 from minillm.transformer import attention, ffn, model, ops, rope
+from minillm.transformer import layer as layer_module
 from minillm.transformer.attention import KVCache
 
 
@@ -72,7 +73,7 @@ BUGS = {
     "window one too short": (
         attention, "causal_mask", "s > t - window", "s > t - window + 1", "mistral_window", "blocks.0.attn.pattern"),
     "window on every layer": (
-        model.Layer, "from_weights", "config.sliding_windows[index]", "config.sliding_windows[-1]",
+        layer_module.Layer, "from_weights", "config.sliding_windows[index]", "config.sliding_windows[-1]",
         "qwen2_one_window_tied", "blocks.0.attn.pattern"),
     "scale of the whole width": (
         *ATTENTION, "1 / math.sqrt(d)", "1 / math.sqrt(len(layer.q_proj))", "llama", "blocks.0.attn.scores"),
@@ -94,7 +95,7 @@ BUGS = {
     "eps beside the root": (
         ops, "rms_norm", "np.sqrt(mean_square + eps)", "(np.sqrt(mean_square) + eps)", "llama", "blocks.0.attn.norm"),
     "eps of another family": (
-        model.Layer, "from_weights", "config.rms_norm_eps", "1e-6", "llama", "blocks.0.attn.norm"),
+        layer_module.Layer, "from_weights", "config.rms_norm_eps", "1e-6", "llama", "blocks.0.attn.norm"),
     "eps of another family in the last norm": (
         model.Llama, "hidden", "self.config.rms_norm_eps", "1e-6", "llama", "final_norm"),
     "residual around the FFN left out": (

@@ -36,7 +36,7 @@ def test_the_packed_count_of_disagreeing_signs_is_the_plain_count():
 
 
 def test_sign_in_blocks_is_sign_at_once(monkeypatch):
-    import minillm.predictors.training_free as module
+    import minillm.predictors.copies as module
 
     sign, x = Sign.fit(tiny.model()), np.random.default_rng(0).standard_normal((30, 8))
     whole = sign.predict(0, 0, x)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny
 
-from minillm import cli
+from minillm.cli import main as cli
 from minillm.errors import MinillmError
 from minillm.predictors.workshop import Workshop
 from minillm.prefetch.clock import LARGE, Device, ffn_share, whole_token

@@ -5,7 +5,7 @@ import json
 import pytest
 import tiny
 
-from minillm import cli
+from minillm.cli import main as cli
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny
 
-from minillm import cli
+from minillm.cli import main as cli
 from minillm.errors import MinillmError, ThresholdsError
 from minillm.sparsity.calibrate import calibrate
 from minillm.sparsity.policies import largest

@@ -16,11 +16,13 @@ import tiny
 from loopback_hub import COMMIT, LoopbackHub
 
 import minillm
-from minillm import cli
-from minillm.cli import main
+from minillm.cli import flags
+from minillm.cli import flags as flags_module
+from minillm.cli import main as cli
+from minillm.cli.main import main
 from minillm.transformer.texts import split_text
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 COMMANDS = ("demo", "generate", "perplexity", "inspect", "trace", "compare", "calibrate", "sweep", "download", "bench")
 SEPARATOR = "\n<|endoftext|>\n"
 POSIX = pytest.mark.skipif(os.name == "nt", reason="signals, file size limits and /dev are POSIX's")
@@ -96,7 +98,7 @@ def test_demo_says_what_the_model_is_continues_a_prompt_and_prints_a_table_that_
     head = next(i for i, line in enumerate(lines) if line[:2] == ["policy", "target"])
     assert lines[head + 1][:5] == ["dense", "-", "0.000", "1.000", "1.000"]
     assert [line[:3] for line in lines[head + 2 : head + 13]] == [
-        *([policy, "neuron", share] for share in ("30%", "50%", "70%") for policy in cli.DEMO_POLICIES),
+        *([policy, "neuron", share] for share in ("30%", "50%", "70%") for policy in flags_module.DEMO_POLICIES),
         *(["dhar", "tensor", share] for share in ("30%", "50%")),
     ]
     assert "the text holds no more; 20,000 are better" in " ".join(out.split())
@@ -105,7 +107,11 @@ def test_demo_says_what_the_model_is_continues_a_prompt_and_prints_a_table_that_
 def test_demos_json_holds_the_same_and_scores_documents_that_it_did_not_calibrate_on(run):
     status, out, err = run("demo", "-m", "m", "--text", "stories.txt", "-n", "3", "--json")
     found, model = json.loads(out), minillm.load("m")
-    assert status == 0 and list(found["continuations"]) == ["dense", *cli.DEMO_POLICIES] and len(found["rows"]) == 12
+    assert (
+        status == 0
+        and list(found["continuations"]) == ["dense", *flags_module.DEMO_POLICIES]
+        and len(found["rows"]) == 12
+    )
     text = "".join(step.text for step in minillm.generate(model, model.tokenizer.encode("Once upon a time"), 3))
     assert found["continuations"]["dense"] == text
     _, test = split_text(Path("stories.txt").read_text(encoding="utf-8"))
@@ -523,7 +529,7 @@ def test_an_interrupted_generation_ends_quietly(how):
 def test_help_works_in_the_c_locale_at_40_columns_and_never_loads_numpy():
     script = f"""
 import sys
-from minillm.cli import main
+from minillm.cli.main import main
 for command in ["", *{COMMANDS}]:
     try:
         main([*command.split(), "--help"])
@@ -553,7 +559,7 @@ class Watch(importlib.abc.MetaPathFinder):
         if name == "numpy":
             print("threads", [os.environ.get(f"{b}_NUM_THREADS") for b in ("OMP", "OPENBLAS", "MKL")], file=sys.stderr)
 sys.meta_path.insert(0, Watch())
-from minillm.cli import main
+from minillm.cli.main import main
 main(["inspect", "-m", "m", "--threads", "3"])
 """
     environment = {k: v for k, v in os.environ.items() if not k.endswith("_THREADS")}
@@ -594,7 +600,7 @@ def test_the_names_that_the_parser_offers_are_those_that_there_are():
     from minillm.sparsity.policies import POLICIES
     from minillm.sparsity.thresholds import BYS
 
-    assert cli.POLICIES == tuple(POLICIES) and set(cli.DEMO_POLICIES) <= set(POLICIES)
+    assert flags.POLICIES == tuple(POLICIES) and set(flags_module.DEMO_POLICIES) <= set(POLICIES)
     with pytest.raises(SystemExit):
         cli.parser().parse_args(["calibrate", "-o", "x", "--by", "share"])
     assert all(cli.parser().parse_args(["calibrate", "-o", "x", "--by", by]).by == by for by in BYS)

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import tiny
 
-from minillm import cli
+from minillm.cli import main as cli
 from minillm.errors import BundleError, MinillmError
 from minillm.predictors.select import sparse_ffn
+from minillm.prefetch import eviction
+from minillm.prefetch import replay as replay_module
 from minillm.prefetch.buffer import PrefetchBuffer
 from minillm.prefetch.bundle import open_bundle, resident_llama, whole_llama, write_bundle, write_random_bundle
 from minillm.prefetch.reader import BundleReader
@@ -210,7 +212,7 @@ def test_a_buffer_saves_what_it_hits_and_changes_no_result(made, group, keeper):
     )
     assert row["perplexity"] == plain["perplexity"] and row["bytes_per_token"] < plain["bytes_per_token"]
     assert (row["preloaded_bytes"] > 0) == (keeper in ("random", "hot"))
-    rule = real.belady(oracle.trace) if keeper == "belady" else real.keeper_of(
+    rule = eviction.belady(oracle.trace) if keeper == "belady" else replay_module.keeper_of(
         keeper, capacity, oracle.trace.shape, frequencies, 0
     )  # fmt: skip
     buffer = PrefetchBuffer(LAYERS, bundle.blocks, capacity, rule)

@@ -1,0 +1,45 @@
+"""TODO."""
+
+import argparse
+import json
+
+from ..errors import MinillmError
+
+
+def command_bench(a: argparse.Namespace) -> int:
+    """Measure speed, in turns: decoding, scoring and starting beside a limit and a rival; sparse FFNs (ffn, disk).
+
+    ffn: a share of the neurons against all of them, in memory. disk: the same, read from a folder of bundles.
+    """
+    from ..bench import disk, sparse
+    from ..bench import model as bench
+    from ..loading.hub import resolve
+
+    flags = {"sparsity": a.sparsity, "groups": a.groups, "layers": a.layers}
+    taken = {"ffn": ("sparsity", "groups"), "disk": ("sparsity", "groups", "layers")}.get(a.what, ())
+    if unused := [f"--{name}" for name, value in flags.items() if value and name not in taken]:
+        raise MinillmError(f"bench {a.what} has no use for {unused[0]}")
+    if a.what in ("ffn", "disk"):
+        if a.model:
+            raise MinillmError(f"bench {a.what} measures random weights of a --shape, expected no --model")
+        given = {"sparsities": a.sparsity, "groups": a.groups, "layers": a.layers}
+        given = {name: value for name, value in given.items() if value}
+        measure = sparse.bench_ffn if a.what == "ffn" else disk.bench_disk
+        result = measure(sparse_shape(a.shape or ["1B"]), rounds=a.rounds, threads=a.threads, **given)
+        print(json.dumps(result, indent=1) if a.json else sparse.as_text(result))
+        return 0
+    (shape,) = a.shape if a.shape and len(a.shape) == 1 else ["15M"] if not a.shape else [" ".join(a.shape)]
+    if shape not in bench.SHAPES:
+        raise MinillmError(f"--shape is {shape}, expected one of {', '.join(bench.SHAPES)} for bench {a.what}")
+    result = bench.bench(a.what, shape, resolve(a.model) if a.model else None, a.rounds, a.threads)
+    print(json.dumps(result, indent=1) if a.json else bench.as_text(result))
+    return 0
+
+
+def sparse_shape(words: list[str]) -> str | tuple[int, int]:
+    """--shape of bench ffn and disk: a preset's name, or the sizes D and F."""
+    if len(words) == 1 and not words[0].isdecimal():
+        return words[0]
+    if len(words) != 2 or not all(word.isdecimal() for word in words):
+        raise MinillmError(f"--shape is {' '.join(words)}, expected a name, or a hidden and an intermediate size")
+    return int(words[0]), int(words[1])

@@ -1,0 +1,48 @@
+"""TODO."""
+
+import argparse
+import json
+
+from ..errors import MinillmError
+from .flags import say, wrapped
+
+
+def command_grade(a: argparse.Namespace) -> int:
+    """Grade seven functions that a student wrote; FILE is executed. Exit status 1 when something is wrong."""
+    from ..course.assignment import FUNCTIONS, POINTS, grade_file, template, write_template
+
+    if a.template == bool(a.file):
+        raise MinillmError("expected one of FILE and --template")
+    if a.template:
+        if a.output:
+            write_template(a.output)
+            say(f"to be filled in: {a.output}; then: minillm grade {a.output}")
+        else:
+            print(template(), end="")
+        return 0
+    if a.output:
+        raise MinillmError("-o is the name for --template, expected FILE alone")
+    report = grade_file(a.file, a.seconds)
+    if a.json:
+        print(json.dumps(report.asdict()))
+        return 0 if report.all_right else 1
+    width = max(map(len, FUNCTIONS))
+    print(f"{'function':<{width}}    cases  points  what is wrong")
+    for grade in report.grades:
+        start = f"{grade.function:<{width}}  {grade.right:>2} of {grade.total:<2} {grade.points:>6.1f}  "
+        print(wrapped(grade.diagnosis or grade.problem or "-", start))
+    print(f"{'together':<{width}}           {report.points:>5.1f}  of {POINTS * len(FUNCTIONS)}\n")
+    block = report.block
+    if block is None:
+        print(wrapped(f"The functions as one block: {report.trouble}."))
+    elif len(block.replaced) == len(FUNCTIONS):
+        print("There is nothing yet to run as one block.")
+    else:
+        if block.first:
+            print(f"The functions as one block, step by step:\n\n{block.table}\n")
+            print(wrapped(f"First wrong step: {block.first} ({block.function}): {block.how}."))
+        else:
+            print(f"The functions as one block: all {len(block.steps)} steps agree.")
+        if block.replaced:
+            print(wrapped(f"In the place of {', '.join(block.replaced)}: the right values."))
+    return 0 if report.all_right else 1

@@ -1,0 +1,111 @@
+"""TODO."""
+
+import argparse
+import json
+import time
+
+from ..errors import MinillmError
+from .flags import (
+    DEMO_TOKENS,
+    PREDICTORS,
+    enough_documents,
+    load_model,
+    mid_thresholds,
+    say,
+    text_or_embedded,
+    two_texts,
+    wrapped,
+    write_figure,
+)
+
+
+def command_predict(a: argparse.Namespace) -> int:
+    """Make a predictor and write it to a file (train), or score predictors beside chance and the oracle (eval)."""
+    return (predict_train if a.what == "train" else predict_eval)(a)
+
+
+def predict_train(a: argparse.Namespace) -> int:
+    """Make one predictor on three quarters of a text, and set its cutoffs on the rest."""
+    from ..predictors.cutoffs import fit_cutoffs
+    from ..predictors.files import save_predictor
+    from ..predictors.workshop import Workshop
+    from ..sparsity.calibrate import calibrate
+    from ..study.prediction import TRAINING_SHARE, ffn_bytes
+    from ..transformer.texts import split_text
+
+    if not a.output:
+        raise MinillmError("predict train writes a file, expected -o FILE")
+    wanted = a.predictor or ["learned"]
+    if len(wanted) != 1 or len(a.sparsity) != 1:
+        raise MinillmError("predict train makes one predictor, expected one --predictor and one --sparsity")
+    model, (name,), (sparsity,) = load_model(a), wanted, a.sparsity
+    training, held = split_text(text_or_embedded(a.text or a.calibration, "calibration"), TRAINING_SHARE)
+    thresholds = mid_thresholds(a) or calibrate(model, held, "mid", sparsity, a.context, "neuron")
+    started = time.perf_counter()
+    predictor = Workshop(model, thresholds, training, held, a.context, a.rank, a.seed).make(name)
+    fit_cutoffs(model, predictor, thresholds, held, 1 - sparsity, a.context)
+    save_predictor(a.output, predictor)
+    say(f"{time.perf_counter() - started:.1f} s, seed {a.seed}")
+    in_float32, as_stored = ffn_bytes(model)
+    shares = {"own_share_float32": predictor.nbytes / in_float32, "own_share_stored": predictor.nbytes / as_stored}
+    if a.json:
+        about = {"predictor": predictor.name, "fraction": 1 - sparsity, "own_bytes": predictor.nbytes} | shares
+        print(json.dumps(about | {"truth": thresholds.spec.asdict(), "file": a.output}))
+    else:
+        print(
+            f"{predictor.name}: {predictor.nbytes:,} bytes, {shares['own_share_float32']:.4f} of the FFNs in float32 "
+            f"({shares['own_share_stored']:.4f} as stored); selects {1 - sparsity:.3f} -> {a.output}"
+        )
+    return 0
+
+
+def predict_eval(a: argparse.Namespace) -> int:
+    """Score predictors at the same selected fraction; a row each, the oracle first."""
+    from ..study.prediction import prediction_rows, verdict
+    from ..tables import check_ending, json_rows, save_rows, text_table
+
+    if a.output:
+        check_ending(a.output)
+    if a.figure:
+        from ..show.canvas import check_figure
+        from ..show.results import cost_of_predictors
+
+        check_figure(a.figure)
+    model = load_model(a)
+    calibration, test = two_texts(a.text, a.calibration)
+    if not a.text:
+        test = enough_documents([model], test, DEMO_TOKENS, a.context)
+    rows, thresholds, wanted = [], mid_thresholds(a), a.predictor or PREDICTORS
+    for sparsity in a.sparsity:
+        given = (calibration, test, wanted, sparsity, thresholds, a.protocol, a.context, a.rank, a.seed)
+        for row in prediction_rows(model, *given):
+            rows.append(row)
+            say(f"{row['predictor']} at {row['fraction']:.2f}: perplexity {row['perplexity']:.3f}")
+            if a.output:
+                save_rows(a.output, rows)
+    if a.figure:
+        write_figure(cost_of_predictors(rows, rows[0]["dense"]), a.figure)
+    verdicts = {1 - s: verdict([row for row in rows if row["fraction"] == 1 - s]) for s in a.sparsity}
+    if a.json:
+        print(f'{{"rows": {json_rows(rows)},\n"verdict": {json.dumps({f"{f:g}": v for f, v in verdicts.items()})}}}')
+        return 0
+    columns = {"predictor": ""} | dict.fromkeys(("recall", "precision", "f1", "iou", "selected"), ".3f")
+    columns |= {"own_bytes": ",", "of float32": ".4f", "of stored": ".4f", "reads": ".3f", "multiply_adds": ",.0f"}
+    columns |= {"perplexity": ".3f", "increase": ".3f", "x oracle": ".2f", "kl": ".4f"}
+    short = {"of float32": "own_share_float32", "of stored": "own_share_stored", "x oracle": "times_oracle"}
+    for fraction, sentences in verdicts.items():
+        print(f"Dense {rows[0]['dense']:.3f}; {fraction:.0%} of the neurons selected:\n")
+        shown = [row | {k: row[v] for k, v in short.items()} for row in rows if row["fraction"] == fraction]
+        print(text_table(shown, columns) + "\n")
+        for sentence in sentences:
+            print(wrapped(f"{sentence}."))
+        print()
+    about = (
+        f"{rows[0]['tokens']:,} tokens, protocol {rows[0]['protocol']}, context {rows[0]['context']}, BOS "
+        f"{rows[0]['bos']}. Truth: {rows[0]['truth']}. Metrics pooled over tokens, mean over layers. own_bytes: the "
+        "predictor's tables, and their share of the FFNs' bytes. reads: bytes touched per token, tables included, as a "
+        "share of the FFNs' bytes as stored; the oracle's are those of a mask known for nothing. kl: nats per token, "
+        "from the dense model."
+    )
+    print(wrapped(about))
+    return 0
