@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..errors import MinillmError
 from .model import Llama
@@ -61,6 +62,17 @@ class Run:
     unscored: int
     document: int
     bytes: int
+
+
+class Sample(NamedTuple):
+    """A text and how it is read; ``perplexity(model, *sample)`` scores it, ``runs(model, *sample)`` cuts it.
+
+    documents: one text with separator lines, or a list of documents. context None: ``default_context(model)``.
+    """
+
+    documents: str | Sequence[str]
+    protocol: str = "documents"
+    context: int | None = None
 
 
 def runs(
