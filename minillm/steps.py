@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,6 +62,26 @@ STEPS: dict[str, StepInfo] = {
 }
 
 
+class Place(NamedTuple):
+    """Where a step is: the layer's index, and the step's name inside the layer."""
+
+    layer: int
+    step: str
+
+
+@lru_cache(maxsize=1 << 14)  # a tap is called for every value of every layer: a name that comes again costs no parsing
+def place(name: str) -> Place | None:
+    """The layer and the step of a full step name; None for a name outside the layers (embed, final_norm, logits).
+
+    >>> place("blocks.3.mlp.mask")
+    Place(layer=3, step='mlp.mask')
+    >>> place("logits") is None
+    True
+    """
+    found = re.fullmatch(r"blocks\.([0-9]+)\.(.+)", name)
+    return Place(int(found[1]), found[2]) if found else None
+
+
 def step_names(num_layers: int) -> list[str]:
     """The names of a dense forward pass with ``num_layers`` layers, in execution order."""
     dense = [name for name, *_ in _IN_A_BLOCK if not re.search(r"mask|_cut$|mlp.scores", name)]
@@ -70,7 +91,8 @@ def step_names(num_layers: int) -> list[str]:
 
 def step_info(name: str) -> StepInfo | None:
     """The row of STEPS for a step's full name, or None."""
-    return STEPS.get(re.sub(r"^blocks\.\d+\.", "blocks.*.", name))
+    at = place(name)
+    return STEPS.get(f"blocks.*.{at.step}" if at else name)
 
 
 def _near_misses(name: str, names: Iterable[str]) -> str:
