@@ -26,6 +26,7 @@ from ..transformer.evaluation import pass_over
 from ..transformer.model import Llama, shape_of
 from ..transformer.texts import document_hashes, runs
 from .copies import Shadow
+from .protocol import Predictor
 
 RIDGE = 1e-4  # of the features' mean square, added to the diagonal
 
@@ -52,17 +53,17 @@ class Features:
         return f
 
 
-class Ahead:
+class Ahead(Predictor):
     """One layer ahead: a shadow of 2 D inputs, fed with what is known one layer before."""
 
-    sequential, needs_truth = False, False
+    lookaheads = ("layer",)
 
     def __init__(self, shadow: Shadow):
         layers, twice, intermediate = shadow.shape
         if twice % 2 or shadow.reads_gate:
             raise ValueError(f"the shadow has {twice} inputs and {shadow.bits} bits, expected two of every input")
         self.shadow, self.shape = shadow, (layers, twice // 2, intermediate)
-        self.cutoffs, self.trained_on, self._features = None, frozenset(), Features()
+        self._features = Features()
         self.name = f"{shadow.name}, one layer ahead"
 
     @classmethod
@@ -112,9 +113,6 @@ class Ahead:
     def predict(self, index: int, position: int, x: np.ndarray) -> np.ndarray:
         """x (T, D), of which layer l > 0 uses only the tokens before  ->  scores (T, F)."""
         return self.shadow.predict(index, position, self._features(index, position, x))
-
-    def observe(self, index: int, position: int, x: np.ndarray, mask: np.ndarray | None) -> None:
-        """Nothing to learn: predict() keeps the inputs."""
 
     @property
     def nbytes(self) -> int:

@@ -19,23 +19,22 @@ from ..sparsity.thresholds import Thresholds
 from ..transformer.evaluation import pass_over
 from ..transformer.model import Llama, shape_of
 from ..transformer.texts import document_hashes, runs
+from .protocol import LOOKAHEADS, Predictor
 
 
-class Chance:
+class Chance(Predictor):
     """Random scores, the same for the same seed, layer and position, however a text is cut into pieces."""
 
-    name, sequential, needs_truth, nbytes = "chance", False, False, 0
+    name, nbytes = "chance", 0
+    lookaheads, selects = LOOKAHEADS, False
 
     def __init__(self, shape: tuple[int, int, int], seed: int = 0):
-        self.shape, self.seed, self.cutoffs, self.trained_on = tuple(shape), int(seed), None, frozenset()
+        self.shape, self.seed = tuple(shape), int(seed)
 
     def predict(self, index: int, position: int, x: np.ndarray) -> np.ndarray:
         """x (T, D), of which only T matters  ->  uniform numbers (T, F)."""
         seeds = ([self.seed, index, t] for t in range(position, position + len(x)))
         return np.array([np.random.default_rng(seed).random(self.shape[2], x.dtype) for seed in seeds])
-
-    def observe(self, index: int, position: int, x: np.ndarray, mask: np.ndarray | None) -> None:
-        """Nothing to learn."""
 
     def multiply_adds(self, index: int) -> float:
         """None."""
@@ -73,13 +72,13 @@ def active_shares(
     return (active / tokens[:, None]).astype(np.float32)
 
 
-class Static:
+class Static(Predictor):
     """The same scores for every token: shares (L, F), how often each neuron is active on a training text."""
 
-    name, sequential, needs_truth = "static", False, False
+    name, lookaheads, selects = "static", LOOKAHEADS, False
 
     def __init__(self, shape: tuple[int, int, int], shares: np.ndarray):
-        self.shape, self.shares, self.cutoffs, self.trained_on = tuple(shape), shares, None, frozenset()
+        self.shape, self.shares = tuple(shape), shares
         if shares.shape != (self.shape[0], self.shape[2]):
             raise ValueError(f"shares are {list(shares.shape)}, expected those of shape {self.shape}")
 
@@ -95,9 +94,6 @@ class Static:
     def predict(self, index: int, position: int, x: np.ndarray) -> np.ndarray:
         """x (T, D), of which only T matters  ->  the shares, T times (T, F)."""
         return np.tile(self.shares[index], (len(x), 1))
-
-    def observe(self, index: int, position: int, x: np.ndarray, mask: np.ndarray | None) -> None:
-        """Nothing to learn."""
 
     @property
     def nbytes(self) -> int:
@@ -122,17 +118,18 @@ class Static:
         return cls(settings["shape"], arrays["shares"])
 
 
-class PreviousToken:
+class PreviousToken(Predictor):
     """The true mask of the token before, and among equals the static shares: s_j = [j was active] + share_j.
 
     Told the truth after each token (needs_truth), one token at a time (sequential). Counting a share of 1 as a little
     less keeps every neuron that was active above every one that was not.
     """
 
-    name, sequential, needs_truth = "previous-token", True, True
+    name, lookaheads, selects = "previous-token", LOOKAHEADS, False
+    sequential, needs_truth = True, True
 
     def __init__(self, static: Static):
-        self.static, self.shape, self.cutoffs, self.trained_on = static, static.shape, None, static.trained_on
+        self.static, self.shape, self.trained_on = static, static.shape, static.trained_on
         self._before: dict[int, np.ndarray] = {}  # layer -> the mask of the token before (F,)
 
     def predict(self, index: int, position: int, x: np.ndarray) -> np.ndarray:

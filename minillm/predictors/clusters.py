@@ -13,6 +13,7 @@ from ..transformer.model import Llama, shape_of
 from ..transformer.ops import linear
 from ..transformer.texts import document_hashes
 from .memory import TIE, seen
+from .protocol import Predictor
 
 
 def distances(patterns: np.ndarray, centroids: np.ndarray, kind: str = "missed") -> np.ndarray:
@@ -102,15 +103,13 @@ def cluster(
     return centroids, balanced(distances(patterns, centroids, distance))
 
 
-class Clusters:
+class Clusters(Predictor):
     """The follow-up's clusters: the score of a neuron is its bit in the centroid that the position is assigned to.
 
     centroids (G, K, B): packed. frequency (L, F). means (G, K, D): mean input of each cluster's members, or None.
     G is L, or 1 where all layers share (``pooled``). With ``model``, positions are assigned by their true patterns,
     which only gate and up in full tell: an upper bound of the recall, and no file.
     """
-
-    sequential, needs_truth = False, False
 
     def __init__(
         self, centroids: np.ndarray, frequency: np.ndarray, means: np.ndarray | None, shape: tuple[int, int, int],
@@ -126,7 +125,6 @@ class Clusters:
         self.centroids, self.frequency, self.means = centroids, frequency, means
         self.model, self.thresholds, self.distance = model, thresholds, distance
         self.name = f"clusters {count}" + " pooled" * (groups == 1 < layers) + ", true pattern" * (model is not None)
-        self.cutoffs, self.trained_on = None, frozenset()
 
     @classmethod
     def fit(
@@ -176,9 +174,6 @@ class Clusters:
         """x (T, D)  ->  the bits of the row's centroid, and below one half the frequencies (T, F)."""
         bits = self._bits(index if len(self.centroids) > 1 else 0)[self.assigned(index, x)]
         return bits.astype(np.float32) + TIE * self.frequency[index]
-
-    def observe(self, index: int, position: int, x: np.ndarray, mask: np.ndarray | None) -> None:
-        """Nothing to learn."""
 
     @property
     def nbytes(self) -> int:

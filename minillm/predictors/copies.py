@@ -29,13 +29,14 @@ import numpy as np
 from ..errors import MinillmError
 from ..transformer.model import Llama, shape_of
 from ..transformer.ops import ACTIVATIONS, linear
+from .protocol import Predictor
 from .quantise import low_rank, pack, quantise, unpack
 
 PAIRS = 1 << 20  # (token, neuron) pairs whose XOR is held at once
 GOLDEN = (5**0.5 - 1) / 2
 
 
-class Sign:
+class Sign(Predictor):
     """SparseInfer (arXiv 2411.12692): how many signs of x and of the gate's row agree.
 
         N_neg = popcount(sign(x) XOR sign(gate_j))        s_j = N_pos - N_neg = D - 2 N_neg
@@ -46,10 +47,10 @@ class Sign:
     Differs from the paper: its rule N_neg > alpha N_pos is our cutoff, one per layer.
     """
 
-    name, sequential, needs_truth = "sign", False, False
+    name = "sign"
 
     def __init__(self, shape: tuple[int, int, int], bits: np.ndarray):
-        self.shape, self.bits, self.cutoffs, self.trained_on = tuple(shape), bits, None, frozenset()
+        self.shape, self.bits = tuple(shape), bits
         layers, hidden, intermediate = self.shape
         expected = (layers, intermediate, -(-hidden // 8))
         if bits.shape != expected or bits.dtype != np.uint8:
@@ -70,9 +71,6 @@ class Sign:
     def predict(self, index: int, position: int, x: np.ndarray) -> np.ndarray:
         """x (T, D)  ->  signs that agree minus signs that do not, and the order of ties (T, F)."""
         return (self.shape[1] - 2 * self.disagreements(index, x)).astype(np.float32) + self._order
-
-    def observe(self, index: int, position: int, x: np.ndarray, mask: np.ndarray | None) -> None:
-        """Nothing to learn."""
 
     @property
     def nbytes(self) -> int:
@@ -98,14 +96,11 @@ class Sign:
         return cls(settings["shape"], arrays["bits"])
 
 
-class LowRank:
+class LowRank(Predictor):
     """|act(x . g) (x . u)| with gate and up of rank r, in float16 (low_rank above)."""
-
-    sequential, needs_truth = False, False
 
     def __init__(self, shape: tuple[int, int, int], hidden_act: str, tables: dict[str, np.ndarray]):
         self.shape, self.hidden_act, self.tables = tuple(shape), hidden_act, tables
-        self.cutoffs, self.trained_on = None, frozenset()
         layers, hidden, intermediate = self.shape
         self.rank = tables["gate_b"].shape[1]
         for part in ("gate", "up"):
@@ -139,9 +134,6 @@ class LowRank:
 
         return np.abs(ACTIVATIONS[self.hidden_act](product("gate")) * product("up"))
 
-    def observe(self, index: int, position: int, x: np.ndarray, mask: np.ndarray | None) -> None:
-        """Nothing to learn."""
-
     @property
     def nbytes(self) -> int:
         """Both factors of gate and up: 4 r (F + D) bytes per layer."""
@@ -171,7 +163,7 @@ def of_layer(tables: dict[str, np.ndarray], name: str, index: int, dtype: np.dty
     return tables[name][index].astype(dtype) if name in tables else None
 
 
-class Shadow:
+class Shadow(Predictor):
     """E[m^2]^(1/2) with gate and up at b bits per weight and a float16 scale per row, stored packed.
 
     tables: {gate,up}_codes (L, F, ceil(D b / 8)) uint8, {gate,up}_scale (L, F) float16; where the inputs were known
@@ -182,14 +174,12 @@ class Shadow:
     what CATS reads (arXiv 2404.08763) and knows more: the neurons of a large gate whose up is small.
     """
 
-    sequential, needs_truth = False, False
-
     def __init__(
         self, shape: tuple[int, int, int], hidden_act: str, gate_bits: int, up_bits: int, tables: dict[str, np.ndarray]
     ):
         self.shape, self.hidden_act, self.tables = tuple(shape), hidden_act, tables
         self.bits = {"gate": gate_bits, "up": up_bits}
-        self.cutoffs, self.trained_on, self.reads_gate = None, frozenset(), gate_bits == 0
+        self.reads_gate = gate_bits == 0
         layers, hidden, intermediate = self.shape
         for part in (part for part, bits in self.bits.items() if bits):
             expected = {f"{part}_codes": (np.uint8, (layers, intermediate, -(-hidden * self.bits[part] // 8)))}
@@ -278,9 +268,6 @@ class Shadow:
             return np.abs(act(gate_pre)) * np.sqrt(up * up + up_error * up_error)
         square = (act(gate_pre + gate_error) ** 2 + act(gate_pre - gate_error) ** 2) / 2  # (T, F)
         return np.sqrt(square * (up * up + up_error * up_error))
-
-    def observe(self, index: int, position: int, x: np.ndarray, mask: np.ndarray | None) -> None:
-        """Nothing to learn."""
 
     @property
     def nbytes(self) -> int:

@@ -37,6 +37,7 @@ from ..sparsity.thresholds import Thresholds
 from ..transformer.model import Llama, shape_of
 from ..transformer.texts import document_hashes, runs
 from .copies import Shadow
+from .protocol import Predictor
 
 BATCH, RATE = 256, 0.01  # examples per step, Adam's lr
 TINY = 1e-6  # added to a shadow's score before its logarithm
@@ -205,15 +206,13 @@ def check_tables(tables: dict[str, np.ndarray], shape: tuple[int, int, int], nam
             raise ValueError(f"{name} is {list(tables[name].shape)}, expected {list(expected)}")
 
 
-class Learned:
+class Learned(Predictor):
     """Deja Vu's predictor, z = x A B + c, in float16; ahead 1 takes x from the layer before."""
-
-    sequential, needs_truth = False, False
 
     def __init__(self, shape: tuple[int, int, int], tables: dict[str, np.ndarray], ahead: int = 0):
         self.shape, self.tables, self.ahead = tuple(shape), tables, ahead
+        self.lookaheads = ("layer",) if ahead else ()
         check_tables(tables, self.shape, "ABc")
-        self.cutoffs, self.trained_on = None, frozenset()
         self.name = f"learned rank {tables['A'].shape[-1]}" + (", one layer ahead" if ahead else "")
         self._before: np.ndarray | None = None  # the input of the layer before, of the same tokens
 
@@ -222,9 +221,6 @@ class Learned:
         seen = self._before if self.ahead and index else x
         self._before = x
         return logits({name: table[index].astype(x.dtype) for name, table in self.tables.items()}, seen)
-
-    def observe(self, index: int, position: int, x: np.ndarray, mask: np.ndarray | None) -> None:
-        """Nothing to learn."""
 
     @property
     def nbytes(self) -> int:
@@ -250,15 +246,13 @@ class Learned:
         return cls(settings["shape"], arrays, settings["ahead"])
 
 
-class Refined:
+class Refined(Predictor):
     """A shadow and a small learned correction: z = a log s + c + x A B, the correction in float16."""
-
-    sequential, needs_truth = False, False
 
     def __init__(self, shadow: Shadow, tables: dict[str, np.ndarray]):
         self.shadow, self.shape, self.tables = shadow, shadow.shape, tables
         check_tables(tables, self.shape, "ABca")
-        self.cutoffs, self.trained_on, self.reads_gate = None, shadow.trained_on, shadow.reads_gate
+        self.trained_on, self.reads_gate = shadow.trained_on, shadow.reads_gate
         self.name = f"{shadow.name}, refined"
 
     def attach(self, model: Llama) -> None:
@@ -269,9 +263,6 @@ class Refined:
         """x (T, D)  ->  z (T, F)."""
         logs = log_scores(self.shadow, index, x)
         return logits({name: table[index].astype(x.dtype) for name, table in self.tables.items()}, x, logs)
-
-    def observe(self, index: int, position: int, x: np.ndarray, mask: np.ndarray | None) -> None:
-        """Nothing to learn."""
 
     @property
     def nbytes(self) -> int:

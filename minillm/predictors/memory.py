@@ -45,6 +45,7 @@ from ..sparsity.thresholds import Thresholds
 from ..transformer.model import Llama
 from ..transformer.ops import ACTIVATIONS, linear
 from ..transformer.texts import document_hashes, runs
+from .protocol import Predictor
 
 TIE = np.float32(0.5)  # a frequency of 1 is worth half a vote
 ROWS = 64  # positions whose keys are compared with a library at once
@@ -79,14 +80,12 @@ def nearest(keys: np.ndarray, library: np.ndarray, count: int) -> np.ndarray:
     return np.concatenate(found)
 
 
-class Library:
+class Library(Predictor):
     """The paper's guideline: layer 0's pattern finds stored positions, which vote for the later layers.
 
     library (L, N, B): packed patterns. frequency (L, F). first: gate_proj, up_proj and their biases of layer 0, which
     is computed exactly; they are counted in nbytes, since a token needs all of them. level: layer 0's threshold.
     """
-
-    sequential, needs_truth = False, False
 
     def __init__(
         self, library: np.ndarray, frequency: np.ndarray, first: dict[str, np.ndarray], level: float, act: str, k: int
@@ -101,7 +100,6 @@ class Library:
         if act not in ACTIVATIONS or not 1 <= k <= library.shape[1]:
             raise ValueError(f"act is {act!r} and k {k!r}, expected an activation and 1 to {library.shape[1]}")
         self.name = f"library {library.shape[1]}, k {k}"
-        self.cutoffs, self.trained_on = None, frozenset()
         self._near = np.empty((0, k), int)
 
     @classmethod
@@ -136,9 +134,6 @@ class Library:
         for near in self._near.T:
             votes += np.unpackbits(self.library[index, near], axis=-1, count=self.shape[2])
         return votes + TIE * self.frequency[index]  # (T, F)
-
-    def observe(self, index: int, position: int, x: np.ndarray, mask: np.ndarray | None) -> None:
-        """Nothing: layer 0's pattern is known when it is computed."""
 
     @property
     def nbytes(self) -> int:

@@ -14,15 +14,17 @@ from ..errors import MinillmError
 from ..sparsity.thresholds import Thresholds
 from ..transformer.model import Llama, shape_of
 from ..transformer.ops import linear
+from .protocol import LOOKAHEADS, Predictor
 
 
-class Oracle:
+class Oracle(Predictor):
     """|mid| from the layer's own weights; with thresholds of policy mid, their levels are its cutoffs."""
 
-    name, sequential, needs_truth, nbytes = "oracle", False, False, 0
+    name, nbytes = "oracle", 0
+    lookaheads, free = LOOKAHEADS, True  # a bound: it may know anything at any time
 
     def __init__(self, model: Llama, thresholds: Thresholds | None = None):
-        self.layers, self.shape, self.trained_on = model.layers, shape_of(model), frozenset()
+        self.layers, self.shape = model.layers, shape_of(model)
         self.cutoffs = thresholds and np.array([layer["mid"] for layer in thresholds.layers])
 
     def predict(self, index: int, position: int, x: np.ndarray) -> np.ndarray:
@@ -30,9 +32,6 @@ class Oracle:
         layer = self.layers[index]
         gate = layer.act(linear(x, layer.gate_proj, layer.gate_bias))  # (T, F)
         return np.abs(gate * linear(x, layer.up_proj, layer.up_bias))  # (T, F)
-
-    def observe(self, index: int, position: int, x: np.ndarray, mask: np.ndarray | None) -> None:
-        """Nothing to learn."""
 
     def multiply_adds(self, index: int) -> float:
         """Gate and up in full: 2 F D."""

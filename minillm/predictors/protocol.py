@@ -9,40 +9,41 @@ import numpy as np
 from ..errors import MinillmError
 from ..transformer.model import Llama, shape_of
 
-
-def check_fits(predictor: Predictor, model: Llama) -> None:
-    """Raise MinillmError when the predictor is for another number of layers, hidden size or intermediate size.
-
-    One that reads a part of the layer itself (its own gate, say) is given the model here: it has a method attach.
-    """
-    if tuple(predictor.shape) != shape_of(model):
-        found = f"the predictor {predictor.name} is for (layers, hidden, intermediate) {tuple(predictor.shape)}"
-        raise MinillmError(f"{found}, the model has {shape_of(model)}: it belongs to another model")
-    if hasattr(predictor, "attach"):
-        predictor.attach(model)
+LOOKAHEADS = ("layer", "token")  # a guess for layer l of token t is made at layer l - 1, or already at token t - 1
 
 
 class Predictor(Protocol):
     """Scores neurons in advance. One object serves one text at a time: position 0 starts a new one, state afresh.
 
     name: as in the table. shape: (L, D, F) of the model it is for. cutoffs (L,): neuron j is selected where its score
-    is above the layer's cutoff; fit_cutoffs sets them. sequential: rows must be shown one at a time, each observed
-    before the next is predicted. needs_truth: observe() must get the true mask. trained_on: hashes of the documents
-    behind its tables and cutoffs.
+    is above the layer's cutoff; fit_cutoffs sets them. trained_on: hashes of the documents behind its tables and
+    cutoffs. The traits below say what it needs and what it can do; a predictor sets those that differ from the default.
     """
 
     name: str
     shape: tuple[int, int, int]
-    sequential: bool
-    needs_truth: bool
-    cutoffs: np.ndarray | None
-    trained_on: frozenset[str]
+    cutoffs: np.ndarray | None = None
+    trained_on: frozenset[str] = frozenset()
+    sequential: bool = False  # rows must be shown one at a time, each observed before the next is predicted
+    needs_truth: bool = False  # observe() must get the true mask
+    reads_gate: bool = False  # it reads the layer's own gate in full; an FFN that reads from disk does not have it
+    lookaheads: tuple[str, ...] = ()  # how early it can guess: see LOOKAHEADS; () needs the layer's own input
+    selects: bool = True  # False for a guess that is too poor to select neurons: it only says what to prefetch
+    free: bool = False  # True for a bound whose work and reads are not counted
+
+    def attach(self, model: Llama) -> None:
+        """Give it the model before use. By default it needs nothing of the model."""
+        return None
 
     def predict(self, index: int, position: int, x: np.ndarray) -> np.ndarray:
         """x (T, D), the FFN's normed input at layer ``index``, its first row at ``position``  ->  scores (T, F)."""
 
     def observe(self, index: int, position: int, x: np.ndarray, mask: np.ndarray | None) -> None:
-        """Called after the layer was computed; mask (T, F) is the true one where needs_truth, else None."""
+        """Called after the layer was computed; mask (T, F) is the true one where needs_truth, else None.
+
+        By default: no state to update.
+        """
+        return None
 
     @property
     def nbytes(self) -> int:
@@ -60,3 +61,14 @@ class Predictor(Protocol):
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray], settings: dict) -> Predictor:
         """The same predictor again; raises KeyError, TypeError or ValueError for arrays that do not fit."""
+
+
+def check_fits(predictor: Predictor, model: Llama) -> None:
+    """Raise MinillmError when the predictor is for another number of layers, hidden size or intermediate size.
+
+    One that reads a part of the layer itself (its own gate, for instance) is given the model here: see attach.
+    """
+    if tuple(predictor.shape) != shape_of(model):
+        found = f"the predictor {predictor.name} is for (layers, hidden, intermediate) {tuple(predictor.shape)}"
+        raise MinillmError(f"{found}, the model has {shape_of(model)}: it belongs to another model")
+    predictor.attach(model)

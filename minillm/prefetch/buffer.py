@@ -35,8 +35,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from ..errors import MinillmError
+from ..predictors.protocol import LOOKAHEADS
 from .eviction import Keeper, Layers, keeper_named
-from .traffic import LOOKAHEADS, Event, Request, Traffic, after, first, unpacked
+from .traffic import Event, Request, Traffic, after, first, unpacked
 
 
 class PrefetchBuffer:

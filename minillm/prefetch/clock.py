@@ -30,8 +30,9 @@ import numpy as np
 
 from ..errors import MinillmError
 from ..loading.config import ModelConfig
+from ..predictors.protocol import LOOKAHEADS
 from ..transformer.model import Llama
-from .traffic import LOOKAHEADS, Traffic, after, first
+from .traffic import Traffic, after, first
 
 MISSES = ("wait", "drop")
 

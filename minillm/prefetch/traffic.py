@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-LOOKAHEADS = ("layer", "token")  # a guess for layer l of token t is ordered at layer l - 1, or at token t - 1
 EVENT_COLUMNS = {"event": "d", "token": "d", "layer": "d", "what": "", "count": "d", "neurons": ""}
 
 

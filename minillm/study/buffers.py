@@ -8,10 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import MinillmError
-from ..predictors.ahead import Ahead
-from ..predictors.baselines import Chance, PreviousToken, Static
 from ..predictors.cutoffs import fit_cutoffs
-from ..predictors.oracle import Oracle
 from ..predictors.protocol import Predictor
 from ..predictors.select import sparse_ffn
 from ..predictors.workshop import Workshop
@@ -21,7 +18,6 @@ from ..prefetch.eviction import belady, lru
 from ..prefetch.feedforward import BufferedFFN
 from ..prefetch.record import recorder_for
 from ..prefetch.replay import KEEPERS, SHARES, _baselines, _figures, enough, keeper_of, kept_history, replay, traffic_of
-from ..prefetch.traffic import LOOKAHEADS
 from ..sparsity.thresholds import Thresholds
 from ..transformer.evaluation import perplexity
 from ..transformer.model import Llama, shape_of
@@ -42,9 +38,7 @@ class Way(NamedTuple):
 
 def lookaheads_of(predictor: Predictor) -> tuple[str, ...]:
     """How early a predictor's guess can be made, from what it looks at; () where it needs the layer's own input."""
-    if isinstance(predictor, (Oracle, Chance, Static, PreviousToken)):  # the oracle is a bound: it may know anything
-        return LOOKAHEADS
-    return ("layer",) if isinstance(predictor, Ahead) or getattr(predictor, "ahead", 0) else ()
+    return predictor.lookaheads
 
 
 def prefetch_rows(
@@ -80,7 +74,7 @@ def prefetch_rows(
             found = f"{predictor.name} cannot guess one {way.lookahead} ahead"
             raise MinillmError(f"{found}: it looks at the layer's own input, expected role select")
         ffn = sparse_ffn(model, thresholds, predictor=predictor)
-        free = predictor is None or isinstance(predictor, Oracle)
+        free = predictor is None or predictor.free
         own_work = 0 if free else np.mean([predictor.multiply_adds(i) for i in range(layers)])
         work = work_of(model, bytes_per_number, predictor=own_work)
         about = {
@@ -126,7 +120,7 @@ ALL, OWN = "all neurons", "mask of mid"
 def way_of(predictor: Predictor) -> Way:
     """How a predictor is used best: what can guess early does, and what selects badly only prefetches."""
     early = lookaheads_of(predictor)
-    if isinstance(predictor, (Chance, Static, PreviousToken)):
+    if not predictor.selects:
         return Way(predictor, "prefetch", early[-1])
     return Way(predictor, "both", early[0]) if early else Way(predictor)
 

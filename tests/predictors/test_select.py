@@ -9,6 +9,7 @@ import tiny
 from minillm.errors import MinillmError, ThresholdsError
 from minillm.predictors.baselines import PreviousToken, Static
 from minillm.predictors.oracle import Oracle
+from minillm.predictors.protocol import Predictor
 from minillm.predictors.select import PredictedFFN, sparse_ffn
 from minillm.sparsity.spec import SparsityMeter, SparsitySpec
 from minillm.sparsity.thresholds import Thresholds
@@ -24,10 +25,10 @@ def thresholds(model, value: float = 0.05) -> Thresholds:
     return Thresholds("mid", "tensor", 0.5, tuple({"mid": value * (i + 1)} for i in range(len(model.layers))), spec)
 
 
-class Fixed:
+class Fixed(Predictor):
     """Scores drawn once for each layer and position; and it notes how it was shown the truth."""
 
-    name, sequential, needs_truth, nbytes, trained_on = "fixed", False, False, 0, frozenset()
+    name, nbytes = "fixed", 0
 
     def __init__(self, model, sequential=False, needs_truth=False):
         self.shape = (len(model.layers), model.config.hidden_size, model.config.intermediate_size)

@@ -82,8 +82,7 @@ def test_every_name_makes_a_predictor_and_an_unknown_one_is_refused(model, tmp_p
     x = np.ones((2, 16))
     for name in NAMES:
         predictor = shop.make(name)
-        if hasattr(predictor, "attach"):
-            predictor.attach(model)
+        predictor.attach(model)
         assert predictor.predict(0, 0, x[:1] if predictor.sequential else x).shape[1] == 24, name
     assert shop.make("shadow-3").name == "shadow 3-bit"
     for name in ("magic", "shadow-9", "static-2"):
