@@ -22,7 +22,8 @@ class StepInfo(NamedTuple):
 # T new positions, S attended positions, D hidden, F intermediate, H query heads, K key/value heads, d head size.
 _HIDDEN, _ATTENTION = "transformer.model:Llama.hidden", "transformer.attention:attention"
 _BLOCK, _FFN, _MASKED = "transformer.blocks:block", "transformer.ffn:swiglu", "sparsity.masked:masked_swiglu"
-_PREDICTED, _GRIFFIN = "predictors.select:PredictedFFN", "sparsity.griffin:GriffinFFN"
+_DECIDED, _READS = "sparsity.masked:decide", "sparsity.spec:tap_reads"
+_SELECTED, _PREDICTED = "sparsity.selected:SelectedFFN", "predictors.select:Predicted"
 _IN_A_BLOCK = (
     ("resid_pre", "T D", "h", "input of model.layers.*", _BLOCK),
     ("attn.norm", "T D", "x = h / sqrt(mean(h^2) + eps) * w", "model.layers.*.input_layernorm", _BLOCK),
@@ -38,17 +39,18 @@ _IN_A_BLOCK = (
     ("resid_mid", "T D", "h + attn.out", "input of post_attention_layernorm", _BLOCK),
     ("mlp.norm", "T D", "x = h / sqrt(mean(h^2) + eps) * w", "model.layers.*.post_attention_layernorm", _BLOCK),
     ("mlp.scores", "T F", "what a predictor expects of each neuron", "-", _PREDICTED),
-    ("mlp.mask_in_gate", "T D", "True where the gate's input is kept", "-", _MASKED),
-    ("mlp.mask_in_up", "T D", "True where up's input is kept", "-", _MASKED),
+    ("mlp.mask_guess", "T F", "True where a prefetcher expects the neuron to be needed", "-", _SELECTED),
+    ("mlp.mask_in_gate", "T D", "True where the gate's input is kept", "-", _DECIDED),
+    ("mlp.mask_in_up", "T D", "True where up's input is kept", "-", _DECIDED),
     ("mlp.gate_pre", "T F", "g = x W_gate^T", "mlp.gate_proj", _FFN),
     ("mlp.gate", "T F", "a = act(g), act = SiLU in SwiGLU", "mlp.act_fn", _FFN),
     ("mlp.up", "T F", "u = x W_up^T", "mlp.up_proj", _FFN),
     ("mlp.mid", "T F", "m = a * u, the coefficient of each neuron", "input of mlp.down_proj", _FFN),
-    ("mlp.mask_gate", "T F", "True where the gate is kept", "-", _MASKED),
-    ("mlp.mask_up", "T F", "True where up is kept", "-", _MASKED),
-    ("mlp.mask_true", "T F", "True where the neuron would be kept by its own value", "-", _PREDICTED),
-    ("mlp.mask_known", "T F", "True where the neuron was chosen before it was computed", "-", _GRIFFIN),
+    ("mlp.mask_gate", "T F", "True where the gate is kept", "-", _DECIDED),
+    ("mlp.mask_up", "T F", "True where up is kept", "-", _DECIDED),
+    ("mlp.mask_true", "T F", "True where the neuron would be kept by its own value", "-", _SELECTED),
     ("mlp.mask", "T F", "True where the neuron is kept", "-", _MASKED),
+    ("mlp.reads", "T 3", "share of the gate, up and down weights that the token reads", "-", _READS),
     ("mlp.mid_cut", "T F", "m where the neuron is kept, else 0", "-", _MASKED),
     ("mlp.out", "T D", "y = m W_down^T", "mlp.down_proj", _FFN),
     ("mlp.mask_out", "T D", "True where the output coordinate is kept", "-", _MASKED),
@@ -84,7 +86,7 @@ def place(name: str) -> Place | None:
 
 def step_names(num_layers: int) -> list[str]:
     """The names of a dense forward pass with ``num_layers`` layers, in execution order."""
-    dense = [name for name, *_ in _IN_A_BLOCK if not re.search(r"mask|_cut$|mlp.scores", name)]
+    dense = [name for name, *_ in _IN_A_BLOCK if not re.search(r"mask|_cut$|mlp.scores|mlp.reads", name)]
     blocks = [f"blocks.{i}.{name}" for i in range(num_layers) for name in dense]
     return ["embed", *blocks, "final_norm", "logits"]
 

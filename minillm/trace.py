@@ -71,6 +71,17 @@ def load_arrays(path: str | Path) -> dict[str, np.ndarray]:
     return arrays
 
 
+def chained(*taps: Tap) -> Tap:
+    """Several taps as one: each sees what the one before it returned."""
+
+    def tap(name: str, value: np.ndarray) -> np.ndarray:
+        for each in taps:
+            value = each(name, value)
+        return value
+
+    return tap
+
+
 class Trace(Mapping):
     """An ordered mapping from step names to read-only copies of what one forward pass computed.
 

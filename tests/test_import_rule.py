@@ -17,12 +17,12 @@ ORDER = """
     transformer/ops transformer/rope transformer/layer transformer/attention transformer/ffn transformer/blocks
     transformer/model transformer/generation transformer/texts transformer/evaluation
     sparsity/spec sparsity/policies sparsity/masked sparsity/gathered sparsity/griffin sparsity/thresholds
-    sparsity/sparse sparsity/magnitudes sparsity/allocate sparsity/calibrate
+    sparsity/selected sparsity/sparse sparsity/magnitudes sparsity/allocate sparsity/calibrate
     predictors/protocol predictors/select predictors/metrics predictors/cutoffs predictors/catalogue predictors/files
     predictors/oracle predictors/baselines predictors/quantise predictors/copies predictors/ahead predictors/learned
     predictors/memory predictors/clusters predictors/workshop
     prefetch/bundle prefetch/kernels prefetch/reorder prefetch/eviction prefetch/traffic prefetch/buffer prefetch/clock
-    prefetch/system prefetch/reader prefetch/feedforward prefetch/record prefetch/replay
+    prefetch/system prefetch/reader prefetch/fetched prefetch/feedforward prefetch/record prefetch/replay
     training/
     methods/base methods/
     study/describe study/bootstrap study/sweep study/prediction study/variants study/edits study/natural

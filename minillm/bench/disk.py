@@ -17,9 +17,11 @@ from ..errors import MinillmError
 from ..loading.config import ModelConfig
 from ..prefetch.bundle import open_bundle, resident_llama, write_random_bundle
 from ..prefetch.clock import work_at
-from ..prefetch.reader import BundleReader, FetchedFFN, recorded
+from ..prefetch.fetched import FetchedFFN
+from ..prefetch.reader import BundleReader
 from ..prefetch.reorder import kept_count
 from ..prefetch.system import Unsupported, system_reads
+from ..sparsity.selected import Recorded
 from ..study.disk import every_neuron, made_cold
 from .model import read_seconds
 from .sparse import DISK_GROUPS, DISK_LAYERS, DISK_SPARSITIES, about, config_at, largest_cache, speeds
@@ -89,7 +91,7 @@ def _disk_rows(shaped: ModelConfig, readers: Sequence[BundleReader], sparsities:
                 kept = np.zeros((len(layers), blocks), bool)
                 for mask in kept:
                     mask[rng.permutation(blocks)[: kept_count(blocks, 1 - row["sparsity"])]] = True
-                select = recorded(np.repeat(kept, group, axis=1)[:, None, :neurons])
+                select = Recorded(np.repeat(kept, group, axis=1)[:, None, :neurons])
             ffn = FetchedFFN(reader, select, (select or everything) if row["announced"] == "a layer ahead" else None)
             cached.append(cold_or_error(reader))
             reader.announce, reader.bytes_read, before = row["announced"] != "no", 0, system_reads()

@@ -88,14 +88,14 @@ def prefetch_simulate(a: argparse.Namespace, model, thresholds) -> int:
     from ..predictors.select import sparse_ffn
     from ..prefetch.buffer import PrefetchBuffer
     from ..prefetch.clock import simulate, work_of
-    from ..prefetch.record import recorder_for
+    from ..prefetch.record import Recorder
     from ..prefetch.traffic import EVENT_COLUMNS, event_rows
     from ..tables import text_table
     from ..transformer.generation import generate
     from ..transformer.model import shape_of
 
     ffn = sparse_ffn(model, thresholds)
-    recorder, ids = recorder_for(model, ffn), prompt_ids(model, a.prompt)
+    recorder, ids = Recorder.of(model), prompt_ids(model, a.prompt)
     steps = list(generate(model, ids, new_tokens(a, model, ids, 2), ffn=ffn, tap=recorder))
     layers, _, neurons = shape_of(model)
     if a.keeper not in ("lru", "lfu") and not a.keeper.startswith("window-"):

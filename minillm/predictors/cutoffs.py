@@ -9,11 +9,12 @@ import numpy as np
 
 from ..errors import MinillmError
 from ..sparsity.thresholds import Thresholds
+from ..steps import place
 from ..transformer.evaluation import pass_over
 from ..transformer.model import Llama
 from ..transformer.texts import document_hashes, runs
 from .protocol import Predictor, check_fits
-from .select import PredictedFFN
+from .select import above, predicted_ffn
 
 
 def fit_cutoffs(
@@ -44,14 +45,14 @@ def fit_cutoffs(
     scores: dict[int, list[np.ndarray]] = defaultdict(list)
 
     def tap(name: str, value: np.ndarray) -> np.ndarray:
-        if name.endswith(".mlp.scores"):
-            scores[int(name.split(".")[1])].append(np.array(value))
+        if (at := place(name)) is not None and at.step == "mlp.scores":
+            scores[at.layer].append(np.array(value))
         return value
 
     for _ in range(layers + 1 if fraction < 1 else 0):
-        pass_over(model, pieces, tap, PredictedFFN(predictor, thresholds), f"cutoffs of {predictor.name}")
+        pass_over(model, pieces, tap, predicted_ffn(predictor, thresholds), f"cutoffs of {predictor.name}")
         values = [np.concatenate(scores.pop(i)).ravel() for i in range(layers)]
-        selected = [np.mean(~(v <= c)) for v, c in zip(values, predictor.cutoffs, strict=True)]
+        selected = [np.mean(above(v, c)) for v, c in zip(values, predictor.cutoffs, strict=True)]
         if max(abs(s - fraction) for s in selected) <= tolerance:
             break
         before, predictor.cutoffs = predictor.cutoffs, np.array([_cutoff(v, fraction) for v in values])

@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 import numpy as np
 
 from ..errors import MinillmError
+from ..steps import place
 
 
 class PredictionMeter:
@@ -15,15 +16,17 @@ class PredictionMeter:
     Every position counts, the BOS included.
     """
 
-    def __init__(self):
-        self._count: dict[int, Counter] = defaultdict(Counter)
-        self._true: dict[str, np.ndarray] = {}
+    def __init__(self) -> None:
+        self._count: dict[int, Counter[str]] = defaultdict(Counter)
+        self._true: dict[int, np.ndarray] = {}
 
     def __call__(self, name: str, value: np.ndarray) -> np.ndarray:
-        if name.endswith(".mlp.mask_true"):
-            self._true[name] = value  # its mask follows before anything else of the layer
-        elif name.endswith(".mlp.mask") and (true := self._true.pop(f"{name}_true", None)) is not None:
-            count = self._count[int(name.split(".")[1])]
+        if (at := place(name)) is None:
+            return value
+        if at.step == "mlp.mask_true":
+            self._true[at.layer] = value  # the layer's mask follows before anything else
+        elif at.step == "mlp.mask" and (true := self._true.pop(at.layer, None)) is not None:
+            count = self._count[at.layer]
             count["both"] += int(np.count_nonzero(value & true))
             count["selected"] += int(np.count_nonzero(value))
             count["true"] += int(np.count_nonzero(true))
@@ -32,10 +35,10 @@ class PredictionMeter:
 
     def layers(self) -> list[dict[str, float]]:
         """The metrics of each layer: recall, precision, f1, iou, selected, active (shares of all pairs)."""
-        found = []
+        metrics = []
         for _, n in sorted(self._count.items()):
             either = n["selected"] + n["true"] - n["both"]
-            found.append({
+            metrics.append({
                 "recall": n["both"] / max(1, n["true"]),
                 "precision": n["both"] / max(1, n["selected"]),
                 "f1": 2 * n["both"] / max(1, n["selected"] + n["true"]),
@@ -43,7 +46,7 @@ class PredictionMeter:
                 "selected": n["selected"] / n["pairs"],
                 "active": n["true"] / n["pairs"],
             })  # fmt: skip
-        return found
+        return metrics
 
     def report(self) -> dict[str, float]:
         """The mean over layers of each metric. Raises MinillmError where no mask came with its truth."""

@@ -1,4 +1,14 @@
-"""TODO."""
+"""A predictor with cutoffs is a Selector: it scores the neurons, and those above the layer's cutoff are wanted.
+
+    s = predict(layer, x)                      one score per neuron, before a single row of the layer is read
+    J = {j : s_j > c}                          c = the layer's cutoff, which sets how many are selected
+
+sparsity/selected.py computes what is wanted. The truth that a predictor is held against is the mask of policy ``mid``
+at the given thresholds, |m_j| > t.
+
+Some predictors must see the truth of one token before they can score the next (sequential, needs_truth: the previous
+token's mask, say). Then rows go one at a time, and gate and up are computed in full for that alone.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +16,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..errors import MinillmError, ThresholdsError
-from ..sparsity.gathered import columns_of, rows_of
-from ..sparsity.policies import policy_named
-from ..sparsity.sparse import FORMS, SparseFFN, policy_ffn
+from ..errors import MinillmError
+from ..sparsity.selected import SelectedFFN, mid_mask
+from ..sparsity.sparse import SparseFFN, policy_ffn
 from ..sparsity.thresholds import Thresholds
 from ..trace import Tap, no_tap
 from ..transformer.layer import Layer
@@ -18,9 +27,92 @@ from ..transformer.ops import linear
 from .protocol import Predictor, check_fits
 
 
+def above(scores: np.ndarray, cutoff: float) -> np.ndarray:
+    """Which scores are selected: those above the cutoff.  (..., F) -> bool (..., F). A NaN stays and shows up."""
+    return ~(scores <= cutoff)
+
+
+def scores_of(
+    predictor: Predictor, x: np.ndarray, layer: Layer, position: int, truth: np.ndarray | None = None
+) -> np.ndarray:
+    """A predictor's scores for all rows, each row shown and observed as the predictor needs it.
+
+    x (T, D), truth (T, F) bool where the predictor needs it  ->  scores (T, F). Raises MinillmError for scores of
+    another shape.
+    """
+    step = 1 if predictor.sequential else max(1, len(x))
+    parts = []
+    for t in range(0, len(x), step):
+        rows = slice(t, t + step)
+        scores = predictor.predict(layer.index, position + t, x[rows])
+        known = truth[rows] if truth is not None and predictor.needs_truth else None
+        predictor.observe(layer.index, position + t, x[rows], known)
+        parts.append(scores)
+    scores = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    expected = (len(x), predictor.shape[2])
+    if scores.shape != expected:
+        found = f"the predictor {predictor.name} gave scores {list(scores.shape)}"
+        raise MinillmError(f"{found}, expected {list(expected)}: it belongs to another model")
+    return scores
+
+
+@dataclass(frozen=True, eq=False)
+class Predicted:
+    """A Selector that wants the neurons whose score is above the layer's cutoff (equations in the module's docstring).
+
+    thresholds: of policy mid; they say what is true, for the predictors that must see it; None for others. Raises
+    MinillmError for a predictor without cutoffs.
+    """
+
+    predictor: Predictor
+    thresholds: Thresholds | None = None
+
+    def __post_init__(self) -> None:
+        layers, cutoffs = self.predictor.shape[0], self.predictor.cutoffs
+        if cutoffs is None or len(cutoffs) != layers:
+            found = "no cutoffs" if cutoffs is None else f"cutoffs for {len(cutoffs)} layers"
+            raise MinillmError(f"the predictor {self.predictor.name} has {found}, expected {layers}: see fit_cutoffs")
+
+    @property
+    def name(self) -> str:
+        """The predictor's."""
+        return self.predictor.name
+
+    @property
+    def calibrated_on(self) -> frozenset[str]:
+        """Hashes of the documents behind thresholds, tables and cutoffs; scoring any of them gives a warning."""
+        known = frozenset(self.thresholds.documents_sha256) if self.thresholds else frozenset()
+        return self.predictor.trained_on | known
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """The layer's own gate, where the predictor looks at it."""
+        return frozenset({"gate"} if self.predictor.reads_gate else ())
+
+    def __call__(self, x: np.ndarray, layer: Layer, position: int = 0, tap: Tap = no_tap) -> np.ndarray:
+        """x (T, D)  ->  mask (T, F). Taps scores."""
+        predictor, truth = self.predictor, None
+        if predictor.needs_truth:
+            if self.thresholds is None:
+                raise MinillmError(
+                    f"the predictor {predictor.name} must see the truth, expected thresholds of policy mid"
+                )
+            gate = layer.act(linear(x, layer.gate_proj, layer.gate_bias))  # (T, F)
+            mid = gate * linear(x, layer.up_proj, layer.up_bias)  # (T, F)
+            truth = mid_mask(mid, self.thresholds, layer.index)  # (T, F)
+        scores = tap("scores", scores_of(predictor, x, layer, position, truth))  # (T, F)
+        assert predictor.cutoffs is not None
+        return above(scores, predictor.cutoffs[layer.index])
+
+
+def predicted_ffn(predictor: Predictor, thresholds: Thresholds, form: str = "masked") -> SelectedFFN:
+    """The FeedForward whose neurons are selected by a predictor; thresholds (of policy mid) say what is true."""
+    return SelectedFFN(Predicted(predictor, thresholds), form, truth=thresholds)
+
+
 def sparse_ffn(
     model: Llama, thresholds: Thresholds, *, predictor: Predictor | None = None, form: str = "masked"
-) -> SparseFFN | PredictedFFN:
+) -> SparseFFN | SelectedFFN:
     """The FeedForward that cuts ``model`` with these thresholds, for ``forward(ids, ffn=...)`` and everything above it.
 
     form: "masked" (compute all, then cut) or "gathered" (only the kept neurons). The policy computes its own mask from
@@ -32,83 +124,4 @@ def sparse_ffn(
         return policy_ffn(model, thresholds, form)
     thresholds.check_fits(model)
     check_fits(predictor, model)
-    return PredictedFFN(predictor, thresholds, form)
-
-
-@dataclass(frozen=True, eq=False)
-class PredictedFFN:
-    """A FeedForward whose neurons are selected by a predictor (equations in the module's docstring).
-
-    thresholds: of policy mid; they say what is true and take no part in the output. Raises ThresholdsError for another
-    policy, MinillmError for a predictor without cutoffs or of another shape.
-    """
-
-    predictor: Predictor
-    thresholds: Thresholds
-    form: str = "masked"
-
-    def __post_init__(self) -> None:
-        if self.form not in FORMS:
-            raise MinillmError(f"form is {self.form!r}, expected one of {', '.join(FORMS)}")
-        if self.thresholds.policy != "mid":
-            raise ThresholdsError(f"the thresholds are of policy {self.thresholds.policy}, a predictor's truth is mid")
-        layers, cutoffs = len(self.thresholds.layers), self.predictor.cutoffs
-        if cutoffs is None or len(cutoffs) != layers:
-            found = "no cutoffs" if cutoffs is None else f"cutoffs for {len(cutoffs)} layers"
-            raise MinillmError(f"the predictor {self.predictor.name} has {found}, expected {layers}: see fit_cutoffs")
-
-    @property
-    def calibrated_on(self) -> frozenset[str]:
-        """Hashes of the documents behind thresholds, tables and cutoffs; scoring any of them gives a warning."""
-        return self.predictor.trained_on | frozenset(self.thresholds.documents_sha256)
-
-    def __call__(self, x: np.ndarray, layer: Layer, position: int = 0, tap: Tap = no_tap) -> np.ndarray:
-        """x (T, D)  ->  y (T, D). Taps scores, mask and mid_cut; the masked form also all that it computes."""
-        predictor, masked, true = self.predictor, self.form == "masked", None
-        if not predictor.sequential:
-            scores = tap("scores", self._scores(x, layer, position))  # (T, F)
-        if masked or predictor.needs_truth:
-            step = tap if masked else no_tap
-            gate_pre = step("gate_pre", linear(x, layer.gate_proj, layer.gate_bias))  # (T, F)
-            gate = step("gate", layer.act(gate_pre))  # (T, F)
-            up = step("up", linear(x, layer.up_proj, layer.up_bias))  # (T, F)
-            mid = step("mid", gate * up)  # (T, F)
-            true = policy_named("mid").kept("mid", mid, self.thresholds.layers[layer.index])  # (T, F)
-        if predictor.sequential:
-            # A row may be predicted only after the row before it was observed, also where a text comes at once.
-            scores = np.concatenate([self._one_row(x, layer, position, true, t) for t in range(len(x))])
-            scores = tap("scores", scores)  # (T, F)
-        else:
-            predictor.observe(layer.index, position, x, true if predictor.needs_truth else None)
-        mask = ~(scores <= predictor.cutoffs[layer.index])  # (T, F); a NaN stays and shows up
-        reads_gate = getattr(predictor, "reads_gate", False)
-        if reads_gate:
-            mask = tap("mask_gate", mask)  # for the accounting: the gate was read in full to know it
-        if true is not None:
-            tap("mask_true", true)  # (T, F)
-        if not reads_gate:
-            mask = tap("mask_known", mask)  # for the accounting: known before anything of the layer was read
-        mask = tap("mask", mask)  # (T, F)
-        if masked:
-            mid_cut = tap("mid_cut", np.where(mask, mid, 0))  # (T, F)
-            return tap("out", linear(mid_cut, layer.down_proj, layer.down_bias))  # (T, D)
-
-        gate = layer.act(rows_of(x, layer.gate_proj, layer.gate_bias, mask, None))  # (T, F), right where selected
-        mid = gate * rows_of(x, layer.up_proj, layer.up_bias, mask, None)  # (T, F)
-        mid_cut = tap("mid_cut", np.where(mask, mid, 0))  # (T, F)
-        return tap("out", columns_of(mid_cut, layer.down_proj, layer.down_bias, mask))  # (T, D)
-
-    def _scores(self, x: np.ndarray, layer: Layer, position: int) -> np.ndarray:
-        scores = self.predictor.predict(layer.index, position, x)
-        expected = (len(x), len(layer.gate_proj))
-        if scores.shape != expected:
-            found = f"the predictor {self.predictor.name} gave scores {list(scores.shape)}"
-            raise MinillmError(f"{found}, expected {list(expected)}: it belongs to another model")
-        return scores
-
-    def _one_row(self, x: np.ndarray, layer: Layer, position: int, true: np.ndarray | None, t: int) -> np.ndarray:
-        row = slice(t, t + 1)
-        scores = self._scores(x[row], layer, position + t)  # (1, F)
-        known = true[row] if self.predictor.needs_truth else None
-        self.predictor.observe(layer.index, position + t, x[row], known)
-        return scores
+    return predicted_ffn(predictor, thresholds, form)

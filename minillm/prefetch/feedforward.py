@@ -11,13 +11,13 @@ that needs the neurons J,
 so the formula is the dense one (ffn.py), on a layer that has only these neurons. In ascending order of J it is the same
 computation as the gathered FFN of a known mask, and equal to it bit for bit.
 
-Which neurons are needed (J) and which were guessed before is said by the sparse FFN that it is built around, whose mask
-is tapped and whose output is thrown away. With a *role*:
+Which neurons are needed (J) is said by a Selector; which were guessed before, if any, by another one, the guess:
 
-    role        needed       guessed      for
-    select      mask         -            a policy (the oracle, free of charge), or a predictor whose word is the mask
-    prefetch    mask_true    mask         the truth is computed, the predictor only prefetches: the output is exact
-    both        mask         mask         a predictor that knows early enough to prefetch what it selects
+    select            guess           for
+    policy oracle     -               the policy's own mask, free of charge and at the last moment
+    predictor         -               a predictor whose word is the mask, known when the layer is reached
+    policy oracle     predictor       the predictor only prefetches: the output is that of the policy
+    predictor         the same one    a predictor that knows early enough to prefetch what it selects
 
 What a miss means is the other choice:
 
@@ -36,58 +36,20 @@ from dataclasses import replace
 import numpy as np
 
 from ..errors import MinillmError
-from ..predictors.select import PredictedFFN
 from ..sparsity.gathered import at_rows
-from ..sparsity.sparse import SparseFFN
+from ..sparsity.selected import tap_selected_reads
 from ..trace import Tap, no_tap
-from ..transformer.ffn import FeedForward, swiglu
+from ..transformer.ffn import Selector, swiglu
 from ..transformer.layer import Layer
 from .buffer import PrefetchBuffer
 from .clock import MISSES
 
-ROLES = ("select", "prefetch", "both")
 Bundles = tuple[np.ndarray, np.ndarray, np.ndarray]  # rows of gate, rows of up, columns of down as rows; each (n, D)
 
 
 def from_weights(layer: Layer, neurons: np.ndarray) -> Bundles:
     """Read neurons (n,) from the layer's own weights: the slow memory unless another is given."""
     return layer.gate_proj[neurons], layer.up_proj[neurons], layer.down_proj.T[neurons]
-
-
-def check_role(ffn: FeedForward, role: str) -> None:
-    """Raise MinillmError where a sparse FFN does not say which whole neurons it needs, or knows no guess."""
-    if role not in ROLES:
-        raise MinillmError(f"role is {role!r}, expected one of {', '.join(ROLES)}")
-    if isinstance(ffn, SparseFFN):
-        others = [t for t in ffn.policy.tensors if t in ("out", "in_gate", "in_gate_norm", "in_up")]
-        if others and any(t in layer for layer in ffn.thresholds.layers for t in others):
-            cut = f"policy {ffn.policy.name} cuts {', '.join(others)}"
-            raise MinillmError(f"{cut}: a buffer of neurons needs a policy that cuts whole neurons")
-    if role == "prefetch" and not (isinstance(ffn, PredictedFFN) and ffn.form == "masked"):
-        raise MinillmError("role prefetch needs the truth and a guess: expected a predicted FFN in masked form")
-
-
-class Asked:
-    """A tap around a sparse FFN that learns what is needed and what was guessed (roles in the module's docstring).
-
-    In the role "prefetch" it gives mask_true back in mask's place, so that the model goes on with the truth. It is
-    called with the names that the FFN itself uses ("mask").
-    """
-
-    def __init__(self, role: str, tap: Tap = no_tap):
-        self.role, self.tap = role, tap
-        self.needed: np.ndarray | None = None  # (T, N)
-        self.guessed: np.ndarray | None = None  # (T, N)
-        self._true: np.ndarray | None = None
-
-    def __call__(self, name: str, value: np.ndarray) -> np.ndarray:
-        value = self.tap(name, value)
-        if name == "mask_true":
-            self._true = value
-        elif name == "mask":
-            self.guessed = None if self.role == "select" else value
-            self.needed = value = self._true if self.role == "prefetch" else value
-        return value
 
 
 class FastMemory:
@@ -142,20 +104,19 @@ class FastMemory:
 class BufferedFFN:
     """A FeedForward that computes only from what the prefetch buffer holds (module docstring).
 
-    ffn: a sparse FFN (``sparse_ffn``) that says what is needed. miss: "wait" or "drop". role: what a predictor's mask
-    is for. read(layer, neurons) -> three (n, D): the slow memory. It has a state, which texts share one after the other
-    as a session would: ``reset`` begins anew. bytes_read counts what was copied in, the buffer's own start included.
-    Raises MinillmError for a policy that cuts other things than neurons.
+    select: the Selector that says which neurons are needed. guess: the one whose mask is prefetched, None: nobody's;
+    it may be select itself. miss: "wait" or "drop". read(layer, neurons) -> three (n, D): the slow memory. It has a
+    state, which texts share one after the other as a session would: ``reset`` begins anew. bytes_read counts what was
+    copied in, the buffer's own start included.
     """
 
     def __init__(
-        self, ffn: FeedForward, buffer: PrefetchBuffer, miss: str = "wait", role: str = "select",
+        self, select: Selector, buffer: PrefetchBuffer, miss: str = "wait", guess: Selector | None = None,
         read: Callable[[Layer, np.ndarray], Bundles] = from_weights,
     ):  # fmt: skip
-        check_role(ffn, role)
         if miss not in MISSES:
             raise MinillmError(f"miss is {miss!r}, expected one of {', '.join(MISSES)}")
-        self.ffn, self.buffer, self.miss, self.role, self.read = ffn, buffer, miss, role, read
+        self.select, self.guess, self.buffer, self.miss, self.read = select, guess, buffer, miss, read
         self.reset()
 
     def reset(self) -> None:
@@ -166,34 +127,37 @@ class BufferedFFN:
 
     @property
     def calibrated_on(self) -> frozenset[str]:
-        """That of the FFN inside."""
-        return getattr(self.ffn, "calibrated_on", frozenset())
+        """Hashes of the documents behind the selection and the guess."""
+        return self.select.calibrated_on | (self.guess.calibrated_on if self.guess else frozenset())
 
     def __call__(self, x: np.ndarray, layer: Layer, position: int = 0, tap: Tap = no_tap) -> np.ndarray:
-        """x (T, D)  ->  y (T, D). Taps what the FFN inside computes, then mask, mid_cut and out of what is done here.
+        """x (T, D)  ->  y (T, D). Taps mask_guess, mask, reads, mid_cut and out.
 
         mask is what is needed and can be edited; with miss "drop" it is what was computed, and is only shown.
         """
-        asked = Asked(self.role, lambda name, v: v if name in ("mask", "mid_cut", "out") else tap(name, v))
-        self.ffn(x, layer, position, asked)
-        needed, guessed, drop = asked.needed, asked.guessed, self.miss == "drop"  # (T, N), (T, N)
+        needed, guessed = self.select(x, layer, position, tap), None  # (T, N)
+        if self.guess is not None:
+            guessed = needed if self.guess is self.select else self.guess(x, layer, position, tap)
+            guessed = tap("mask_guess", guessed)  # (T, N)
+        drop = self.miss == "drop"
         needed = needed.copy() if drop else tap("mask", needed)
         memory = self._memory(x, layer)
         mid_cut, out = np.zeros(needed.shape, x.dtype), np.empty_like(x)  # (T, N), (T, D)
         for t in range(len(x)):
             if guessed is not None:
                 self._fetch(memory, layer, self.buffer.prefetch(layer.index, guessed[t]))
-            found = self.buffer.request(layer.index, needed[t])
+            request = self.buffer.request(layer.index, needed[t])
             if not drop:
-                self._fetch(memory, layer, found.missed)
+                self._fetch(memory, layer, request.missed)
             J = np.flatnonzero(needed[t] & memory.there)  # (n,)
             mid_cut[t, J], out[t] = _mid_and_out(x[t], memory.layer_of(layer, J))
             if drop:
                 needed[t] &= memory.there
-                self._fetch(memory, layer, found.missed & ~found.passed)
+                self._fetch(memory, layer, request.missed & ~request.passed)
             memory.keep_only(self.buffer.held[layer.index])
         if drop:
             tap("mask", needed)
+        tap_selected_reads(tap, self.select, needed)
         tap("mid_cut", mid_cut)
         return tap("out", out)
 

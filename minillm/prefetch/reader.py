@@ -4,10 +4,6 @@
     model = resident_llama(reader.bundle)                       # everything but the FFN's matrices
     logits = model.forward(ids, ffn=FetchedFFN(reader, select))
 
-For each layer and token, select says which neurons are wanted; the bundles that hold them are fetched, and SwiGLU is
-computed from these alone. A bundle that was fetched is used whole: its other neurons cost nothing more and can only
-help. What select knows must not come from the bundles themselves: a predictor's scores, or masks recorded before.
-
 How it is read:
 
     first all of it is announced: posix_fadvise(WILLNEED) starts the disk and returns at once, so that it works on many
@@ -27,26 +23,17 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from collections.abc import Sequence
 
 import numpy as np
 
-from ..errors import BundleError, MinillmError, file_errors
+from ..errors import BundleError, file_errors
 from ..loading.checkpoint import DTYPES
-from ..predictors.protocol import Predictor
-from ..trace import Tap, no_tap
-from ..transformer.layer import Layer
 from .buffer import PrefetchBuffer
 from .bundle import STORED, Bundle
-from .kernels import coefficients
-from .reorder import best_blocks
 from .system import Unsupported
 
 PLACES = 1024 if hasattr(os, "sysconf") else 16  # of one preadv: Linux's and macOS's IOV_MAX
-
-# (layer, position of x's first row, x (T, D)) -> bool (T, F): the neurons wanted, known before the layer is read.
-Select: TypeAlias = Callable[[int, int, np.ndarray], np.ndarray]
 
 
 def runs_of(blocks: Sequence[int]) -> list[tuple[int, int]]:
@@ -233,86 +220,3 @@ class BundleReader:
             if kept[b] and b not in held:
                 held[b] = tuple(array[start : start + n].copy() for array in self._raw)
             start += n
-
-
-class FetchedFFN:
-    """A FeedForward that reads its weights as it goes (module docstring): y = sum over fetched neurons of mid_j down_j.
-
-    select: which neurons each token wants; None: all of them. ahead: the same for the next layer, from what this layer
-    knows, for the reader's will_need; a wrong guess costs a read by the system, never a wrong result.
-    Several tokens at once (a prompt) share one fetch of all their blocks, and each uses its own.
-    """
-
-    def __init__(self, reader: BundleReader, select: Select | None = None, ahead: Select | None = None):
-        self.reader, self.select, self.ahead = reader, select, ahead
-
-    def blocks(self, select: Select | None, index: int, position: int, x: np.ndarray) -> np.ndarray:
-        """The blocks that hold a neuron that is wanted.  x (T, D)  ->  bool (T, B). Raises MinillmError."""
-        bundle = self.reader.bundle
-        if select is None:
-            return np.ones((len(x), bundle.blocks), bool)
-        wanted, expected = select(index, position, x), [len(x), bundle.config.intermediate_size]
-        if wanted.dtype != bool or list(wanted.shape) != expected:
-            found = f"{wanted.dtype}{list(wanted.shape)}"
-            raise MinillmError(f"select gave {found} for layer {index}, expected bool{expected}")
-        return np.logical_or.reduceat(wanted, np.arange(0, expected[1], bundle.group), axis=1)  # (T, B)
-
-    def __call__(self, x: np.ndarray, layer: Layer, position: int = 0, tap: Tap = no_tap) -> np.ndarray:
-        """x (T, D)  ->  y (T, D). Taps mask (T, F), True for every neuron that is used, mid_cut and out."""
-        reader, index = self.reader, layer.index
-        used = self.blocks(self.select, index, position, x)  # (T, B)
-        blocks = np.flatnonzero(used.any(axis=0))
-        if self.ahead is not None and index + 1 < len(reader.bundle.layers):
-            following = self.blocks(self.ahead, index + 1, position, x).any(axis=0)
-            reader.will_need(index + 1, np.flatnonzero(following))
-        gate, up, down = reader.fetch(index, blocks)  # (n, D) each
-        neurons = reader.neurons(blocks)  # (n,)
-        mine = used[:, neurons // reader.bundle.group]  # (T, n)
-        if tap is not no_tap:
-            mine = tap("mask", self._everywhere(mine, neurons))[:, neurons]
-        mid = coefficients(x, gate, up, neurons, layer)  # (T, n)
-        mid *= mine
-        if tap is not no_tap:
-            mid = tap("mid_cut", self._everywhere(mid, neurons))[:, neurons]
-        y = mid @ down  # (T, D)
-        return tap("out", y if layer.down_bias is None else y + layer.down_bias)
-
-    def _everywhere(self, values: np.ndarray, neurons: np.ndarray) -> np.ndarray:
-        """Values of the fetched neurons at their places among all.  (T, n)  ->  (T, F), zero elsewhere."""
-        full = np.zeros((len(values), self.reader.bundle.config.intermediate_size), values.dtype)
-        full[:, neurons] = values
-        return full
-
-
-def recorded(masks: np.ndarray) -> Select:
-    """Wanted is what masks say: bool (L, T, F), recorded before for the positions 0 ... T - 1 of the same text."""
-    return lambda index, position, x: masks[index, position : position + len(x)]
-
-
-def predicted(predictor: Predictor, group: int = 1, share: float | None = None) -> Select:
-    """Wanted is where a predictor's score is above its cutoff; with a share, the best blocks of each token.
-
-    share: how many of the blocks of ``group`` neurons, those with the largest sum of squared scores (of what is above
-    zero), as the score of a neuron is an estimate of its magnitude. Raises MinillmError for a predictor that needs the
-    truth or the layer's own weights, and for one without cutoffs where they are needed.
-    """
-    needs = (
-        (predictor.needs_truth, "needs the true mask, which takes all of gate and up"),
-        (getattr(predictor, "reads_gate", False), "reads the layer's own gate, which is not in memory"),
-        (share is None and predictor.cutoffs is None, "has no cutoffs"),
-    )
-    if why := next((why for is_so, why in needs if is_so), None):
-        raise MinillmError(f"the predictor {predictor.name} {why}, expected one that can select by itself")
-
-    def select(index: int, position: int, x: np.ndarray) -> np.ndarray:
-        scores = []
-        for rows in [slice(t, t + 1) for t in range(len(x))] if predictor.sequential else [slice(None)]:
-            start = position + (rows.start or 0)
-            scores.append(predictor.predict(index, start, x[rows]))
-            predictor.observe(index, start, x[rows], None)
-        scores = np.concatenate(scores)  # (T, F)
-        if share is None:
-            return ~(scores <= predictor.cutoffs[index])
-        return best_blocks(np.square(np.maximum(scores, 0)), np.arange(scores.shape[1]), group, share)
-
-    return select

@@ -1,4 +1,8 @@
-"""TODO."""
+"""Recording: which neurons each token needs, and which were guessed beforehand, in one pass of the model.
+
+What a token needs does not depend on a buffer (as long as misses are waited for), so one pass gives the trace
+A (T, L, N) and, where a predictor takes part, its guesses P (T, L, N). replay.py then tries every buffer on the record.
+"""
 
 from __future__ import annotations
 
@@ -7,38 +11,37 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..errors import MinillmError
+from ..steps import place
 from ..transformer.evaluation import pass_over
 from ..transformer.ffn import FeedForward
 from ..transformer.model import Llama, shape_of
 from ..transformer.texts import Run
-from .feedforward import Asked, check_role
 from .traffic import unpacked
 
 
 class Recorder:
-    """A tap that writes down what a sparse FFN needs and what was guessed, eight neurons to a byte.
+    """A tap that writes down what a sparse FFN needs (mask) and what was guessed (mask_guess), eight neurons to a byte.
 
-    role: what the mask is for (feedforward.py); in the role "prefetch" the model goes on with the true masks. Works for
-    ``generate``, ``perplexity`` and any pass; several texts are joined.
+    Works for ``generate``, ``perplexity`` and any pass; several texts are joined.
     """
 
-    def __init__(self, layers: int, neurons: int, role: str = "select"):
+    def __init__(self, layers: int, neurons: int):
         self.neurons = neurons
-        self._asked = [Asked(role) for _ in range(layers)]
         self._needed: list[list[np.ndarray]] = [[] for _ in range(layers)]
         self._guessed: list[list[np.ndarray]] = [[] for _ in range(layers)]
 
+    @classmethod
+    def of(cls, model: Llama) -> Recorder:
+        """A recorder of this model's shape."""
+        layers, _, neurons = shape_of(model)
+        return cls(layers, neurons)
+
     def __call__(self, name: str, value: np.ndarray) -> np.ndarray:
-        parts = name.split(".")  # blocks.3.mlp.mask
-        if len(parts) != 4 or parts[2:] not in (["mlp", "mask"], ["mlp", "mask_true"]):
-            return value
-        index = int(parts[1])
-        asked = self._asked[index]
-        value = asked(parts[3], value)
-        if parts[3] == "mask":
-            self._needed[index].append(np.packbits(asked.needed, axis=1))
-            if asked.guessed is not None:
-                self._guessed[index].append(np.packbits(asked.guessed, axis=1))
+        at = place(name)
+        if at is not None and at.step == "mlp.mask":
+            self._needed[at.layer].append(np.packbits(value, axis=1))
+        elif at is not None and at.step == "mlp.mask_guess":
+            self._guessed[at.layer].append(np.packbits(value, axis=1))
         return value
 
     @property
@@ -56,21 +59,12 @@ class Recorder:
         return unpacked([np.concatenate(rows) for rows in self._guessed], self.neurons)
 
 
-def recorder_for(model: Llama, ffn: FeedForward, role: str = "select") -> Recorder:
-    """A recorder of this model's shape. Raises MinillmError for a sparse FFN that does not cut whole neurons."""
-    check_role(ffn, role)
-    layers, _, neurons = shape_of(model)
-    return Recorder(layers, neurons, role)
-
-
-def record(
-    model: Llama, ffn: FeedForward, pieces: Sequence[Run], role: str = "select", doing: str = "counting"
-) -> Recorder:
+def record(model: Llama, ffn: FeedForward, pieces: Sequence[Run], doing: str = "counting") -> Recorder:
     """Pass the pieces of a text (``runs``) through the model with this FFN, and write down what each token needs.
 
-    doing: what the progress bar says. Raises MinillmError as ``recorder_for`` does.
+    ffn: one that taps its mask, of whole neurons: ``SelectedFFN(select, guess=...)``. doing: the progress bar's words.
     """
-    recorder = recorder_for(model, ffn, role)
+    recorder = Recorder.of(model)
     pass_over(model, pieces, recorder, ffn, doing)
     return recorder
 

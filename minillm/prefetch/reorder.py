@@ -28,19 +28,17 @@ large by themselves.) From a random start: one sorted by frequency ends in a poo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
 
-from ..errors import MinillmError
 from ..sparsity.magnitudes import sample_values
 from ..sparsity.policies import largest
+from ..sparsity.selected import NOTHING_READ, SelectedFFN
 from ..trace import Tap, no_tap
 from ..transformer.layer import Layer
 from ..transformer.model import Llama
-from ..transformer.ops import linear
 from ..transformer.texts import runs
 from .kernels import coefficients
 
@@ -72,7 +70,7 @@ def block_energy(energy: np.ndarray, order: np.ndarray, group: int) -> np.ndarra
 
 
 def kept_count(blocks: int, share: float) -> int:
-    """K: how many of so many blocks that share of them is, at least one."""
+    """K: number of blocks to keep, at least one."""
     return max(1, round(share * blocks))
 
 
@@ -156,25 +154,6 @@ def _best_exchange(
     return where
 
 
-def permuted(model: Llama, orders: Sequence[np.ndarray]) -> Llama:
-    """The same function with each layer's neurons in another order: place k holds what was neuron order[k].
-
-    The FFN's matrices are copied, all else is shared. Raises MinillmError for what is no permutation.
-    """
-    neurons, layers = model.config.intermediate_size, []
-    if len(orders) != len(model.layers):
-        raise MinillmError(f"found {len(orders)} orders, expected {len(model.layers)}, one per layer")
-    for layer, order in zip(model.layers, orders, strict=True):
-        if not np.array_equal(np.sort(order), np.arange(neurons)):
-            raise MinillmError(f"the order of layer {layer.index} is no permutation of 0 to {neurons - 1}")
-        rows = {name: getattr(layer, name) for name in ("gate_proj", "up_proj", "gate_bias", "up_bias")}
-        rows = {name: None if array is None else array[order] for name, array in rows.items()}
-        layers.append(replace(layer, **rows, down_proj=layer.down_proj[:, order]))
-    other = copy(model)
-    other.layers = layers
-    return other
-
-
 def best_blocks(energy: np.ndarray, order: np.ndarray, group: int, share: float) -> np.ndarray:
     """True for the neurons of each token's K blocks of the largest energy.  energy (T, F)  ->  bool (T, F)."""
     blocks = block_energy(energy, order, group)  # (T, B)
@@ -193,29 +172,38 @@ def dropped_means(mid: np.ndarray, layer: Layer, order: np.ndarray, group: int, 
     return np.where(out, mid, 0).sum(axis=0) / np.maximum(1, out.sum(axis=0, dtype=mid.dtype))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class BlockOracle:
-    """A FeedForward that keeps each token's best blocks: it knows mid, so it is a bound and no method.
+    """A Selector that wants each token's best blocks: it knows mid, so it is a bound and no method.
 
-        y = c + sum of (m_j - mean_j) down_j over the K blocks with the largest sum of (m_j - mean_j)^2 ||down_j||^2
-        c = sum over all j of mean_j down_j
+        the K blocks with the largest sum of (m_j - mean_j)^2 ||down_j||^2
 
-    orders: per layer (place -> neuron), without changing the model; None: as stored. means: per layer what a neuron
-    that is left out counts as (``dropped_means``); None: zero. c is known beforehand, so means cost no read: a block
-    that is left out is not lost but replaced by what it mostly is.
+    and with ``means`` in the FFN that executes it (``SelectedFFN(select, means=...)``)
+
+        y = c + sum of (m_j - mean_j) down_j over these blocks        c = sum over all j of mean_j down_j
+
+    group: neurons per block. share: of the blocks that are kept. orders: per layer (place -> neuron), without changing
+    the model; None: as stored. means: per layer what a neuron that is left out counts as (``dropped_means``); None:
+    zero. c is known beforehand, so means cost no read: a block that is left out is not lost but replaced by what it
+    mostly is.
     """
 
     group: int
     share: float = 0.5
     orders: Sequence[np.ndarray] | None = None
     means: Sequence[np.ndarray] | None = None
+    name: str = "block oracle"
+    calibrated_on: frozenset[str] = frozenset()
+    reads: frozenset[str] = NOTHING_READ
 
     def __call__(self, x: np.ndarray, layer: Layer, position: int = 0, tap: Tap = no_tap) -> np.ndarray:
-        """x (T, D)  ->  y (T, D). Taps mid, mask, mid_cut (the mean where cut) and out."""
+        """x (T, D)  ->  mask (T, F)."""
         i, count = layer.index, len(layer.gate_proj)
         order = np.arange(count) if self.orders is None else self.orders[i]
         mean = np.zeros(count, x.dtype) if self.means is None else self.means[i]  # (F,)
-        mid = tap("mid", coefficients(x, layer.gate_proj, layer.up_proj, slice(None), layer))  # (T, F)
-        mask = tap("mask", best_blocks(neuron_energy(mid - mean, layer), order, self.group, self.share))  # (T, F)
-        mid_cut = tap("mid_cut", np.where(mask, mid, mean))  # (T, F)
-        return tap("out", linear(mid_cut, layer.down_proj, layer.down_bias))  # (T, D)
+        mid = coefficients(x, layer.gate_proj, layer.up_proj, slice(None), layer)  # (T, F)
+        return best_blocks(neuron_energy(mid - mean, layer), order, self.group, self.share)  # (T, F)
+
+    def ffn(self) -> SelectedFFN:
+        """The FeedForward that keeps these blocks, with the means in the place of the others."""
+        return SelectedFFN(self, means=self.means)

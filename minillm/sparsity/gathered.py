@@ -16,8 +16,9 @@ import numpy as np
 from ..trace import Tap, no_tap
 from ..transformer.layer import Layer
 from ..transformer.ops import linear
-from .masked import both, where_any
+from .masked import both, first_reads, where_any
 from .policies import AFTER_BOTH, AFTER_GATE, AFTER_UP, OF_GATE_INPUT, OF_UP_INPUT, Norms, Policy
+from .spec import tap_reads
 
 
 def at_rows(array: np.ndarray | None, rows: np.ndarray) -> np.ndarray | None:
@@ -63,7 +64,7 @@ def gathered_swiglu(
     x (T, D), thresholds {tensor: number} of this layer  ->  y (T, D). Taps what is computed in full, the masks,
     mid_cut and out. An edit of the mask can cut more, not less: what was not read is 0 in mid_cut.
     """
-    norms, tap = policy.norms(layer) if norms is None else norms, where_any(tap)
+    norms, plain_tap, tap = policy.norms(layer) if norms is None else norms, tap, where_any(tap)
 
     def keep(tensors: tuple[str, ...], *values: np.ndarray) -> np.ndarray | None:
         return both([policy.kept(t, v, thresholds, norms) for t, v in zip(tensors, values, strict=True)])
@@ -80,17 +81,20 @@ def gathered_swiglu(
     cut = [t for t in policy.tensors if t in thresholds]
     if "up" in cut and not set(cut) & set(AFTER_GATE):  # up first
         up = tap("up", up_rows(None))  # (T, F)
-        mask = tap("mask_up", keep(AFTER_UP, up))  # (T, F)
+        mask = mask_up = tap("mask_up", keep(AFTER_UP, up))  # (T, F)
+        mask_gate = None
         gate = layer.act(gate_rows(mask))  # (T, F), right where the mask is True
     else:
         gate_pre = tap("gate_pre", gate_rows(None))  # (T, F)
         gate = tap("gate", layer.act(gate_pre))  # (T, F)
-        mask = tap("mask_gate", keep(AFTER_GATE, gate_pre, gate))  # (T, F)
+        mask = mask_gate = tap("mask_gate", keep(AFTER_GATE, gate_pre, gate))  # (T, F)
+        mask_up = None
         up = up_rows(mask)  # (T, F), right where the mask is True
         mask = both([mask, keep(AFTER_UP, up)])  # not shown: up is known only where the gate was kept
     mid = gate * up  # (T, F)
     mask = both([mask, keep(AFTER_BOTH, mid, mid)])
     mask = tap("mask", np.ones(mid.shape, bool) if mask is None else mask)  # (T, F)
+    tap_reads(plain_tap, *first_reads(mask_in_gate, mask_in_up, mask_gate, mask_up), mask)
     mid_cut = tap("mid_cut", np.where(mask, mid, 0))  # (T, F)
 
     out = tap("out", columns_of(mid_cut, layer.down_proj, layer.down_bias, mask))  # (T, D)

@@ -12,50 +12,42 @@ Differs from GRIFFIN: the prompt is the first PROMPT tokens of a text, be they g
 serves generation and scoring alike. (In a text that is scored at once nobody says where its prompt ends.)
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from ..trace import Tap, no_tap
 from ..transformer.layer import Layer
 from ..transformer.ops import linear
-from .gathered import columns_of, rows_of
 from .policies import largest
 
 PROMPT = 64  # tokens
 
 
-class GriffinFFN:
-    """A FeedForward that computes the first PROMPT tokens of a text densely and the rest from the neurons they chose.
+class Griffin:
+    """A Selector: all neurons for the first PROMPT tokens of a text, and for the rest the neurons that they chose.
 
     shares: per layer, the share of neurons that go. It holds the state of one text, which position 0 begins afresh.
     """
 
-    def __init__(self, shares: list[float], form: str = "masked"):
-        self.shares, self.form = shares, form
+    name = "griffin"
+    reads: frozenset[str] = frozenset()  # the prompt is computed in full anyway
+
+    def __init__(self, shares: Sequence[float], calibrated_on: frozenset[str] = frozenset()):
+        self.shares, self.calibrated_on = shares, calibrated_on
         self._square: dict[int, np.ndarray] = {}  # layer -> s_j^2 so far (F,)
 
     def __call__(self, x: np.ndarray, layer: Layer, position: int = 0, tap: Tap = no_tap) -> np.ndarray:
-        """x (T, D)  ->  y (T, D)."""
+        """x (T, D)  ->  mask (T, F)."""
         if position == 0:
             self._square[layer.index] = np.zeros(len(layer.gate_proj))
-        masked, first = self.form == "masked", min(max(PROMPT - position, 0), len(x))  # rows of the prompt among these
-        step = tap if masked else no_tap  # the other form shows only what is right in full
-        some = x if masked else x[:first]
-        gate_pre = step("gate_pre", linear(some, layer.gate_proj, layer.gate_bias))  # (T, F)
-        gate = step("gate", layer.act(gate_pre))  # (T, F)
-        up = step("up", linear(some, layer.up_proj, layer.up_bias))  # (T, F)
-        mid = step("mid", gate * up)  # (T, F)
-
-        known = np.ones((len(x), len(layer.gate_proj)), bool)  # (T, F)
-        known[first:] = self._chosen(layer.index, mid[:first])
-        known = tap("mask_known", known)  # (T, F)
-        mask = tap("mask", known)  # (T, F)
-        if not masked:  # the rows of the prompt are computed once more, for one formula instead of two
-            gate = layer.act(rows_of(x, layer.gate_proj, layer.gate_bias, mask, None))  # (T, F)
-            mid = gate * rows_of(x, layer.up_proj, layer.up_bias, mask, None)  # (T, F)
-        mid_cut = tap("mid_cut", np.where(mask, mid, 0))  # (T, F)
-        if not masked:
-            return tap("out", columns_of(mid_cut, layer.down_proj, layer.down_bias, mask))  # (T, D)
-        return tap("out", linear(mid_cut, layer.down_proj, layer.down_bias))  # (T, D)
+        first = min(max(PROMPT - position, 0), len(x))  # rows of the prompt among these
+        prompt = x[:first]
+        gate = layer.act(linear(prompt, layer.gate_proj, layer.gate_bias))  # (first, F)
+        mid = gate * linear(prompt, layer.up_proj, layer.up_bias)  # (first, F)
+        mask = np.ones((len(x), len(layer.gate_proj)), bool)  # (T, F)
+        mask[first:] = self._chosen(layer.index, mid)
+        return mask
 
     def _chosen(self, index: int, mid: np.ndarray) -> np.ndarray:
         """Take in further mids of the prompt, (n, F) with n >= 0, and give the neurons that stay, (F,)."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..errors import MinillmError
+from ..steps import place
 from ..transformer.evaluation import pass_over
 from ..transformer.ffn import FeedForward, swiglu
 from ..transformer.model import Llama
@@ -117,12 +118,10 @@ class Magnitudes:
         self._norms = [{t: TENSORS[t].norms(layer) for t in widths if TENSORS[t].norms} for layer in model.layers]
 
     def __call__(self, name: str, value: np.ndarray) -> np.ndarray:
-        parts = name.split(".")  # blocks.3.mlp.gate
-        if len(parts) == 4 and parts[2] == "mlp":
-            index = int(parts[1])
-            for step, tensor, magnitudes in self._adding[index]:
-                if step == parts[3]:
-                    magnitudes.add(magnitude(tensor, value, self._norms[index]))
+        if (at := place(name)) is not None:
+            for step, tensor, magnitudes in self._adding[at.layer]:
+                if at.step == f"mlp.{step}":
+                    magnitudes.add(magnitude(tensor, value, self._norms[at.layer]))
         return value
 
     def thresholds(self, tensors: Sequence[str], level: float) -> list[dict[str, float]]:
@@ -162,9 +161,8 @@ def sample_values(
     found: list[dict[str, list[np.ndarray]]] = [{step: [] for step in steps} for _ in model.layers]
 
     def tap(name: str, value: np.ndarray) -> np.ndarray:
-        parts = name.split(".")  # blocks.3.mlp.norm
-        if len(parts) == 4 and parts[2] == "mlp" and parts[3] in steps:
-            found[int(parts[1])][parts[3]].append(value.copy())
+        if (at := place(name)) is not None and (step := at.step.removeprefix("mlp.")) in steps:
+            found[at.layer][step].append(value.copy())
         return value
 
     if tokens is not None:

@@ -10,12 +10,15 @@ alone, and the result is exact. gathered.py computes the same from the kept neur
 every neuron is kept and the result equals the dense FFN bit for bit, because it is the same computation.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
 from ..trace import Tap, no_tap
 from ..transformer.layer import Layer
 from ..transformer.ops import linear
 from .policies import AFTER_BOTH, AFTER_GATE, AFTER_UP, OF_GATE_INPUT, OF_UP_INPUT, Norms, Policy
+from .spec import tap_reads
 
 
 def both(masks: list[np.ndarray | None]) -> np.ndarray | None:
@@ -29,16 +32,23 @@ def where_any(tap: Tap) -> Tap:
     return lambda name, value: None if value is None else tap(name, value)
 
 
-def masked_swiglu(
-    x: np.ndarray, layer: Layer, position: int = 0, tap: Tap = no_tap, *,
-    policy: Policy, thresholds: dict[str, float], norms: Norms | None = None,
-) -> np.ndarray:  # fmt: skip
-    """SwiGLU with the neurons that the policy cuts set to zero (equations above; policies.py for the rules).
+class Decision(NamedTuple):
+    """What a policy decided: mid and mask (T, F), and by which masks gate and up are read (None: in full)."""
 
-    x (T, D), thresholds {tensor: number} of this layer  ->  y (T, D). Taps the values before the cut. norms: what
-    ``policy.norms(layer)`` gives, where it is at hand.
+    mid: np.ndarray
+    mask: np.ndarray
+    gate_reads: np.ndarray | None
+    up_reads: np.ndarray | None
+
+
+def decide(
+    x: np.ndarray, layer: Layer, tap: Tap, policy: Policy, thresholds: dict[str, float], norms: Norms
+) -> Decision:
+    """The neurons that a policy keeps, from the layer's gate and up in full (equations above, without the last line).
+
+    Taps every value and the masks of single tensors; ``mask`` itself is for the caller to tap.
     """
-    norms, tap = policy.norms(layer) if norms is None else norms, where_any(tap)
+    tap = where_any(tap)
 
     def keep(tensors: tuple[str, ...], *values: np.ndarray) -> np.ndarray | None:
         return both([policy.kept(t, v, thresholds, norms) for t, v in zip(tensors, values, strict=True)])
@@ -56,9 +66,37 @@ def masked_swiglu(
     mask_gate = tap("mask_gate", keep(AFTER_GATE, gate_pre, gate))  # (T, F)
     mask_up = tap("mask_up", keep(AFTER_UP, up))  # (T, F)
     mask = both([mask_gate, mask_up, keep(AFTER_BOTH, mid, mid)])
-    mask = tap("mask", np.ones(mid.shape, bool) if mask is None else mask)  # (T, F)
+    mask = np.ones(mid.shape, bool) if mask is None else mask  # (T, F)
+    return Decision(mid, mask, *first_reads(mask_in_gate, mask_in_up, mask_gate, mask_up))
 
+
+def first_reads(
+    mask_in_gate: np.ndarray | None, mask_in_up: np.ndarray | None, mask_gate: np.ndarray | None,
+    mask_up: np.ndarray | None,
+) -> tuple[np.ndarray | None, np.ndarray | None]:  # fmt: skip
+    """By which masks a policy reads gate and up: columns by their inputs; else what is computed first is read in full,
+    and decides which rows of the other are read."""
+    if mask_in_gate is not None:
+        return mask_in_gate, mask_in_up
+    return (None if mask_gate is not None else mask_up), mask_gate
+
+
+def masked_swiglu(
+    x: np.ndarray, layer: Layer, position: int = 0, tap: Tap = no_tap, *,
+    policy: Policy, thresholds: dict[str, float], norms: Norms | None = None,
+) -> np.ndarray:  # fmt: skip
+    """SwiGLU with the neurons that the policy cuts set to zero (equations above; policies.py for the rules).
+
+    x (T, D), thresholds {tensor: number} of this layer  ->  y (T, D). Taps the values before the cut. norms: what
+    ``policy.norms(layer)`` gives, where it is at hand.
+    """
+    norms = policy.norms(layer) if norms is None else norms
+    mid, mask, gate_reads, up_reads = decide(x, layer, tap, policy, thresholds, norms)
+    mask = tap("mask", mask)  # (T, F)
+    tap_reads(tap, gate_reads, up_reads, mask)
     mid_cut = tap("mid_cut", np.where(mask, mid, 0))  # (T, F)
     out = tap("out", linear(mid_cut, layer.down_proj, layer.down_bias))  # (T, D)
-    mask_out = tap("mask_out", keep(("out",), out))  # (T, D)
-    return out if mask_out is None else np.where(mask_out, out, 0)
+    mask_out = policy.kept("out", out, thresholds, norms)  # (T, D)
+    if mask_out is None:
+        return out
+    return np.where(tap("mask_out", mask_out), out, 0)

@@ -1,34 +1,37 @@
-"""The FeedForward of a policy: each layer's own thresholds, masked or gathered.
+"""From a policy and its thresholds to a FeedForward that cuts, and to a Selector that says what it would keep.
 
-masked      masked.py: compute everything, then set to zero what the policy cuts
-gathered    gathered.py: touch only the rows and columns that the mask needs
+policy_ffn         the policy computes its own mask, from the values that it needs first: what it reads is counted
+    masked         masked.py: compute everything, then set to zero what the policy cuts
+    gathered       gathered.py: touch only the rows and columns that the mask needs
+policy_selector    the same mask, told for nothing before the layer is computed: a free oracle, a bound and no method
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
 from ..errors import MinillmError
 from ..trace import Tap, no_tap
+from ..transformer.ffn import Selector
 from ..transformer.layer import Layer
 from ..transformer.model import Llama
 from .gathered import gathered_swiglu
-from .griffin import GriffinFFN
-from .masked import masked_swiglu
+from .griffin import Griffin
+from .masked import decide, masked_swiglu
 from .policies import Norms, Policy, policy_named
+from .selected import NOTHING_READ, SelectedFFN, check_form
 from .thresholds import Thresholds
 
-FORMS = {"masked": masked_swiglu, "gathered": gathered_swiglu}
+NOT_NEURONS = ("out", "in_gate", "in_gate_norm", "in_up")  # tensors whose cut leaves no whole neuron out
 
 
 @dataclass(frozen=True)
 class SparseFFN:
     """A FeedForward that cuts: masked or gathered SwiGLU with a policy and each layer's own thresholds.
 
-    norms: per layer, the column norms that the policy needs, computed once. griffin, which has a state, is held inside.
+    norms: per layer, the column norms that the policy needs, computed once.
     """
 
     policy: Policy
@@ -37,14 +40,10 @@ class SparseFFN:
     norms: tuple[Norms, ...]
 
     def __call__(self, x: np.ndarray, layer: Layer, position: int = 0, tap: Tap = no_tap) -> np.ndarray:
-        if self.policy.name == "griffin":
-            return self._griffin(x, layer, position, tap)
-        how = {"thresholds": self.thresholds.layers[layer.index], "norms": self.norms[layer.index]}
-        return FORMS[self.form](x, layer, position, tap, policy=self.policy, **how)
-
-    @cached_property
-    def _griffin(self) -> GriffinFFN:
-        return GriffinFFN([layer["mid"] for layer in self.thresholds.layers], self.form)
+        """x (T, D)  ->  y (T, D)."""
+        compute = masked_swiglu if self.form == "masked" else gathered_swiglu
+        thresholds, norms = self.thresholds.layers[layer.index], self.norms[layer.index]
+        return compute(x, layer, position, tap, policy=self.policy, thresholds=thresholds, norms=norms)
 
     @property
     def calibrated_on(self) -> frozenset[str]:
@@ -52,13 +51,63 @@ class SparseFFN:
         return frozenset(self.thresholds.documents_sha256)
 
 
-def policy_ffn(model: Llama, thresholds: Thresholds, form: str = "masked") -> SparseFFN:
+@dataclass(frozen=True)
+class PolicyOracle:
+    """A Selector that wants what a policy keeps. It computes gate and up in full to know, and that is not counted."""
+
+    policy: Policy
+    thresholds: Thresholds
+    norms: tuple[Norms, ...]
+    reads: frozenset[str] = NOTHING_READ
+
+    @property
+    def name(self) -> str:
+        """As in "mask of mid"."""
+        return f"mask of {self.policy.name}"
+
+    @property
+    def calibrated_on(self) -> frozenset[str]:
+        """Hashes of the documents that the thresholds were found on."""
+        return frozenset(self.thresholds.documents_sha256)
+
+    def __call__(self, x: np.ndarray, layer: Layer, position: int = 0, tap: Tap = no_tap) -> np.ndarray:
+        """x (T, D)  ->  mask (T, F). Taps nothing: what it computes is not the model's."""
+        thresholds, norms = self.thresholds.layers[layer.index], self.norms[layer.index]
+        return decide(x, layer, no_tap, self.policy, thresholds, norms).mask
+
+
+def _norms(model: Llama, policy: Policy) -> tuple[Norms, ...]:
+    return tuple(policy.norms(layer) for layer in model.layers)
+
+
+def policy_ffn(model: Llama, thresholds: Thresholds, form: str = "masked") -> SparseFFN | SelectedFFN:
     """The FeedForward that cuts ``model`` with these thresholds; the policy computes its own mask.
 
     form: "masked" or "gathered". Raises ThresholdsError when the thresholds belong to another model.
     """
     thresholds.check_fits(model)
-    if form not in FORMS:
-        raise MinillmError(f"form is {form!r}, expected one of {', '.join(FORMS)}")
+    check_form(form)
+    if thresholds.policy == "griffin":
+        return SelectedFFN(_griffin(thresholds), form)
     policy = policy_named(thresholds.policy)
-    return SparseFFN(policy, thresholds, form, tuple(policy.norms(layer) for layer in model.layers))
+    return SparseFFN(policy, thresholds, form, _norms(model, policy))
+
+
+def policy_selector(model: Llama, thresholds: Thresholds) -> Selector:
+    """The mask that a policy keeps at these thresholds, as a free oracle (griffin: as the prompt chooses it).
+
+    Raises ThresholdsError when the thresholds belong to another model, MinillmError for a policy that cuts other things
+    than whole neurons.
+    """
+    thresholds.check_fits(model)
+    if thresholds.policy == "griffin":
+        return _griffin(thresholds)
+    policy = policy_named(thresholds.policy)
+    if others := [t for t in policy.tensors if t in NOT_NEURONS and any(t in layer for layer in thresholds.layers)]:
+        cut = f"policy {policy.name} cuts {', '.join(others)}"
+        raise MinillmError(f"{cut}: a selection of neurons needs a policy that cuts whole neurons")
+    return PolicyOracle(policy, thresholds, _norms(model, policy))
+
+
+def _griffin(thresholds: Thresholds) -> Griffin:
+    return Griffin([layer["mid"] for layer in thresholds.layers], frozenset(thresholds.documents_sha256))

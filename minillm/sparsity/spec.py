@@ -5,12 +5,12 @@ fields cannot be compared with another:
 
     tensor, comparison, token scope, layer scope, granularity, target and ACHIEVED value       SparsitySpec
 
-and from the masks of a run, always in the same way:                                         SparsityMeter
+and from the masks of a run and what it read, always in the same way:                        SparsityMeter
 
     neuron sparsity    share of (token, neuron) pairs whose mid is cut to zero
     read_exact         share of [gate, up, down] weights read per token when the policy computes its own mask: whatever
                        decides the mask has to be read first. Rows of gate and up and columns of down; where a policy
-                       cuts inputs (teal, wina), columns of all three
+                       cuts inputs (teal, wina), columns of all three. Each FFN reports its own: ``tap_reads``
     read_known_mask    the same when the mask is known beforehand for nothing (a free oracle): the density, three times
     union density      share of neurons that at least one of ``window`` successive tokens needs: what a batch reads
 """
@@ -21,6 +21,9 @@ from collections import defaultdict
 from dataclasses import asdict, dataclass
 
 import numpy as np
+
+from ..steps import place
+from ..trace import Tap, no_tap
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,18 @@ def in_words(tensors: tuple[str, ...], comparison: str) -> str:
     return ", ".join(how.get(comparison, f"where {{}} {comparison} threshold").format(f"|{t}|") for t in tensors)
 
 
+def tap_reads(tap: Tap, gate: np.ndarray | None, up: np.ndarray | None, down: np.ndarray | None) -> None:
+    """Report, as step ``reads`` (T, 3), which share of its gate, up and down weights an FFN read for each token.
+
+    gate, up, down: masks (T, n) of the rows or columns that were read; None: all of them. At least one is a mask.
+    """
+    if tap is no_tap:
+        return
+    tokens = next(len(mask) for mask in (gate, up, down) if mask is not None)
+    shares = [np.ones(tokens) if mask is None else mask.mean(axis=1) for mask in (gate, up, down)]
+    tap("reads", np.stack(shares, axis=1))  # (T, 3)
+
+
 @dataclass(frozen=True)
 class SparsityReport:
     """The accounting of one run (module docstring). read_* are the shares of gate rows, up rows, down columns."""
@@ -103,10 +118,14 @@ class SparsityReport:
         return float(np.mean(list(self.tensor_sparsity.values())))
 
 
-class SparsityMeter:
-    """A tap that counts the masks of a sparse FFN; ``report()`` gives the accounting.
+# The masks of what a policy cuts; others (of the truth, of a guess) are not cuts.
+MASKS = frozenset(f"mlp.{mask}" for mask in ("mask", "mask_in_gate", "mask_in_up", "mask_gate", "mask_up", "mask_out"))
 
-    A dense FFN shows no masks and is reported as sparsity 0, reads 1. Every position counts, the BOS included, and
+
+class SparsityMeter:
+    """A tap that counts the masks of a sparse FFN and adds up what it read; ``report()`` gives the accounting.
+
+    A dense FFN shows neither and is reported as sparsity 0, reads 1. Every position counts, the BOS included, and
     every layer counts alike. window: how many successive tokens a union is taken over.
     """
 
@@ -116,14 +135,18 @@ class SparsityMeter:
         self._kept: dict[str, dict[int, int]] = defaultdict(lambda: defaultdict(int))  # mask name -> layer -> kept
         self._size: dict[str, dict[int, int]] = defaultdict(lambda: defaultdict(int))
         self._union, self._union_size = 0, 0
+        self._reads, self._read_tokens = np.zeros(3), 0  # sums over tokens and layers
 
     def __call__(self, name: str, value: np.ndarray) -> np.ndarray:
         if name == "embed":
             self.tokens += len(value)
-        elif ".mlp.mask" in name:
-            _, layer, _, mask = name.split(".")
-            self._kept[mask][int(layer)] += int(np.count_nonzero(value))
-            self._size[mask][int(layer)] += value.size
+        elif (at := place(name)) is not None and at.step == "mlp.reads":
+            self._reads += value.sum(axis=0)
+            self._read_tokens += len(value)
+        elif at is not None and at.step in MASKS:
+            mask = at.step.removeprefix("mlp.")
+            self._kept[mask][at.layer] += int(np.count_nonzero(value))
+            self._size[mask][at.layer] += value.size
             if mask == "mask":
                 whole = value[: len(value) // self.window * self.window]
                 union = whole.reshape(-1, self.window, value.shape[-1]).any(axis=1)
@@ -140,18 +163,12 @@ class SparsityMeter:
         layers = self._size.get("mask", {})
         per_layer = tuple(1 - self._kept["mask"][i] / layers[i] for i in sorted(layers))
         density, seen = self._density("mask"), self._size
-        if "mask_known" in seen:  # chosen before anything was computed
-            reads = (density,) * 3
-        elif "mask_in_gate" in seen:  # columns, by their inputs
-            reads = (self._density("mask_in_gate"), self._density("mask_in_up"), density)
-        else:
-            # What was computed first decides which rows of the other are read; mask, which columns of down.
-            gate = 1.0 if "mask_gate" in seen else self._density("mask_up")
-            reads = (gate, self._density("mask_gate"), density)
-        cut = {
-            m.removeprefix("mask_"): 1 - self._density(m) for m in seen if m not in ("mask", "mask_known", "mask_true")
-        }
+        gate, up, down = (self._reads / self._read_tokens).tolist() if self._read_tokens else (1.0, 1.0, 1.0)
+        cut = {mask.removeprefix("mask_"): 1 - self._density(mask) for mask in seen if mask != "mask"}
         if "mask" in seen and not {"mask_gate", "mask_up"} & set(seen):
             cut["mid"] = 1 - density  # then mid itself is what is cut
         union = self._union / self._union_size if self._union_size else None
-        return SparsityReport(self.tokens, 1 - density, per_layer, cut, reads, (density,) * 3, union, self.window)
+        known = (density, density, density)
+        return SparsityReport(
+            self.tokens, 1 - density, per_layer, cut, (gate, up, down), known, union, self.window
+        )  # fmt: skip

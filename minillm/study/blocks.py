@@ -41,7 +41,7 @@ def block_rows(
             row = {"group": group, "order": kind, "kept_energy": float(kept)}
             means = [dropped_means(*each, group, share) for each in zip(mids, model.layers, orders, strict=True)]
             for suffix, used in (("", None), ("_with_means", means)):
-                ffn = BlockOracle(group, share, orders, used)
+                ffn = BlockOracle(group, share, orders, used).ffn()
                 found = perplexity(model, test, context=context, ffn=ffn).perplexity
                 row |= {f"perplexity{suffix}": found, f"increase{suffix}": found / dense - 1}
             rows.append(row)

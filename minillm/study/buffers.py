@@ -9,36 +9,64 @@ import numpy as np
 
 from ..errors import MinillmError
 from ..predictors.cutoffs import fit_cutoffs
-from ..predictors.protocol import Predictor
-from ..predictors.select import sparse_ffn
+from ..predictors.protocol import Predictor, check_fits
+from ..predictors.select import Predicted
 from ..predictors.workshop import Workshop
 from ..prefetch.buffer import PrefetchBuffer
 from ..prefetch.clock import Device, device_named, work_of
 from ..prefetch.eviction import belady, lru
 from ..prefetch.feedforward import BufferedFFN
-from ..prefetch.record import recorder_for
+from ..prefetch.record import Recorder
 from ..prefetch.replay import KEEPERS, SHARES, _baselines, _figures, enough, keeper_of, kept_history, replay, traffic_of
+from ..sparsity.selected import SelectedFFN, check_truth
+from ..sparsity.sparse import policy_selector
 from ..sparsity.thresholds import Thresholds
 from ..transformer.evaluation import perplexity
+from ..transformer.ffn import Selector
 from ..transformer.model import Llama, shape_of
 from .prediction import ffn_bytes
+
+ROLES = ("select", "prefetch", "both")
 
 
 class Way(NamedTuple):
     """How the neurons of a token come to be known.
 
-    predictor None: the policy's own mask, free of charge and at the last moment. role: what its mask is for
-    (feedforward.py). lookahead: how early it is known; "layer" or "token" for a role that prefetches.
+    predictor None: the policy's own mask, free of charge and at the last moment. role: what a predictor's mask is for.
+    lookahead: how early it is known; "layer" or "token" for a role that prefetches.
+
+        role        needed       guessed      for
+        select      its mask     -            the policy's own mask, or a predictor whose word is the mask
+        prefetch    policy's     its mask     the predictor only prefetches: the output is that of the policy
+        both        its mask     its mask     a predictor that knows early enough to prefetch what it selects
     """
 
     predictor: Predictor | None = None
     role: str = "select"
     lookahead: str = "layer"
 
+    def selectors(self, model: Llama, thresholds: Thresholds) -> tuple[Selector, Selector | None]:
+        """Who says what is needed, and whose guess is prefetched (None: nobody's). Raises MinillmError.
 
-def lookaheads_of(predictor: Predictor) -> tuple[str, ...]:
-    """How early a predictor's guess can be made, from what it looks at; () where it needs the layer's own input."""
-    return predictor.lookaheads
+        thresholds: of policy mid, where a predictor takes part.
+        """
+        predictor, role = self.predictor, self.role
+        if role not in ROLES:
+            raise MinillmError(f"role is {role!r}, expected one of {', '.join(ROLES)}")
+        if predictor is None:
+            if role != "select":
+                raise MinillmError(f"role {role} needs a guess, expected a predictor")
+            return policy_selector(model, thresholds), None
+        if role != "select" and self.lookahead not in predictor.lookaheads:
+            found = f"{predictor.name} cannot guess one {self.lookahead} ahead"
+            raise MinillmError(f"{found}: it looks at the layer's own input, expected role select")
+        thresholds.check_fits(model)
+        check_truth(thresholds)
+        check_fits(predictor, model)
+        own = Predicted(predictor, thresholds)
+        if role == "prefetch":
+            return policy_selector(model, thresholds), own
+        return own, own if role == "both" else None
 
 
 def prefetch_rows(
@@ -63,17 +91,14 @@ def prefetch_rows(
     changes what follows, so they are scored anew for each row, by an FFN that computes from the buffer alone; belady,
     which needs the future, has no row of its own there, and the baselines are those of the row's own requests.
     bytes_per_number: of a weight in slow memory. A predictor's own bytes are resident and its work counts (an oracle's
-    is free). Raises MinillmError, also for a predictor that is to guess before it can (``lookaheads_of``).
+    is free). Raises MinillmError, also for a predictor that is to guess before it can (its lookaheads).
     """
     layers, _, neurons = shape_of(model)
     device, dense = device_named(device), perplexity(model, documents, protocol, context).perplexity
     capacities = sorted({round(share * neurons) for share in shares})
     for way in ways:
         predictor = way.predictor
-        if predictor and way.role != "select" and way.lookahead not in lookaheads_of(predictor):
-            found = f"{predictor.name} cannot guess one {way.lookahead} ahead"
-            raise MinillmError(f"{found}: it looks at the layer's own input, expected role select")
-        ffn = sparse_ffn(model, thresholds, predictor=predictor)
+        select, guess = way.selectors(model, thresholds)
         free = predictor is None or predictor.free
         own_work = 0 if free else np.mean([predictor.multiply_adds(i) for i in range(layers)])
         work = work_of(model, bytes_per_number, predictor=own_work)
@@ -85,8 +110,8 @@ def prefetch_rows(
             "dense_perplexity": dense,
         }
         if miss == "wait":
-            recorder = recorder_for(model, ffn, way.role)
-            score = perplexity(model, documents, protocol, context, ffn, recorder)
+            recorder = Recorder.of(model)
+            score = perplexity(model, documents, protocol, context, SelectedFFN(select, guess=guess), recorder)
             rows = replay(
                 recorder.needed, work, capacities, keepers, device=device, guessed=recorder.guessed,
                 lookahead=way.lookahead, hot_frequencies=hot_frequencies, seed=seed,
@@ -98,7 +123,7 @@ def prefetch_rows(
         for capacity, name in ((capacity, name) for capacity in capacities for name in names):
             keeper = keeper_of(name, capacity, (layers, neurons), hot_frequencies, seed)
             buffer = PrefetchBuffer(layers, neurons, capacity, keeper, log=False)
-            score = perplexity(model, documents, protocol, context, BufferedFFN(ffn, buffer, miss, way.role))
+            score = perplexity(model, documents, protocol, context, BufferedFFN(select, buffer, miss, guess))
             trace, start = buffer.trace(), buffer.start
             chance = keeper_of("random", capacity, trace.shape, None, seed)
             rivals = ((lru(), start), (belady(trace), start), (chance, None))
@@ -119,7 +144,7 @@ ALL, OWN = "all neurons", "mask of mid"
 
 def way_of(predictor: Predictor) -> Way:
     """How a predictor is used best: what can guess early does, and what selects badly only prefetches."""
-    early = lookaheads_of(predictor)
+    early = predictor.lookaheads
     if not predictor.selects:
         return Way(predictor, "prefetch", early[-1])
     return Way(predictor, "both", early[0]) if early else Way(predictor)

@@ -33,19 +33,21 @@ import numpy as np
 
 from ..errors import MinillmError
 from ..predictors.protocol import Predictor
-from ..predictors.select import sparse_ffn
 from ..prefetch.buffer import PrefetchBuffer
 from ..prefetch.bundle import Bundle
 from ..prefetch.eviction import belady
-from ..prefetch.reader import BundleReader, FetchedFFN, Select, predicted, recorded
-from ..prefetch.record import frequencies, record, recorder_for
+from ..prefetch.fetched import FetchedFFN, predicted
+from ..prefetch.reader import BundleReader
+from ..prefetch.record import Recorder, frequencies, record
 from ..prefetch.reorder import BlockOracle
 from ..prefetch.replay import keeper_of
 from ..prefetch.system import Unsupported, cached_share, system_reads
+from ..sparsity.selected import Recorded, StaticSet
+from ..sparsity.sparse import policy_ffn
 from ..sparsity.thresholds import Thresholds
 from ..trace import Tap, no_tap
 from ..transformer.attention import KVCache
-from ..transformer.ffn import FeedForward, swiglu
+from ..transformer.ffn import FeedForward, Selector, swiglu
 from ..transformer.layer import Layer
 from ..transformer.model import Llama
 from ..transformer.ops import log_softmax
@@ -60,7 +62,7 @@ class Way(NamedTuple):
     """
 
     name: str
-    select: Callable[[int], Select | None]
+    select: Callable[[int], Selector | None]
     trace: np.ndarray | None = None
 
 
@@ -75,17 +77,17 @@ def way_of(predictor: Predictor, bundle: Bundle, share: float) -> Way:
 
 def oracle_ffn(model: Llama, bundle: Bundle, thresholds: Thresholds, share: float) -> FeedForward:
     """The resident FFN whose masks are the oracle's: policy mid, or the best blocks of each token."""
-    return sparse_ffn(model, thresholds) if bundle.group == 1 else BlockOracle(bundle.group, share)
+    return policy_ffn(model, thresholds) if bundle.group == 1 else BlockOracle(bundle.group, share).ffn()
 
 
 def oracle(model: Llama, bundle: Bundle, ffn: FeedForward, texts: Sequence[Run], new: int = 0) -> Way:
     """Run the texts with everything in memory and write down what is wanted."""
     masks = []
     for text in texts:
-        recorder = recorder_for(model, ffn)
+        recorder = Recorder.of(model)
         one_by_one(model, text.ids, new, ffn, recorder)
         masks.append(recorder.needed)  # (T, L, F)
-    selects = [recorded(mask.transpose(1, 0, 2)) for mask in masks]
+    selects = [Recorded(mask.transpose(1, 0, 2)) for mask in masks]
     return Way("oracle", selects.__getitem__, in_blocks(np.concatenate(masks), bundle.group))
 
 
@@ -241,9 +243,9 @@ def fetched_row(
     return row, result
 
 
-def every_neuron(bundle: Bundle) -> Select:
+def every_neuron(bundle: Bundle) -> StaticSet:
     """Wanted is everything: what is announced where nothing is selected."""
-    return lambda index, position, x: np.ones((len(x), bundle.config.intermediate_size), bool)
+    return StaticSet(np.ones((len(bundle.layers), bundle.config.intermediate_size), bool), "everything")
 
 
 def _row(name: str, watch: Stopwatch, result: Result, resident: Result | None, new: int) -> dict:

@@ -27,7 +27,9 @@ from ..predictors.protocol import Predictor
 from ..predictors.select import sparse_ffn
 from ..predictors.workshop import NAMES, Workshop
 from ..sparsity.calibrate import calibrate
+from ..sparsity.spec import SparsityMeter
 from ..sparsity.thresholds import Thresholds
+from ..trace import chained
 from ..transformer.evaluation import Evaluation, divergence, perplexity
 from ..transformer.model import Llama, shape_of
 from ..transformer.texts import as_documents, split_text
@@ -50,12 +52,11 @@ def predictor_row(
     model: Llama, predictor: Predictor, thresholds: Thresholds, test: Sequence[str], fraction: float, dense: Evaluation,
 ) -> dict:  # fmt: skip
     """Score one predictor, cutoffs set, under the protocol and context of the dense score (module docstring)."""
-    ffn, meter = sparse_ffn(model, thresholds, predictor=predictor), PredictionMeter()
-    score = perplexity(model, test, dense.protocol, dense.context, ffn, meter)
+    ffn, meter, counted = sparse_ffn(model, thresholds, predictor=predictor), PredictionMeter(), SparsityMeter()
+    score = perplexity(model, test, dense.protocol, dense.context, ffn, chained(meter, counted))
     kl, agreement = divergence(model, test, ffn, dense.protocol, dense.context)
     found, (in_float32, as_stored) = meter.report(), ffn_bytes(model)
-    share = found["selected"]
-    read = (1.0 if getattr(predictor, "reads_gate", False) else share, share, share)
+    read = counted.report().read_exact
     layers, hidden, intermediate = shape_of(model)
     own_work = sum(predictor.multiply_adds(i) for i in range(layers))
     touched = sum(read) / 3 * as_stored + predictor.nbytes

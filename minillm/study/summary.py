@@ -19,7 +19,6 @@ from dataclasses import asdict, dataclass, fields, replace
 import numpy as np
 
 from ..loading.checkpoint import checkpoint_tensors
-from ..predictors.select import sparse_ffn
 from ..predictors.workshop import Workshop
 from ..prefetch.clock import Interval, ffn_share, simulate, whole_token, work_of
 from ..prefetch.record import frequencies, record
@@ -27,6 +26,7 @@ from ..prefetch.replay import KEEPERS, kept_history, traffic_of
 from ..sparsity.calibrate import calibrate
 from ..sparsity.magnitudes import collect
 from ..sparsity.policies import policy_named
+from ..sparsity.selected import SelectedFFN
 from ..sparsity.sparse import policy_ffn
 from ..transformer.evaluation import Evaluation, perplexity
 from ..transformer.ffn import FeedForward
@@ -242,8 +242,9 @@ def buffer_study(
     done("ways to know")
     timelines, needed = {}, []
     for way in (ways[0], ways[-1]):
-        ffn = sparse_ffn(model, mid, predictor=way.predictor)
-        seen = record(model, ffn, runs(model, walked, "documents", context), way.role, "recording")
+        select, guess = way.selectors(model, mid)
+        ffn = SelectedFFN(select, guess=guess)
+        seen = record(model, ffn, runs(model, walked, "documents", context), "recording")
         needed.append(seen.needed)
         name = OWN if way.predictor is None else way.predictor.name
         timelines[name] = last_token(model, seen.needed, seen.guessed, way)

@@ -1,4 +1,4 @@
-"""The feed-forward network, and the seam where every method of this project enters.
+"""The feed-forward network, and the two seams where every method of this project enters.
 
 SwiGLU (Shazeer 2020, arXiv 2002.05202, eq. 6) is a sum over F neurons. Neuron j owns row j of the gate and
 up matrices and column j of the down matrix:
@@ -11,6 +11,10 @@ chapters on cutting, predicting and fetching is about which neurons those are.
 
 A *FeedForward* is any function (x, layer, position, tap) -> y. Dense, thresholded, predicted, prefetched: each is
 one such function, given to ``Llama.forward(ids, ffn=...)``, and nothing else in the model changes.
+
+A *Selector* is any function (x, layer, position, tap) -> mask. It answers "which neurons?" before the layer is
+computed: a policy as a free oracle, a predictor with cutoffs, recorded masks, a static set, GRIFFIN's prompt. The
+FeedForwards that execute its answer (masked, gathered, from a buffer, from a disk) do not care which of them it is.
 """
 
 from __future__ import annotations
@@ -29,6 +33,26 @@ class FeedForward(Protocol):
 
     position 0 starts a new text: a FeedForward with state (the previous token's mask, say) starts afresh there.
     """
+
+    def __call__(self, x: np.ndarray, layer: Layer, position: int, tap: Tap) -> np.ndarray: ...
+
+
+class Selector(Protocol):
+    """x (T, D) normed input, layer, position of x's first row  ->  mask (T, F) bool, True = neuron wanted.
+
+    name: for tables. calibrated_on: hashes of the documents that it has seen. reads: the matrices of the layer
+    ("gate", "up") that it reads in full to know its answer; what a free oracle reads is not counted, so it names none.
+    position 0 starts a new text: a Selector with state starts afresh there.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def calibrated_on(self) -> frozenset[str]: ...
+
+    @property
+    def reads(self) -> frozenset[str]: ...
 
     def __call__(self, x: np.ndarray, layer: Layer, position: int, tap: Tap) -> np.ndarray: ...
 

@@ -23,12 +23,13 @@ from minillm.prefetch.buffer import PrefetchBuffer
 from minillm.prefetch.clock import DEVICES, Device, simulate, work_of
 from minillm.prefetch.eviction import belady, lru
 from minillm.prefetch.feedforward import BufferedFFN
-from minillm.prefetch.record import frequencies, recorder_for
+from minillm.prefetch.record import Recorder, frequencies
 from minillm.prefetch.replay import enough, kept_history, replay, traffic_of
 from minillm.prefetch.traffic import EVENT_COLUMNS, event_rows
 from minillm.show.explain import neuron_raster
 from minillm.show.map import you_are_here
 from minillm.show.results import bytes_by_capacity, gantt, hit_rate_by_capacity
+from minillm.sparsity.sparse import policy_selector
 from minillm.study.buffers import ALL, OWN, Way, buffer_rows, ways_of, when_it_matters
 from minillm.tables import text_table
 from minillm.transformer.texts import as_documents
@@ -129,7 +130,7 @@ thresholds = minillm.calibrate(model, held, policy="mid", sparsity=0.5, by="neur
 def recorded(texts: list[str]) -> np.ndarray:
     """The neurons that each token needs in each layer: bool (T, L, N)."""
     ffn = minillm.sparse_ffn(model, thresholds)
-    recorder = recorder_for(model, ffn)
+    recorder = Recorder.of(model)
     minillm.perplexity(model, texts, ffn=ffn, tap=recorder)
     return recorder.needed
 
@@ -457,7 +458,7 @@ for sentence in when_it_matters(waited):
 small = PrefetchBuffer(layers, neurons, 96, "lru", log=False)
 ids = model.tokenizer.encode(test[0])[:40]
 ffn = minillm.sparse_ffn(model, thresholds)
-buffered = BufferedFFN(ffn, small)
+buffered = BufferedFFN(policy_selector(model, thresholds), small)
 difference = np.abs(model.forward(ids, ffn=buffered) - model.forward(ids, ffn=ffn)).max()
 print(f"largest difference of the logits {difference:.1e}; {buffered.bytes_read:,} bytes copied into the fast memory")
 fetched = int(small.traffic().missed.sum())

@@ -19,7 +19,7 @@ from minillm.bench.turns import over
 from minillm.cli import main as cli
 from minillm.errors import MinillmError
 from minillm.prefetch.clock import LARGE, ffn_share
-from minillm.prefetch.reader import FetchedFFN
+from minillm.prefetch.fetched import FetchedFFN
 from minillm.prefetch.system import Unsupported
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs a cache that can be emptied and shown")

@@ -11,7 +11,7 @@ from minillm.predictors.cutoffs import fit_cutoffs
 from minillm.predictors.files import load_predictor, save_predictor
 from minillm.predictors.memory import Library, nearest, seen
 from minillm.predictors.metrics import PredictionMeter
-from minillm.predictors.select import PredictedFFN, sparse_ffn
+from minillm.predictors.select import predicted_ffn, sparse_ffn
 from minillm.sparsity.calibrate import calibrate
 from minillm.sparsity.policies import largest
 from minillm.trace import Trace
@@ -48,7 +48,7 @@ def random_patterns(count: int, width: int = 40, density: float = 0.5, seed: int
 
 def metrics(model, predictor, thresholds, documents) -> dict[str, float]:
     meter = PredictionMeter()
-    perplexity(model, documents, ffn=PredictedFFN(predictor, thresholds), tap=meter)
+    perplexity(model, documents, ffn=predicted_ffn(predictor, thresholds), tap=meter)
     return meter.report()
 
 
@@ -95,11 +95,11 @@ def test_a_library_of_the_text_itself_gives_back_its_own_patterns(tmp_path):
     assert len(np.unique(predictor.library[0], axis=0)) == predictor.library.shape[1]  # each key is found once
     predictor.cutoffs = np.array([thresholds.layers[0]["mid"], BITS, BITS])
     ids = model.tokenizer.encode(texts(1)[0])
-    found = model.forward(ids, ffn=PredictedFFN(predictor, thresholds))
+    found = model.forward(ids, ffn=predicted_ffn(predictor, thresholds))
     assert np.array_equal(found, model.forward(ids, ffn=sparse_ffn(model, thresholds)))
     predictor.library = np.roll(predictor.library, 1, axis=1)
     predictor.library[0] = np.roll(predictor.library[0], -1, axis=0)  # the keys of one position, the rest of another
-    assert not np.array_equal(found, model.forward(ids, ffn=PredictedFFN(predictor, thresholds)))
+    assert not np.array_equal(found, model.forward(ids, ffn=predicted_ffn(predictor, thresholds)))
 
 
 def test_the_whole_library_as_neighbours_is_a_static_mask(model, thresholds):
@@ -120,7 +120,7 @@ def test_the_selected_share_is_the_one_asked_for_in_spite_of_tied_votes(model, t
         fit_cutoffs(model, predictor, thresholds, train, 0.4)
         meter = PredictionMeter()
         for text in train:
-            model.forward(model.tokenizer.encode(text), ffn=PredictedFFN(predictor, thresholds), tap=meter)
+            model.forward(model.tokenizer.encode(text), ffn=predicted_ffn(predictor, thresholds), tap=meter)
         assert meter.report()["selected"] == pytest.approx(0.4, abs=0.005)
 
 
@@ -131,7 +131,7 @@ def test_gathered_and_masked_forms_agree(model, thresholds):
     ):
         predictor.cutoffs = np.full(3, 0.6)
         ids = model.tokenizer.encode(texts(1, seed=9)[0])
-        a, b = (model.forward(ids, ffn=PredictedFFN(predictor, thresholds, form)) for form in ("masked", "gathered"))
+        a, b = (model.forward(ids, ffn=predicted_ffn(predictor, thresholds, form)) for form in ("masked", "gathered"))
         assert np.allclose(a, b, rtol=1e-12, atol=1e-12 * np.abs(a).max())
 
 
@@ -190,7 +190,7 @@ def test_one_cluster_predicts_as_the_static_mask_does(model, thresholds):
     assert np.allclose(static.shares, predictor.frequency)
     with Trace(keep="*.mlp.mask") as trace:
         ids = model.tokenizer.encode(texts(1, seed=5)[0])
-        model.forward(ids, ffn=PredictedFFN(predictor, thresholds), tap=trace)
+        model.forward(ids, ffn=predicted_ffn(predictor, thresholds), tap=trace)
     for layer, name in enumerate(trace):
         assert (trace[name] == largest(static.shares[layer], round(0.5 * 45))).all()
 
@@ -203,7 +203,7 @@ def test_as_many_clusters_as_patterns_give_the_enforced_sparsity_exactly(model, 
     predictor.cutoffs = np.full(3, BITS)
     for document in documents:
         ids = model.tokenizer.encode(document)
-        found = model.forward(ids, ffn=PredictedFFN(predictor, thresholds))
+        found = model.forward(ids, ffn=predicted_ffn(predictor, thresholds))
         assert np.array_equal(found, model.forward(ids, ffn=sparse_ffn(model, thresholds)))
 
 
@@ -301,7 +301,7 @@ def test_a_saved_predictor_comes_back_the_same(model, thresholds, tmp_path, kind
     assert (back.name, back.shape, back.nbytes) == (predictor.name, predictor.shape, predictor.nbytes)
     assert np.array_equal(back.cutoffs, predictor.cutoffs) and back.trained_on == frozenset(document_hashes(train))
     ids = model.tokenizer.encode(texts(1, seed=8)[0])
-    a, b = (model.forward(ids, ffn=PredictedFFN(p, thresholds)) for p in (predictor, back))
+    a, b = (model.forward(ids, ffn=predicted_ffn(p, thresholds)) for p in (predictor, back))
     assert np.array_equal(a, b)
 
 

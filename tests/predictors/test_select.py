@@ -10,7 +10,7 @@ from minillm.errors import MinillmError, ThresholdsError
 from minillm.predictors.baselines import PreviousToken, Static
 from minillm.predictors.oracle import Oracle
 from minillm.predictors.protocol import Predictor
-from minillm.predictors.select import PredictedFFN, sparse_ffn
+from minillm.predictors.select import predicted_ffn, sparse_ffn
 from minillm.sparsity.spec import SparsityMeter, SparsitySpec
 from minillm.sparsity.thresholds import Thresholds
 from minillm.trace import Trace
@@ -58,18 +58,18 @@ def test_cutoffs_of_minus_infinity_select_everything_and_are_dense_bit_for_bit(f
 @pytest.mark.parametrize("kind", [{}, {"sequential": True}, {"sequential": True, "needs_truth": True}])
 def test_gathered_equals_masked_and_touches_no_other_neuron(family, kind):
     model = tiny.model(family)
-    ffns = [PredictedFFN(Fixed(model, **kind), thresholds(model), form) for form in FORMS]
+    ffns = [predicted_ffn(Fixed(model, **kind), thresholds(model), form) for form in FORMS]
     for ffn in ffns:
-        ffn.predictor.scores[:, :, :3] = -1  # three neurons that are never selected
+        ffn.select.predictor.scores[:, :, :3] = -1  # three neurons that are never selected
     with Trace() as masked:
         ours = model.forward(IDS, ffn=ffns[0], tap=masked)
     with Trace() as gathered:
         np.testing.assert_allclose(model.forward(IDS, ffn=ffns[1], tap=gathered), ours, rtol=0, atol=1e-12)
     assert "blocks.0.mlp.gate" not in gathered
-    assert ("blocks.0.mlp.mask_true" in gathered) == ffns[1].predictor.needs_truth
+    assert "blocks.0.mlp.mask_true" not in gathered and "blocks.0.mlp.mask_true" in masked
     for i in range(len(model.layers)):
         np.testing.assert_array_equal(gathered[f"blocks.{i}.mlp.mask"], masked[f"blocks.{i}.mlp.mask"])
-    if not ffns[1].predictor.needs_truth:  # spoil what was not selected anywhere: it is never read
+    if not ffns[1].select.predictor.needs_truth:  # spoil what was not selected anywhere: it is never read
         unused = ~gathered["blocks.0.mlp.mask"].any(axis=0)
         assert unused.sum() == 3
         layer = model.layers[0]
@@ -90,7 +90,7 @@ def test_the_oracle_with_its_own_thresholds_is_policy_mid(form):
 
 def test_the_selected_neurons_are_not_cut_again_by_the_truth():
     model = tiny.model()
-    ffn = PredictedFFN(Fixed(model), thresholds(model, 100.0))  # by these thresholds no neuron is active
+    ffn = predicted_ffn(Fixed(model), thresholds(model, 100.0))  # by these thresholds no neuron is active
     with Trace() as trace:
         model.forward(IDS, ffn=ffn, tap=trace)
     assert not trace["blocks.0.mlp.mask_true"].any()
@@ -103,7 +103,7 @@ def test_a_sequential_predictor_sees_one_row_at_a_time_with_the_truth_of_that_ro
     model = tiny.model()
     predictor = Fixed(model, sequential=True, needs_truth=True)
     with Trace() as trace:
-        model.forward(IDS, ffn=PredictedFFN(predictor, thresholds(model)), tap=trace)
+        model.forward(IDS, ffn=predicted_ffn(predictor, thresholds(model)), tap=trace)
     seen = [(index, position, rows) for index, position, rows, _ in predictor.seen]
     assert seen == [(i, t, 1) for i in range(len(model.layers)) for t in range(len(IDS))]
     for index, position, _, mask in predictor.seen:
@@ -117,7 +117,7 @@ def test_previous_token_in_chunks_is_the_full_pass(form):
     shares = np.random.default_rng(1).random((shape[0], shape[2])).astype(np.float32)
     predictor = PreviousToken(Static(shape, shares))
     predictor.cutoffs = np.full(shape[0], 0.7)
-    ffn, cache, parts = PredictedFFN(predictor, thresholds(model), form), KVCache(model.config, 16, model.dtype), []
+    ffn, cache, parts = predicted_ffn(predictor, thresholds(model), form), KVCache(model.config, 16, model.dtype), []
     full = model.forward(IDS, ffn=ffn)
     for part in (IDS[:4], IDS[4:5], IDS[5:]):
         parts.append(model.forward(part, cache, ffn))
@@ -129,14 +129,14 @@ def test_what_does_not_belong_together_is_refused_in_one_sentence():
     model = tiny.model()
     cut, predictor = thresholds(model), Fixed(model)
     with pytest.raises(ThresholdsError, match="policy cats"):
-        PredictedFFN(predictor, replace(cut, policy="cats"))
+        predicted_ffn(predictor, replace(cut, policy="cats"))
     with pytest.raises(MinillmError, match="form is 'other'"):
-        PredictedFFN(predictor, cut, "other")
+        predicted_ffn(predictor, cut, "other")
     with pytest.raises(MinillmError, match="belongs to another model"):
         sparse_ffn(tiny.model(hidden_size=16), cut, predictor=predictor)
     predictor.scores = predictor.scores[:, :, :5]
     with pytest.raises(MinillmError, match=r"gave scores \[9, 5\], expected \[9, 12\]"):
-        model.forward(IDS, ffn=PredictedFFN(predictor, cut))
+        model.forward(IDS, ffn=predicted_ffn(predictor, cut))
     predictor.cutoffs = None
     with pytest.raises(MinillmError, match="no cutoffs"):
         sparse_ffn(model, cut, predictor=predictor)
@@ -146,7 +146,7 @@ def test_it_names_the_documents_behind_thresholds_and_predictor():
     model = tiny.model()
     predictor = Fixed(model)
     predictor.trained_on = frozenset({"b"})
-    assert PredictedFFN(predictor, replace(thresholds(model), documents_sha256=("a",))).calibrated_on == {"a", "b"}
+    assert predicted_ffn(predictor, replace(thresholds(model), documents_sha256=("a",))).calibrated_on == {"a", "b"}
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -9,11 +9,13 @@ from hypothesis import strategies as st
 from minillm.errors import MinillmError
 from minillm.predictors.baselines import Chance, PreviousToken, Static
 from minillm.predictors.oracle import Oracle
-from minillm.predictors.select import sparse_ffn
+from minillm.predictors.select import Predicted, sparse_ffn
 from minillm.prefetch.buffer import PrefetchBuffer
 from minillm.prefetch.eviction import belady, random_set, static
 from minillm.prefetch.feedforward import BufferedFFN, FastMemory, from_weights
 from minillm.sparsity.policies import POLICIES
+from minillm.sparsity.selected import Recorded
+from minillm.sparsity.sparse import policy_selector
 from minillm.sparsity.spec import SparsitySpec
 from minillm.sparsity.thresholds import Thresholds
 from minillm.trace import Trace
@@ -45,6 +47,12 @@ def guesser(model, kind: str = "chance"):
     return found
 
 
+def in_role(model, cut: Thresholds, own, role: str) -> dict:
+    """select and guess of a BufferedFFN, for a predictor's Selector that selects, that only prefetches, or both."""
+    select = policy_selector(model, cut) if role == "prefetch" else own
+    return {"select": select, "guess": None if role == "select" else own}
+
+
 def gathered(model, cut: Thresholds, predictor=None, ids=IDS) -> np.ndarray:
     """The FFN of a known mask, every neuron read where it lies in the layer's own matrices."""
     return model.forward(ids, ffn=sparse_ffn(model, cut, predictor=predictor or Oracle(model, cut), form="gathered"))
@@ -60,7 +68,7 @@ def gathered(model, cut: Thresholds, predictor=None, ids=IDS) -> np.ndarray:
 def test_waiting_gives_the_gathered_ffn_bit_for_bit(family, dtype, capacity, keeper, value):
     model = tiny.model(family, dtype)
     cut = limits(model, value=value)
-    ffn = BufferedFFN(sparse_ffn(model, cut), buffer(capacity, keeper))
+    ffn = BufferedFFN(policy_selector(model, cut), buffer(capacity, keeper))
     assert model.forward(IDS, ffn=ffn).tobytes() == gathered(model, cut).tobytes()
 
 
@@ -69,7 +77,7 @@ def test_waiting_gives_the_gathered_ffn_bit_for_bit(family, dtype, capacity, kee
 def test_waiting_is_exact_for_a_predictor_in_every_role(kind, role):
     model = tiny.model("llama", np.float32)
     cut = limits(model)
-    ffn = BufferedFFN(sparse_ffn(model, cut, predictor=guesser(model, kind)), buffer(4), role=role)
+    ffn = BufferedFFN(**in_role(model, cut, Predicted(guesser(model, kind), cut), role), buffer=buffer(4))
     found = model.forward(IDS, ffn=ffn)
     expected = gathered(model, cut, None if role == "prefetch" else guesser(model, kind))
     assert found.tobytes() == expected.tobytes()
@@ -81,9 +89,8 @@ def test_waiting_is_exact_for_a_predictor_in_every_role(kind, role):
 @pytest.mark.parametrize("policy", ["mid", "cats", "countdown", "cett", "topk", "topp"])
 def test_any_policy_that_cuts_whole_neurons_equals_its_masked_form(policy):
     model = tiny.model("llama")
-    inner = sparse_ffn(model, limits(model, policy))
-    expected = model.forward(IDS, ffn=inner)
-    found = model.forward(IDS, ffn=BufferedFFN(inner, buffer(3)))
+    expected = model.forward(IDS, ffn=sparse_ffn(model, limits(model, policy)))
+    found = model.forward(IDS, ffn=BufferedFFN(policy_selector(model, limits(model, policy)), buffer(3)))
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
 
 
@@ -91,7 +98,7 @@ def test_token_by_token_is_the_same_as_a_text_at_once():
     model = tiny.model("llama", np.float32)
     cut, outputs, states = limits(model), [], []
     for sizes in ([1] * 7, [7], [3, 4]):
-        ffn, cache = BufferedFFN(sparse_ffn(model, cut), buffer(4)), KVCache(model.config, 8, np.float32)
+        ffn, cache = BufferedFFN(policy_selector(model, cut), buffer(4)), KVCache(model.config, 8, np.float32)
         at, rows = 0, []
         for size in sizes:
             rows.append(model.forward(IDS[at : at + size], cache, ffn))
@@ -110,7 +117,7 @@ def test_token_by_token_is_the_same_as_a_text_at_once():
 def test_dropping_with_everything_there_is_exact_too():
     model = tiny.model("llama", np.float32)
     cut, full = limits(model), np.ones((LAYERS, NEURONS), bool)
-    ffn = BufferedFFN(sparse_ffn(model, cut), buffer(NEURONS, start=full), "drop")
+    ffn = BufferedFFN(policy_selector(model, cut), buffer(NEURONS, start=full), "drop")
     assert model.forward(IDS, ffn=ffn).tobytes() == gathered(model, cut).tobytes()
     assert ffn.bytes_read == full.sum() * BUNDLE * 4  # the start, and nothing more
 
@@ -118,14 +125,15 @@ def test_dropping_with_everything_there_is_exact_too():
 def test_dropping_with_a_perfect_guess_is_exact_without_any_capacity():
     model = tiny.model("llama", np.float32)
     cut = limits(model)
-    ffn = BufferedFFN(sparse_ffn(model, cut, predictor=Oracle(model, cut)), buffer(0), "drop", "both")
+    oracle = Predicted(Oracle(model, cut), cut)
+    ffn = BufferedFFN(oracle, buffer(0), "drop", oracle)
     assert model.forward(IDS, ffn=ffn).tobytes() == gathered(model, cut).tobytes()
 
 
 def test_dropping_leaves_out_exactly_what_was_not_there():
     model = tiny.model("llama")
     cut, fixed = limits(model), random_set(LAYERS, NEURONS, 5, np.random.default_rng(2))
-    ffn = BufferedFFN(sparse_ffn(model, cut), buffer(5, fixed), "drop")
+    ffn = BufferedFFN(policy_selector(model, cut), buffer(5, fixed), "drop")
     with Trace(keep=["*.mask", "*.mid_cut"]) as trace:
         found = model.forward(IDS, ffn=ffn, tap=trace)
 
@@ -146,7 +154,7 @@ def test_dropping_leaves_out_exactly_what_was_not_there():
 
 def test_dropping_without_capacity_or_guess_leaves_the_bias_alone_and_reads_nothing():
     model = tiny.model("llama")
-    ffn = BufferedFFN(sparse_ffn(model, limits(model)), buffer(0), "drop")
+    ffn = BufferedFFN(policy_selector(model, limits(model)), buffer(0), "drop")
     silent = model.forward(IDS, ffn=lambda x, layer, position, tap: np.zeros_like(x) + layer.down_bias)
     assert np.array_equal(model.forward(IDS, ffn=ffn), silent) and ffn.bytes_read == 0
 
@@ -154,7 +162,7 @@ def test_dropping_without_capacity_or_guess_leaves_the_bias_alone_and_reads_noth
 def test_what_was_dropped_is_there_for_the_next_token():
     model = tiny.model("llama")
     everything = sparse_ffn(model, limits(model, value=0.0))
-    ffn = BufferedFFN(everything, buffer(NEURONS), "drop")
+    ffn = BufferedFFN(policy_selector(model, limits(model, value=0.0)), buffer(NEURONS), "drop")
     x = np.random.default_rng(0).standard_normal((2, HIDDEN))
     found, layer = ffn(x, model.layers[0]), model.layers[0]
     assert np.array_equal(found[0], layer.down_bias)
@@ -173,14 +181,14 @@ def test_only_the_rows_in_fast_memory_take_part():
         gate, up, down = from_weights(layer, neurons)
         return gate, up, 2 * down
 
-    inner = sparse_ffn(model, limits(model))
+    inner, select = sparse_ffn(model, limits(model)), policy_selector(model, limits(model))
     x = np.random.default_rng(1).standard_normal((3, HIDDEN))
-    layer, ffn = model.layers[0], BufferedFFN(inner, buffer(4), read=doubled)
+    layer, ffn = model.layers[0], BufferedFFN(select, buffer(4), read=doubled)
     expected = 2 * (inner(x, layer) - layer.down_bias) + layer.down_bias
     np.testing.assert_allclose(ffn(x, layer), expected, rtol=1e-12)
     assert sum(len(neurons) for _, neurons in asked) * BUNDLE * 8 == ffn.bytes_read > 0
     # A row that was changed while it lay there shows in the next token that needs it.
-    ffn, reference = (BufferedFFN(inner, buffer(NEURONS)) for _ in range(2))
+    ffn, reference = (BufferedFFN(select, buffer(NEURONS)) for _ in range(2))
     for each in (ffn, reference):
         each(x[:1], layer)
     assert np.array_equal(ffn(x[:1], layer, 1), reference(x[:1], layer, 1))
@@ -192,7 +200,8 @@ def test_only_the_rows_in_fast_memory_take_part():
 @given(capacity=st.integers(0, 12), keeper=st.sampled_from(["lru", "window-2"]), seed=st.integers(0, 9))
 def test_after_each_token_the_fast_memory_holds_what_the_buffer_says_and_the_right_rows(capacity, keeper, seed):
     model = tiny.model("mistral", seed=seed)
-    ffn = BufferedFFN(sparse_ffn(model, limits(model), predictor=guesser(model)), buffer(capacity, keeper), role="both")
+    own = Predicted(guesser(model), limits(model))
+    ffn = BufferedFFN(own, buffer(capacity, keeper), guess=own)
     cache = KVCache(model.config, 8, np.float64)
     for index in IDS:
         model.forward([index], cache, ffn)
@@ -230,7 +239,8 @@ def test_the_arrays_are_no_larger_than_what_lay_there_at_once():
 @pytest.mark.parametrize("role", ["select", "prefetch", "both"])
 def test_the_bytes_copied_are_those_that_the_counts_mean(miss, role):
     model = tiny.model("llama", np.float32)
-    ffn = BufferedFFN(sparse_ffn(model, limits(model), predictor=guesser(model)), buffer(4), miss, role)
+    cut = limits(model)
+    ffn = BufferedFFN(**in_role(model, cut, Predicted(guesser(model), cut), role), buffer=buffer(4), miss=miss)
     model.forward(IDS, ffn=ffn)
     found = ffn.buffer.traffic().figures(BUNDLE * 4, miss)
     assert ffn.bytes_read == pytest.approx(found["bytes_per_token"] * len(IDS)) and ffn.bytes_read > 0
@@ -240,11 +250,7 @@ def test_bytes_by_hand():
     model = tiny.model("mistral", np.float32)
     sets = np.zeros((3, LAYERS, NEURONS), bool)
     sets[0, 0, [1, 2]] = sets[1, 0, [2, 3]] = sets[2, 0, [1, 3]] = True  # lru of 2: fetch 1 2, then 3, then 1
-
-    def inner(x, layer, position, tap):
-        tap("mask", sets[: len(x), layer.index])
-        return x
-
+    inner = Recorded(sets.transpose(1, 0, 2))
     ffn = BufferedFFN(inner, buffer(2))
     model.forward([3, 4, 5], ffn=ffn)
     assert ffn.bytes_read == 4 * BUNDLE * 4
@@ -260,14 +266,12 @@ def test_bytes_by_hand():
 
 def test_what_does_not_fit_is_refused():
     model = tiny.model("llama")
-    inner = sparse_ffn(model, limits(model))
+    inner = policy_selector(model, limits(model))
     for policy in ("dhar", "teal", "wina"):
         with pytest.raises(MinillmError, match="cuts whole neurons"):
-            BufferedFFN(sparse_ffn(model, limits(model, policy)), buffer(3))
-    changes = (({"miss": "guess"}, "miss"), ({"role": "tell"}, "role"), ({"role": "prefetch"}, "masked form"))
-    for change, word in changes:
-        with pytest.raises(MinillmError, match=word):
-            BufferedFFN(inner, buffer(3), **change)
+            policy_selector(model, limits(model, policy))
+    with pytest.raises(MinillmError, match="miss is 'guess'"):
+        BufferedFFN(inner, buffer(3), miss="guess")
     for shape in ((1, NEURONS), (LAYERS, NEURONS + 1)):
         with pytest.raises(MinillmError, match="expected one of the buffer's"):
             model.forward(IDS, ffn=BufferedFFN(inner, PrefetchBuffer(*shape, 3)))
@@ -284,13 +288,13 @@ def test_a_planted_bug_is_seen(bug, monkeypatch):
     }[bug]
     monkeypatch.setattr(FastMemory, name, wrong)
     cut = limits(model)
-    ffn = BufferedFFN(sparse_ffn(model, cut), buffer(12))
+    ffn = BufferedFFN(policy_selector(model, cut), buffer(12))
     assert model.forward(IDS, ffn=ffn).tobytes() != gathered(model, cut).tobytes()
 
 
 def test_a_static_set_needs_no_slow_memory_for_its_own():
     model = tiny.model("mistral", np.float32)
     sets = np.ones((LAYERS, NEURONS), bool)
-    ffn = BufferedFFN(sparse_ffn(model, limits(model)), buffer(NEURONS, static("all", sets)))
+    ffn = BufferedFFN(policy_selector(model, limits(model)), buffer(NEURONS, static("all", sets)))
     model.forward(IDS, ffn=ffn)
     assert ffn.bytes_read == sets.sum() * BUNDLE * 4 and not ffn.buffer.traffic().missed.any()

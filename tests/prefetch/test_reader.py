@@ -12,12 +12,15 @@ import tiny
 
 from minillm.errors import BundleError, MinillmError
 from minillm.loading.checkpoint import save_tensors
+from minillm.predictors.protocol import Predictor
 from minillm.prefetch.buffer import PrefetchBuffer
 from minillm.prefetch.bundle import open_bundle, read_layer, resident_llama, write_bundle
 from minillm.prefetch.eviction import random_set
+from minillm.prefetch.fetched import FetchedFFN, predicted
 from minillm.prefetch.kernels import NeuronMajor, gather
-from minillm.prefetch.reader import BundleReader, FetchedFFN, predicted, recorded, runs_of
+from minillm.prefetch.reader import BundleReader, runs_of
 from minillm.prefetch.system import cached_share
+from minillm.sparsity.selected import Recorded, StaticSet
 from minillm.trace import Trace, no_tap
 from minillm.transformer.attention import KVCache
 from minillm.transformer.ffn import swiglu
@@ -135,10 +138,10 @@ def test_the_fetched_ffn_equals_the_masked_one_in_float64(bundles, group):
     expected = bundles.source().forward(IDS, ffn=masked_ffn(wanted, group))
     with BundleReader(bundle, "float64") as reader:
         model = resident_llama(bundle, "float64")
-        found = model.forward(IDS, ffn=FetchedFFN(reader, recorded(wanted)))
+        found = model.forward(IDS, ffn=FetchedFFN(reader, Recorded(wanted)))
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
         cache = KVCache(model.config, len(IDS), model.dtype)  # and token by token
-        ffn = FetchedFFN(reader, recorded(wanted))
+        ffn = FetchedFFN(reader, Recorded(wanted))
         rows = np.concatenate([model.forward([token], cache, ffn) for token in IDS])
     np.testing.assert_allclose(rows, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
 
@@ -149,7 +152,7 @@ def test_one_token_is_bit_equal_to_the_gathered_rows_in_the_same_order(bundles, 
     wanted, x = masks(tokens=1), np.random.default_rng(1).standard_normal((1, D)).astype(dtype)
     with BundleReader(bundles(group), dtype) as reader:
         for layer in bundles.source(dtype).layers:
-            found = FetchedFFN(reader, recorded(wanted))(x, layer)[0]
+            found = FetchedFFN(reader, Recorded(wanted))(x, layer)[0]
             kept = np.flatnonzero(widened(wanted[layer.index, 0], group))
             assert found.tobytes() == gather(x[0], NeuronMajor.of(layer), kept).tobytes()
 
@@ -179,7 +182,7 @@ def test_nothing_wanted_is_the_bias_alone(bundles):
     x = np.ones((3, D))
     with BundleReader(bundles(5), "float64") as reader:
         layer = bundles.source().layers[0]
-        found = FetchedFFN(reader, recorded(np.zeros((LAYERS, 3, F), bool)))(x, layer)
+        found = FetchedFFN(reader, Recorded(np.zeros((LAYERS, 3, F), bool)))(x, layer)
         assert reader.bytes_read == reader.reads == 0
     assert np.array_equal(found, np.broadcast_to(layer.down_bias, (3, D)))
 
@@ -187,7 +190,7 @@ def test_nothing_wanted_is_the_bias_alone(bundles):
 def test_the_taps_show_what_was_used_and_an_edit_of_the_mask_cuts_more(bundles):
     bundle, wanted = bundles(5), masks()
     with BundleReader(bundle, "float64") as reader:
-        model, ffn = resident_llama(bundle, "float64"), FetchedFFN(reader, recorded(wanted))
+        model, ffn = resident_llama(bundle, "float64"), FetchedFFN(reader, Recorded(wanted))
         plain = model.forward(IDS, ffn=ffn)
         with Trace(keep="*.mlp.*") as trace:
             assert np.array_equal(model.forward(IDS, ffn=ffn, tap=trace), plain)
@@ -200,8 +203,8 @@ def test_the_taps_show_what_was_used_and_an_edit_of_the_mask_cuts_more(bundles):
 
 
 def test_a_predictor_selects_and_one_that_needs_the_truth_is_refused(bundles):
-    class Table:
-        name, needs_truth, sequential, cutoffs, seen = "table", False, True, np.zeros(LAYERS), []
+    class Table(Predictor):
+        name, shape, sequential, cutoffs, seen = "table", (LAYERS, D, F), True, np.zeros(LAYERS), []
 
         def predict(self, index, position, x):
             self.seen.append(("predict", index, position, len(x)))
@@ -211,7 +214,7 @@ def test_a_predictor_selects_and_one_that_needs_the_truth_is_refused(bundles):
             self.seen.append(("observe", index, position, len(x)))
 
     table, x = Table(), np.random.default_rng(2).standard_normal((2, D))
-    wanted = predicted(table)(1, 3, x)
+    wanted = predicted(table)(x, bundles.source("float64").layers[1], 3)
     assert np.array_equal(wanted, x @ np.random.default_rng(1).standard_normal((D, F)) > 0)
     assert table.seen == [("predict", 1, 3, 1), ("observe", 1, 3, 1), ("predict", 1, 4, 1), ("observe", 1, 4, 1)]
     table.needs_truth = True
@@ -220,8 +223,8 @@ def test_a_predictor_selects_and_one_that_needs_the_truth_is_refused(bundles):
 
 
 def test_with_a_share_a_predictor_selects_the_blocks_of_the_largest_squares(bundles):
-    class Scores:
-        name, needs_truth, sequential, cutoffs = "scores", False, False, None
+    class Scores(Predictor):
+        name, shape = "scores", (LAYERS, D, F)
 
         def predict(self, index, position, x):
             return np.array([[0, 0, 0, 0, 3, 2, 2, 0, 0, 0, -9, 1.0], [1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0]])
@@ -229,11 +232,10 @@ def test_with_a_share_a_predictor_selects_the_blocks_of_the_largest_squares(bund
         def observe(self, *_):
             pass
 
-    found = predicted(Scores(), 5, 1 / 3)(
-        0, 0, np.ones((2, D))
-    )  # blocks of 5, 5 and 2; a negative score counts nothing
+    x, layer = np.ones((2, D)), bundles.source("float64").layers[0]
+    found = predicted(Scores(), 5, 1 / 3)(x, layer)  # blocks of 5, 5 and 2; a negative score counts nothing
     assert np.array_equal(np.flatnonzero(found[0]), range(5)) and np.array_equal(np.flatnonzero(found[1]), (10, 11))
-    assert np.array_equal(predicted(Scores(), 5, 2 / 3)(0, 0, np.ones((2, D)))[0], np.arange(F) < 10)
+    assert np.array_equal(predicted(Scores(), 5, 2 / 3)(x, layer)[0], np.arange(F) < 10)
     with pytest.raises(MinillmError, match="has no cutoffs"):
         predicted(Scores())
     Scores.reads_gate = True
@@ -243,7 +245,7 @@ def test_with_a_share_a_predictor_selects_the_blocks_of_the_largest_squares(bund
 
 def test_a_mask_of_the_wrong_shape_is_refused(bundles):
     with BundleReader(bundles(5)) as reader:
-        ffn = FetchedFFN(reader, lambda index, position, x: np.ones((1, F + 1), bool))
+        ffn = FetchedFFN(reader, StaticSet(np.ones((LAYERS, F + 1), bool)))
         with pytest.raises(MinillmError, match=r"bool\[1, 13\] for layer 0, expected bool\[1, 12\]"):
             ffn(np.ones((1, D), np.float32), bundles.source("float32").layers[0], 0, no_tap)
 
@@ -255,7 +257,7 @@ def test_a_mask_of_the_wrong_shape_is_refused(bundles):
 def test_bytes_read_are_those_of_the_blocks_touched(bundles, group):
     bundle, wanted = bundles(group), masks(tokens=1)
     with BundleReader(bundle) as reader:
-        FetchedFFN(reader, recorded(wanted))(np.ones((1, D), np.float32), bundles.source("float32").layers[1])
+        FetchedFFN(reader, Recorded(wanted))(np.ones((1, D), np.float32), bundles.source("float32").layers[1])
         kept = widened(wanted[1, 0], group)
         assert reader.bytes_read == kept.sum() * bundle.neuron_bytes
         assert reader.reads == len(runs_of(np.flatnonzero(np.add.reduceat(kept, range(0, F, group)))))
@@ -295,7 +297,7 @@ def test_a_buffer_changes_the_bytes_and_not_the_result(bundles, group, capacity)
     layer, traffic = bundles.source("float32").layers[0], PrefetchBuffer(1, bundle.blocks, capacity, log=False)
     buffer = PrefetchBuffer(LAYERS, bundle.blocks, capacity, log=False)
     with BundleReader(bundle) as plain, BundleReader(bundle, buffer=buffer) as reader:
-        ours, direct = FetchedFFN(reader, recorded(wanted)), FetchedFFN(plain, recorded(wanted))
+        ours, direct = FetchedFFN(reader, Recorded(wanted)), FetchedFFN(plain, Recorded(wanted))
         for t in range(40):
             assert ours(x[t : t + 1], layer, t).tobytes() == direct(x[t : t + 1], layer, t).tobytes()
             traffic.request(0, np.unique(np.flatnonzero(wanted[0, t]) // group))
@@ -345,7 +347,7 @@ def test_the_next_layer_is_announced_before_this_one_is_read(bundles, monkeypatc
         monkeypatch.setattr(reader, "will_need", lambda layer, blocks: calls.append((layer, list(blocks))))
         fetch = reader.fetch
         monkeypatch.setattr(reader, "fetch", lambda layer, blocks: calls.append(layer) or fetch(layer, blocks))
-        resident_llama(bundle).forward(IDS, ffn=FetchedFFN(reader, recorded(wanted), ahead=recorded(wanted)))
+        resident_llama(bundle).forward(IDS, ffn=FetchedFFN(reader, Recorded(wanted), ahead=Recorded(wanted)))
     assert calls == [(1, list(np.flatnonzero(wanted[1].any(axis=0)))), 0, 1]
 
 
@@ -377,7 +379,8 @@ CHILD = """
     import numpy as np
     from minillm.errors import MinillmError
     from minillm.prefetch.bundle import open_bundle, resident_llama
-    from minillm.prefetch.reader import BundleReader, FetchedFFN
+    from minillm.prefetch.fetched import FetchedFFN
+    from minillm.prefetch.reader import BundleReader
     from minillm.transformer.model import Llama
 
     for dtype in (np.float32, np.float64):  # BLAS sets its own memory aside at its first larger product

@@ -11,15 +11,17 @@ from minillm.predictors.ahead import Ahead
 from minillm.predictors.baselines import PreviousToken, Static
 from minillm.predictors.copies import Sign
 from minillm.predictors.oracle import Oracle
-from minillm.predictors.select import sparse_ffn
+from minillm.predictors.select import Predicted, sparse_ffn
 from minillm.prefetch.buffer import PrefetchBuffer
 from minillm.prefetch.clock import Device, work_of
 from minillm.prefetch.eviction import belady, hot, random_set
 from minillm.prefetch.feedforward import BufferedFFN
-from minillm.prefetch.record import Recorder, frequencies, recorder_for
+from minillm.prefetch.record import Recorder, frequencies
 from minillm.prefetch.replay import ROW_COLUMNS, enough, keeper_of, kept_history, replay, traffic_of, working_space
 from minillm.sparsity.calibrate import calibrate
-from minillm.study.buffers import Way, lookaheads_of, prefetch_rows
+from minillm.sparsity.selected import SelectedFFN
+from minillm.sparsity.sparse import policy_selector
+from minillm.study.buffers import Way, prefetch_rows
 from minillm.tables import text_table
 from minillm.trace import Trace
 from minillm.transformer.evaluation import perplexity
@@ -56,7 +58,7 @@ def keeper(name: str, capacity: int, trace: np.ndarray):
 def test_the_record_is_the_masks_of_the_pass(small):
     model, thresholds = small
     ffn = sparse_ffn(model, thresholds)
-    recorder, ids = recorder_for(model, ffn), model.tokenizer.encode("the cat sat.")
+    recorder, ids = Recorder.of(model), model.tokenizer.encode("the cat sat.")
     with Trace(keep="*.mlp.mask") as trace:
         model.forward(ids, ffn=ffn, tap=lambda name, value: recorder(name, trace(name, value)))
     expected = np.stack([trace[f"blocks.{i}.mlp.mask"] for i in range(2)], axis=1)
@@ -66,9 +68,9 @@ def test_the_record_is_the_masks_of_the_pass(small):
 def test_a_generation_is_recorded_prompt_and_tokens_alike(small):
     model, thresholds = small
     ffn = sparse_ffn(model, thresholds)
-    recorder, ids = recorder_for(model, ffn), model.tokenizer.encode("a dog")
+    recorder, ids = Recorder.of(model), model.tokenizer.encode("a dog")
     steps = list(generate(model, ids, 5, ffn=ffn, tap=recorder, stop_at_eos=False))
-    whole = recorder_for(model, ffn)
+    whole = Recorder.of(model)
     model.forward([*ids, *(step.token for step in steps[:-1])], ffn=ffn, tap=whole)
     assert np.array_equal(recorder.needed, whole.needed) and len(whole.needed) == len(ids) + 4
 
@@ -76,10 +78,10 @@ def test_a_generation_is_recorded_prompt_and_tokens_alike(small):
 def test_in_the_role_of_a_prefetcher_a_predictor_changes_nothing_but_the_guesses(small):
     model, thresholds = small
     oracle = perplexity(model, tiny.STORIES[2:], ffn=sparse_ffn(model, thresholds, predictor=Oracle(model, thresholds)))
-    alone = recorder_for(model, sparse_ffn(model, thresholds))
+    alone = Recorder.of(model)
     perplexity(model, tiny.STORIES[2:], ffn=sparse_ffn(model, thresholds), tap=alone)
-    ffn = sparse_ffn(model, thresholds, predictor=guesser(model, thresholds))
-    recorder = recorder_for(model, ffn, "prefetch")
+    guess = Predicted(guesser(model, thresholds), thresholds)
+    ffn, recorder = SelectedFFN(policy_selector(model, thresholds), guess=guess), Recorder.of(model)
     found = perplexity(model, tiny.STORIES[2:], ffn=ffn, tap=recorder)
     assert found.nll == oracle.nll and np.array_equal(recorder.needed, alone.needed)
     first = {0, next(t for t in range(1, 99) if not recorder.guessed[t].any())}  # of each text: no token before
@@ -90,9 +92,9 @@ def test_in_the_role_of_a_prefetcher_a_predictor_changes_nothing_but_the_guesses
 
 def test_the_role_both_records_the_predictors_mask_twice_and_select_once(small):
     model, thresholds = small
-    ffn = sparse_ffn(model, thresholds, predictor=guesser(model, thresholds))
     for role in ("select", "both"):
-        recorder = recorder_for(model, ffn, role)
+        select, guess = Way(guesser(model, thresholds), role).selectors(model, thresholds)
+        ffn, recorder = SelectedFFN(select, guess=guess), Recorder.of(model)
         model.forward(model.tokenizer.encode("a dog saw the sea."), ffn=ffn, tap=recorder)
         assert (recorder.guessed is None) == (role == "select")
         assert role == "select" or np.array_equal(recorder.guessed, recorder.needed)
@@ -105,7 +107,7 @@ def test_a_pass_without_masks_and_a_policy_that_cuts_inputs_are_refused(small):
     with pytest.raises(MinillmError, match="no mask"):
         recorder.needed  # noqa: B018
     with pytest.raises(MinillmError, match="whole neurons"):
-        recorder_for(model, sparse_ffn(model, calibrate(model, tiny.STORIES[:2], "teal", 0.5)))
+        policy_selector(model, calibrate(model, tiny.STORIES[:2], "teal", 0.5))
 
 
 # ---- replaying -------------------------------------------------------------------------------------------------------
@@ -135,10 +137,12 @@ def test_all_layers_at_once_count_what_the_buffer_counts_request_by_request(rule
 def test_a_buffer_that_runs_in_the_model_counts_what_replay_foretells(small):
     model, thresholds = small
     ffn, ids = sparse_ffn(model, thresholds), model.tokenizer.encode("tom and ann had a red ball.")
-    recorder = recorder_for(model, ffn)
+    recorder = Recorder.of(model)
     model.forward(ids, ffn=ffn, tap=recorder)
     for rule in ("lru", "lfu", "belady"):
-        buffered = BufferedFFN(ffn, PrefetchBuffer(2, 12, 4, keeper(rule, 4, recorder.needed)))
+        buffered = BufferedFFN(
+            policy_selector(model, thresholds), PrefetchBuffer(2, 12, 4, keeper(rule, 4, recorder.needed))
+        )
         model.forward(ids, ffn=buffered)
         expected = traffic_of(recorder.needed, kept_history(recorder.needed, 4, keeper(rule, 4, recorder.needed)))
         assert all(np.array_equal(a, b) for a, b in zip(buffered.buffer.traffic(), expected, strict=True))
@@ -233,7 +237,7 @@ def test_rows_of_a_model_carry_the_perplexity_of_what_was_computed(small):
 def test_a_predictor_that_needs_the_layers_own_input_may_not_guess_ahead_of_it(small):
     model, thresholds = small
     sign, ahead = Sign.fit(model), Ahead.fit(model, thresholds, tiny.STORIES[:2], 4)
-    assert [lookaheads_of(p) for p in (sign, ahead, guesser(model, thresholds))] == [(), ("layer",), ("layer", "token")]
+    assert [p.lookaheads for p in (sign, ahead, guesser(model, thresholds))] == [(), ("layer",), ("layer", "token")]
     for predictor in (sign, ahead):
         predictor.cutoffs = np.zeros(2)
     for way in (Way(sign, "both"), Way(sign, "prefetch", "token"), Way(ahead, "both", "token")):

@@ -156,7 +156,8 @@ def test_a_float32_model_stays_float32(form, policy):
     model = tiny.model("llama", np.float32)
     with Trace() as trace:
         model.forward(IDS, ffn=cut(model, policy, 0.4, form), tap=trace)
-    assert {value.dtype for value in trace.values()} == {np.dtype(np.float32), np.dtype(bool)}
+    values = [value for name, value in trace.items() if not name.endswith(".reads")]  # a report, and float64
+    assert {value.dtype for value in values} == {np.dtype(np.float32), np.dtype(bool)}
 
 
 # ---- what is read ----------------------------------------------------------------------------------------------------

@@ -259,6 +259,20 @@ def test_a_predictor_selects_as_in_memory_early_or_not(made, group, name):
         )
 
 
+class Watched:
+    """A Selector around another one, which keeps its answers by (layer, position)."""
+
+    name, calibrated_on, reads = "watched", frozenset(), frozenset()
+
+    def __init__(self, select):
+        self.select, self.answers = select, {}
+
+    def __call__(self, x, layer, position, tap):
+        answer = self.select(x, layer, position, tap)
+        self.answers.setdefault((layer.index, position), []).append(answer)
+        return answer
+
+
 def test_an_early_guess_of_a_predictor_made_to_look_ahead_is_what_it_then_selects(made):
     from minillm.predictors.workshop import Workshop
 
@@ -267,12 +281,8 @@ def test_an_early_guess_of_a_predictor_made_to_look_ahead_is_what_it_then_select
     for name in ("ahead-4", "learned-ahead"):
         predictor = Workshop(whole, thresholds, known[:1], known[1:], None, 2).make(name)
         predictor.cutoffs = np.zeros(LAYERS) if name == "learned-ahead" else np.full(LAYERS, 0.1)
-        select, said = real.way_of(predictor, bundle, 0.5).select(0), {}
-
-        def watch(index, position, x, select=select, said=said):
-            said.setdefault((index, position), []).append(select(index, position, x))
-            return said[index, position][-1]
-
+        watch = Watched(real.way_of(predictor, bundle, 0.5).select(0))
+        said = watch.answers
         way = real.Way(name, lambda number, watch=watch: watch)
         real.fetched_row(model, bundle, runs(whole, TEXTS[:1]), 0, way, True)
         early = {place: answers for place, answers in said.items() if place[0] > 0}

@@ -1,0 +1,147 @@
+"""The FFN of a Selector: somebody says which neurons are wanted, and SwiGLU is computed from these.
+
+    J = select(x, layer)                                  a mask (T, F), known before the layer is computed
+    y = W_down[:, J] (act(W_gate[J] x) * (W_up[J] x))
+
+The wanted neurons are computed exactly and none of them is cut again, so there is only one kind of error: a neuron
+that mattered and was not wanted. Two forms of the same sum. ``masked`` computes every neuron and then sets those that
+are not wanted to zero, so that all values can be looked at. ``gathered`` touches the rows and columns of the wanted
+ones only.
+
+Where ``truth`` is given, the masked form also taps what the neurons' own values would have kept (mask_true): the truth
+that a predictor is held against, |mid| > t at thresholds of policy mid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import MinillmError, ThresholdsError
+from ..trace import Tap, no_tap
+from ..transformer.ffn import Selector
+from ..transformer.layer import Layer
+from ..transformer.ops import linear
+from .gathered import columns_of, rows_of
+from .policies import policy_named
+from .spec import tap_reads
+from .thresholds import Thresholds
+
+FORMS = ("masked", "gathered")
+NOTHING_READ: frozenset[str] = frozenset()
+
+
+def check_form(form: str) -> None:
+    """Raise MinillmError for a form that there is not."""
+    if form not in FORMS:
+        raise MinillmError(f"form is {form!r}, expected one of {', '.join(FORMS)}")
+
+
+def check_truth(thresholds: Thresholds) -> None:
+    """Raise ThresholdsError for thresholds of another policy than mid."""
+    if thresholds.policy != "mid":
+        raise ThresholdsError(f"the thresholds are of policy {thresholds.policy}, a predictor's truth is mid")
+
+
+def mid_mask(mid: np.ndarray, thresholds: Thresholds, index: int) -> np.ndarray:
+    """The mask of policy mid, |mid| > t, at one layer's threshold.  mid (T, F)  ->  bool (T, F)."""
+    mask = policy_named("mid").kept("mid", mid, thresholds.layers[index])
+    assert mask is not None  # policy mid cuts mid, and its thresholds files hold nothing else
+    return mask
+
+
+def tap_selected_reads(tap: Tap, select: Selector, mask: np.ndarray) -> None:
+    """Report what the FFN of a Selector reads: the wanted rows and columns, and what the Selector reads in full."""
+    gate, up = (None if matrix in select.reads else mask for matrix in ("gate", "up"))
+    tap_reads(tap, gate, up, mask)
+
+
+@dataclass(frozen=True, eq=False)
+class SelectedFFN:
+    """A FeedForward that computes the neurons that a Selector wants (equations in the module's docstring).
+
+    form: "masked" or "gathered". truth: thresholds of policy mid, for mask_true (masked form only). guess: a second
+    Selector, whose mask is tapped as mask_guess and changes nothing: what a prefetcher would have ordered. means: per
+    layer (F,), what the mid of a neuron that is left out counts as (masked form only); None: zero.
+    """
+
+    select: Selector
+    form: str = "masked"
+    truth: Thresholds | None = None
+    guess: Selector | None = None
+    means: Sequence[np.ndarray] | None = None
+
+    def __post_init__(self) -> None:
+        check_form(self.form)
+        if self.truth is not None:
+            check_truth(self.truth)
+        if self.form == "gathered" and self.means is not None:
+            raise MinillmError(
+                "form is 'gathered' with means, expected masked: every neuron then has a part in the sum"
+            )
+
+    @property
+    def calibrated_on(self) -> frozenset[str]:
+        """Hashes of the documents behind the selection and the truth; scoring any of them gives a warning."""
+        known = frozenset(self.truth.documents_sha256) if self.truth else frozenset()
+        return known | self.select.calibrated_on
+
+    def __call__(self, x: np.ndarray, layer: Layer, position: int = 0, tap: Tap = no_tap) -> np.ndarray:
+        """x (T, D)  ->  y (T, D). Taps mask, reads, mid_cut and out; the masked form also all that it computes."""
+        selected = self.select(x, layer, position, tap)  # (T, F)
+        if self.guess is not None:
+            guess = selected if self.guess is self.select else self.guess(x, layer, position, tap)
+            tap("mask_guess", guess)  # (T, F)
+        if self.form == "gathered":
+            return self._gathered(x, layer, selected, tap)
+        gate_pre = tap("gate_pre", linear(x, layer.gate_proj, layer.gate_bias))  # (T, F)
+        gate = tap("gate", layer.act(gate_pre))  # (T, F)
+        up = tap("up", linear(x, layer.up_proj, layer.up_bias))  # (T, F)
+        mid = tap("mid", gate * up)  # (T, F)
+        if self.truth is not None and tap is not no_tap:
+            tap("mask_true", mid_mask(mid, self.truth, layer.index))  # (T, F)
+        mask = tap("mask", selected)  # (T, F)
+        tap_selected_reads(tap, self.select, mask)
+        mid_cut = tap("mid_cut", np.where(mask, mid, 0 if self.means is None else self.means[layer.index]))  # (T, F)
+        return tap("out", linear(mid_cut, layer.down_proj, layer.down_bias))  # (T, D)
+
+    def _gathered(self, x: np.ndarray, layer: Layer, selected: np.ndarray, tap: Tap) -> np.ndarray:
+        mask = tap("mask", selected)  # (T, F)
+        tap_selected_reads(tap, self.select, mask)
+        gate = layer.act(rows_of(x, layer.gate_proj, layer.gate_bias, mask, None))  # (T, F), right where selected
+        mid = gate * rows_of(x, layer.up_proj, layer.up_bias, mask, None)  # (T, F)
+        mid_cut = tap("mid_cut", np.where(mask, mid, 0))  # (T, F)
+        return tap("out", columns_of(mid_cut, layer.down_proj, layer.down_bias, mask))  # (T, D)
+
+
+# ---- two Selectors that look at nothing ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Recorded:
+    """A Selector that repeats what was recorded: masks (L, T, F) bool, of the positions 0 .. T - 1 of the same text."""
+
+    masks: np.ndarray
+    name: str = "recorded"
+    calibrated_on: frozenset[str] = frozenset()
+    reads: frozenset[str] = NOTHING_READ
+
+    def __call__(self, x: np.ndarray, layer: Layer, position: int = 0, tap: Tap = no_tap) -> np.ndarray:
+        """x (T, D), of which only T matters  ->  mask (T, F)."""
+        return self.masks[layer.index, position : position + len(x)]
+
+
+@dataclass(frozen=True, eq=False)
+class StaticSet:
+    """A Selector that always wants the same neurons: sets (L, F) bool."""
+
+    sets: np.ndarray
+    name: str = "static set"
+    calibrated_on: frozenset[str] = frozenset()
+    reads: frozenset[str] = NOTHING_READ
+
+    def __call__(self, x: np.ndarray, layer: Layer, position: int = 0, tap: Tap = no_tap) -> np.ndarray:
+        """x (T, D), of which only T matters  ->  mask (T, F)."""
+        return np.tile(self.sets[layer.index], (len(x), 1))
