@@ -7,8 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..tables import keys_as_headings
+
 LOOKAHEADS = ("layer", "token")  # a guess for layer l of token t is ordered at layer l - 1, or at token t - 1
-EVENT_COLUMNS = {"event": "d", "token": "d", "layer": "d", "what": "", "count": "d", "neurons": ""}
+EVENT_COLUMNS = keys_as_headings({"event": "d", "token": "d", "layer": "d", "what": "", "count": "d", "neurons": ""})
 
 
 class Event(NamedTuple):
