@@ -1,4 +1,8 @@
-"""Rows of figures as text, CSV or JSON; and what a model is, in a row per part and in a line."""
+"""Rows of figures as aligned text, CSV or JSON.
+
+A row is a dict. What a table shows of it is a second dict, {key of the row: (heading, format)}, in the order of the
+columns: so a row keeps the keys of its file, and a table has the headings that a reader understands.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +14,28 @@ from pathlib import Path
 
 from .errors import MinillmError, file_errors, whole_file
 
+Columns = Mapping[str, tuple[str, str]]  # {key of a row: (heading, format)}; the format "" is for text
+
+
+def keys_as_headings(formats: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """Columns for {key: format}, where each key is a good heading as it is."""
+    return {key: (key, form) for key, form in formats.items()}
+
 
 def cell(value: object, form: str) -> str:
     """A value as a table shows it; a dash for None."""
     return "-" if value is None else format(value, form)
 
 
-def text_table(rows: Sequence[Mapping[str, object]], columns: Mapping[str, str]) -> str:
-    """Rows as aligned text; columns {key: format}, a key being the heading too. The format "" is for text.
+def text_table(rows: Sequence[Mapping[str, object]], columns: Columns) -> str:
+    """Rows as aligned text, under one line of headings: text on the left of its column, numbers on the right.
 
-    A value of None is printed as a dash.
+    A value of None, or a key that a row does not have, is printed as a dash.
     """
-    cells = [list(columns)] + [[cell(row.get(key), form) for key, form in columns.items()] for row in rows]
+    headings = [heading for heading, _ in columns.values()]
+    cells = [headings] + [[cell(row.get(key), form) for key, (_, form) in columns.items()] for row in rows]
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
-    left = [form == "" for form in columns.values()]
+    left = [form == "" for _, form in columns.values()]
     return "\n".join(
         "  ".join(
             c.ljust(w) if is_left else c.rjust(w) for c, w, is_left in zip(line, widths, left, strict=True)

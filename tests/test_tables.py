@@ -7,7 +7,7 @@ import os
 import pytest
 
 from minillm.errors import MinillmError
-from minillm.tables import save_rows, text_table
+from minillm.tables import keys_as_headings, save_rows, text_table
 
 ROWS = [
     {"policy": "dense", "target": None, "tokens": 44293, "reads": [1.0, 0.5], "spec": 'a, "b"\nc'},
@@ -16,8 +16,9 @@ ROWS = [
 
 
 def test_text_stands_left_numbers_right_and_nothing_as_a_dash():
-    table = text_table(ROWS, {"policy": "", "target": ".2f", "tokens": ",", "absent": ".1f", "spec": ""})
-    assert text_table(ROWS, {"policy": "", "target": ".2f", "tokens": ","}).splitlines() == [
+    columns = keys_as_headings({"policy": "", "target": ".2f", "tokens": ",", "absent": ".1f", "spec": ""})
+    table = text_table(ROWS, columns)
+    assert text_table(ROWS, {key: columns[key] for key in ("policy", "target", "tokens")}).splitlines() == [
         "policy  target  tokens",
         "dense        -  44,293",
         "dhär      0.50       7",
@@ -26,7 +27,13 @@ def test_text_stands_left_numbers_right_and_nothing_as_a_dash():
 
 
 def test_a_table_without_rows_is_its_heading():
-    assert text_table([], {"policy": "", "tokens": ","}) == "policy  tokens"
+    assert text_table([], keys_as_headings({"policy": "", "tokens": ","})) == "policy  tokens"
+
+
+def test_a_column_has_its_own_heading_and_takes_the_rows_key():
+    columns = {"tokens": ("scored", ","), "policy": ("", "")}
+    assert text_table(ROWS, columns).splitlines() == ["scored", "44,293  dense", "     7  dhär"]
+    assert keys_as_headings({"tokens": ","}) == {"tokens": ("tokens", ",")}
 
 
 def test_json_reads_back_equal(tmp_path):

@@ -256,7 +256,7 @@ def _start(folder: Path, rounds: int) -> list[dict]:
 
 def as_text(result: dict) -> str:
     """A result of ``bench`` as a table."""
-    from ..tables import text_table
+    from ..tables import keys_as_headings, text_table
 
     lines = [f"{result['what']}, {result['model']}, {result['rounds']} rounds in turns"]
     if "megabytes_per_token" in result:
@@ -267,7 +267,8 @@ def as_text(result: dict) -> str:
         )
     rows = [row | {"spread": f"{row['ratio_low']:.2f} .. {row['ratio_high']:.2f}"} for row in result["rows"]]
     base = rows[0]["name"]
-    lines.append(text_table(rows, {"name": "", "milliseconds": ".2f", "per": "", "ratio": ".2f", "spread": ""}))
+    columns = {"name": "", "milliseconds": ".2f", "per": "", "ratio": ".2f", "spread": ""}
+    lines.append(text_table(rows, keys_as_headings(columns)))
     lines.append(f"ratio: time over that of {base} in the same round, median; spread: the middle half of the rounds")
     lines.append("; ".join(f"{key} {value}" for key, value in result["environment"].items()))
     return "\n".join(lines)

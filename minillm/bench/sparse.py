@@ -40,7 +40,7 @@ from ..loading.config import ModelConfig
 from ..prefetch.clock import LARGE, ffn_share, whole_token
 from ..prefetch.kernels import DENSITIES, Blocks, NeuronMajor, block_views, choose, gather, tiled_gather
 from ..prefetch.reorder import kept_count
-from ..tables import text_table
+from ..tables import Columns, text_table
 from ..transformer.ffn import swiglu
 from ..transformer.layer import Layer
 from ..transformer.ops import silu
@@ -246,9 +246,10 @@ def _ffn_text(result: dict) -> list[str]:
         lines: dict[tuple, dict] = {}
         for row in others:
             key = row["method"], row["group"]
-            line = lines.setdefault(key, {"": names.get(row["method"], f"blocks of {row['group']}")})
-            line[f"{row['sparsity']:.0%} cut"] = cell(row)
-        return text_table(list(lines.values()), {"": ""} | {f"{s:.0%} cut": "" for s in sparsities})
+            line = lines.setdefault(key, {"neurons": names.get(row["method"], f"blocks of {row['group']}")})
+            line[str(row["sparsity"])] = cell(row)
+        columns: Columns = {"neurons": ("", "")} | {str(s): (f"{s:.0%} cut", "") for s in sparsities}
+        return text_table(list(lines.values()), columns)
 
     share = result["ffn_share"]
     parts = [
@@ -273,15 +274,17 @@ def _disk_text(result: dict) -> list[str]:
         | {
             "read": row["method"] if row["method"] == "everything" else f"{1 - row['sparsity']:.0%}",
             "faster": _spread(row),
-            "than announced": row["over_announced"],
-            "token": row["whole_token"],
-            "MB per token": row["bytes_per_token"] / 1e6,
-            "from the disk": None if row["disk_bytes"] is None else row["disk_bytes"] / 1e6,
+            "megabytes": row["bytes_per_token"] / 1e6,
+            "disk_megabytes": None if row["disk_bytes"] is None else row["disk_bytes"] / 1e6,
         }
         for row in result["rows"]
     ]
-    columns = {"read": "", "group": "d", "announced": "", "milliseconds": ".1f", "faster": ""}
-    columns |= {"than announced": ".2f", "token": ".2f", "MB per token": ".1f", "from the disk": ".1f"}
+    columns = {
+        "read": ("read", ""), "group": ("group", "d"), "announced": ("announced", ""),
+        "milliseconds": ("milliseconds", ".1f"), "faster": ("faster", ""), "over_announced": ("than announced", ".2f"),
+        "whole_token": ("token", ".2f"), "megabytes": ("MB per token", ".1f"),
+        "disk_megabytes": ("from the disk", ".1f"),
+    }  # fmt: skip
     rounds = [max(shares) for shares in result["cached"]]
     return [
         text_table(shown, columns),

@@ -42,7 +42,7 @@ def command_sweep(a: argparse.Namespace) -> int:
     from ..show.results import sweep_figure
     from ..study.bootstrap import compare_policies, with_intervals
     from ..study.sweep import sweep
-    from ..tables import check_ending, json_rows, text_table
+    from ..tables import check_ending, json_rows, keys_as_headings, text_table
 
     if a.output:
         check_ending(a.output)
@@ -71,19 +71,26 @@ def command_sweep(a: argparse.Namespace) -> int:
     if a.json:
         print(f'{{"rows": {json_rows(rows)},\n"comparison": {json_rows(compared)}}}')
         return 0
-    columns = {"model": ""} if len(models) > 1 else {}
-    columns |= {"policy": "", "by": "", "target": ".2f", "achieved": ".3f", "neuron_sparsity": ".3f"}
-    columns |= dict.fromkeys(("read_gate", "read_up", "read_down", "read_exact", "read_known_mask"), ".3f")
-    columns |= {"union_density": ".3f", "perplexity": ".3f", "vs_dense": ".3f", "bits_per_byte": ".4f"}
-    print(text_table(rows, columns | {"tokens": ","}))
+    first = keys_as_headings({"model": ""} if len(models) > 1 else {})
+    columns = first | {
+        "policy": ("policy", ""), "by": ("by", ""), "target": ("target", ".2f"), "achieved": ("achieved", ".3f"),
+        "neuron_sparsity": ("neurons cut", ".3f"), "read_gate": ("read gate", ".3f"), "read_up": ("read up", ".3f"),
+        "read_down": ("read down", ".3f"), "read_exact": ("read", ".3f"), "read_known_mask": ("known mask", ".3f"),
+        "union_density": ("union", ".3f"), "perplexity": ("perplexity", ".3f"), "vs_dense": ("vs dense", ".3f"),
+        "bits_per_byte": ("bits/byte", ".4f"), "tokens": ("tokens", ","),
+    }  # fmt: skip
+    print(text_table(rows, columns))
     print(f"protocol {rows[0]['protocol']}, context {rows[0]['context']}, BOS {rows[0]['bos']}")
     if compared:
-        columns = {"model": ""} if len(models) > 1 else {}
-        columns |= {"policy": "", "target": ".2f", "share": ".3f", "baseline_share": ".3f", "log_ratio": "+.4f"}
-        print("\n" + text_table(compared, columns | {"low": "+.4f", "high": "+.4f", "verdict": ""}))
+        columns = first | {
+            "policy": ("policy", ""), "target": ("target", ".2f"), "share": ("share", ".3f"),
+            "baseline_share": ("baseline share", ".3f"), "log_ratio": ("log ratio", "+.4f"), "low": ("low", "+.4f"),
+            "high": ("high", "+.4f"), "verdict": ("verdict", ""),
+        }  # fmt: skip
+        print("\n" + text_table(compared, columns))
         equal = "neuron sparsity" if a.by == "neuron" else "weight reads"
         about = (
-            f"log_ratio: ln of the perplexity over that of {a.baseline} at equal {equal} (share, baseline_share: what "
+            f"log ratio: ln of the perplexity over that of {a.baseline} at equal {equal} (share, baseline share: what "
             f"it came to on this text); low, high: 95 % paired bootstrap interval over "
             f"{len(rows[0]['document_nll'])} documents, seed {a.seed}."
         )

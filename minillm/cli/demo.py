@@ -21,6 +21,21 @@ DEMO_PREDICTORS = ("chance", "static", "previous-token", "shadow-4")
 DEMO_BUFFER = 400  # replayed through a buffer
 DEMO_DEVICE = "laptop NVMe"
 SHARES = (0.3, 0.5, 0.7)
+CUT_COLUMNS = {
+    "policy": ("policy", ""), "target": ("target", ""), "neuron_sparsity": ("neurons cut", ".3f"),
+    "read_exact": ("read", ".3f"), "read_known_mask": ("known", ".3f"), "perplexity": ("perplexity", ".3f"),
+    "vs_dense": ("vs dense", ".3f"), "bits_per_byte": ("bits/byte", ".4f"),
+}  # fmt: skip
+PREDICTED_COLUMNS = {
+    "predictor": ("predictor", ""), "recall": ("recall", ".3f"), "selected": ("selected", ".3f"),
+    "own_share_stored": ("own", ".3f"), "reads": ("read", ".3f"), "perplexity": ("perplexity", ".3f"),
+    "vs_dense": ("vs dense", ".3f"), "times_oracle": ("x oracle", ".2f"),
+}  # fmt: skip
+BUFFER_COLUMNS = {
+    "way": ("who knows", ""), "unbuffered": ("unbuffered", ",.0f"), "kB": ("kB", ",.0f"),
+    "belady kB": ("belady", ",.0f"), "random kB": ("random", ",.0f"), "hit_rate": ("hit rate", ".3f"),
+    "stall": ("stall", ".1%"), "stall ms": ("stall ms", ".2f"),
+}  # fmt: skip
 
 
 def command_demo(a: argparse.Namespace) -> int:
@@ -33,7 +48,7 @@ def command_demo(a: argparse.Namespace) -> int:
     from ..sparsity.policies import policy_named
     from ..sparsity.spec import in_words
     from ..study.buffers import Way, buffer_rows, way_of
-    from ..study.describe import describe, headline
+    from ..study.describe import PART_COLUMNS, describe, headline
     from ..study.prediction import prediction_rows
     from ..study.sweep import row, score_cut
     from ..tables import text_table
@@ -53,7 +68,7 @@ def command_demo(a: argparse.Namespace) -> int:
     parts = describe(model)
     if not a.json:
         print(wrapped(headline(model)) + "\n")
-        print(text_table(parts, {"part": "", "weights": ",", "share": ".1%", "MB": ".2f"}))
+        print(text_table(parts, PART_COLUMNS))
         about = "continued greedily by the dense model, then with half of the neurons cut by each policy:"
         print("\n" + wrapped(f"The prompt {a.prompt!r}, {about}") + "\n", flush=True)
 
@@ -97,13 +112,8 @@ def command_demo(a: argparse.Namespace) -> int:
         result |= {"rows": rows, "predictors": predicted, "buffer": buffered, "seconds": seconds}
         print(json.dumps(result, indent=1))
         return 0
-    columns = {"policy": "", "target": "", "neurons cut": ".3f", "read": ".3f", "known": ".3f", "perplexity": ".3f"}
-    headings = {"neurons cut": "neuron_sparsity", "read": "read_exact", "known": "read_known_mask"}
-    headings |= {"vs dense": "vs_dense", "bits/byte": "bits_per_byte"}
-    for line in rows:
-        line["target"] = line["by"] and f"{line['by']} {line['target']:.0%}"
-        line.update({heading: line[key] for heading, key in headings.items()})
-    print(text_table(rows, columns | {"vs dense": ".3f", "bits/byte": ".4f"}) + "\n")
+    shown = [line | {"target": line["by"] and f"{line['by']} {line['target']:.0%}"} for line in rows]
+    print(text_table(shown, CUT_COLUMNS) + "\n")
     print(
         wrapped(
             f"Scored: {rows[0]['tokens']:,} tokens"
@@ -124,11 +134,8 @@ def command_demo(a: argparse.Namespace) -> int:
     )
     about = "Who can know beforehand? Half of the neurons, selected by each before the layer is read:"
     print("\n" + wrapped(about) + "\n")
-    columns = {"predictor": ""} | dict.fromkeys(("recall", "selected", "own", "read", "perplexity"), ".3f")
-    for line in predicted:
-        line |= {"own": line["own_share_stored"], "read": line["reads"]}
-        line |= {"vs dense": line["perplexity"] / line["dense"], "x oracle": line["times_oracle"]}
-    print(text_table(predicted, columns | {"vs dense": ".3f", "x oracle": ".2f"}) + "\n")
+    shown = [line | {"vs_dense": line["perplexity"] / line["dense"]} for line in predicted]
+    print(text_table(shown, PREDICTED_COLUMNS) + "\n")
     print(
         wrapped(
             f"Scored: {predicted[0]['tokens']:,} tokens, dense {predicted[0]['dense']:.3f}. Recall: of the neurons "
@@ -151,14 +158,12 @@ def print_buffer(rows: list[dict]) -> None:
     kept = f"the {rows[1]['capacity']} last used neurons of a layer"
     about = f"What is then fetched from slow memory, by need, without a buffer and with one that keeps {kept}:"
     print("\n" + wrapped(about) + "\n")
-    columns = {"who knows": ""} | dict.fromkeys(("unbuffered", "kB", "belady", "random"), ",.0f")
-    columns |= {"hit rate": ".3f", "stall": ".1%", "stall ms": ".2f"}
-    shown = []
-    for without, line in zip(rows[::2], rows[1::2], strict=True):
-        name = {"all neurons": "nobody: all", "mask of mid": "oracle"}.get(line["way"], line["way"])
-        shown.append(line | {"who knows": name, "unbuffered": without["kB"], "hit rate": line["hit_rate"]})
-        shown[-1] |= {rival: line[f"{rival} kB"] for rival in ("belady", "random")}
-    print(text_table(shown, columns) + "\n")
+    names = {"all neurons": "dense", "mask of mid": "oracle"}
+    shown = [
+        line | {"way": names.get(line["way"], line["way"]), "unbuffered": without["kB"]}
+        for without, line in zip(rows[::2], rows[1::2], strict=True)
+    ]
+    print(text_table(shown, BUFFER_COLUMNS) + "\n")
     print(
         wrapped(
             f"kB: FFN weights fetched per token, as stored (mean of {rows[0]['tokens']:,}); belady, random: had the "

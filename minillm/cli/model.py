@@ -85,8 +85,8 @@ def command_inspect(a: argparse.Namespace) -> int:
     from dataclasses import asdict
 
     from ..loading.checkpoint import checkpoint_tensors
-    from ..study.describe import describe, headline
-    from ..tables import text_table
+    from ..study.describe import PART_COLUMNS, describe, headline
+    from ..tables import keys_as_headings, text_table
 
     wanted = a.natural or (a.text and not a.distributions), a.distributions
     if a.figure:
@@ -107,17 +107,18 @@ def command_inspect(a: argparse.Namespace) -> int:
         print(json.dumps(result | ({"natural": natural} if natural else {}) | distributions))
         return 0
     print(wrapped(headline(model)) + "\n")
-    print(text_table(describe(model), {"part": "", "weights": ",", "share": ".1%", "MB": ".2f"}) + "\n")
+    print(text_table(describe(model), PART_COLUMNS) + "\n")
     for key, value in asdict(model.config).items():
         print(f"{key:<26}{value}")
     if model.has_tokenizer:
         print(f"{'BOS that is put in front':<26}{list(model.tokenizer.bos_ids)}")
     for tensor in tensors:
         tensor["shape"] = " x ".join(map(str, tensor["shape"]))
-    print("\n" + text_table(tensors, {"tensor": "", "dtype": "", "shape": "", "bytes": ",", "file": ""}))
+    columns = keys_as_headings({"tensor": "", "dtype": "", "shape": "", "bytes": ",", "file": ""})
+    print("\n" + text_table(tensors, columns))
     if natural:
         print(f"\nNatural sparsity: nothing is cut, {natural[0]['tokens']:,} tokens, BOS included.\n")
-        print(text_table(natural, {"layer": "d"} | dict.fromkeys(list(natural[0])[2:], ".4f")))
+        print(text_table(natural, keys_as_headings({"layer": "d"} | dict.fromkeys(list(natural[0])[2:], ".4f"))))
         about = "Zeros are exact. Below 1 % (10 %): of the root mean square of the gates of the same token and layer."
         print("\n" + wrapped(about))
     if distributions:
@@ -161,17 +162,17 @@ def distribution_rows(model, path: str | None, figure: str | None) -> dict[str, 
 def print_distributions(weight_magnitudes: list[dict], activation_magnitudes: list[dict]) -> None:
     """The two tables of ``distribution_rows``, with what one must know to read them."""
     from ..study.distributions import NEAR, normal_below
-    from ..tables import text_table
+    from ..tables import keys_as_headings, text_table
 
     print("\nMagnitudes of the FFN's weights.\n")
     columns = {"layer": "d", "matrix": ""} | dict.fromkeys(list(weight_magnitudes[0])[3:], ".4f")
-    print(text_table(weight_magnitudes, columns) + "\n")
+    print(text_table(weight_magnitudes, keys_as_headings(columns)) + "\n")
     normal = " and ".join(f"{normal_below(near):.4f}" for near in NEAR)
     about = "Zeros are exact. Below 1 % (10 %): of the matrix's own root mean square (rms)"
     print(wrapped(f"{about}; of a normal distribution {normal} would lie there."))
     print("\nMagnitudes of the FFN's activations: the share up to a magnitude, and what half of them do not exceed.\n")
     columns = {"step": "", "layer": "d"} | dict.fromkeys(list(activation_magnitudes[0])[2:], ".3f")
-    print(text_table(activation_magnitudes, columns | {"median": ".4f"}))
+    print(text_table(activation_magnitudes, keys_as_headings(columns | {"median": ".4f"})))
 
 
 def command_trace(a: argparse.Namespace) -> int:

@@ -18,6 +18,14 @@ from .flags import (
     write_figure,
 )
 
+COLUMNS = {
+    "predictor": ("predictor", ""), "recall": ("recall", ".3f"), "precision": ("precision", ".3f"), "f1": ("F1", ".3f"),
+    "iou": ("IoU", ".3f"), "selected": ("selected", ".3f"), "own_bytes": ("own bytes", ","),
+    "own_share_float32": ("of float32", ".4f"), "own_share_stored": ("of stored", ".4f"), "reads": ("reads", ".3f"),
+    "multiply_adds": ("multiply-adds", ",.0f"), "perplexity": ("perplexity", ".3f"), "increase": ("increase", ".3f"),
+    "times_oracle": ("x oracle", ".2f"), "kl": ("KL", ".4f"),
+}  # fmt: skip
+
 
 def command_predict(a: argparse.Namespace) -> int:
     """Make a predictor and write it to a file (train), or score predictors beside chance and the oracle (eval)."""
@@ -89,22 +97,17 @@ def predict_eval(a: argparse.Namespace) -> int:
     if a.json:
         print(f'{{"rows": {json_rows(rows)},\n"verdict": {json.dumps({f"{f:g}": v for f, v in verdicts.items()})}}}')
         return 0
-    columns = {"predictor": ""} | dict.fromkeys(("recall", "precision", "f1", "iou", "selected"), ".3f")
-    columns |= {"own_bytes": ",", "of float32": ".4f", "of stored": ".4f", "reads": ".3f", "multiply_adds": ",.0f"}
-    columns |= {"perplexity": ".3f", "increase": ".3f", "x oracle": ".2f", "kl": ".4f"}
-    short = {"of float32": "own_share_float32", "of stored": "own_share_stored", "x oracle": "times_oracle"}
     for fraction, sentences in verdicts.items():
         print(f"Dense {rows[0]['dense']:.3f}; {fraction:.0%} of the neurons selected:\n")
-        shown = [row | {k: row[v] for k, v in short.items()} for row in rows if row["fraction"] == fraction]
-        print(text_table(shown, columns) + "\n")
+        print(text_table([row for row in rows if row["fraction"] == fraction], COLUMNS) + "\n")
         for sentence in sentences:
             print(wrapped(f"{sentence}."))
         print()
     about = (
         f"{rows[0]['tokens']:,} tokens, protocol {rows[0]['protocol']}, context {rows[0]['context']}, BOS "
-        f"{rows[0]['bos']}. Truth: {rows[0]['truth']}. Metrics pooled over tokens, mean over layers. own_bytes: the "
-        "predictor's tables, and their share of the FFNs' bytes. reads: bytes touched per token, tables included, as a "
-        "share of the FFNs' bytes as stored; the oracle's are those of a mask known for nothing. kl: nats per token, "
+        f"{rows[0]['bos']}. Truth: {rows[0]['truth']}. Metrics pooled over tokens, mean over layers. Own bytes: the "
+        "predictor's tables, and their share of the FFNs' bytes. Reads: bytes touched per token, tables included, as a "
+        "share of the FFNs' bytes as stored; the oracle's are those of a mask known for nothing. KL: nats per token, "
         "from the dense model."
     )
     print(wrapped(about))

@@ -268,7 +268,7 @@ def prefetch_replay(a: argparse.Namespace, model, thresholds, calibration, test,
     """Keepers times capacities times predictors on one recorded text."""
     from ..prefetch.replay import KEEPERS, ROW_COLUMNS, SHARES
     from ..study.buffers import prefetch_rows, when_it_matters
-    from ..tables import check_ending, json_rows, save_rows, text_table
+    from ..tables import check_ending, json_rows, keys_as_headings, save_rows, text_table
 
     if a.output:
         check_ending(a.output)
@@ -293,7 +293,8 @@ def prefetch_replay(a: argparse.Namespace, model, thresholds, calibration, test,
     if a.json:
         print(json_rows(rows))
         return 0
-    print(text_table(rows, {"predictor": "", "role": "", "perplexity": ".3f"} | ROW_COLUMNS))
+    columns = keys_as_headings({"predictor": "", "role": "", "perplexity": ".3f"}) | ROW_COLUMNS
+    print(text_table(rows, columns))
     about = (
         f"{len(test)} documents, dense perplexity {rows[0]['dense_perplexity']:.3f}, {a.device}, misses: {a.miss}. "
         "capacity: neurons per layer. lru, belady, random: the hit rate of these keepers on the same requests, and "

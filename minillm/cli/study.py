@@ -25,7 +25,7 @@ def command_patterns(a: argparse.Namespace) -> int:
     from ..sparsity.thresholds import Thresholds
     from ..study.edits import SCOPES, predictability, published, reference
     from ..study.variants import made_pairs, released_pairs, text_pairs
-    from ..tables import check_ending, save_rows, text_table
+    from ..tables import check_ending, keys_as_headings, save_rows, text_table
     from ..transformer.texts import as_documents, default_context, document_hashes, first_tokens
 
     if a.output:
@@ -64,13 +64,12 @@ def command_patterns(a: argparse.Namespace) -> int:
     if a.json:
         print(json.dumps({"model": model.name, "pooled": pooled, "layers": layers, "published": table_two}, indent=1))
         return 0
-    headings = {"chance": "chance_match", "static": "static_match", "unrelated": "unrelated_match"}
-    headings |= {"static recall": "static_recall", "chance IoU": "chance_iou", "IoU": "iou", "whole text": "whole_text"}
-    for line in pooled:
-        line.update({heading: line[key] for heading, key in headings.items()})
-    columns = {"variant": "", "scope": "", "positions": ",", "density": ".3f", "match": ".4f"}
-    columns |= dict.fromkeys(("chance", "static", "unrelated", "recall", "static recall", "IoU", "chance IoU"), ".3f")
-    columns |= {"whole text": ".3f"}
+    columns = keys_as_headings({"variant": "", "scope": "", "positions": ",", "density": ".3f", "match": ".4f"})
+    columns |= {
+        "chance_match": ("chance", ".3f"), "static_match": ("static", ".3f"), "unrelated_match": ("unrelated", ".3f"),
+        "recall": ("recall", ".3f"), "static_recall": ("static recall", ".3f"), "iou": ("IoU", ".3f"),
+        "chance_iou": ("chance IoU", ".3f"), "whole_text": ("whole text", ".3f"),
+    }  # fmt: skip
     print(text_table(pooled, columns))
     per_layer = []
     scopes = [scope for scope in SCOPES if any(row["scope"] == scope for row in layers)]
@@ -82,11 +81,11 @@ def command_patterns(a: argparse.Namespace) -> int:
             per_layer[row["layer"]] |= {kind: row[f"{kind}_match"] for kind in ("chance", "static", "unrelated")}
     print("\nMatch per layer, all variants together:\n")
     columns = {"layer": "d"} | dict.fromkeys([*scopes, "chance", "static", "unrelated"], ".4f")
-    print(text_table(per_layer, columns))
+    print(text_table(per_layer, keys_as_headings(columns)))
     if any(line["our after"] is not None for line in table_two):
         forms = {key: "" if isinstance(value, str) else ".4f" for line in table_two for key, value in line.items()}
         print("\nTable II as published (Llama-3-8B, first layer), beside chance and what was measured here:\n")
-        print(text_table(table_two, forms))
+        print(text_table(table_two, keys_as_headings(forms)))
     print()
     print(wrapped(f"Read: {about}; window {context} with the first edit at its middle, BOS included. {PATTERN_WORDS}"))
     return 0

@@ -33,7 +33,7 @@ from ..show.canvas import alt_text, save_figure
 from ..show.explain import neuron_raster
 from ..sparsity.masked import masked_swiglu
 from ..sparsity.policies import POLICIES
-from ..tables import text_table
+from ..tables import keys_as_headings, text_table
 from ..trace import Trace
 from ..transformer.generation import generate
 from ..transformer.model import Llama
@@ -243,7 +243,8 @@ def buffer_text(buffer: PrefetchBuffer, last: int = 10) -> str:
         }
         for layer in range(buffer.layers)
     ]
-    return f"{happened}\n\n{text_table(holds, {'layer': 'd', 'kept': '', 'neurons': '', 'on their way': ''})}"
+    columns = keys_as_headings({"layer": "d", "kept": "", "neurons": "", "on their way": ""})
+    return f"{happened}\n\n{text_table(holds, columns)}"
 
 
 def _buffer_html(buffer: PrefetchBuffer) -> str:

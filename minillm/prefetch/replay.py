@@ -162,10 +162,13 @@ def _baselines(beside: dict[str, Traffic], work: Work, device: Device) -> dict[s
 
 
 ROW_COLUMNS = {  # for text_table
-    "keeper": "", "capacity": "d", "hit_rate": ".3f", "lru": ".3f", "belady": ".3f", "random": ".3f",
-    "bytes_per_token": ",.0f", "lru_bytes": ",.0f", "belady_bytes": ",.0f", "random_bytes": ",.0f",
-    "wasted_bytes": ",.0f", "seconds_per_token": ".2e", "stall_share": ".1%",
-    "lru_stall": ".1%", "belady_stall": ".1%", "random_stall": ".1%",
+    "keeper": ("keeper", ""), "capacity": ("capacity", "d"), "hit_rate": ("hit rate", ".3f"), "lru": ("lru", ".3f"),
+    "belady": ("belady", ".3f"), "random": ("random", ".3f"), "bytes_per_token": ("bytes per token", ",.0f"),
+    "lru_bytes": ("lru bytes", ",.0f"), "belady_bytes": ("belady bytes", ",.0f"),
+    "random_bytes": ("random bytes", ",.0f"), "wasted_bytes": ("wasted bytes", ",.0f"),
+    "seconds_per_token": ("seconds per token", ".2e"), "stall_share": ("stall", ".1%"),
+    "lru_stall": ("lru stall", ".1%"), "belady_stall": ("belady stall", ".1%"),
+    "random_stall": ("random stall", ".1%"),
 }  # fmt: skip
 
 

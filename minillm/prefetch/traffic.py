@@ -7,7 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-EVENT_COLUMNS = {"event": "d", "token": "d", "layer": "d", "what": "", "count": "d", "neurons": ""}
+from ..tables import keys_as_headings
+
+EVENT_COLUMNS = keys_as_headings({"event": "d", "token": "d", "layer": "d", "what": "", "count": "d", "neurons": ""})
 
 
 class Event(NamedTuple):

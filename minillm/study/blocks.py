@@ -15,8 +15,11 @@ from ..prefetch.reorder import BlockOracle, clustered, dropped_means, energy_sha
 from ..transformer.evaluation import perplexity
 from ..transformer.model import Llama
 
-BLOCK_COLUMNS = {"group": "d", "order": "", "kept_energy": ".2%", "perplexity": ".4f", "increase": ".2%",
-                 "perplexity_with_means": ".4f", "increase_with_means": ".2%"}  # fmt: skip
+BLOCK_COLUMNS = {
+    "group": ("group", "d"), "order": ("order", ""), "kept_energy": ("kept energy", ".2%"),
+    "perplexity": ("perplexity", ".4f"), "increase": ("increase", ".2%"),
+    "perplexity_with_means": ("perplexity with means", ".4f"), "increase_with_means": ("increase with means", ".2%"),
+}  # fmt: skip
 
 
 def block_rows(
@@ -130,17 +133,19 @@ def _fastest(speeds: Sequence[dict], group: int, sparsity: float) -> dict:
     return best
 
 
-JOINT_COLUMNS = {"group": "d", "order": "", "in place": "", "left out": ".0%", "perplexity": ".3f", "increase": "+.1%",
-                 "method": "", "speedup": ".2f", "spread": "", "whole token": ".2f"}  # fmt: skip
+JOINT_COLUMNS = {
+    "group": ("group", "d"), "order": ("order", ""), "in_place": ("in place", ""), "sparsity": ("left out", ".0%"),
+    "perplexity": ("perplexity", ".3f"), "increase": ("increase", "+.1%"), "method": ("method", ""),
+    "speedup": ("speedup", ".2f"), "spread": ("spread", ""), "whole_token": ("whole token", ".2f"),
+}  # fmt: skip
 
 
 def joint_table(rows: Sequence[dict]) -> list[dict]:
-    """The rows as JOINT_COLUMNS print them."""
+    """The rows, and what JOINT_COLUMNS print in words: what stands in place of a block, and the spread of the speed."""
     shown = []
     for row in rows:
         spread = None if row["speedup"] is None else f"{row['low']:.2f} .. {row['high']:.2f}"
-        wide = {"in place": "means" if row["means"] else "zero", "left out": row["sparsity"], "spread": spread}
-        shown.append(row | wide | {"whole token": row["whole_token"]})
+        shown.append(row | {"in_place": "means" if row["means"] else "zero", "spread": spread})
     return shown
 
 

@@ -21,6 +21,7 @@ from ..prefetch.replay import KEEPERS, SHARES, _baselines, _figures, enough, kee
 from ..sparsity.selected import SelectedFFN, check_truth
 from ..sparsity.sparse import policy_selector
 from ..sparsity.thresholds import Thresholds
+from ..tables import keys_as_headings
 from ..transformer.evaluation import perplexity
 from ..transformer.ffn import Selector
 from ..transformer.model import Llama, shape_of
@@ -221,11 +222,13 @@ def _readable(row: dict) -> dict:
     return row | wide
 
 
-TABLE_COLUMNS = {"way": "", "known": "", "misses": "", "keeper": "", "capacity": "d", "fast kB": ",.0f"}
-TABLE_COLUMNS |= dict.fromkeys(("hit_rate", "lru", "belady", "random"), ".3f")
-TABLE_COLUMNS |= dict.fromkeys(("kB", "lru kB", "belady kB", "random kB"), ",.0f")
-TABLE_COLUMNS |= {"stall": ".1%"} | dict.fromkeys(("stall ms", "lru ms", "belady ms", "random ms"), ".3f")
-TABLE_COLUMNS |= {"perplexity": ".3f"}
+TABLE_COLUMNS = keys_as_headings(dict.fromkeys(("way", "known", "misses", "keeper"), ""))
+TABLE_COLUMNS |= {"capacity": ("capacity", "d"), "fast kB": ("fast kB", ",.0f"), "hit_rate": ("hit rate", ".3f")}
+TABLE_COLUMNS |= keys_as_headings(dict.fromkeys(("lru", "belady", "random"), ".3f"))
+TABLE_COLUMNS |= keys_as_headings(dict.fromkeys(("kB", "lru kB", "belady kB", "random kB"), ",.0f"))
+TABLE_COLUMNS |= {"stall": ("stall", ".1%")}
+TABLE_COLUMNS |= keys_as_headings(dict.fromkeys(("stall ms", "lru ms", "belady ms", "random ms"), ".3f"))
+TABLE_COLUMNS |= {"perplexity": ("perplexity", ".3f")}
 
 
 def when_it_matters(rows: Sequence[dict], tolerance: float = 0.01) -> list[str]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from ..tables import keys_as_headings
 from ..transformer.model import Llama
+
+PART_COLUMNS = keys_as_headings({"part": "", "weights": ",", "share": ".1%", "MB": ".2f"})
 
 
 def describe(model: Llama) -> list[dict]:

@@ -261,22 +261,23 @@ def _row(name: str, watch: Stopwatch, result: Result, resident: Result | None, n
 
 
 ROW_COLUMNS = {  # for text_table, of ``as_shown``
-    "way": "", "ahead": "", "keeper": "", "keeps": "d", "cached": ".2f", "tokens/s": ",.1f", "FFN ms": ".2f",
-    "reading": ".2f", "kB": ",.0f", "from disk": ",.0f", "reads": ".3f", "hits": ".3f", "perplexity": ".3f",
-    "agreement": ".3f",
+    "way": ("way", ""), "announced": ("ahead", ""), "keeper": ("keeper", ""), "capacity": ("keeps", "d"),
+    "cached": ("cached", ".2f"), "tokens_per_second": ("tokens/s", ",.1f"), "ffn_ms": ("FFN ms", ".2f"),
+    "read_ms": ("reading", ".2f"), "kB": ("kB", ",.0f"), "disk_kB": ("from disk", ",.0f"), "reads": ("reads", ".3f"),
+    "hit_rate": ("hits", ".3f"), "perplexity": ("perplexity", ".3f"), "agreement": ("agreement", ".3f"),
+}  # fmt: skip
+UNITS = {  # {key of ROW_COLUMNS: (key of a row, factor)}
+    "ffn_ms": ("ffn_seconds", 1e3), "read_ms": ("read_seconds", 1e3), "kB": ("bytes_per_token", 1e-3),
+    "disk_kB": ("disk_bytes", 1e-3),
 }  # fmt: skip
 
 
 def as_shown(rows: Sequence[dict]) -> list[dict]:
-    """The rows as ROW_COLUMNS print them: milliseconds and kB per token."""
+    """The rows, and what ROW_COLUMNS print in other units: milliseconds and kB per token."""
     shown = []
     for row in rows:
-        line = row | {"ahead": "yes" if row.get("ahead") else None, "tokens/s": row["tokens_per_second"]}
-        line |= {"keeps": row.get("capacity"), "hits": row.get("hit_rate")}
-        names = {"FFN ms": ("ffn_seconds", 1e3), "reading": ("read_seconds", 1e3), "kB": ("bytes_per_token", 1e-3),
-                 "from disk": ("disk_bytes", 1e-3)}  # fmt: skip
-        for heading, (name, unit) in names.items():
-            line[heading] = None if row.get(name) is None else unit * row[name]
+        line = row | {"announced": "yes" if row.get("ahead") else None}
+        line |= {key: None if row.get(name) is None else unit * row[name] for key, (name, unit) in UNITS.items()}
         shown.append(line)
     return shown
 

@@ -21,7 +21,7 @@ from minillm.course.check import check
 from minillm.course.notebook import show, show_source
 from minillm.show.map import you_are_here
 from minillm.show.primer import broadcasting
-from minillm.tables import text_table
+from minillm.tables import keys_as_headings, text_table
 from minillm.transformer import ops
 from minillm.transformer.ops import linear, silu
 
@@ -91,7 +91,7 @@ for left, right in zip(lefts, rights, strict=True):
     except ValueError:
         result = "does not fit"
     lines.append({"one": str(left), "other": str(right), "together": result})
-print(text_table(lines, {"one": "", "other": "", "together": ""}))
+print(text_table(lines, keys_as_headings({"one": "", "other": "", "together": ""})))
 
 # %% [markdown]
 # The last pair is the usual accident: a number per token, `(T,)`, against rows of D. It must become `(T, 1)` first.
@@ -256,7 +256,7 @@ rows = []
 for how, given in examples.items():
     shapes, result = "  ".join(str(one.shape) for one in given), np.einsum(how, *given)
     rows.append({"einsum": how, "in": shapes, "out": str(result.shape)})
-print(text_table(rows, {"einsum": "", "in": "", "out": ""}))
+print(text_table(rows, keys_as_headings({"einsum": "", "in": "", "out": ""})))
 assert np.allclose(np.einsum("td,sd->ts", a, b), a @ b.T)
 
 # %% [markdown]
@@ -474,7 +474,7 @@ expressions = {
     "silu(x32)": silu(x32),
 }
 print(text_table([{"expression": how, "dtype": str(v.dtype)} for how, v in expressions.items()],
-                 {"expression": "", "dtype": ""}))  # fmt: skip
+                 keys_as_headings({"expression": "", "dtype": ""})))  # fmt: skip
 assert [how for how, v in expressions.items() if v.dtype == np.float64] == [
     "x32 / np.sqrt(8)", "x32 + np.arange(3)", "x32 * np.linspace(0, 1, 3)",
 ]  # fmt: skip
@@ -568,7 +568,7 @@ def shapes_of(model, T=3):
     print(f"{model.name}: D {D}, F {F}, H {H}, K {K}, d {d}, L {c.num_hidden_layers}, {model.dtype}")
     table = [{"matrix": name, "letters": letters, "shape": str(matrix.shape), "weights": matrix.size}
              for name, matrix, letters, _ in rows]  # fmt: skip
-    print(text_table(table, {"matrix": "", "letters": "", "shape": "", "weights": ",d"}))
+    print(text_table(table, keys_as_headings({"matrix": "", "letters": "", "shape": "", "weights": ",d"})))
 
 
 shapes_of(minillm.load("default"))

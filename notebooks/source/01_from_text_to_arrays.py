@@ -26,7 +26,7 @@ from minillm.loading.tokenizer import Tokenizer
 from minillm.show.explain import bf16_bits
 from minillm.show.map import you_are_here
 from minillm.show.primer import file_layout, merges
-from minillm.tables import text_table
+from minillm.tables import keys_as_headings, text_table
 
 show(you_are_here("loading"))
 
@@ -45,7 +45,7 @@ TEXT = "Once upon a time, Lily saw a 🐸!"
 ids = model.tokenizer.encode(TEXT)
 print(text_table([{"position": t, "id": i, "token": repr(label)}
                   for t, (i, label) in enumerate(zip(ids, token_labels(model, ids), strict=True))],
-                 {"position": "d", "id": "d", "token": ""}))  # fmt: skip
+                 keys_as_headings({"position": "d", "id": "d", "token": ""})))  # fmt: skip
 assert model.tokenizer.decode(ids) == TEXT
 
 # %% [markdown]
@@ -73,7 +73,7 @@ for name in vocabulary:
     else:
         kinds["one character" if len(name) == 1 else "made by a merge"] += 1
 rows = [{"kind": kind, "tokens": count} for kind, count in kinds.items()]
-print(text_table(rows, {"kind": "", "tokens": "d"}))
+print(text_table(rows, keys_as_headings({"kind": "", "tokens": "d"})))
 print("the first merges:", " ".join(f"{a!r}+{b!r}" for a, b in pairs[:6]))
 
 assert sum(kinds.values()) == len(vocabulary) == model.config.vocab_size
@@ -149,7 +149,7 @@ assert bytes(int(vocabulary_of[i][3:5], 16) for i in frog) == "🐸".encode()
 rows = [{"text": sample, "characters": len(sample), "bytes": len(sample.encode()),
          "tokens": len(model.tokenizer.encode(sample, bos=False))}
         for sample in ("the little girl", "photosynthesis", "naïve café", "猫が好き", "🐸🐸")]  # fmt: skip
-print(text_table(rows, {"characters": "d", "bytes": "d", "tokens": "d", "text": ""}))
+print(text_table(rows, keys_as_headings({"characters": "d", "bytes": "d", "tokens": "d", "text": ""})))
 assert all(row["tokens"] <= row["bytes"] for row in rows)  # always: a token is at least one byte
 
 # %% [markdown]
@@ -234,7 +234,7 @@ assert rows.shape == (len(ids), model.config.hidden_size)
 path = model.folder / "model.safetensors"
 raw = path.read_bytes()
 files = [{"file": file.name, "bytes": file.stat().st_size} for file in sorted(model.folder.iterdir())]
-print(text_table(files, {"file": "", "bytes": ",d"}))
+print(text_table(files, keys_as_headings({"file": "", "bytes": ",d"})))
 
 # %% [markdown]
 # The format fits on a postcard: 8 bytes with the length n of the header (unsigned, little-endian), n bytes of JSON,
@@ -412,7 +412,7 @@ def portrait(model):
         rows.append({"text": sample, "bytes": len(sample.encode()), "tokens": tokens})
     bos = model.tokenizer.bos_ids or "none"
     print(f"{model.name}: {model.config.vocab_size:,} tokens in the vocabulary, BOS {bos}")
-    print(text_table(rows, {"bytes": "d", "tokens": "d", "text": ""}))
+    print(text_table(rows, keys_as_headings({"bytes": "d", "tokens": "d", "text": ""})))
     tensors = checkpoint_tensors(model.folder).values()
     for dtype in sorted({tensor.dtype for tensor in tensors}):
         found = [tensor for tensor in tensors if tensor.dtype == dtype]

@@ -20,7 +20,7 @@ from minillm.loading.config import RopeConfig
 from minillm.show.explain import attention_pattern, rope_fan
 from minillm.show.map import you_are_here
 from minillm.steps import step_info
-from minillm.tables import text_table
+from minillm.tables import keys_as_headings, text_table
 from minillm.trace import Trace
 from minillm.transformer.attention import attention
 from minillm.transformer.blocks import block
@@ -41,7 +41,7 @@ model = minillm.load("default", dtype="float64")
 ids = model.tokenizer.encode("Tom gave Lily a red ball.")
 tokens = token_labels(model, ids)
 rows = [{"position": p, "id": ids[p], "token": repr(tokens[p])} for p in range(len(ids))]
-print(text_table(rows, {"position": "d", "id": "d", "token": ""}))
+print(text_table(rows, keys_as_headings({"position": "d", "id": "d", "token": ""})))
 
 # %% [markdown]
 # Token 0 has no text of its own (`#1` is its id); every text begins with it. Now the trick that makes every step
@@ -72,7 +72,7 @@ letters = {
     "F": (F, "neurons of the FFN"),
 }
 rows = [{"letter": a, "here": size, "meaning": what} for a, (size, what) in letters.items()]
-print(text_table(rows, {"letter": "", "here": "d", "meaning": ""}))
+print(text_table(rows, keys_as_headings({"letter": "", "here": "d", "meaning": ""})))
 
 for name, value in trace.items():
     assert value.shape == tuple(letters[a][0] for a in step_info(name).dims.split()), name
@@ -135,7 +135,7 @@ def rms(row: np.ndarray) -> float:
 
 rows = [{"token": repr(tokens[p]), "before": rms(h[p]), "normed": rms(plain[p]), "times weight": rms(x[p])}
         for p in range(T)]  # fmt: skip
-print(text_table(rows, {"token": "", "before": ".3f", "normed": ".3f", "times weight": ".3f"}))
+print(text_table(rows, keys_as_headings({"token": "", "before": ".3f", "normed": ".3f", "times weight": ".3f"})))
 
 # %% [markdown]
 # Why the small number `eps` inside the root? A row of zeros would be divided by zero. For ordinary rows it does
@@ -203,7 +203,7 @@ for name, mine in (("q", q), ("k", k), ("v", v)):
 # %%
 group = H // K
 rows = [{"query head": head, "reads key/value head": head // group} for head in range(H)]
-print(text_table(rows, {"query head": "d", "reads key/value head": "d"}))
+print(text_table(rows, keys_as_headings({"query head": "d", "reads key/value head": "d"})))
 
 # %% [markdown]
 # ## RoPE: a position is an angle
@@ -220,7 +220,7 @@ show(rope_fan(cos, sin))
 turns = frequencies(config.rope, T, np.float64) / (2 * np.pi)  # turns per position
 pairs = (0, 1, 2, 3, d // 4, d // 2 - 1)
 rows = [{"pair": f"({j}, {j + d // 2})", "positions for one full turn": 1 / turns[j]} for j in pairs]
-print(text_table(rows, {"pair": "", "positions for one full turn": ",.0f"}))
+print(text_table(rows, keys_as_headings({"pair": "", "positions for one full turn": ",.0f"})))
 
 # %% [markdown]
 # Which two numbers make a pair? In Hugging Face's files, number $j$ and number $j + d/2$. The paper pairs
@@ -276,7 +276,7 @@ starts, rows = (0, 100, 400), []
 for far in (0, 1, 2, 5, 10, 50):
     products = {f"key at {s}": float(put(one_q, s + far) @ put(one_k, s)) for s in starts}
     rows.append({"distance": far} | products)
-print(text_table(rows, {"distance": "d", **{f"key at {s}": ".6f" for s in starts}}))
+print(text_table(rows, keys_as_headings({"distance": "d", **{f"key at {s}": ".6f" for s in starts}})))
 
 for row in rows:  # along a row nothing changes; down a column it does
     assert np.ptp([row[f"key at {s}"] for s in starts]) < 1e-10
@@ -344,7 +344,7 @@ assert np.allclose(pattern, step["attn.pattern"][head], rtol=1e-12, atol=1e-12)
 print(f"head {head}: the token {tokens[t]!r} at position {t} looks at")
 rows = [{"position": s, "token": repr(tokens[s]), "score": scores[t, s], "pattern": pattern[t, s]}
         for s in range(T)]  # fmt: skip
-print(text_table(rows, {"position": "d", "token": "", "score": ".2f", "pattern": ".1%"}))
+print(text_table(rows, keys_as_headings({"position": "d", "token": "", "score": ".2f", "pattern": ".1%"})))
 
 # %% [markdown]
 # The scores of later tokens are there, since they are recorded before the mask, but their share is exactly zero.
@@ -408,7 +408,7 @@ for i in range(H):
         model.forward(ids, tap=changed)
     rows.append({"silent head": str(i), "probability": softmax(changed["logits"][-1])[best]})
 print(f"probability that {model.tokenizer.decode([best])!r} comes next")
-print(text_table(rows, {"silent head": "", "probability": ".1%"}))
+print(text_table(rows, keys_as_headings({"silent head": "", "probability": ".1%"})))
 assert len({row["probability"] for row in rows}) == H + 1  # every head says something
 
 # %% [markdown]
@@ -443,7 +443,8 @@ order = np.argsort(-loud)
 rows = [{"neuron": j, "gate_pre": gate_pre[j], "gate": gate[j], "up": up[j], "mid": mid[j], "adds": loud[j]}
         for j in [*order[:5], *order[-2:]]]  # fmt: skip
 print(f"neurons for {tokens[t]!r}: the five loudest and the two most silent")
-print(text_table(rows, {"neuron": "d"} | dict.fromkeys(("gate_pre", "gate", "up", "mid", "adds"), ".3f")))
+columns = {"neuron": "d"} | dict.fromkeys(("gate_pre", "gate", "up", "mid", "adds"), ".3f")
+print(text_table(rows, keys_as_headings(columns)))
 
 # %% [markdown]
 # Adding up the columns one by one gives what the matrix product gives. But the order is ours to choose: if
@@ -461,7 +462,7 @@ for share in (0.05, 0.1, 0.25, 0.5, 0.75, 1.0):
     rest = full - columns[order[:count]].sum(axis=0)
     missing = np.linalg.norm(rest) / np.linalg.norm(full)
     rows.append({"neurons": count, "of all": share, "missing": missing})
-print(text_table(rows, {"neurons": "d", "of all": ".0%", "missing": ".1%"}))
+print(text_table(rows, keys_as_headings({"neurons": "d", "of all": ".0%", "missing": ".1%"})))
 assert rows[-1]["missing"] < 1e-12 and rows[3]["missing"] < rows[0]["missing"] < 1
 
 # %% [markdown]

@@ -29,7 +29,7 @@ from minillm.loading.config import ModelConfig
 from minillm.show.explain import error_per_step
 from minillm.show.map import you_are_here
 from minillm.steps import step_names
-from minillm.tables import text_table
+from minillm.tables import keys_as_headings, text_table
 from minillm.trace import Trace, compare
 from minillm.transformer.blocks import block
 from minillm.transformer.model import Llama
@@ -63,7 +63,7 @@ best = np.argsort(-logits[-1])[:5]
 rows = [{"next token": repr(model.tokenizer.decode([i])), "probability": softmax(logits[-1])[i]}
         for i in best]  # fmt: skip
 print("Tom gave Lily a red ball. ...")
-print(text_table(rows, {"next token": "", "probability": ".1%"}))
+print(text_table(rows, keys_as_headings({"next token": "", "probability": ".1%"})))
 
 # %% [markdown]
 # The last matrix, the *head*, has one row per token of the vocabulary, exactly like the embedding. Small models save
@@ -80,7 +80,7 @@ parts = {"embedding (and tied head)": "embed_tokens", "attention": "self_attn",
 rows = [{"part": part, "parameters": sum(size for name, size in sizes.items() if key in name)}
         for part, key in parts.items()]  # fmt: skip
 rows = [row | {"share": row["parameters"] / sum(sizes.values())} for row in rows]
-print(text_table(rows, {"part": "", "parameters": ",d", "share": ".1%"}))
+print(text_table(rows, keys_as_headings({"part": "", "parameters": ",d", "share": ".1%"})))
 
 # %% [markdown]
 # ### Exercise 03.1: count the parameters
@@ -269,7 +269,7 @@ ladder = [
     ("float32 against float64", largest(single, healthy), 1e-5),
 ]
 ladder = [dict(zip(("what", "largest difference", "we ask for"), rung, strict=True)) for rung in ladder]
-print(text_table(ladder, {"what": "", "largest difference": ".0e", "we ask for": ".0e"}))
+print(text_table(ladder, keys_as_headings({"what": "", "largest difference": ".0e", "we ask for": ".0e"})))
 for rung in ladder:
     assert rung["largest difference"] <= rung["we ask for"]
 print()
@@ -293,7 +293,7 @@ for factor in (1.0, 1.0001, 1.1, 100.0):
             Llama(wrong, {name: a.astype(dtype) for name, a in weights.items()}).forward(ids, tap=trace)
         row[dtype] = compare(trace, healthy, tolerance).first or "nothing found"
     rows.append(row)
-print(text_table(rows, {"eps times": "g", "float32": "", "float64": ""}))
+print(text_table(rows, keys_as_headings({"eps times": "g", "float32": "", "float64": ""})))
 assert rows[0]["float64"] == rows[1]["float32"] == "nothing found"
 assert all(row["float64"] == "blocks.0.attn.norm" for row in rows[1:])
 
@@ -421,7 +421,8 @@ def continuation(forward, ids: list[int], count: int) -> str:
 
 rows = [{"model": "healthy", "writes": continuation(copy_of_the_model(), ids, 16)}]
 rows += [{"model": name, "writes": continuation(patient, ids, 16)} for name, patient in patients.items()]
-print(text_table([row | {"writes": repr(row["writes"])} for row in rows], {"model": "", "writes": ""}))
+printed = [row | {"writes": repr(row["writes"])} for row in rows]
+print(text_table(printed, keys_as_headings({"model": "", "writes": ""})))
 
 same = sum(row["writes"] == rows[0]["writes"] for row in rows[1:])
 print(f"\n{same} of the 4 patients write, word for word, what the healthy model writes")
@@ -527,7 +528,7 @@ for name, patient in patients.items():
             model.forward(ids[:length], tap=right)
         row[f"{length} tokens"] = compare(patient(ids[:length]), right).first or "nothing found"
     rows.append(row)
-print(text_table(rows, {"patient": ""} | {f"{length} tokens": "" for length in lengths}))
+print(text_table(rows, keys_as_headings({"patient": ""} | {f"{length} tokens": "" for length in lengths})))
 
 blind = [row["patient"] for row in rows if row["1 tokens"] == "nothing found"]
 assert len(blind) == 2 and all(row["2 tokens"] == row[f"{len(ids)} tokens"] for row in rows)

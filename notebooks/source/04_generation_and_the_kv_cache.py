@@ -24,7 +24,7 @@ from minillm.course.notebook import show, show_source, token_labels
 from minillm.loading.config import ModelConfig
 from minillm.show.explain import cache_growth, sampling_bars, work_per_token
 from minillm.show.map import you_are_here
-from minillm.tables import text_table
+from minillm.tables import keys_as_headings, text_table
 from minillm.trace import Trace, no_tap
 from minillm.transformer.attention import KVCache, causal_mask
 from minillm.transformer.generation import generate, next_probabilities
@@ -65,7 +65,7 @@ print("|".join(step.text for step in steps))
 assert [*prompt, *(step.token for step in steps)] == naive(prompt, 30)
 rows = [{"position": step.position, "token": repr(step.text), "probability": np.exp(step.logprob)}
         for step in steps[:6]]  # fmt: skip
-print(text_table(rows, {"position": "d", "token": "", "probability": ".1%"}))
+print(text_table(rows, keys_as_headings({"position": "d", "token": "", "probability": ".1%"})))
 
 # %% [markdown]
 # ## What never changes
@@ -111,7 +111,7 @@ for what in ("prefill", "decode", "decode", "decode"):
     assert S == cache.length and T == len(new)
     new = [int(logits[-1].argmax())]
 columns = {"pass": "", "T": "d", "S": "d", "queries": "", "pattern": "", "cached after it": "d"}
-print(text_table(rows, columns))
+print(text_table(rows, keys_as_headings(columns)))
 
 # %% [markdown]
 # ## Cached = uncached = in chunks
@@ -149,7 +149,7 @@ def apart(logits: np.ndarray) -> float:
 
 rows = [{"way": way, "passes": len(sizes), "largest difference": apart(in_passes(text, sizes))}
         for way, sizes in ways.items()]  # fmt: skip
-print(text_table(rows, {"way": "", "passes": "d", "largest difference": ".0e"}))
+print(text_table(rows, keys_as_headings({"way": "", "passes": "d", "largest difference": ".0e"})))
 assert all(row["largest difference"] < 1e-12 for row in rows)
 
 # %% [markdown]
@@ -177,7 +177,7 @@ for position in (1, 8, 32, 128, 512):
     millions = {"with cache": cached / 1e6, "without": again / 1e6}
     rows.append({"token": position} | millions | {"ratio": again / cached})
 print("million multiply-adds for one more token")
-print(text_table(rows, {"token": "d", "with cache": ".1f", "without": ".1f", "ratio": ".1f"}))
+print(text_table(rows, keys_as_headings({"token": "d", "with cache": ".1f", "without": ".1f", "ratio": ".1f"})))
 
 curves = [{"name": name, "positions": row["token"], "multiply_adds": 1e6 * row[name]}
           for row in rows for name in ("with cache", "without")]  # fmt: skip
@@ -266,7 +266,8 @@ for name, (layers, heads, size, width) in shapes.items():
     per_position = 2 * layers * heads * size * width
     at = {f"MB at {positions}": per_position * positions / 1e6 for positions in (512, 8192)}
     rows.append({"model": name, "bytes per position": per_position} | at)
-print(text_table(rows, {"model": "", "bytes per position": ",d", "MB at 512": ".1f", "MB at 8192": ",.0f"}))
+columns = {"model": "", "bytes per position": ",d", "MB at 512": ".1f", "MB at 8192": ",.0f"}
+print(text_table(rows, keys_as_headings(columns)))
 assert rows[0]["bytes per position"] == KVCache(config, 1, np.float32).nbytes
 
 # %% [markdown]
@@ -340,7 +341,7 @@ tried, rows = ("one pass", "chunks of 5", "one at a time"), []
 for name, mask in masks.items():
     errors = {way: apart(in_passes(text, ways[way], with_mask(mask))) for way in tried}
     rows.append({"mask": name} | {way: "wrong" if e > 1e-6 else "right" for way, e in errors.items()})
-print(text_table(rows, {"mask": "", "one pass": "", "chunks of 5": "", "one at a time": ""}))
+print(text_table(rows, keys_as_headings({"mask": "", "one pass": "", "chunks of 5": "", "one at a time": ""})))
 
 found = [[row[way] for way in tried] for row in rows]
 assert found[0] == ["right"] * 3
@@ -375,7 +376,7 @@ for word in (" dog", " box", " tree", " ball"):
     best = int(after.argmax())
     then = repr(model.tokenizer.decode([best]))
     rows.append({"Lily saw a big ...": word, "then": then, "probability": softmax(after)[best]})
-print(text_table(rows, {"Lily saw a big ...": "", "then": "", "probability": ".1%"}))
+print(text_table(rows, keys_as_headings({"Lily saw a big ...": "", "then": "", "probability": ".1%"})))
 
 # %% [markdown]
 # ## Choosing by chance
@@ -418,7 +419,7 @@ for name, setting in settings.items():
     last = repr(vocabulary[np.where(kept, everything, 2).argmin()])
     left = {"tokens left": int(kept.sum()), "mass": everything[kept].sum(), "last": last}
     rows.append({"setting": name} | left)
-print(text_table(rows, {"setting": "", "tokens left": "d", "mass": ".1%", "last": ""}))
+print(text_table(rows, keys_as_headings({"setting": "", "tokens left": "d", "mass": ".1%", "last": ""})))
 assert rows[0]["tokens left"] == config.vocab_size and rows[1]["tokens left"] == 10
 assert rows[2]["mass"] >= 0.9
 

@@ -25,7 +25,7 @@ from minillm.show.results import natural_by_layer
 from minillm.sparsity.magnitudes import sample_values
 from minillm.study.distributions import normal_below, weight_magnitudes
 from minillm.study.natural import natural_sparsity
-from minillm.tables import text_table
+from minillm.tables import keys_as_headings, text_table
 from minillm.trace import Trace
 from minillm.transformer.ffn import swiglu
 from minillm.transformer.texts import as_documents, runs
@@ -94,7 +94,7 @@ negative = [float((layer["gate_pre"][~first] < 0).mean()) for layer in layers]
 positive_up = [float((layer["up"][~first] > 0).mean()) for layer in layers]
 pairs = enumerate(zip(negative, positive_up, strict=True))
 rows = [{"layer": i, "gate_pre < 0": n, "up > 0": p} for i, (n, p) in pairs]
-print(text_table(rows, {"layer": "d", "gate_pre < 0": ".0%", "up > 0": ".0%"}))
+print(text_table(rows, keys_as_headings({"layer": "d", "gate_pre < 0": ".0%", "up > 0": ".0%"})))
 
 assert max(negative) > 0.55  # in some layer clearly more than half
 assert all(abs(p - 0.5) < 0.1 for p in positive_up)  # up: about half and half, in every layer
@@ -163,7 +163,7 @@ print(f"normal {kurtosis(normal):.1f}, product of two normals {kurtosis(normal *
 steps = ("gate_pre", "gate", "up", "mid")
 tails = {step: [kurtosis(layer[step][~first][::16]) for layer in layers] for step in steps}
 rows = [{"layer": i} | {step: tails[step][i] for step in steps} for i in range(len(layers))]
-print(text_table(rows, {"layer": "d"} | dict.fromkeys(steps, ".1f")))
+print(text_table(rows, keys_as_headings({"layer": "d"} | dict.fromkeys(steps, ".1f"))))
 
 assert np.median(tails["mid"]) > 5 * np.median(tails["up"])  # mid's tails are far heavier than up's
 assert min(tails["mid"]) > 9  # and heavier than a product of normals, in every layer
@@ -219,7 +219,7 @@ rows = [
     for i, layer in enumerate(layers)
 ]
 print("share of mid's energy in the largest neurons of each token")
-print(text_table(rows, {"layer": "d"} | {f"top {s:.0%}": ".1%" for s in shares}))
+print(text_table(rows, keys_as_headings({"layer": "d"} | {f"top {s:.0%}": ".1%" for s in shares})))
 
 assert all(row["top 10%"] > 0.5 for row in rows)  # a tenth holds more than half, in every layer
 assert all(row["top 50%"] > 0.95 for row in rows)  # and the smaller half holds next to nothing
@@ -248,7 +248,7 @@ for step in ("up", "mid"):
         near_zero.append(np.mean(np.abs(layer[step]) <= near * rms))
     exact = np.mean([np.mean(layer[step] == 0) for layer in layers])
     rows.append({"what": f"activations {step}", "exactly 0": exact, "near 0": np.mean(near_zero)})
-print(text_table(rows, {"what": "", "exactly 0": ".1%", "near 0": ".1%"}))
+print(text_table(rows, keys_as_headings({"what": "", "exactly 0": ".1%", "near 0": ".1%"})))
 
 by = {row["what"]: row["near 0"] for row in rows}
 for matrix in ("gate_proj", "up_proj", "down_proj"):
@@ -270,14 +270,14 @@ natural = {name: natural_sparsity(minillm.load(name), documents[:4]) for name in
 show(natural_by_layer(natural))
 
 # %%
-columns = {"gate_zeros": "exactly 0", "gate_below_1_percent": "below 1 %"}
-columns |= {"gate_below_10_percent": "below 10 %"}
-rows = [{"model": name} | {head: np.mean([row[key] for row in found]) for key, head in columns.items()}
-        for name, found in natural.items()]  # fmt: skip
+columns = {"gate_zeros": ("exactly 0", ".1%"), "gate_below_1_percent": ("below 1 %", ".1%")}
+columns |= {"gate_below_10_percent": ("below 10 %", ".1%")}
+rows = [{"model": name} | {key: np.mean([row[key] for row in by_layer]) for key in columns}
+        for name, by_layer in natural.items()]  # fmt: skip
 print("share of gate activations, mean over layers (below: of the token's own root mean square)")
-print(text_table(rows, {"model": ""} | dict.fromkeys(columns.values(), ".1%")))
+print(text_table(rows, {"model": ("model", "")} | columns))
 
-zeros = {row["model"]: row["exactly 0"] for row in rows}
+zeros = {row["model"]: row["gate_zeros"] for row in rows}
 assert min(zeros["default-relu"], zeros["default-relu2"]) > 0.2  # many exact zeros
 assert max(zeros["default-silu"], zeros["default-gelu"]) < 0.01  # practically none
 
@@ -307,7 +307,7 @@ for i, layer in enumerate(layers):
         "median, all / others": np.median(np.abs(mid)) / np.median(np.abs(rest)),
     })  # fmt: skip
 forms = {"layer": "d", "rms of BOS": ".2f", "rms of the others": ".2f"}
-print(text_table(rows, forms | {"rms, all / others": ".3f", "median, all / others": ".3f"}))
+print(text_table(rows, keys_as_headings(forms | {"rms, all / others": ".3f", "median, all / others": ".3f"})))
 
 strangest = max(rows, key=lambda row: row["rms of BOS"] / row["rms of the others"])
 squares = np.square(layers[strangest["layer"]]["mid"], dtype=np.float64).sum(axis=-1)  # (T,)
@@ -351,7 +351,7 @@ for i, layer in enumerate(layers):
         "shared with token before": both,
         "fewest in a token": per_token.min(), "most in a token": per_token.max(),
     })  # fmt: skip
-print(text_table(rows, {"layer": "d"} | dict.fromkeys(list(rows[0])[1:], ".0%")))
+print(text_table(rows, keys_as_headings({"layer": "d"} | dict.fromkeys(list(rows[0])[1:], ".0%"))))
 
 assert all(row["most frequent"] > 0.55 for row in rows)  # some neurons are favourites
 assert all(0.4 < row["shared with token before"] < 0.8 for row in rows)  # but no fixed set
@@ -427,7 +427,7 @@ for step in ("gate_pre", "up", "mid"):
         ends = {"least cut": min(cuts), "most cut": max(cuts)}
         rows.append({"step": step, "threshold from": name} | ends)
 print(f"target {target:.0%} in every layer; what is really cut, over the layers")
-print(text_table(rows, {"step": "", "threshold from": "", "least cut": ".0%", "most cut": ".0%"}))
+print(text_table(rows, keys_as_headings({"step": "", "threshold from": "", "least cut": ".0%", "most cut": ".0%"})))
 
 # %%
 
@@ -460,7 +460,7 @@ strange = sample_values(model, runs(model, [TEXT]), (STEP,))
 rows = [{"layer": i, "stories": rms(a[STEP][~first]), "this text": rms(b[STEP][1:])}
         for i, (a, b) in enumerate(zip(layers, strange, strict=True))]  # fmt: skip
 print(f"root mean square of {STEP}, BOS left out")
-print(text_table(rows, {"layer": "d", "stories": ".2f", "this text": ".2f"}))
+print(text_table(rows, keys_as_headings({"layer": "d", "stories": ".2f", "this text": ".2f"})))
 
 # %% [markdown]
 # ## Your own checkpoint
@@ -483,7 +483,7 @@ if CHECKPOINT:
         rows.append({"layer": i, "kurtosis": fourth, "energy of top 10%": top.mean(),
                      "rms of BOS": rms(bos), "rms of the others": rms(mid)})  # fmt: skip
     forms = {"layer": "d", "kurtosis": ".1f", "energy of top 10%": ".1%", "rms of BOS": ".2f"}
-    print(text_table(rows, forms | {"rms of the others": ".2f"}))
+    print(text_table(rows, keys_as_headings(forms | {"rms of the others": ".2f"})))
 
 # %% [markdown]
 # ## In one paragraph

@@ -30,7 +30,7 @@ from minillm.sparsity.policies import POLICIES, Policy
 from minillm.sparsity.spec import SparsityMeter, in_words
 from minillm.study.bootstrap import compare_policies
 from minillm.study.sweep import sweep
-from minillm.tables import text_table
+from minillm.tables import keys_as_headings, text_table
 from minillm.transformer.ffn import swiglu
 from minillm.transformer.ops import silu
 from minillm.transformer.texts import as_documents, runs
@@ -45,7 +45,7 @@ show(you_are_here("sparsity"))
 
 # %%
 rows = [{"policy": p.name, "keeps": in_words(p.tensors, p.comparison)} for p in POLICIES.values()]
-print(text_table(rows, {"policy": "", "keeps": ""}))
+print(text_table(rows, keys_as_headings({"policy": "", "keeps": ""})))
 
 # %% [markdown]
 # We shall follow three of them. `dhar` is the rule of the paper that this project is about (arXiv 2412.12178): it cuts
@@ -178,7 +178,7 @@ calibration = as_documents(minillm.embedded_text("calibration"))[:3]
 test = as_documents(minillm.embedded_text("test"))[:5]
 thresholds = minillm.calibrate(model, calibration, policy="cats", sparsity=0.5)
 print(text_table([{"layer": i, "|gate| >": found["gate"]} for i, found in enumerate(thresholds.layers)],
-                 {"layer": "d", "|gate| >": ".3f"}))  # fmt: skip
+                 keys_as_headings({"layer": "d", "|gate| >": ".3f"})))  # fmt: skip
 
 gates = sample_values(model, runs(model, calibration), ("gate",))
 assert np.isclose(thresholds.layers[3]["gate"], threshold_of(gates[3]["gate"], 0.5), rtol=1e-6)
@@ -208,8 +208,11 @@ cats = sweep(model, calibration, test, ["cats"], (0.3, 0.5, 0.7))
 mid = sweep(model, calibration, test, ["mid"], (0.3, 0.5, 0.7, 0.95))
 
 half = [row for row in (*dhar, *cats, *mid) if row["target"] == 0.5]
-columns = {"policy": "", "target": ".0%", "achieved": ".1%", "neuron_sparsity": ".1%"}
-columns |= {"read_gate": ".0%", "read_up": ".0%", "read_down": ".0%", "perplexity": ".2f"}
+columns = {  # key of a row: (heading, format)
+    "policy": ("policy", ""), "target": ("target", ".0%"), "achieved": ("achieved", ".1%"),
+    "neuron_sparsity": ("neurons cut", ".1%"), "read_gate": ("read of gate", ".0%"), "read_up": ("of up", ".0%"),
+    "read_down": ("of down", ".0%"), "perplexity": ("perplexity", ".2f"),
+}  # fmt: skip
 print(text_table(half, columns))
 
 row_of = {row["policy"]: row for row in half}
@@ -247,7 +250,7 @@ increase = {name: heights[-1] / heights[0] - 1 for name, heights in PUBLISHED.it
 increase["default (here)"] = dhar[-1]["vs_dense"] - 1
 print("increase of perplexity, 50 % of each array cut")
 print(text_table([{"model": name, "increase": value} for name, value in increase.items()],
-                 {"model": "", "increase": "+.0%"}))  # fmt: skip
+                 keys_as_headings({"model": "", "increase": "+.0%"})))  # fmt: skip
 smaller = [name for name in PUBLISHED if increase["default (here)"] < increase[name]]
 print(f"\nour small model loses less than: {', '.join(smaller) or 'none of them'}")
 
@@ -281,14 +284,14 @@ show(cost_of_cuts([*dhar, *cats[1:], *mid[1:]], "read_exact"))
 # %%
 by_neuron = sweep(model, calibration, test, ("dhar", "cats", "mid"), (0.7,), by="neuron")
 by_reads = sweep(model, calibration, test, ("dhar", "cats", "mid"), (0.32,), by="reads")
-columns = {"by": "", "policy": "", "neuron_sparsity": ".1%", "read_exact": ".1%"}
-columns |= {"perplexity": ".2f", "vs_dense": ".3f"}
-print(text_table([*by_neuron, *by_reads[1:]], columns))
+costs = {"neuron_sparsity": ("neurons cut", ".1%"), "read_exact": ("weights read", ".1%")}
+costs |= {"perplexity": ("perplexity", ".2f"), "vs_dense": ("vs dense", ".3f")}
+print(text_table([*by_neuron, *by_reads[1:]], keys_as_headings({"by": "", "policy": ""}) | costs))
 
 # %%
 verdicts = compare_policies([*by_neuron, *by_reads], baseline="mid")
-columns = {"by": "", "policy": "", "baseline": ""} | dict.fromkeys(("log_ratio", "low", "high"), "+.3f")
-columns |= {"verdict": ""}
+columns = keys_as_headings({"by": "", "policy": "", "baseline": ""}) | {"log_ratio": ("log ratio", "+.3f")}
+columns |= keys_as_headings({"low": "+.3f", "high": "+.3f", "verdict": ""})
 print("ln(perplexity / that of mid), and its 95 % interval over documents")
 print(text_table(verdicts, columns))
 
@@ -323,7 +326,7 @@ for i, found in enumerate(mid_half.layers):
         "test text": np.mean(np.abs(unseen[i]["mid"]) <= found["mid"]),
         "test text, cut model": cut_shares[i],
     })  # fmt: skip
-print(text_table(rows, {"layer": "d"} | dict.fromkeys(list(rows[0])[1:], ".1%")))
+print(text_table(rows, keys_as_headings({"layer": "d"} | dict.fromkeys(list(rows[0])[1:], ".1%"))))
 
 assert all(abs(row["calibration text"] - 0.5) < 0.001 for row in rows)
 assert all(abs(row[key] - 0.5) < 0.05 for row in rows for key in ("test text", "test text, cut model"))
@@ -420,7 +423,7 @@ minillm.perplexity(model, test[:3], ffn=minillm.sparse_ffn(model, by_cett), tap=
 cut = meter.report().layer_sparsity
 print(f"CETT {by_cett.spec.target:.0%} in every layer; neurons cut, by layer")
 rows = [{"layer": i, "cut": share} for i, share in enumerate(cut)]
-print(text_table(rows, {"layer": "d", "cut": ".0%"}))
+print(text_table(rows, keys_as_headings({"layer": "d", "cut": ".0%"})))
 assert max(cut) - min(cut) > 0.05
 
 # %% [markdown]
@@ -498,7 +501,7 @@ for name, start in (("every token", 0), ("from the middle on", 150), ("the last 
     rows.append({"cut": name, "tokens cut": share, "perplexity": found.perplexity,
                  "vs dense": found.perplexity / dense_score.perplexity - 1})  # fmt: skip
 print("the same thresholds, the same percentage")
-print(text_table(rows, {"cut": "", "tokens cut": ".0%", "perplexity": ".2f", "vs dense": "+.1%"}))
+print(text_table(rows, keys_as_headings({"cut": "", "tokens cut": ".0%", "perplexity": ".2f", "vs dense": "+.1%"})))
 
 costs = [row["vs dense"] for row in rows]
 assert costs[0] > costs[1] > costs[2]
@@ -533,8 +536,7 @@ CHECKPOINT = ""
 if CHECKPOINT:
     other = minillm.load(CHECKPOINT)
     rows = sweep(other, calibration[:2], test[:2], ("dhar",), (0.3, 0.5), context=256)
-    columns = {"policy": "", "target": ".0%", "neuron_sparsity": ".1%", "read_exact": ".1%"}
-    print(text_table(rows, columns | {"perplexity": ".2f", "vs_dense": ".3f"}))
+    print(text_table(rows, keys_as_headings({"policy": "", "target": ".0%"}) | costs))
     show(beside_the_paper(rows))
 
 # %% [markdown]

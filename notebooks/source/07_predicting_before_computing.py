@@ -27,7 +27,7 @@ from minillm.predictors.quantise import low_rank, second_moments, unpack
 from minillm.show.map import you_are_here
 from minillm.show.results import cost_of_predictors, precision_recall
 from minillm.study.prediction import ffn_bytes, prediction_rows, predictor_row
-from minillm.tables import text_table
+from minillm.tables import keys_as_headings, text_table
 from minillm.transformer.model import shape_of
 from minillm.transformer.ops import silu
 from minillm.transformer.texts import as_documents
@@ -124,7 +124,7 @@ oracle = Oracle(model, thresholds)  # its cutoffs are the thresholds
 rows = [predictor_row(model, p, thresholds, test, FRACTION, dense) for p in (oracle, *guesses)]
 columns = {"predictor": "", "selected": ".1%", "recall": ".1%", "precision": ".1%", "perplexity": ".1f"}
 print(f"dense perplexity {dense.perplexity:.1f}")
-print(text_table(rows, columns))
+print(text_table(rows, keys_as_headings(columns)))
 
 row_of = {row["predictor"]: row for row in rows}
 assert row_of["oracle"]["recall"] == row_of["oracle"]["precision"] == 1
@@ -174,7 +174,7 @@ def found(scores: np.ndarray, fraction: float = FRACTION) -> dict[str, float]:
 
 forms = {"recall": ".1%", "precision": ".1%", "energy": ".2%"}
 guessed = [{"scores": p.name} | found(p.predict(LAYER, 0, x)) for p in (oracle, guesses[0], static)]
-print(text_table(guessed, {"scores": ""} | forms))
+print(text_table(guessed, keys_as_headings({"scores": ""} | forms)))
 assert guessed[0]["energy"] > 0.9
 
 # %% [markdown]
@@ -241,7 +241,7 @@ for rank in (4, 8, 16, 32, 64):
         share = sum(part.size for part in parts) / (2 * F * D)
         scores = low_rank_scores(x, *parts)
         rows.append({"rank": rank, "SVD of": about, "numbers": share} | found(scores))
-print(text_table(rows, {"rank": "d", "SVD of": "", "numbers": ".0%"} | forms))
+print(text_table(rows, keys_as_headings({"rank": "d", "SVD of": "", "numbers": ".0%"} | forms)))
 
 at = {(row["rank"], row["SVD of"]): row["recall"] for row in rows}
 assert at[64, "W alone"] > at[4, "W alone"] and at[64, "W and its inputs"] > at[4, "W and its inputs"]
@@ -324,7 +324,7 @@ rows = [
     for p in (sign, svd, *shadows.values())
 ]
 print("bytes: the predictor's own, as a share of the FFNs' float32 weights")
-print(text_table(rows, {"predictor": "", "bytes": ".1%"} | forms))
+print(text_table(rows, keys_as_headings({"predictor": "", "bytes": ".1%"} | forms)))
 
 by_recall, by_energy = (sorted(rows, key=lambda row: -row[key]) for key in ("recall", "energy"))
 print("\nbest first, by recall: " + ", ".join(row["predictor"] for row in by_recall))
@@ -363,7 +363,7 @@ for i in range(L):
         selected = scores > np.quantile(scores, 1 - FRACTION)
         row[name] = (selected & masks[i]).sum() / masks[i].sum()
     rows.append(row)
-print(text_table(rows, {"layer": "d"} | dict.fromkeys(list(rows[0])[1:], ".0%")))
+print(text_table(rows, keys_as_headings({"layer": "d"} | dict.fromkeys(list(rows[0])[1:], ".0%"))))
 assert all(row["shadow 4-bit"] > row[svd.name] for row in rows)
 
 # %% [markdown]
@@ -383,7 +383,7 @@ for row in in_loop:
     row["times"] = row["increase"] / in_loop[0]["increase"]
 columns = {"predictor": "", "recall": ".1%", "precision": ".1%", "selected": ".1%", "reads": ".0%"}
 print(f"dense perplexity {dense.perplexity:.2f}")
-print(text_table(in_loop, columns | {"perplexity": ".2f", "times": ".1f"}))
+print(text_table(in_loop, keys_as_headings(columns | {"perplexity": ".2f", "times": ".1f"})))
 
 loop = {row["predictor"]: row for row in in_loop}
 assert loop["shadow 4-bit"]["perplexity"] < loop[svd.name]["perplexity"]
@@ -407,7 +407,7 @@ for fraction in (0.5, 0.7):
     fit_cutoffs(model, shadows[2], thresholds, held, fraction)
     more.append(predictor_row(model, shadows[2], thresholds, test, fraction, dense))
 columns = {"selected": ".0%", "recall": ".1%", "precision": ".1%", "reads": ".0%", "perplexity": ".2f"}
-print(text_table(more, columns))
+print(text_table(more, keys_as_headings(columns)))
 
 assert more[0]["recall"] < more[1]["recall"] < more[2]["recall"]  # recall can be bought
 assert more[0]["reads"] < more[1]["reads"] < more[2]["reads"]  # and this is the price
@@ -450,7 +450,7 @@ weights = [{"gate": (layer.gate_proj, None, 0.0), "up": (layer.up_proj, None, 0.
 informed = Shadow.of_weights((1, D, F), model.config.hidden_act, weights, BITS, BITS, H[None])
 rows = [{"rounding": "plain"} | found(shadows[BITS].predict(LAYER, 0, x)),
         {"rounding": "with inputs"} | found(informed.predict(0, 0, x))]  # fmt: skip
-print(text_table(rows, {"rounding": ""} | forms))
+print(text_table(rows, keys_as_headings({"rounding": ""} | forms)))
 
 # %% [markdown]
 # ## Your own checkpoint
@@ -466,7 +466,7 @@ if CHECKPOINT:
     rows = list(prediction_rows(other, documents[:4], test[:1], names, 0.5, context=256))
     columns = {"predictor": "", "recall": ".1%", "precision": ".1%", "reads": ".0%"}
     print(f"dense perplexity {rows[0]['dense']:.2f}")
-    print(text_table(rows, columns | {"perplexity": ".2f"}))
+    print(text_table(rows, keys_as_headings(columns | {"perplexity": ".2f"})))
 
 # %% [markdown]
 # ## In one paragraph

@@ -30,7 +30,7 @@ from minillm.show.map import you_are_here
 from minillm.show.results import cost_of_predictors
 from minillm.sparsity.policies import largest
 from minillm.study.prediction import predictor_row
-from minillm.tables import text_table
+from minillm.tables import keys_as_headings, text_table
 from minillm.transformer.texts import as_documents, runs
 
 show(you_are_here("mlp.scores"))
@@ -208,7 +208,7 @@ rows = []
 for name, answer in guess.items():
     recall = (answer & y_held).sum() / y_held.sum()
     rows.append({"answer": name, "accuracy": (answer == y_held).mean(), "recall": recall})
-print(text_table(rows, {"answer": "", "accuracy": ".0%", "recall": ".0%"}))
+print(text_table(rows, keys_as_headings({"answer": "", "accuracy": ".0%", "recall": ".0%"})))
 assert rows[0]["accuracy"] > 0.6 and rows[0]["recall"] == 0  # accurate, and good for nothing
 
 # %% [markdown]
@@ -227,7 +227,7 @@ for name, negative in (("the same weight", 1.0), ("weight of no = share of yes",
     rows.append({"trained with": name, "p > 1/2": yes.mean(),
                  "recall of those": (y_held & yes).sum() / of_all,
                  "recall of the best 30 %": (y_held & best).sum() / of_all})  # fmt: skip
-print(text_table(rows, {"trained with": ""} | dict.fromkeys(list(rows[0])[1:], ".1%")))
+print(text_table(rows, keys_as_headings({"trained with": ""} | dict.fromkeys(list(rows[0])[1:], ".1%"))))
 
 assert rows[1]["p > 1/2"] > rows[0]["p > 1/2"] + 0.1  # the weight moves the probabilities
 best_of, yes_of = ([row[key] for row in rows] for key in ("recall of the best 30 %", "p > 1/2"))
@@ -337,7 +337,7 @@ for how, away in (("by token", by_token), ("by document", by_document)):
     losses = {on: loss_and_gradients(p, *pair, None, negative)[0] for on, pair in judged.items()}
     rows.append({"split": how} | losses)
 print(f"loss; the same tokens: {(by_token & by_document).sum()}")
-print(text_table(rows, {"split": "", "the same tokens": ".4f", "fresh documents": ".4f"}))
+print(text_table(rows, keys_as_headings({"split": "", "the same tokens": ".4f", "fresh documents": ".4f"})))
 
 assert rows[0]["the same tokens"] < rows[1]["the same tokens"] - 0.002  # by token looks better
 assert abs(rows[0]["fresh documents"] - rows[1]["fresh documents"]) < 0.004  # and the predictor is not
@@ -368,7 +368,7 @@ for name, scores in (("oracle", mid), ("learned", z)):
                      "recall": (chosen & y_fresh).sum() / y_fresh.sum(),
                      "fewest": chosen.sum(axis=1).min(), "most": chosen.sum(axis=1).max()})  # fmt: skip
 forms = {"selected": ".1%", "recall": ".1%", "fewest": "d", "most": "d"}
-print(text_table(rows, {"scores": "", "selection": ""} | forms))
+print(text_table(rows, keys_as_headings({"scores": "", "selection": ""} | forms)))
 counts = y_fresh.sum(axis=1)
 print(f"\ntruly active neurons per token: {counts.min()} to {counts.max()}, mean {counts.mean():.0f}")
 
@@ -401,8 +401,8 @@ rows = [predictor_row(model, Oracle(model, thresholds), thresholds, test, FRACTI
 for predictor in (static, PreviousToken(static), learned, shadow):
     fit_cutoffs(model, predictor, thresholds, held, FRACTION)
     rows.append(predictor_row(model, predictor, thresholds, test, FRACTION, dense))
-columns = {"predictor": "", "recall": ".1%", "precision": ".1%", "selected": ".1%"}
-columns |= {"own_share_float32": ".1%", "perplexity": ".2f"}
+columns = keys_as_headings({"predictor": "", "recall": ".1%", "precision": ".1%", "selected": ".1%"})
+columns |= {"own_share_float32": ("own size", ".1%"), "perplexity": ("perplexity", ".2f")}
 print(f"dense perplexity {dense.perplexity:.2f}")
 print(text_table(rows, columns))
 
@@ -449,7 +449,7 @@ for i, layer in enumerate(model.layers):
 print("correlation of the true mask, and of the learned score, with the gate and with |up|; recall")
 forms = dict.fromkeys(("mask, gate", "score, gate", "mask, |up|", "score, |up|"), ".2f")
 forms |= dict.fromkeys(("recall by score", "by |up| alone"), ".0%")
-print(text_table(rows_by_layer, {"layer": "d"} | forms))
+print(text_table(rows_by_layer, keys_as_headings({"layer": "d"} | forms)))
 
 missing = np.mean([row["mask, |up|"] - row["score, |up|"] for row in rows_by_layer])
 assert missing > 0.1  # the mask depends on |up| more than the score does

@@ -31,7 +31,7 @@ from minillm.show.map import you_are_here
 from minillm.show.results import bytes_by_capacity, gantt, hit_rate_by_capacity
 from minillm.sparsity.sparse import policy_selector
 from minillm.study.buffers import ALL, OWN, Way, buffer_rows, ways_of, when_it_matters
-from minillm.tables import text_table
+from minillm.tables import keys_as_headings, text_table
 from minillm.transformer.texts import as_documents
 
 show(you_are_here("prefetch"))
@@ -104,7 +104,7 @@ rows = [
      "fetched in all": x.prefetched.sum() + x.missed.sum()}
     for name, x in (("without guesses", b), ("with guesses", a))
 ]  # fmt: skip
-print(text_table(rows, columns))
+print(text_table(rows, keys_as_headings(columns)))
 
 assert a.hit.sum() == b.hit.sum()  # a guess changes when something is fetched, never what is kept
 assert a.missed.sum() < b.missed.sum() and a.prefetched.sum() + a.missed.sum() >= b.missed.sum()
@@ -150,7 +150,7 @@ show(neuron_raster(needed[:30, 3, :120], labels))
 # %%
 both = (needed[1:] & needed[:-1]).sum(axis=(0, 2)) / needed[1:].sum(axis=(0, 2))  # (L,)
 rows = [{"layer": i, "needed just before": share, "density": needed[:, i].mean()} for i, share in enumerate(both)]
-print(text_table(rows, {"layer": "d", "needed just before": ".1%", "density": ".1%"}))
+print(text_table(rows, keys_as_headings({"layer": "d", "needed just before": ".1%", "density": ".1%"})))
 gain = float(both.mean() - needed.mean())
 print(f"\nmore than chance: {gain:+.1%}")
 assert gain < 0.3
@@ -318,7 +318,8 @@ show(bytes_by_capacity(replayed))
 
 # %%
 quarter = {row["keeper"]: row for row in replayed if row["capacity"] == 96}
-columns = {"keeper": "", "hit_rate": ".3f", "random": ".3f", "bytes_per_token": ",.0f"}
+columns = {"keeper": ("keeper", ""), "hit_rate": ("hit rate", ".3f"), "random": ("random", ".3f"),
+           "bytes_per_token": ("bytes per token", ",.0f")}  # fmt: skip
 print("a buffer of a quarter of the neurons")
 print(text_table(list(quarter.values()), columns))
 print(f"dense: {replayed[0]['dense_bytes']:,} bytes")
@@ -341,7 +342,7 @@ assert quarter["belady"]["hit_rate"] - best_rule > best_rule - quarter["random"]
 
 # %%
 columns = {"name": "", "bandwidth": ".2g", "latency": ".2g", "rate": ".2g"}
-print(text_table([vars(device) for device in DEVICES.values()], columns))
+print(text_table([vars(device) for device in DEVICES.values()], keys_as_headings(columns)))
 print("\nbandwidth: bytes per second; latency: seconds per read; rate: multiply-adds per second")
 
 # %%
@@ -362,7 +363,8 @@ for device in (slow, *DEVICES.values()):
     saved = 1 - early["seconds_per_token"] / late["seconds_per_token"]
     rows.append({"device": device.name, "stall": late["stall_share"],
                  "stall, guessed": early["stall_share"], "time saved": saved})  # fmt: skip
-print(text_table(rows, {"device": ""} | dict.fromkeys(("stall", "stall, guessed", "time saved"), ".0%")))
+columns = {"device": ""} | dict.fromkeys(("stall", "stall, guessed", "time saved"), ".0%")
+print(text_table(rows, keys_as_headings(columns)))
 
 assert rows[0]["time saved"] > 0.1
 assert all(row["time saved"] < 0.1 for row in rows[1:])
@@ -383,9 +385,9 @@ ways = ways_of(workshop, ["shadow-4", "previous-token", "oracle"], 0.5)
 shares = (0, 0.25, 0.5, 0.75, 1)
 rows = list(buffer_rows(model, thresholds, test, ways, shares=shares, dropping=ways[1:2]))
 
-columns = {"way": "", "capacity": "d", "hit": ".2f", "belady": ".2f", "random": ".2f",
-           "kB": ",.0f", "stall ms": ".2f", "perplexity": ".2f"}  # fmt: skip
-waited = [row | {"hit": row["hit_rate"]} for row in rows if row["miss"] == "wait"]
+columns = keys_as_headings({"way": "", "capacity": "d"}) | {"hit_rate": ("hit rate", ".2f")}
+columns |= keys_as_headings({"belady": ".2f", "random": ".2f", "kB": ",.0f", "stall ms": ".2f", "perplexity": ".2f"})
+waited = [row for row in rows if row["miss"] == "wait"]
 print(f"{model.name} on a {rows[0]['device']}, dense perplexity {rows[0]['dense_perplexity']:.2f}")
 print(text_table([row for row in waited if row["capacity"] in (0, 96, 192)], columns))
 
@@ -469,8 +471,9 @@ assert buffered.bytes_read == fetched * work_of(model).neuron_bytes  # float32 h
 # Or the layer goes on *without* what is missing. Then there is no stall, and another output:
 
 # %%
-columns = {"misses": "", "capacity": "d", "kB": ",.0f", "stall ms": ".2f", "perplexity": ",.1f"}
-print(text_table([row for row in rows if row["way"] == "shadow 4-bit" and row["capacity"] >= 192], columns))
+priced = {"misses": "", "capacity": "d", "kB": ",.0f", "stall ms": ".2f", "perplexity": ",.1f"}
+of_shadow = [row for row in rows if row["way"] == "shadow 4-bit" and row["capacity"] >= 192]
+print(text_table(of_shadow, keys_as_headings(priced)))
 dropped = [row for row in rows if row["miss"] == "drop"]
 assert dropped[0]["perplexity"] > dropped[-1]["perplexity"] > at["shadow 4-bit", neurons]["perplexity"]
 
@@ -489,7 +492,7 @@ rows = []
 for name in ("lru", "lfu", "window-2", "window-8"):
     rates = [traffic_of(x, kept_history(x, 96, name)).hit_rate for x in (needed, shuffled)]
     rows.append({"keeper": name, "as written": rates[0], "shuffled": rates[1]})
-print(text_table(rows, {"keeper": "", "as written": ".3f", "shuffled": ".3f"}))
+print(text_table(rows, keys_as_headings({"keeper": "", "as written": ".3f", "shuffled": ".3f"})))
 
 # %% [markdown]
 # ## Your own checkpoint
@@ -503,8 +506,7 @@ if CHECKPOINT:
     other = minillm.load(CHECKPOINT)
     found = minillm.calibrate(other, held, policy="mid", sparsity=0.5, by="neuron")
     rows = list(buffer_rows(other, found, test, [Way()], shares=(0, 0.25, 0.5), context=256))
-    print(text_table(rows, {"way": "", "capacity": "d", "hit_rate": ".2f", "belady": ".2f", "random": ".2f",
-                            "kB": ",.0f", "stall": ".0%", "perplexity": ".2f"}))  # fmt: skip
+    print(text_table(rows, columns))
 
 # %% [markdown]
 # ## In one paragraph
