@@ -7,9 +7,6 @@ For each layer l and cut tensor A (Dhar et al. 2024, arXiv 2412.12178, eq. 3-6),
 so that a share alpha of that tensor falls below it. Sparsity 0 is threshold 0, which cuts nothing, and not the
 0-quantile, which is the smallest value seen. (topk, topp and griffin cut shares: their threshold is alpha itself.)
 
-Two ways to the quantile. Exact: keep every magnitude, sort, interpolate linearly (NumPy's default definition).
-Streaming: count magnitudes in the buckets of a float's own leading bits, at any length of text in fixed memory.
-
 What a target counts:
 
     by="tensor"   alpha as given: the share of each cut tensor (the paper's meaning)
@@ -24,17 +21,18 @@ they cannot.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 
 import numpy as np
 
 from ..errors import MinillmError
 from ..transformer.evaluation import pass_over, perplexity
 from ..transformer.model import Llama
-from ..transformer.texts import document_hashes, runs
+from ..transformer.texts import Run, Sample, document_hashes, runs
 from .allocate import cett_curve, greedy_levels, largest_within, on_path
-from .magnitudes import Magnitudes, collect, sample_values
+from .magnitudes import ExactMagnitudes, Magnitudes, StreamingMagnitudes, collect, sample_values
 from .policies import AFTER_BOTH, Policy, policy_named
 from .sparse import policy_ffn
 from .spec import SparsityMeter, SparsitySpec
@@ -65,86 +63,173 @@ def calibrate(
     reach, and for an unknown policy, ``by`` or allocation.
     """
     rule = policy_named(policy)
-    if not 0 <= sparsity < 1:
-        raise MinillmError(f"sparsity is {sparsity}, expected a share from 0 to below 1")
-    if by not in BYS:
-        raise MinillmError(f"by is {by!r}, expected one of {', '.join(BYS)}")
-    if by == "cett" and policy != "cett":
-        raise MinillmError(f"by is 'cett' with policy {policy}, expected policy cett")
-    if allocation not in ("uniform", "greedy"):
-        raise MinillmError(f"allocation is {allocation!r}, expected uniform or greedy")
-    if allocation == "greedy" and policy not in ("teal", "wina"):
-        raise MinillmError(f"allocation is 'greedy' with policy {policy}, expected teal or wina")
-    if by == "reads" and sparsity > most_unread(rule):
-        raise MinillmError(f"{policy} reads at least {1 - most_unread(rule):.3f} of the weights, {sparsity} cannot go")
-    pieces = runs(model, documents, "documents", context)
-    hashes = tuple(document_hashes(documents))
-    of_shares = rule.comparison in ("top-k", "top-p", "prompt")  # their thresholds need no look at a text
-    by_cett = policy == "cett" and by in ("cett", "ppl")
+    target = Target(rule, by, sparsity, allocation)
+    target.check()
+    needed = () if target.of_shares or target.by_cett else rule.tensors
     if magnitudes is None:
-        magnitudes = collect(model, documents, () if of_shares or by_cett else rule.tensors, context, quantile)
-    elif missing := set() if of_shares or by_cett else set(rule.tensors) - set(magnitudes.layers[0]):
+        magnitudes = collect(model, documents, needed, context, quantile)
+    elif missing := set(needed) - set(magnitudes.layers[0]):
         raise MinillmError(f"the magnitudes lack {', '.join(sorted(missing))}, which policy {policy} cuts")
-
-    def cett_curves() -> list[tuple[np.ndarray, np.ndarray]]:
-        if "cett" not in magnitudes.searches:
-            sample = sample_values(model, pieces, ("mid",), SAMPLE)
-            found = [cett_curve(s["mid"], layer) for s, layer in zip(sample, model.layers, strict=True)]
-            magnitudes.searches["cett"] = found
-        return magnitudes.searches["cett"]
-
-    def greedy_paths() -> list[list[dict[str, float]]]:
-        if policy not in magnitudes.searches:
-            sample = sample_values(model, pieces, ("norm",), SAMPLE)
-            magnitudes.searches[policy] = [
-                greedy_levels(s["norm"], layer, rule, lambda t, level, of=of: of[t].quantile(level) if level else 0.0)
-                for s, layer, of in zip(sample, model.layers, magnitudes.layers, strict=True)
-            ]
-        return magnitudes.searches[policy]
-
-    def layers_at(level: float) -> list[dict[str, float]]:
-        if of_shares:
-            return [dict.fromkeys(rule.tensors, level) for _ in model.layers]
-        if by_cett:
-            return [{"neuron_norm": largest_within(*curve, level)} for curve in cett_curves()]
-        if allocation == "greedy":
-            levels = [on_path(path, level) for path in greedy_paths()]
-            found = zip(levels, magnitudes.layers, strict=True)
-            return [{t: of[t].quantile(share) if share else 0.0 for t, share in at.items()} for at, of in found]
-        return magnitudes.thresholds(rule.tensors, level)
-
-    dense = perplexity(model, documents, "documents", context).perplexity if by == "ppl" else None
-
-    def at(level: float) -> Thresholds:
-        """Thresholds at a level, with what they then achieve on the calibration text."""
-        layers = tuple(layers_at(level))
-        spec = SparsitySpec(policy, rule.tensors, rule.comparison, by, sparsity)
-        if allocation == "greedy":
-            spec = replace(spec, layer_scope="all layers, each with its own share of the cuts (greedy)")
-        found = Thresholds(policy, by, level, layers, spec, magnitudes.kind, hashes)
-        ffn, meter = policy_ffn(model, found), SparsityMeter()
-        if by == "cett":
-            at_thresholds = zip(cett_curves(), layers, strict=True)
-            lost = [np.interp(of["neuron_norm"], grid, curve) for (grid, curve), of in at_thresholds]
-            achieved = float(np.mean(lost)) if level else 0.0
-        elif by == "ppl":
-            # The text is the calibration text, on purpose: nothing to warn of, so the ffn goes without its name tag.
-            achieved = perplexity(model, documents, "documents", context, lambda *a: ffn(*a)).perplexity / dense - 1
-        else:
-            pass_over(model, pieces, meter, ffn, what="measuring")
-            achieved = meter.report().achieved(by)
-        return replace(found, spec=replace(spec, achieved=achieved))
-
+    task = Task(model, target, magnitudes, Sample(documents, "documents", context))
     if by in NEAR and sparsity > 0:
         # What it reached is measured, however coarse the quantile.
-        return _search(at, sparsity, NEAR[by], first_guess(rule, by, sparsity))
-    result = at(sparsity)
-    if not of_shares and not by_cett and (error := magnitudes.rank_error(rule.tensors, result.level)) > 1e-3:
+        return task.search(NEAR[by], first_guess(rule, by, sparsity))
+    result, _ = task.at(sparsity)
+    if needed and (error := magnitudes.rank_error(needed, sparsity)) > 1e-3:
         raise MinillmError(
             f"streaming quantile: {error:.2%} of the values share one bucket, expected at most 0.1 %; "
             "use quantile='exact'"
         )
     return result
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a calibration is to reach: a policy's sparsity, of what ``by`` counts, and how levels are allocated."""
+
+    policy: Policy
+    by: str
+    sparsity: float
+    allocation: str = "uniform"
+
+    @property
+    def of_shares(self) -> bool:
+        """Whether the thresholds are shares themselves (topk, topp, griffin), which need no look at a text."""
+        return self.policy.comparison in ("top-k", "top-p", "prompt")
+
+    @property
+    def by_cett(self) -> bool:
+        """Whether the level is a CETT and not a quantile."""
+        return self.policy.name == "cett" and self.by in ("cett", "ppl")
+
+    def check(self) -> None:
+        """Raise MinillmError for a target out of range or out of reach."""
+        name = self.policy.name
+        if not 0 <= self.sparsity < 1:
+            raise MinillmError(f"sparsity is {self.sparsity}, expected a share from 0 to below 1")
+        if self.by not in BYS:
+            raise MinillmError(f"by is {self.by!r}, expected one of {', '.join(BYS)}")
+        if self.by == "cett" and name != "cett":
+            raise MinillmError(f"by is 'cett' with policy {name}, expected policy cett")
+        if self.allocation not in ("uniform", "greedy"):
+            raise MinillmError(f"allocation is {self.allocation!r}, expected uniform or greedy")
+        if self.allocation == "greedy" and name not in ("teal", "wina"):
+            raise MinillmError(f"allocation is 'greedy' with policy {name}, expected teal or wina")
+        most = most_unread(self.policy)
+        if self.by == "reads" and self.sparsity > most:
+            raise MinillmError(f"{name} reads at least {1 - most:.3f} of the weights, {self.sparsity} cannot go")
+
+
+@dataclass(eq=False)
+class Task:
+    """A calibration at work: thresholds at any level, and what they achieve on the calibration text (sample)."""
+
+    model: Llama
+    target: Target
+    magnitudes: Magnitudes
+    sample: Sample
+
+    @cached_property
+    def pieces(self) -> list[Run]:
+        """The calibration text as the model reads it."""
+        return runs(self.model, *self.sample)
+
+    @cached_property
+    def dense(self) -> float:
+        """Perplexity of the dense model on the calibration text."""
+        return perplexity(self.model, *self.sample).perplexity
+
+    @cached_property
+    def hashes(self) -> tuple[str, ...]:
+        """Of the calibration documents."""
+        return tuple(document_hashes(self.sample.documents))
+
+    def cett_curves(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Per layer (thresholds, CETT); computed once for all calibrations that share the magnitudes."""
+        known = self.magnitudes.searches
+        if "cett" not in known:
+            values = sample_values(self.model, self.pieces, ("mid",), SAMPLE)
+            known["cett"] = [cett_curve(v["mid"], layer) for v, layer in zip(values, self.model.layers, strict=True)]
+        return known["cett"]
+
+    def greedy_paths(self) -> list[list[dict[str, float]]]:
+        """Per layer the path of greedy allocation; computed once for all calibrations that share the magnitudes."""
+        known, policy = self.magnitudes.searches, self.target.policy
+        if policy.name not in known:
+            values = sample_values(self.model, self.pieces, ("norm",), SAMPLE)
+            known[policy.name] = [
+                greedy_levels(v["norm"], layer, policy, partial(quantile_of, of))
+                for v, layer, of in zip(values, self.model.layers, self.magnitudes.layers, strict=True)
+            ]
+        return known[policy.name]
+
+    def layers_at(self, level: float) -> list[dict[str, float]]:
+        """Per layer {tensor: threshold} at a level."""
+        tensors = self.target.policy.tensors
+        if self.target.of_shares:
+            return [dict.fromkeys(tensors, level) for _ in self.model.layers]
+        if self.target.by_cett:
+            return [{"neuron_norm": largest_within(*curve, level)} for curve in self.cett_curves()]
+        if self.target.allocation == "greedy":
+            levels = [on_path(path, level) for path in self.greedy_paths()]
+            pairs = zip(levels, self.magnitudes.layers, strict=True)
+            return [{t: quantile_of(of, t, share) for t, share in each.items()} for each, of in pairs]
+        return self.magnitudes.thresholds(tensors, level)
+
+    def at(self, level: float) -> tuple[Thresholds, float]:
+        """Thresholds at a level, and what they achieve on the calibration text, which their spec says, too."""
+        policy, by = self.target.policy, self.target.by
+        spec = SparsitySpec(policy.name, policy.tensors, policy.comparison, by, self.target.sparsity)
+        if self.target.allocation == "greedy":
+            spec = replace(spec, layer_scope="all layers, each with its own share of the cuts (greedy)")
+        layers = tuple(self.layers_at(level))
+        thresholds = Thresholds(policy.name, by, level, layers, spec, self.magnitudes.kind, self.hashes)
+        achieved = self.achieved(thresholds, level)
+        return replace(thresholds, spec=replace(spec, achieved=achieved)), achieved
+
+    def achieved(self, thresholds: Thresholds, level: float) -> float:
+        """What these thresholds come to on the calibration text, in what the target counts."""
+        by, ffn = self.target.by, policy_ffn(self.model, thresholds)
+        if by == "cett":
+            pairs = zip(self.cett_curves(), thresholds.layers, strict=True)
+            lost = [np.interp(of["neuron_norm"], grid, curve) for (grid, curve), of in pairs]
+            return float(np.mean(lost)) if level else 0.0
+        if by == "ppl":
+            # The text is the calibration text, on purpose: nothing to warn of, so the ffn goes without its name tag.
+            return perplexity(self.model, *self.sample, lambda *a: ffn(*a)).perplexity / self.dense - 1
+        meter = SparsityMeter()
+        pass_over(self.model, self.pieces, meter, ffn, what="measuring")
+        return meter.report().share_of(by)
+
+    def search(self, near: float, level: float) -> Thresholds:
+        """The thresholds that achieve the target: secant steps kept inside a shrinking bracket.
+
+        What is achieved grows with the level, from 0 at 0; at level 1 everything is cut. A secant step that leaves the
+        bracket nearly as wide as it was is followed by a halving, which a curve that bends (perplexity) needs.
+        """
+        target = self.target.sparsity
+        low, high, low_value, high_value = 0.0, 1.0, 0.0, max(1.0, 2 * target)
+        best, best_value = thresholds, value = self.at(level)
+        for _ in range(24):
+            if abs(value - target) <= near:
+                break
+            width = high - low
+            if value < target:
+                low, low_value = level, value
+            else:
+                high, high_value = level, value
+            share = (target - low_value) / (high_value - low_value) if high_value > low_value else 0.5
+            share = 0.5 if high - low > 0.7 * width else min(max(share, 0.05), 0.95)
+            level = low + (high - low) * share
+            thresholds, value = self.at(level)
+            if abs(value - target) < abs(best_value - target):
+                best, best_value = thresholds, value
+        return best
+
+
+def quantile_of(magnitudes: Mapping[str, ExactMagnitudes | StreamingMagnitudes], tensor: str, level: float) -> float:
+    """A tensor's threshold at a level; level 0 is threshold 0."""
+    return magnitudes[tensor].quantile(level) if level else 0.0
 
 
 def most_unread(policy: Policy) -> float:
@@ -161,28 +246,3 @@ def first_guess(policy: Policy, by: str, target: float) -> float:
     if by == "reads" or policy.name in ("teal", "wina"):
         return min(target / most_unread(policy), 0.95)
     return 1 - (1 - target) ** 0.5 if policy.name == "dhar" else target
-
-
-def _search(at: Callable[[float], Thresholds], target: float, near: float, level: float) -> Thresholds:
-    """The level that achieves the target: secant steps kept inside a shrinking bracket.
-
-    What is achieved grows with the level, from 0 at 0; at level 1 everything is cut. A secant step that leaves the
-    bracket nearly as wide as it was is followed by a halving, which a curve that bends (perplexity) needs.
-    """
-    low, high, low_value, high_value = 0.0, 1.0, 0.0, max(1.0, 2 * target)
-    best = None
-    for _ in range(25):
-        found = at(level)
-        value, width = found.spec.achieved, high - low
-        if best is None or abs(value - target) < abs(best.spec.achieved - target):
-            best = found
-        if abs(value - target) <= near:
-            break
-        if value < target:
-            low, low_value = level, value
-        else:
-            high, high_value = level, value
-        share = (target - low_value) / (high_value - low_value) if high_value > low_value else 0.5
-        share = 0.5 if high - low > 0.7 * width else min(max(share, 0.05), 0.95)
-        level = low + (high - low) * share
-    return best

@@ -33,16 +33,17 @@ def rows_of(
 
     x (T, D), weight (F, D), rows (T, F) or None for all, columns (T, D) or None for all  ->  (T, F).
     """
-    if rows is None and columns is None:
-        return linear(x, weight, bias)
     out = np.zeros((len(x), len(weight)), x.dtype)
-    for t in range(len(x)):
-        if columns is not None:
+    if columns is not None:
+        for t in range(len(x)):
             kept = np.flatnonzero(columns[t])
             out[t] = linear(x[t, kept], weight[:, kept], bias)
-        else:
-            kept = np.flatnonzero(rows[t])
-            out[t, kept] = linear(x[t], weight[kept], at_rows(bias, kept))
+        return out
+    if rows is None:
+        return linear(x, weight, bias)
+    for t in range(len(x)):
+        kept = np.flatnonzero(rows[t])
+        out[t, kept] = linear(x[t], weight[kept], at_rows(bias, kept))
     return out
 
 
@@ -64,13 +65,13 @@ def gathered_swiglu(
     x (T, D), thresholds {tensor: number} of this layer  ->  y (T, D). Taps what is computed in full, the masks,
     mid_cut and out. An edit of the mask can cut more, not less: what was not read is 0 in mid_cut.
     """
-    norms, plain_tap, tap = policy.norms(layer) if norms is None else norms, tap, where_any(tap)
+    norms, tap_mask = policy.norms(layer) if norms is None else norms, where_any(tap)
 
     def keep(tensors: tuple[str, ...], *values: np.ndarray) -> np.ndarray | None:
         return both([policy.kept(t, v, thresholds, norms) for t, v in zip(tensors, values, strict=True)])
 
-    mask_in_gate = tap("mask_in_gate", keep(OF_GATE_INPUT, x, x))  # (T, D)
-    mask_in_up = tap("mask_in_up", keep(OF_UP_INPUT, x))  # (T, D)
+    mask_in_gate = tap_mask("mask_in_gate", keep(OF_GATE_INPUT, x, x))  # (T, D)
+    mask_in_up = tap_mask("mask_in_up", keep(OF_UP_INPUT, x))  # (T, D)
 
     def gate_rows(rows: np.ndarray | None) -> np.ndarray:
         return rows_of(x, layer.gate_proj, layer.gate_bias, rows, mask_in_gate)
@@ -81,22 +82,22 @@ def gathered_swiglu(
     cut = [t for t in policy.tensors if t in thresholds]
     if "up" in cut and not set(cut) & set(AFTER_GATE):  # up first
         up = tap("up", up_rows(None))  # (T, F)
-        mask = mask_up = tap("mask_up", keep(AFTER_UP, up))  # (T, F)
+        mask = mask_up = tap_mask("mask_up", keep(AFTER_UP, up))  # (T, F)
         mask_gate = None
         gate = layer.act(gate_rows(mask))  # (T, F), right where the mask is True
     else:
         gate_pre = tap("gate_pre", gate_rows(None))  # (T, F)
         gate = tap("gate", layer.act(gate_pre))  # (T, F)
-        mask = mask_gate = tap("mask_gate", keep(AFTER_GATE, gate_pre, gate))  # (T, F)
+        mask = mask_gate = tap_mask("mask_gate", keep(AFTER_GATE, gate_pre, gate))  # (T, F)
         mask_up = None
         up = up_rows(mask)  # (T, F), right where the mask is True
         mask = both([mask, keep(AFTER_UP, up)])  # not shown: up is known only where the gate was kept
     mid = gate * up  # (T, F)
     mask = both([mask, keep(AFTER_BOTH, mid, mid)])
     mask = tap("mask", np.ones(mid.shape, bool) if mask is None else mask)  # (T, F)
-    tap_reads(plain_tap, *first_reads(mask_in_gate, mask_in_up, mask_gate, mask_up), mask)
+    tap_reads(tap, *first_reads(mask_in_gate, mask_in_up, mask_gate, mask_up), mask)
     mid_cut = tap("mid_cut", np.where(mask, mid, 0))  # (T, F)
 
     out = tap("out", columns_of(mid_cut, layer.down_proj, layer.down_bias, mask))  # (T, D)
-    mask_out = tap("mask_out", keep(("out",), out))  # (T, D)
+    mask_out = tap_mask("mask_out", keep(("out",), out))  # (T, D)
     return out if mask_out is None else np.where(mask_out, out, 0)

@@ -10,6 +10,7 @@ alone, and the result is exact. gathered.py computes the same from the kept neur
 every neuron is kept and the result equals the dense FFN bit for bit, because it is the same computation.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -27,8 +28,8 @@ def both(masks: list[np.ndarray | None]) -> np.ndarray | None:
     return np.logical_and.reduce(found) if found else None
 
 
-def where_any(tap: Tap) -> Tap:
-    """The same tap, which is not shown a mask that there is not."""
+def where_any(tap: Tap) -> Callable[[str, np.ndarray | None], np.ndarray | None]:
+    """The same tap for a mask that may be None: None is handed back and not shown."""
     return lambda name, value: None if value is None else tap(name, value)
 
 
@@ -48,13 +49,13 @@ def decide(
 
     Taps every value and the masks of single tensors; ``mask`` itself is for the caller to tap.
     """
-    tap = where_any(tap)
+    tap_mask = where_any(tap)
 
     def keep(tensors: tuple[str, ...], *values: np.ndarray) -> np.ndarray | None:
         return both([policy.kept(t, v, thresholds, norms) for t, v in zip(tensors, values, strict=True)])
 
-    mask_in_gate = tap("mask_in_gate", keep(OF_GATE_INPUT, x, x))  # (T, D)
-    mask_in_up = tap("mask_in_up", keep(OF_UP_INPUT, x))  # (T, D)
+    mask_in_gate = tap_mask("mask_in_gate", keep(OF_GATE_INPUT, x, x))  # (T, D)
+    mask_in_up = tap_mask("mask_in_up", keep(OF_UP_INPUT, x))  # (T, D)
     x_gate = x if mask_in_gate is None else np.where(mask_in_gate, x, 0)  # (T, D)
     x_up = x if mask_in_up is None else np.where(mask_in_up, x, 0)  # (T, D)
 
@@ -63,8 +64,8 @@ def decide(
     up = tap("up", linear(x_up, layer.up_proj, layer.up_bias))  # (T, F)
     mid = tap("mid", gate * up)  # (T, F)
 
-    mask_gate = tap("mask_gate", keep(AFTER_GATE, gate_pre, gate))  # (T, F)
-    mask_up = tap("mask_up", keep(AFTER_UP, up))  # (T, F)
+    mask_gate = tap_mask("mask_gate", keep(AFTER_GATE, gate_pre, gate))  # (T, F)
+    mask_up = tap_mask("mask_up", keep(AFTER_UP, up))  # (T, F)
     mask = both([mask_gate, mask_up, keep(AFTER_BOTH, mid, mid)])
     mask = np.ones(mid.shape, bool) if mask is None else mask  # (T, F)
     return Decision(mid, mask, *first_reads(mask_in_gate, mask_in_up, mask_gate, mask_up))

@@ -29,7 +29,7 @@ The thresholds of topk and topp are shares, too: of the neurons that go, and of 
 under every policy, and a larger threshold cuts more.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -72,6 +72,11 @@ def magnitude(tensor: str, values: np.ndarray, norms: Norms) -> np.ndarray:
     return size * norms[tensor] if TENSORS[tensor].norms else size
 
 
+def column_norms(layer: Layer, tensors: Sequence[str]) -> Norms:
+    """{tensor: (D,) or (F,)} the column norms of this layer, for those of the tensors that are weighted by one."""
+    return {t: norms(layer) for t in tensors if (norms := TENSORS[t].norms) is not None}
+
+
 @dataclass(frozen=True)
 class Policy:
     """A rule: the tensors it cuts, and how. Comparisons: ">=" (a value equal to the threshold stays), ">" (it goes),
@@ -84,7 +89,7 @@ class Policy:
 
     def norms(self, layer: Layer) -> Norms:
         """{tensor: (D,) or (F,)} the column norms of this layer that the rule needs; {} for most."""
-        return {t: TENSORS[t].norms(layer) for t in self.tensors if TENSORS[t].norms}
+        return column_norms(layer, self.tensors)
 
     def kept(
         self, tensor: str, values: np.ndarray, thresholds: dict[str, float], norms: Norms | None = None

@@ -106,16 +106,18 @@ class SparsityReport:
         """Share of the FFN's weights read per token by a free oracle."""
         return sum(self.read_known_mask) / 3
 
-    def achieved(self, by: str) -> float | None:
-        """What a target of kind ``by`` came to: the neuron sparsity, the mean over the cut tensors, or the share of
-        weights not read; None for a kind that masks do not tell."""
-        if by in ("cett", "ppl"):
-            return None
+    def share_of(self, by: str) -> float:
+        """What was reached, as ``by`` counts it: "reads" the share of weights not read, "neuron" the neuron sparsity,
+        "tensor" the mean over the cut tensors (the neuron sparsity where no tensor was cut)."""
         if by == "reads":
             return 1 - self.weight_reads
         if by == "neuron" or not self.tensor_sparsity:
             return self.neuron_sparsity
         return float(np.mean(list(self.tensor_sparsity.values())))
+
+    def achieved(self, by: str) -> float | None:
+        """What a target of kind ``by`` came to; None for a kind that masks do not tell ("cett", "ppl")."""
+        return None if by in ("cett", "ppl") else self.share_of(by)
 
 
 # The masks of what a policy cuts; others (of the truth, of a guess) are not cuts.

@@ -87,7 +87,7 @@ class Thresholds:
             if fields.get(key) != expected:
                 raise ThresholdsError(f"{path}: {key} is {fields.get(key)!r}, expected {expected!r}")
         policy, layers = fields.get("policy"), fields.get("layers")
-        spec, by, level = fields.get("spec"), fields.get("by"), fields.get("level")
+        by, level = fields.get("by", ""), fields.get("level")
         if not isinstance(policy, str) or policy not in POLICIES:
             raise ThresholdsError(f"{path}: policy is {show(policy)}, expected one of {', '.join(POLICIES)}")
         tensors = POLICIES[policy].tensors
@@ -112,7 +112,7 @@ class Thresholds:
                 raise ThresholdsError(f"{path}: {field} is {show(value)}, expected {' or '.join(good)}")
         if level is not None and (type(level) not in (int, float) or not 0 <= level < 1):
             raise ThresholdsError(f"{path}: level is {show(level)}, expected a number from 0 to below 1, or null")
-        spec = _spec_from(spec, path)
+        spec = _spec_from(fields.get("spec"), path)
         if (spec.policy, spec.by) != (policy, by):
             raise ThresholdsError(f"{path}: spec is of {spec.policy} by {spec.by}, expected {policy} by {by}")
         return cls(policy, by, level, tuple(layers), spec, quantile, tuple(hashes))
@@ -142,7 +142,7 @@ def _write_json(path: str | Path, fields: dict) -> None:
 
 
 def _check_threshold(path: Path, field: str, value: object) -> float:
-    if type(value) not in (int, float) or not 0 <= value < 1e38:  # type(): True is an int
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e38:  # True is an int
         raise ThresholdsError(f"{path}: {field} is {show(value)}, expected a number from 0 to below 1e38")
     return float(value)
 
