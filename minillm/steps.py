@@ -21,6 +21,7 @@ class StepInfo(NamedTuple):
 # One row per intermediate, in execution order: name, then the fields of StepInfo. "*" is the layer's number.
 # T new positions, S attended positions, D hidden, F intermediate, H query heads, K key/value heads, d head size.
 _HIDDEN, _ATTENTION = "transformer.model:Llama.hidden", "transformer.attention:attention"
+_ATTEND = "transformer.attention:attend"
 _BLOCK, _FFN, _MASKED = "transformer.blocks:block", "transformer.ffn:swiglu", "sparsity.masked:masked_swiglu"
 _DECIDED, _READS = "sparsity.masked:decide", "sparsity.spec:tap_reads"
 _SELECTED, _PREDICTED = "sparsity.selected:SelectedFFN", "predictors.select:Predicted"
@@ -32,8 +33,8 @@ _IN_A_BLOCK = (
     ("attn.v", "T K d", "v = x W_v^T (+ b_v)", "self_attn.v_proj", _ATTENTION),
     ("attn.rot_q", "T H d", "R(position) q", "query_states after apply_rotary_pos_emb", _ATTENTION),
     ("attn.rot_k", "T K d", "R(position) k", "key_states after apply_rotary_pos_emb", _ATTENTION),
-    ("attn.scores", "H T S", "q k^T / sqrt(d), before the mask", "attn_weights before the mask", _ATTENTION),
-    ("attn.pattern", "H T S", "softmax over S of the masked scores", "attn_weights", _ATTENTION),
+    ("attn.scores", "H T S", "q k^T / sqrt(d), before the mask", "attn_weights before the mask", _ATTEND),
+    ("attn.pattern", "H T S", "softmax over S of the masked scores", "attn_weights", _ATTEND),
     ("attn.z", "T H d", "pattern v", "attn_output before o_proj (input of o_proj)", _ATTENTION),
     ("attn.out", "T D", "z W_o^T (+ b_o)", "self_attn", _ATTENTION),
     ("resid_mid", "T D", "h + attn.out", "input of post_attention_layernorm", _BLOCK),

@@ -79,11 +79,24 @@ class KVCache:
 
 
 def causal_mask(new: int, attended: int, window: int | None = None) -> np.ndarray:
-    """Who may look at whom: True where a new position t may attend to position s.
+    """Which positions a new position may attend to: True where position t may attend to position s.
 
         t - window < s <= t,   where t counts from the start of the text: t = S - T + (row)
 
     ->  (T, S) bool. A sliding window of w means: itself and the w - 1 positions before it (Mistral).
+
+    One position is in the cache and two are new. The first new one attends to the cached one and to itself, the
+    second to all three:
+
+    >>> causal_mask(new=2, attended=3).astype(int)
+    array([[1, 1, 0],
+           [1, 1, 1]])
+
+    With a window of two, a position attends to itself and to the one before it:
+
+    >>> causal_mask(new=2, attended=4, window=2).astype(int)
+    array([[0, 1, 1, 0],
+           [0, 0, 1, 1]])
     """
     t = np.arange(attended - new, attended)[:, None]  # (T, 1)
     s = np.arange(attended)[None, :]  # (1, S)
@@ -91,6 +104,29 @@ def causal_mask(new: int, attended: int, window: int | None = None) -> np.ndarra
     if window is not None:
         mask &= s > t - window
     return mask
+
+
+def attend(q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray | None, tap: Tap = no_tap) -> np.ndarray:
+    """Mix the values v of all positions, weighted by how well their keys k match the queries q.
+
+        z = softmax(q k^T / sqrt(d) + mask) v        for each query head, with the keys and values of its group
+
+    q (T, H, d); k, v (K, S, d); mask (T, S) bool, True where the score counts, -inf is added elsewhere
+    ->  z (T, H, d). Query heads 0 .. H/K - 1 share the first key/value head, the next H/K the second, and so on.
+    A mask (T, M) with M < S is for the last M positions: all before them are attended to. mask None: all are.
+    """
+    (new, heads, d), (kv_heads, attended, _) = q.shape, k.shape
+    # The query heads of a group meet the same keys: stack them as rows, so that no key is ever repeated.
+    q = q.reshape(new, kv_heads, -1, d).transpose(1, 2, 0, 3).reshape(kv_heads, -1, d)  # (K, H/K * T, d)
+    scores = (q * (1 / math.sqrt(d))) @ k.transpose(0, 2, 1)  # (K, H/K * T, S)
+    scores = scores.reshape(heads, new, attended)
+    edited = tap("scores", scores)  # (H, T, S)
+    scores = scores if edited is scores else edited.copy()  # what a tap returned may be its own: never write into it
+    if mask is not None:
+        np.copyto(scores[:, :, -mask.shape[1] :], -np.inf, where=~mask)
+    pattern = tap("pattern", softmax(scores, out=scores))  # (H, T, S)
+    z = pattern.reshape(kv_heads, -1, attended) @ v  # (K, H/K * T, d)
+    return z.reshape(heads, new, d).transpose(1, 0, 2)  # (T, H, d)
 
 
 def attention(
@@ -108,7 +144,7 @@ def attention(
     q = linear(x, layer.q_proj, layer.q_bias).reshape(new, -1, d)  # (T, H, d)
     k = linear(x, layer.k_proj, layer.k_bias).reshape(new, -1, d)  # (T, K, d)
     v = linear(x, layer.v_proj, layer.v_bias).reshape(new, -1, d)  # (T, K, d)
-    if layer.q_norm is not None:
+    if layer.q_norm is not None and layer.k_norm is not None:
         q, k = rms_norm(q, layer.q_norm, layer.eps), rms_norm(k, layer.k_norm, layer.eps)
     q, k, v = tap("q", q), tap("k", k), tap("v", v)
     rotated = rotate_halves(np.concatenate([q, k], axis=1), cos, sin)  # (T, H + K, d), both in one go
@@ -116,19 +152,9 @@ def attention(
     k = tap("rot_k", rotated[:, q.shape[1] :])  # (T, K, d)
 
     keys, values = cache.append(layer.index, k, v) if cache else (k.transpose(1, 0, 2), v.transpose(1, 0, 2))
-    kv_heads, attended, _ = keys.shape  # both (K, S, d)
-
-    # The H / K query heads of a group meet the same keys: stack them as rows, so that no key is ever repeated.
-    grouped = q.reshape(new, kv_heads, -1, d).transpose(1, 2, 0, 3).reshape(kv_heads, -1, d)  # (K, H/K * T, d)
-    scores = (grouped * (1 / math.sqrt(d))) @ keys.transpose(0, 2, 1)  # (K, H/K * T, S)
-    scores = scores.reshape(-1, new, attended)
-    edited = tap("scores", scores)  # (H, T, S)
-    scores = scores if edited is scores else edited.copy()  # what a tap returned may be its own: never write into it
     if layer.window is not None:
-        np.copyto(scores, -np.inf, where=~causal_mask(new, attended, layer.window))
-    elif new > 1:  # everything before the new positions is in sight; a single one sees all
-        np.copyto(scores[:, :, -new:], -np.inf, where=~causal_mask(new, new))
-    pattern = tap("pattern", softmax(scores, out=scores))  # (H, T, S)
-    z = pattern.reshape(kv_heads, -1, attended) @ values  # (K, H/K * T, d)
-    z = tap("z", z.reshape(-1, new, d).transpose(1, 0, 2))  # (T, H, d)
+        mask = causal_mask(new, keys.shape[1], layer.window)  # (T, S)
+    else:  # all before the new positions are attended to; a single new one attends to all
+        mask = causal_mask(new, new) if new > 1 else None  # (T, T)
+    z = tap("z", attend(q, keys, values, mask, tap))  # (T, H, d)
     return tap("out", linear(z.reshape(new, -1), layer.o_proj, layer.o_bias))  # (T, D)

@@ -1,5 +1,6 @@
 """Attention against a triple loop over heads, positions and coordinates; the cache against a pass without one."""
 
+import doctest
 import math
 
 import numpy as np
@@ -9,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minillm.errors import MinillmError
-from minillm.transformer.attention import KVCache, attention, causal_mask
+from minillm.transformer import attention as attention_module
+from minillm.transformer.attention import KVCache, attend, attention, causal_mask
+from minillm.transformer.ops import softmax
 from minillm.transformer.rope import rope_table, rotate_halves
 
 quick = settings(max_examples=20, derandomize=True, deadline=None)
@@ -60,6 +63,29 @@ def test_the_mask_lets_a_position_see_itself_and_window_less_one_before_it(new, 
         t = attended - new + row
         for s in range(attended):
             assert mask[row, s] == (s <= t and (window is None or t - s < window))
+
+
+def test_the_worked_examples_of_the_mask_are_right():
+    result = doctest.testmod(attention_module)
+    assert result.failed == 0 and result.attempted == 2
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize(("new", "attended", "window"), [(5, 5, None), (2, 6, None), (1, 6, None), (3, 7, 2)])
+def test_attend_is_its_equation_for_each_head_by_itself(kv_heads, new, attended, window):
+    rng, heads, d = np.random.default_rng(0), 4, 3
+    q, (k, v) = rng.standard_normal((new, heads, d)), rng.standard_normal((2, kv_heads, attended, d))
+    mask = causal_mask(new, attended, window)
+    added, expected = np.where(mask, 0, -np.inf), np.empty((new, heads, d))
+    for h in range(heads):
+        g = h // (heads // kv_heads)
+        expected[:, h] = softmax(q[:, h] @ k[g].T / math.sqrt(d) + added) @ v[g]
+    before = [array.copy() for array in (q, k, v, mask)]
+    np.testing.assert_allclose(attend(q, k, v, mask), expected, rtol=1e-12)
+    assert all(np.array_equal(array, copy) for array, copy in zip((q, k, v, mask), before, strict=True))
+    if window is None:  # the columns that are all True may be left out of the mask
+        assert np.array_equal(attend(q, k, v, mask[:, -new:]), attend(q, k, v, mask))
+    assert np.array_equal(attend(q, k, v, None), attend(q, k, v, np.ones_like(mask)))
 
 
 def test_a_later_token_changes_nothing_before_it_and_a_window_forgets():

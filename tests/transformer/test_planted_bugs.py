@@ -42,7 +42,8 @@ def plant(monkeypatch, owner, name: str, old: str, new: str):
 
 
 # id: (owner, function, old, new, golden, the step that must be named first)
-ATTENTION, ROPE, BLOCK = (attention, "attention"), (rope, "frequencies"), (model, "block")
+ATTENTION, ATTEND = (attention, "attention"), (attention, "attend")
+ROPE, BLOCK = (rope, "frequencies"), (model, "block")
 BUGS = {
     "rope pairing": (
         *ATTENTION, "rotate_halves(np", "rotate_interleaved(np", "llama", "blocks.0.attn.rot_q"),
@@ -76,12 +77,12 @@ BUGS = {
         layer_module.Layer, "from_weights", "config.sliding_windows[index]", "config.sliding_windows[-1]",
         "qwen2_one_window_tied", "blocks.0.attn.pattern"),
     "scale of the whole width": (
-        *ATTENTION, "1 / math.sqrt(d)", "1 / math.sqrt(len(layer.q_proj))", "llama", "blocks.0.attn.scores"),
+        *ATTEND, "1 / math.sqrt(d)", "1 / math.sqrt(heads * d)", "llama", "blocks.0.attn.scores"),
     "head order: query heads dealt out in turn": (
-        *ATTENTION, "q.reshape(new, kv_heads, -1, d).transpose(1, 2, 0, 3)",
+        *ATTEND, "q.reshape(new, kv_heads, -1, d).transpose(1, 2, 0, 3)",
         "q.reshape(new, -1, kv_heads, d).transpose(2, 1, 0, 3)", "llama", "blocks.0.attn.scores"),
     "heads left in front": (
-        *ATTENTION, "z.reshape(-1, new, d).transpose(1, 0, 2)", "z.reshape(new, -1, d)", "llama", "blocks.0.attn.z"),
+        *ATTEND, "z.reshape(heads, new, d).transpose(1, 0, 2)", "z.reshape(new, -1, d)", "llama", "blocks.0.attn.z"),
     "qwen3's norms left out": (
         *ATTENTION, "if layer.q_norm is not None", "if False", "qwen3", "blocks.0.attn.q"),
     "a bias left out": (
