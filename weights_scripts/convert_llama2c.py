@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 
 from minillm.errors import CheckpointError, MinillmError, TokenizerError
-from minillm.loading.checkpoint import save_tensors
+from minillm.loading.tensors import save_tensors
 from minillm.loading.tokenizer import Tokenizer
 from minillm.transformer.model import Llama
 from minillm.transformer.rope import halves_from_interleaved

@@ -29,8 +29,8 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import MinillmError
-from ..loading.checkpoint import save_tensors
 from ..loading.config import ModelConfig
+from ..loading.tensors import save_tensors
 from ..transformer.evaluation import token_nll
 from ..transformer.generation import generate
 from ..transformer.model import Llama, random_weights

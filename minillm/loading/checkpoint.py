@@ -1,18 +1,10 @@
-"""Weights: safetensors files and folders of them -> arrays with names, each byte of them checked first.
-
-A safetensors file (https://github.com/huggingface/safetensors, "Format") is as simple as a file of arrays can be:
-
-    8 bytes     n, the length of the header, unsigned, little-endian
-    n bytes     the header, JSON:  {"model.norm.weight": {"dtype": "BF16", "shape": [576], "data_offsets": [0, 1152]},
-                                    ..., "__metadata__": {"format": "pt"}}
-    the rest    the arrays one after another, row by row, little-endian; data_offsets count from the start of the rest
-
-So a reader is 30 lines; most lines below say no. Everything is checked before anything is allocated: the header's
-length against the file, each array's bytes against its shape, the arrays against the file (no hole, no overlap, no
-byte left over), the names and shapes against config.json. A name in a file is never used as a path.
+"""Weights: a folder of safetensors files -> arrays with the names and shapes that config.json asks for.
 
 Large models come in several files ("shards") with an index, model.safetensors.index.json:
 {"metadata": {"total_size": ...}, "weight_map": {tensor name: file name}}.
+
+tensors.py checks each file by itself; here the files are checked against the index, and the names and shapes against
+config.json. A name in a file is never used as a path.
 
 Differs from transformers: a tensor that is missing or left over is an error (it would be filled with random numbers,
 or dropped), so is a shard outside the folder (it would be read) and a weight that is not a finite number.
@@ -20,94 +12,22 @@ or dropped), so is a shard outside the folder (it would be read) and a weight th
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from ..errors import BundleError, CheckpointError, file_errors, whole_file
+from ..errors import CheckpointError
 from .config import ModelConfig
-from .fields import Fields, file_in, parse_json, read_json, show
+from .fields import file_in, read_json, show
+from .tensors import TensorInfo, pieces, read_header, read_tensor
 
-HEADER_LIMIT = 100_000_000  # bytes, the format's own limit
-CHUNK = 1 << 20  # numbers that are widened at a time: 2 MB of BF16 become 4 MB of float32
-DTYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}  # NumPy has no bfloat16: its bits
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-
-
-class TensorInfo(NamedTuple):
-    """Where one array lies: what the header of its file says, checked."""
-
-    name: str
-    dtype: str  # a key of DTYPES
-    shape: tuple[int, ...]
-    path: Path
-    offset: int  # bytes from the start of the file
-    nbytes: int
-
-
-def read_header(path: str | Path) -> dict[str, TensorInfo]:
-    """Read and check the header of one safetensors file; the arrays themselves are not touched.
-
-    Raises CheckpointError for every file that the safetensors library refuses, and also for a name that stands twice,
-    for a header that does not begin with "{", for more than two dimensions and for a dtype other than F32, F16, BF16.
-    """
-    path = Path(path)
-    if not path.is_file():  # also keeps open() from waiting for ever on a named pipe
-        raise CheckpointError(f"{path}: is not a file, expected a safetensors file")
-    with file_errors(path, "read", CheckpointError), open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        n = int.from_bytes(file.read(8), "little")
-        if size < 8 or n > min(HEADER_LIMIT, size - 8):
-            expected = f"expected at most {HEADER_LIMIT} and no more than the file holds"
-            raise CheckpointError(f"{path}: the header length is {n} in a file of {size} bytes, {expected}")
-        raw = file.read(n)
-    if not raw.startswith(b"{"):
-        raise CheckpointError(f"{path}: the header begins with {raw[:1]!r}, expected '{{'")
-    entries = parse_json(raw, f"{path} (header)", CheckpointError)
-
-    metadata = entries.pop("__metadata__", None)
-    strings = isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
-    if metadata is not None and not strings:
-        raise CheckpointError(f"{path}: __metadata__ is {show(metadata)}, expected an object of strings")
-    tensors = {name: _tensor_info(name, entry, path, 8 + n) for name, entry in entries.items()}
-    end = 8 + n
-    for info in sorted(tensors.values(), key=lambda info: (info.offset, info.nbytes)):
-        if info.offset != end:
-            found = f"tensor {show(info.name)} begins at byte {info.offset}"
-            raise CheckpointError(f"{path}: {found}, expected {end}, without hole or overlap")
-        end += info.nbytes
-    if end != size:
-        raise CheckpointError(f"{path}: the arrays end at byte {end}, expected the end of the file at {size}")
-    return tensors
-
-
-def _tensor_info(name: str, entry, path: Path, start: int) -> TensorInfo:
-    """Check one entry of a header by itself: dtype, shape, and as many bytes as the two ask for."""
-
-    def sizes(value, counts: range) -> bool:  # type(): True is an int for Python; 2**48 bytes are beyond any disk
-        counted = isinstance(value, list) and len(value) in counts
-        return counted and all(type(item) is int and 0 <= item < 2**48 for item in value)
-
-    if not isinstance(entry, dict):
-        raise CheckpointError(f"{path}: tensor {show(name)} is {show(entry)}, expected an object")
-    read = Fields(entry, f"{path}: tensor {show(name)}", kind=CheckpointError)
-    dtype, shape, offsets = read.choice("dtype", DTYPES), entry.get("shape"), entry.get("data_offsets")
-    if not sizes(shape, range(3)):
-        raise read.error("shape", "a list of at most two sizes")
-    if not sizes(offsets, range(2, 3)):
-        raise read.error("data_offsets", "a list of two byte positions")
-    nbytes = math.prod(shape) * DTYPES[dtype].itemsize
-    if offsets[1] - offsets[0] != nbytes:
-        raise read.error("data_offsets", f"{nbytes} bytes for {dtype} of shape {shape}")
-    return TensorInfo(name, dtype, tuple(shape), path, start + offsets[0], nbytes)
 
 
 def checkpoint_tensors(folder: str | Path) -> dict[str, TensorInfo]:
@@ -190,7 +110,7 @@ def load_weights(folder: str | Path, config: ModelConfig, dtype=np.float32) -> d
         weights[name] = read_tensor(found[name], dtype, maps)
     if twin:
         embedding = weights[EMBEDDING].reshape(-1)
-        for start, piece in _pieces(twin):
+        for start, piece in pieces(twin):
             if not np.array_equal(embedding[start : start + piece.size], piece):
                 why = "expected equal as tie_word_embeddings is true"
                 raise CheckpointError(f"{twin.path}: {HEAD} differs from {EMBEDDING}, {why}")
@@ -215,81 +135,6 @@ def split_fused(weights: Mapping[str, np.ndarray], config: ModelConfig) -> dict[
     return split
 
 
-def read_tensor(info: TensorInfo, dtype, maps: dict[Path, np.ndarray] | None = None) -> np.ndarray:
-    """Read one array, read-only, as float32 or float64; all values must be finite (CheckpointError names the tensor).
-
-    An array stored in that dtype is a view of the mapped file; maps keeps one map per file between calls.
-    """
-    dtype = np.dtype(dtype)
-    maps = {} if maps is None else maps
-    with file_errors(info.path, "read", CheckpointError):
-        if DTYPES[info.dtype] == dtype and info.nbytes:
-            if info.path not in maps:
-                # as plain ndarray: np.memmap's own class costs time in every operation
-                maps[info.path] = np.memmap(info.path, np.uint8, mode="r").view(np.ndarray)
-            array = maps[info.path][info.offset : info.offset + info.nbytes].view(dtype)
-            if info.offset % dtype.itemsize:  # the format allows a header of any length; BLAS would copy at every use
-                array = array.copy()
-        else:
-            array = np.empty(math.prod(info.shape), dtype)
-            for start, piece in _pieces(info):
-                array[start : start + piece.size] = piece
-    with np.errstate(all="ignore"):
-        # A sum is as fast as memory, and no NaN or infinity can hide in it; where it overflows, look closely.
-        if not np.isfinite(array.sum(dtype=dtype)) and not np.isfinite(array).all():
-            raise CheckpointError(f"{info.path}: tensor {info.name} holds NaN or infinity, expected finite numbers")
-    array.flags.writeable = False
-    return array.reshape(info.shape)
-
-
-def _pieces(info: TensorInfo) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield (index of the first number, numbers) of a flat array, CHUNK at a time, so that no copy of it is held.
-
-    BF16 is the upper half of a float32: shifting its 16 bits up by 16 is exact for every value.
-    """
-    stored, count = DTYPES[info.dtype], math.prod(info.shape)
-    with open(info.path, "rb") as file:
-        file.seek(info.offset)
-        for start in range(0, count, CHUNK):
-            wanted = min(CHUNK, count - start)
-            piece = np.fromfile(file, stored, wanted)
-            if piece.size != wanted:
-                raise CheckpointError(f"{info.path}: ends inside tensor {info.name}, expected {info.nbytes} bytes")
-            if info.dtype == "BF16":
-                piece = piece.astype(np.uint32)
-                piece <<= 16
-                piece = piece.view(np.float32)
-            elif info.dtype == "F16":
-                piece = piece.astype(np.float32)
-            yield start, piece
-
-
-def save_tensors(path: str | Path, tensors: Mapping[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
-    """Write arrays to one safetensors file, whole or not at all, and read them back before it takes its name.
-
-    Raises CheckpointError when the file cannot be written or does not give back what was written.
-    """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file, save_file  # here, as reading needs no part of it
-
-    # safetensors 0.8.0 writes the buffer of a transposed or strided array as if it were contiguous (its issue 825).
-    # (np.asarray with order="C" does what np.ascontiguousarray does, but a scalar stays a scalar.)
-    tensors = {name: np.asarray(array, order="C") for name, array in tensors.items()}
-    with whole_file(path, CheckpointError) as beside:
-        try:
-            save_file(tensors, beside, metadata=metadata)
-            back = load_file(beside)
-        except SafetensorError as problem:  # raised for a full disk, too
-            raise OSError(str(problem)) from None
-        for name, array in tensors.items():
-            copy = back[name]
-            if (copy.dtype, copy.shape, copy.tobytes()) != (array.dtype, array.shape, array.tobytes()):
-                raise CheckpointError(f"{path}: tensor {show(name)} is not what was written, expected the same")
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(beside, 0o666 & ~umask)  # the library writes files for their owner alone
-
-
 def _progress(names: Iterable[str], nbytes: int) -> Iterable[str]:
     """A progress bar on stderr, for large models on a terminal only: importing tqdm takes longer than a small model."""
     if nbytes < 200_000_000 or not sys.stderr.isatty():
@@ -297,15 +142,3 @@ def _progress(names: Iterable[str], nbytes: int) -> Iterable[str]:
     from tqdm import tqdm
 
     return tqdm(names, desc="loading", unit=" tensors", delay=2, leave=False, file=sys.stderr)
-
-
-def to_bfloat16(array: np.ndarray) -> np.ndarray:
-    """The bits of the nearest bfloat16 (a float32's upper half), ties to even.  float32  ->  uint16, same shape.
-
-    Raises BundleError where the nearest is infinite (above 3.39e38).
-    """
-    bits = array.view(np.uint32)
-    upper = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
-    if ((upper & 0x7F80) == 0x7F80).any():
-        raise BundleError("a weight is beyond 3.39e38, expected numbers that bfloat16 can hold")
-    return upper

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import CheckpointError, MinillmError
-from ..loading.checkpoint import save_tensors
 from ..loading.fields import parse_json, show
+from ..loading.tensors import save_tensors
 from .catalogue import KINDS
 from .protocol import Predictor
 

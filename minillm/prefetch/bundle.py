@@ -34,9 +34,9 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import BundleError, CheckpointError, whole_file
-from ..loading.checkpoint import DTYPES, TensorInfo, read_header, read_tensor, save_tensors, to_bfloat16
 from ..loading.config import ModelConfig
 from ..loading.fields import Fields, file_in, read_json, show
+from ..loading.tensors import DTYPES, TensorInfo, read_header, read_tensor, save_tensors, to_bfloat16
 from ..transformer.model import Llama, random_weights
 
 FORMAT, VERSION, PAGE = "minillm-bundle", 1, 4096

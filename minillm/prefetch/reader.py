@@ -28,7 +28,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..errors import BundleError, file_errors
-from ..loading.checkpoint import DTYPES
+from ..loading.tensors import DTYPES
 from .buffer import PrefetchBuffer
 from .bundle import STORED, Bundle
 from .system import Unsupported

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import MinillmError
-from ..loading.checkpoint import to_bfloat16
+from ..loading.tensors import to_bfloat16
 from ..trace import Comparison, Row
 from .canvas import BLACK, COLOURS, HATCHES, curve_styles, drawn, legend_above, listed, matplotlib_or_error, percent
 from .map import BLUE, GREY, RED, _inches

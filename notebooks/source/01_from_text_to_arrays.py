@@ -21,7 +21,8 @@ import numpy as np
 import minillm
 from minillm.course.check import check
 from minillm.course.notebook import show, show_source, token_labels
-from minillm.loading.checkpoint import checkpoint_tensors, read_header, save_tensors, to_bfloat16
+from minillm.loading.checkpoint import checkpoint_tensors
+from minillm.loading.tensors import read_header, save_tensors, to_bfloat16
 from minillm.loading.tokenizer import Tokenizer
 from minillm.show.explain import bf16_bits
 from minillm.show.map import you_are_here
@@ -440,5 +441,5 @@ if CHECKPOINT:
 # - Papers: byte-pair encoding, Sennrich et al., arXiv 1508.07909, section 3.2; byte fallback and reversible text,
 #   Kudo and Richardson (SentencePiece), arXiv 1808.06226, section 3; bfloat16 in training, Kalamkar et al.,
 #   arXiv 1905.12322, section 2.
-# - Source: [checkpoint.py](../minillm/loading/checkpoint.py), whose docstring has the format, and
+# - Source: [tensors.py](../minillm/loading/tensors.py), whose docstring has the format, and
 #   [tokenizer.py](../minillm/loading/tokenizer.py).

@@ -415,7 +415,8 @@ def test_thresholds_of_another_model_are_refused(run, tmp_path):
 
 
 def test_a_model_that_overflows_has_no_perplexity(run, tmp_path):
-    from minillm.loading.checkpoint import load_weights, save_tensors
+    from minillm.loading.checkpoint import load_weights
+    from minillm.loading.tensors import save_tensors
 
     folder = shutil.copytree("m", tmp_path / "overflows")
     weights = load_weights(folder, minillm.load(folder).config)

@@ -21,8 +21,9 @@ from hostile import (
 from safetensors import SafetensorError, deserialize
 
 from minillm.errors import CheckpointError, ConfigError, MinillmError
-from minillm.loading.checkpoint import checkpoint_tensors, load_weights, read_header, read_tensor
+from minillm.loading.checkpoint import checkpoint_tensors, load_weights
 from minillm.loading.config import ModelConfig
+from minillm.loading.tensors import read_header, read_tensor
 
 
 def one_sentence(error: Exception, *named: str) -> None:
@@ -223,7 +224,7 @@ import resource, sys
 from pathlib import Path
 import numpy as np
 from minillm.errors import CheckpointError
-from minillm.loading.checkpoint import load_weights, read_header
+from minillm.loading.checkpoint import load_weights
 from minillm.loading.config import ModelConfig
 now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (now + 50_000_000,) * 2)

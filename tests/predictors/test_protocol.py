@@ -7,7 +7,7 @@ import pytest
 import tiny
 
 from minillm.errors import CheckpointError, MinillmError
-from minillm.loading.checkpoint import save_tensors
+from minillm.loading.tensors import save_tensors
 from minillm.predictors.ahead import Ahead
 from minillm.predictors.baselines import Chance, PreviousToken, Static
 from minillm.predictors.catalogue import KINDS

@@ -11,7 +11,7 @@ import pytest
 import tiny
 
 from minillm.errors import BundleError, MinillmError
-from minillm.loading.checkpoint import save_tensors
+from minillm.loading.tensors import save_tensors
 from minillm.predictors.protocol import Predictor
 from minillm.prefetch.buffer import PrefetchBuffer
 from minillm.prefetch.bundle import open_bundle, read_layer, resident_llama, write_bundle

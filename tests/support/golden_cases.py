@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minillm.loading.checkpoint import save_tensors
+from minillm.loading.tensors import save_tensors
 from minillm.trace import Comparison, Trace, compare
 from minillm.transformer.ffn import swiglu
 from minillm.transformer.model import Llama

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from minillm.loading.checkpoint import save_tensors
 from minillm.loading.config import ModelConfig
+from minillm.loading.tensors import save_tensors
 from minillm.transformer.model import Llama, random_weights
 
 LLAMA = {

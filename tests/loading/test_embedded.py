@@ -30,7 +30,7 @@ from minillm.loading.embedded import DATA, embedded_model, embedded_models, embe
 from minillm.loading.hub import resolve
 from minillm.transformer.texts import document_hashes, runs
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 write_stories = load_script("weights_scripts/write_stories.py")
 MODELS = embedded_models()
 every_model = pytest.mark.parametrize("name", MODELS)
