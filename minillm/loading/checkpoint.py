@@ -20,6 +20,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from ..errors import CheckpointError
 from .config import ModelConfig
@@ -74,7 +75,7 @@ def checkpoint_tensors(folder: str | Path) -> dict[str, TensorInfo]:
     return tensors
 
 
-def load_weights(folder: str | Path, config: ModelConfig, dtype=np.float32) -> dict[str, np.ndarray]:
+def load_weights(folder: str | Path, config: ModelConfig, dtype: DTypeLike = np.float32) -> dict[str, np.ndarray]:
     """Load the weights of a model folder as read-only arrays of one dtype (float32 or float64), under Llama's names.
 
     Arrays that the file already holds in that dtype are views of the memory-mapped file: nothing is copied, the
@@ -106,7 +107,7 @@ def load_weights(folder: str | Path, config: ModelConfig, dtype=np.float32) -> d
 
     maps: dict[Path, np.ndarray] = {}
     weights = {}
-    for name in _progress(expected, sum(info.nbytes for info in found.values())):
+    for name in _with_progress(expected, sum(info.nbytes for info in found.values())):
         weights[name] = read_tensor(found[name], dtype, maps)
     if twin:
         embedding = weights[EMBEDDING].reshape(-1)
@@ -135,7 +136,7 @@ def split_fused(weights: Mapping[str, np.ndarray], config: ModelConfig) -> dict[
     return split
 
 
-def _progress(names: Iterable[str], nbytes: int) -> Iterable[str]:
+def _with_progress(names: Iterable[str], nbytes: int) -> Iterable[str]:
     """A progress bar on stderr, for large models on a terminal only: importing tqdm takes longer than a small model."""
     if nbytes < 200_000_000 or not sys.stderr.isatty():
         return names

@@ -19,25 +19,36 @@ import math
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from ..errors import ConfigError
-from .fields import _REQUIRED, Fields, file_in, read_json, show
+from .fields import Fields, file_in, read_json, show
 
-# What transformers 5 assumes where a field is absent. None: derived from other fields, or off.
-_DEFAULTS = ("num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "sliding_window",
-             "bos_token_id", "eos_token_id")  # fmt: skip
-FAMILIES = {  # model_type -> those defaults
-    "llama": dict(zip(_DEFAULTS, (None, None, 2048, 1e-6, None, 1, 2), strict=True)),
-    "mistral": dict(zip(_DEFAULTS, (8, None, 131072, 1e-6, 4096, 1, 2), strict=True)),
-    "qwen2": dict(zip(_DEFAULTS, (32, None, 32768, 1e-6, 4096, None, None), strict=True)),
-    "qwen3": dict(zip(_DEFAULTS, (32, 128, 32768, 1e-6, 4096, None, None), strict=True)),
-    "phi3": dict(zip(_DEFAULTS, (None, None, 4096, 1e-5, None, 1, 32000), strict=True)),
+
+class Defaults(NamedTuple):
+    """What transformers 5 assumes where a field is absent. None: derived from other fields, or off."""
+
+    num_key_value_heads: int | None
+    head_dim: int | None
+    max_position_embeddings: int
+    rms_norm_eps: float
+    sliding_window: int | None
+    bos_token_id: int | None
+    eos_token_id: int | None
+
+
+FAMILIES = {  # model_type -> the defaults of its class
+    "llama": Defaults(None, None, 2048, 1e-6, None, 1, 2),
+    "mistral": Defaults(8, None, 131072, 1e-6, 4096, 1, 2),
+    "qwen2": Defaults(32, None, 32768, 1e-6, 4096, None, None),
+    "qwen3": Defaults(32, 128, 32768, 1e-6, 4096, None, None),
+    "phi3": Defaults(None, None, 4096, 1e-5, None, 1, 32000),
 }
 
 ACTIVATIONS = {name: name for name in ("silu", "relu", "relu2", "gelu", "gelu_pytorch_tanh")} | {"swish": "silu"}
 
 # rope_type -> the keys it reads. Any other key is refused: it would belong to a scaling that is not this one.
-ROPE_TYPES = {
+ROPE_TYPES: dict[str, set[str]] = {
     "default": set(),
     "linear": {"factor"},
     "llama3": {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"},
@@ -102,14 +113,14 @@ class ModelConfig:
         return config
 
     @classmethod
-    def from_dict(cls, fields: dict, source: str = "config.json") -> "ModelConfig":
+    def from_dict(cls, fields: dict[str, Any], source: str = "config.json") -> "ModelConfig":
         """Check the fields of a config.json of either generation; source names the file in errors (ConfigError)."""
         read = Fields(fields, source)
         family = read.choice("model_type", FAMILIES)
         default = FAMILIES[family]
         if fields.get("quantization_config") is not None:
             raise read.error("quantization_config", "no quantised weights")
-        read.integer("pretraining_tp", 1, 1, nullable=True)
+        read.integer_or_null("pretraining_tp", 1, 1)
         classes = fields.get("architectures") or []
         if type(classes) is not list or not all(str(name).endswith("ForCausalLM") for name in classes):
             raise read.error("architectures", "a list of ...ForCausalLM, as other heads are not implemented")
@@ -118,26 +129,27 @@ class ModelConfig:
         hidden_size = read.integer("hidden_size", 2**16)
         layers = read.integer("num_hidden_layers", 1024)
         heads = read.integer("num_attention_heads", 4096)
-        kv_heads = read.integer("num_key_value_heads", 4096, default["num_key_value_heads"], nullable=True) or heads
+        kv_heads = read.integer_or_null("num_key_value_heads", 4096, default.num_key_value_heads) or heads
         if heads % kv_heads:
             raise read.error("num_key_value_heads", f"a divisor of num_attention_heads ({heads})", kv_heads)
-        head_dim = read.integer("head_dim", 2**12, None, nullable=True) or default["head_dim"]
+        head_dim = read.integer_or_null("head_dim", 2**12) or default.head_dim
         if head_dim is None:
             if hidden_size % heads:
                 raise read.error("hidden_size", f"a multiple of num_attention_heads ({heads}), as head_dim is absent")
             head_dim = hidden_size // heads
-        max_positions = read.integer("max_position_embeddings", 2**31 - 1, default["max_position_embeddings"])
+        max_positions = read.integer("max_position_embeddings", 2**31 - 1, default.max_position_embeddings)
 
         # Which projections have a bias is fixed for all families but two (modeling_*.py).
         attention_bias = read.boolean("attention_bias") if family in ("llama", "qwen3") else False
         # An id that is absent takes the family's default, unless the vocabulary ends before it.
         bos, eos = (
-            default[name] if (default[name] or 0) < vocab_size else None for name in ("bos_token_id", "eos_token_id")
+            None if token is None or token >= vocab_size else token
+            for token in (default.bos_token_id, default.eos_token_id)
         )
         return cls(
             family, vocab_size, hidden_size, read.integer("intermediate_size", 2**20), layers,
             heads, kv_heads, head_dim, max_positions,
-            rms_norm_eps=read.number("rms_norm_eps", 1.0, default["rms_norm_eps"]),
+            rms_norm_eps=read.number("rms_norm_eps", 1.0, default.rms_norm_eps),
             hidden_act=ACTIVATIONS[read.choice("hidden_act", ACTIVATIONS, "silu")],
             tie_word_embeddings=read.boolean("tie_word_embeddings"),
             rope=_rope(read, family, head_dim, max_positions),
@@ -146,7 +158,7 @@ class ModelConfig:
             mlp_bias=read.boolean("mlp_bias") if family == "llama" else False,
             qk_norm=family == "qwen3",
             sliding_windows=_sliding_windows(read, family, layers),
-            bos_token_id=read.integer("bos_token_id", vocab_size - 1, bos, low=0, nullable=True),
+            bos_token_id=read.integer_or_null("bos_token_id", vocab_size - 1, bos, low=0),
             eos_token_ids=read.token_ids("eos_token_id", vocab_size, eos),
         )  # fmt: skip
 
@@ -157,12 +169,14 @@ class ModelConfig:
         """
         D, F = self.hidden_size, self.intermediate_size
         q, kv = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
+        qkv: dict[str, tuple[int, ...]]
+        gate_up: dict[str, tuple[int, ...]]
         if self.model_type == "phi3":
             qkv, gate_up = {"qkv_proj": (q + 2 * kv, D)}, {"gate_up_proj": (2 * F, D)}
         else:
             qkv = {"q_proj": (q, D), "k_proj": (kv, D), "v_proj": (kv, D)}
             gate_up = {"gate_proj": (F, D), "up_proj": (F, D)}
-        layer = {"input_layernorm.weight": (D,), "post_attention_layernorm.weight": (D,)}
+        layer: dict[str, tuple[int, ...]] = {"input_layernorm.weight": (D,), "post_attention_layernorm.weight": (D,)}
         if self.qk_norm:
             layer |= {"self_attn.q_norm.weight": (self.head_dim,), "self_attn.k_norm.weight": (self.head_dim,)}
         for part, matrices, bias in (
@@ -174,15 +188,18 @@ class ModelConfig:
                 layer[f"{part}.{name}.weight"] = shape
                 if bias:
                     layer[f"{part}.{name}.bias"] = shape[:1]
-        shapes = {"model.embed_tokens.weight": (self.vocab_size, D)}
+        shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab_size, D)}
         for i in range(self.num_hidden_layers):
             shapes |= {f"model.layers.{i}.{name}": shape for name, shape in layer.items()}
         shapes["model.norm.weight"] = (D,)
         return shapes if self.tie_word_embeddings else shapes | {"lm_head.weight": (self.vocab_size, D)}
 
 
-def _rope(read: "Fields", family: str, head_dim: int, max_positions: int) -> RopeConfig:
-    """RoPE from either generation: rope_parameters, or rope_scaling beside rope_theta (modeling_rope_utils.py)."""
+def _rope_fields(read: Fields, family: str) -> tuple[str, Fields]:
+    """The kind of RoPE (a key of ROPE_TYPES) and its fields, from either generation (modeling_rope_utils.py).
+
+    They are those of rope_parameters, or of rope_scaling, with what stands beside that object: rope_theta and others.
+    """
     fields = read.fields
     given = [name for name in ("rope_parameters", "rope_scaling") if fields.get(name) is not None]
     if len(given) == 2:
@@ -201,10 +218,10 @@ def _rope(read: "Fields", family: str, head_dim: int, max_positions: int) -> Rop
     for kind in kinds:
         if kind not in supported or kind != kinds[0]:
             raise read.error(f"{where}.rope_type", f"one of {', '.join(supported)}", kind)
-    kind, values = kinds[0], Fields(inner, read.source, f"{where}.")
+    values = Fields(inner, read.source, f"{where}.")
     for name in inner:
-        if name not in ROPE_TYPES[kind] | {"rope_theta", "partial_rotary_factor"}:
-            raise values.error(name, f"no such key for rope_type {kind}")
+        if name not in ROPE_TYPES[kinds[0]] | {"rope_theta", "partial_rotary_factor"}:
+            raise values.error(name, f"no such key for rope_type {kinds[0]}")
     # What stands inside the object may also stand beside it; where both do, they must agree.
     for name in ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings"):
         outer = fields.get(name)
@@ -212,7 +229,12 @@ def _rope(read: "Fields", family: str, head_dim: int, max_positions: int) -> Rop
             if inner.get(name, outer) != outer:
                 raise read.error(name, f"the value inside {where} ({show(inner[name])})")
             inner[name] = outer
+    return kinds[0], values
 
+
+def _rope(read: Fields, family: str, head_dim: int, max_positions: int) -> RopeConfig:
+    """How positions turn queries and keys: the kind of RoPE, and the numbers that this kind needs."""
+    kind, values = _rope_fields(read, family)
     theta = values.number("rope_theta", 1e30, 10_000.0)
     share = values.number("partial_rotary_factor", 1.0, 1.0)
     if share != 1.0 and family != "phi3":  # modeling_*.py of the other families turns whole heads
@@ -225,8 +247,10 @@ def _rope(read: "Fields", family: str, head_dim: int, max_positions: int) -> Rop
     if kind == "linear":
         return RopeConfig(kind, theta, rotary_dim, values.number("factor", 1e6, low=1.0))
 
-    original = 4096 if family == "phi3" else _REQUIRED
-    original = values.integer("original_max_position_embeddings", 2**31 - 1, original)
+    if family == "phi3":
+        original = values.integer("original_max_position_embeddings", 2**31 - 1, 4096)
+    else:
+        original = values.integer("original_max_position_embeddings", 2**31 - 1)
     if kind == "llama3":
         factor = values.number("factor", 1e6, low=1.0)
         low, high = values.number("low_freq_factor", 1e6), values.number("high_freq_factor", 1e6)
@@ -245,9 +269,9 @@ def _rope(read: "Fields", family: str, head_dim: int, max_positions: int) -> Rop
     return RopeConfig(kind, theta, rotary_dim, factor, None, None, original, short, long, attention)
 
 
-def _sliding_windows(read: "Fields", family: str, layers: int) -> tuple[int | None, ...]:
+def _sliding_windows(read: Fields, family: str, layers: int) -> tuple[int | None, ...]:
     """The window of every layer: mistral and phi3 on all, qwen on the layers that layer_types names, llama on none."""
-    window = read.integer("sliding_window", 2**31 - 1, FAMILIES[family]["sliding_window"], nullable=True)
+    window = read.integer_or_null("sliding_window", 2**31 - 1, FAMILIES[family].sliding_window)
     first = 0  # the first layer with a window
     if family == "llama" and window is not None:
         raise read.error("sliding_window", "absent or null for the family llama")

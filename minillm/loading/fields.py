@@ -1,60 +1,81 @@
-"""TODO."""
+"""Typed reading of JSON files: each value has the type and the range that is asked for, or an error names it.
+
+A file from elsewhere may hold anything. So its bytes are limited before they are read (``read_json``), JSON is parsed
+more strictly than Python's json does it (``parse_json``), and each field is asked for with its type and its range:
+
+    read = Fields(read_json(path, ConfigError), str(path))
+    layers = read.integer("num_hidden_layers", 1024)        # 1 to 1024
+    # ConfigError: .../config.json: num_hidden_layers is True, expected an integer from 1 to 1024
+
+The lines after that need no further check. ``file_in`` does the same for a file's place: it must lie in its folder.
+"""
 
 import json
 import math
 import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..errors import ConfigError, MinillmError, file_errors
 
 JSON_LIMIT = 10_000_000  # bytes; a real config.json has about 1 kB, the index of a 405B model 120 kB
 
-_REQUIRED = object()  # stands for a field that is absent and has no default: no check below lets it pass
+_REQUIRED = object()  # the default of a field that must be there: it passes none of the checks below
 
 
 class Fields:
-    """Typed reading of one JSON object: every value has its type and its range, or an error of ``kind`` says so.
+    """The fields of one JSON object, read with a type and a range; a value outside them raises an error of ``kind``.
 
-    Types are compared, not asked for with isinstance: True is an int for Python.
+    source: the file's name, for errors; prefix: what stands before a field's name there ("rope_scaling.").
+    A field that is absent takes the default where one is given. Types are compared exactly: for isinstance, True
+    would be an int.
     """
 
-    def __init__(self, fields: dict, source: str, prefix: str = "", kind: type[MinillmError] = ConfigError):
+    def __init__(self, fields: dict[str, Any], source: str, prefix: str = "", kind: type[MinillmError] = ConfigError):
         self.fields, self.source, self.prefix, self.kind = fields, source, prefix, kind
 
-    def error(self, name: str, expected: str, *found) -> MinillmError:
-        value = show(found[0]) if found else show(self.fields[name]) if name in self.fields else "missing"
-        return self.kind(f"{self.source}: {self.prefix}{name} is {value}, expected {expected}")
+    def error(self, name: str, expected: str, *value: object) -> MinillmError:
+        """The error that a field is not what was expected; ``value``: what to print in place of the field's own."""
+        printed = show(value[0]) if value else show(self.fields[name]) if name in self.fields else "missing"
+        return self.kind(f"{self.source}: {self.prefix}{name} is {printed}, expected {expected}")
 
-    def choice(self, name: str, choices: Collection[str], default=_REQUIRED) -> str:
+    def choice(self, name: str, choices: Collection[str], default: object = _REQUIRED) -> str:
+        """A string, one of ``choices``."""
         value = self.fields.get(name, default)
         if type(value) is not str or value not in choices:
             raise self.error(name, f"one of {', '.join(choices)}")
         return value
 
     def boolean(self, name: str) -> bool:
+        """True or false; false where it is absent."""
         value = self.fields.get(name, False)
         if type(value) is not bool:
             raise self.error(name, "true or false")
         return value
 
-    def integer(self, name: str, high: int, default=_REQUIRED, *, low: int = 1, nullable: bool = False) -> int | None:
+    def integer(self, name: str, high: int, default: object = _REQUIRED, *, low: int = 1) -> int:
+        """A whole number from ``low`` to ``high``."""
         value = self.fields.get(name, default)
-        if not (type(value) is int and low <= value <= high) and not (nullable and value is None):
+        if type(value) is not int or not low <= value <= high:
             raise self.error(name, f"an integer from {low} to {high}")
         return value
 
-    def number(self, name: str, high: float, default=_REQUIRED, *, low: float = 0.0) -> float:
-        """A finite number, above 0 and at least low."""
+    def integer_or_null(self, name: str, high: int, default: int | None = None, *, low: int = 1) -> int | None:
+        """A whole number from ``low`` to ``high``, or null, which is None."""
+        return None if self.fields.get(name, default) is None else self.integer(name, high, default, low=low)
+
+    def number(self, name: str, high: float, default: object = _REQUIRED, *, low: float = 0.0) -> float:
+        """A finite number, above 0 and at least ``low``, at most ``high``."""
         value = self.fields.get(name, default)
-        if type(value) not in (int, float) or not (0 < value and low <= value <= high):
+        if (type(value) is not int and type(value) is not float) or not (0 < value and low <= value <= high):
             raise self.error(name, f"a number from {low:g} to {high:g}" if low else f"a number in (0, {high:g}]")
         return float(value)
 
     def numbers(self, name: str, count: int) -> tuple[float, ...]:
+        """A list of ``count`` finite numbers above 0."""
         value = self.fields.get(name)
-        counted = type(value) is list and len(value) == count
-        if not counted or not all(type(item) in (int, float) and 0 < item <= 1e12 for item in value):
+        if type(value) is not list or len(value) != count or not all(map(_positive, value)):
             raise self.error(name, f"a list of {count} finite numbers above 0, one per rotated pair")
         return tuple(map(float, value))
 
@@ -67,7 +88,7 @@ class Fields:
         return tuple(ids)
 
 
-def read_json(path: Path, error: type[MinillmError], limit: int = JSON_LIMIT) -> dict:
+def read_json(path: Path, error: type[MinillmError], limit: int = JSON_LIMIT) -> dict[str, Any]:
     """Read a JSON file that holds one object, as strictly as parse_json; UTF-8, a byte order mark is allowed."""
     with file_errors(path, "read", error), open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
@@ -77,15 +98,17 @@ def read_json(path: Path, error: type[MinillmError], limit: int = JSON_LIMIT) ->
     return parse_json(raw.removeprefix(b"\xef\xbb\xbf"), str(path), error)
 
 
-def parse_json(raw: bytes, source: str, error: type[MinillmError]) -> dict:
+def parse_json(raw: bytes, source: str, error: type[MinillmError]) -> dict[str, Any]:
     """Parse bytes that must hold one JSON object, refusing what Python's json lets pass.
 
     Refused, beside what is no JSON at all: the same key twice in one object (json keeps the last, other readers the
     first), NaN, Infinity and numbers that overflow to it, and nesting deeper than Python's stack. Raises error.
     """
-    hooks = {"object_pairs_hook": _unique, "parse_float": _finite, "parse_constant": _finite, "parse_int": _whole}
     try:
-        fields = json.loads(raw.decode("utf-8"), **hooks)
+        fields = json.loads(
+            raw.decode("utf-8"),
+            object_pairs_hook=_unique, parse_float=_finite, parse_constant=_finite, parse_int=_whole,
+        )  # fmt: skip
         if b"\\u" in raw:
             json.dumps(fields, ensure_ascii=False).encode("utf-8")  # half of a surrogate pair is no character
     except RecursionError:
@@ -99,21 +122,31 @@ def parse_json(raw: bytes, source: str, error: type[MinillmError]) -> dict:
     return fields
 
 
-def _unique(items: Sequence[tuple]) -> dict:
+def _positive(value: object) -> bool:
+    """Whether this is a finite number above 0 (and of a size that a scaling may have)."""
+    return (type(value) is int or type(value) is float) and 0 < value <= 1e12
+
+
+def _unique(items: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """An object's fields. ValueError for a key that stands twice in it."""
     fields, seen = dict(items), set()
     if len(fields) != len(items):
-        twice = next(key for key, _ in items if key in seen or seen.add(key))
-        raise ValueError(f"the key {show(twice)} stands twice in one object, expected once")
+        for key, _ in items:
+            if key in seen:
+                raise ValueError(f"the key {show(key)} stands twice in one object, expected once")
+            seen.add(key)
     return fields
 
 
 def _finite(text: str) -> float:
+    """The value of a number with a point or an exponent, or of NaN or Infinity. ValueError where it is not finite."""
     if not math.isfinite(value := float(text)):
         raise ValueError(f"the number {show(text)} is not finite, expected finite numbers")
     return value
 
 
 def _whole(text: str) -> int | float:
+    """The value of a whole number; "-0" is a float, because an int would lose its sign."""
     return int(text) if text != "-0" else -0.0  # no integer for safetensors either
 
 
@@ -133,7 +166,7 @@ def file_in(folder: str | Path, name: str, error: type[MinillmError]) -> Path:
     return path
 
 
-def show(value) -> str:
-    """repr without line ends, cut to a length that fits a sentence (a hostile name may have megabytes)."""
+def show(value: object) -> str:
+    """The value in one line of at most 80 characters, for an error's sentence (a hostile name may have megabytes)."""
     text = repr(value[:80] if isinstance(value, str | list) else value)
     return text if len(text) <= 80 else text[:77] + "..."

@@ -38,15 +38,16 @@ def resolve(source: str | Path) -> Path:
     name = _NAME.fullmatch(source) if isinstance(source, str) else None
     if os.path.isfile(source) or not name:
         found = "is a file" if os.path.isfile(source) else "does not exist"
-        embedded = f"an embedded model ({', '.join(embedded_models()) or 'of which none is installed'})"
-        expected = f"expected a folder, {embedded} or a model's name on the hub, org/name"
+        shipped = f"an embedded model ({', '.join(embedded_models()) or 'of which none is installed'})"
+        expected = f"expected a folder, {shipped} or a model's name on the hub, org/name"
         raise CheckpointError(f"{str(source)!r}: {found}, {expected}")
     from huggingface_hub import snapshot_download
 
     try:
-        only = {"allow_patterns": SMALL_FILES, "local_files_only": True}
-        folder = Path(snapshot_download(name["repo"], revision=name["revision"], **only))
-        missing = not all((folder / file).exists() for file in _weight_files(folder))
+        folder = snapshot_download(
+            name["repo"], revision=name["revision"], allow_patterns=SMALL_FILES, local_files_only=True
+        )
+        missing = not all((Path(folder) / file).exists() for file in _weight_files(Path(folder)))
         found = "only in part in the cache" if missing else ""
     except CheckpointError:
         raise
@@ -54,7 +55,7 @@ def resolve(source: str | Path) -> Path:
         found = "only in part in the cache" if "Incomplete" in type(problem).__name__ else "not in the cache"
     if found:
         raise CheckpointError(f"{source}: is no folder, and {found} of the hub: run `minillm download {source}` first")
-    return folder
+    return Path(folder)
 
 
 def download(repo: str, revision: str | None = None, *, progress: bool = True) -> Path:

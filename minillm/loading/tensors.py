@@ -18,9 +18,10 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from ..errors import BundleError, CheckpointError, file_errors, whole_file
 from .fields import Fields, parse_json, show
@@ -78,12 +79,13 @@ def read_header(path: str | Path) -> dict[str, TensorInfo]:
     return tensors
 
 
-def _tensor_info(name: str, entry, path: Path, start: int) -> TensorInfo:
+def _tensor_info(name: str, entry: object, path: Path, start: int) -> TensorInfo:
     """Check one entry of a header by itself: dtype, shape, and as many bytes as the two ask for."""
 
-    def sizes(value, counts: range) -> bool:  # type(): True is an int for Python; 2**48 bytes are beyond any disk
-        counted = isinstance(value, list) and len(value) in counts
-        return counted and all(type(item) is int and 0 <= item < 2**48 for item in value)
+    def sizes(value: object, counts: range) -> TypeGuard[list[int]]:  # True is an int; 2**48 bytes are beyond any disk
+        if not isinstance(value, list) or len(value) not in counts:
+            return False
+        return all(type(item) is int and 0 <= item < 2**48 for item in value)
 
     if not isinstance(entry, dict):
         raise CheckpointError(f"{path}: tensor {show(name)} is {show(entry)}, expected an object")
@@ -99,7 +101,7 @@ def _tensor_info(name: str, entry, path: Path, start: int) -> TensorInfo:
     return TensorInfo(name, dtype, tuple(shape), path, start + offsets[0], nbytes)
 
 
-def read_tensor(info: TensorInfo, dtype, maps: dict[Path, np.ndarray] | None = None) -> np.ndarray:
+def read_tensor(info: TensorInfo, dtype: DTypeLike, maps: dict[Path, np.ndarray] | None = None) -> np.ndarray:
     """Read one array, read-only, as float32 or float64; all values must be finite (CheckpointError names the tensor).
 
     An array stored in that dtype is a view of the mapped file; maps keeps one map per file between calls.
@@ -127,7 +129,9 @@ def read_tensor(info: TensorInfo, dtype, maps: dict[Path, np.ndarray] | None = N
 
 
 def pieces(info: TensorInfo) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield (index of the first number, numbers) of a flat array, CHUNK at a time, so that no copy of it is held.
+    """Yield (index of the first number, numbers) of one array, flat, CHUNK numbers at a time.
+
+    So the stored and the widened array are never both in memory.
 
     BF16 is the upper half of a float32: shifting its 16 bits up by 16 is exact for every value.
     """

@@ -159,7 +159,7 @@ def _checked_ids(raw, data: bytes, path: str, vocab_size: int) -> Collection[int
     count = raw.get_vocab_size(with_added_tokens=True)
     if not count:
         raise TokenizerError(f"{path}: the vocabulary is empty, expected at least one token")
-    ids = range(count)
+    ids: Collection[int] = range(count)
     if None in map(raw.id_to_token, ids):  # else n tokens have n ids, 0 to n - 1: once each, without asking further
         vocab = raw.get_vocab(with_added_tokens=True)
         owner = {index: token for token, index in vocab.items()}

@@ -222,7 +222,7 @@ def test_a_config_saved_by_transformers_means_the_same_here(case, tmp_path):
 def test_the_defaults_are_those_of_transformers(name):
     transformers = pytest.importorskip("transformers")
     theirs = getattr(transformers, {"llama": "Llama", "mistral": "Mistral"}.get(name, name.title()) + "Config")()
-    for field, value in FAMILIES[name].items():
+    for field, value in FAMILIES[name]._asdict().items():
         if field == "num_key_value_heads" and value is None:
             value = theirs.num_attention_heads
         if field == "head_dim" and value is None:
