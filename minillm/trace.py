@@ -46,7 +46,8 @@ def scoped(tap: Tap, prefix: str) -> Tap:
 def save_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write named arrays as .npz, first to a file beside the target, so that nothing is ever half written."""
     with whole_file(path, TraceError) as beside, open(beside, "wb") as file:
-        np.savez(file, **arrays)
+        save: Callable[..., None] = np.savez  # its own signature takes every array for its one option, a bool
+        save(file, **arrays)
 
 
 def load_arrays(path: str | Path) -> dict[str, np.ndarray]:

@@ -152,6 +152,7 @@ def attention(
     k = tap("rot_k", rotated[:, q.shape[1] :])  # (T, K, d)
 
     keys, values = cache.append(layer.index, k, v) if cache else (k.transpose(1, 0, 2), v.transpose(1, 0, 2))
+    mask: np.ndarray | None
     if layer.window is not None:
         mask = causal_mask(new, keys.shape[1], layer.window)  # (T, S)
     else:  # all before the new positions are attended to; a single new one attends to all

@@ -118,7 +118,7 @@ def perplexity(
     """
     from tqdm.auto import tqdm
 
-    seen = getattr(ffn, "calibrated_on", frozenset())
+    seen: frozenset[str] = getattr(ffn, "calibrated_on", frozenset())
     if seen and (mixed := sum(digest in seen for digest in document_hashes(documents))):
         warning = "of the documents scored are among those the thresholds were calibrated on"
         warnings.warn(f"{mixed} {warning}", stacklevel=2)

@@ -125,7 +125,7 @@ def generate(
         for position in range(len(ids), len(ids) + max_new_tokens):
             *_, hidden = hidden_in_chunks(model, new, cache, ffn, tap)  # only the last chunk's last row is wanted
             logits = tap("logits", linear(hidden[-1:], model.lm_head))[0]  # (V,)
-            if temperature == 0:
+            if temperature == 0 or rng is None:  # greedy (where chance decides, rng was asked for above)
                 token = int(logits.argmax())
             else:
                 cumulative = np.cumsum(next_probabilities(logits, temperature, top_k, top_p, min_p))

@@ -31,7 +31,7 @@ def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
 
     x (..., n), weight (n,)  ->  y (..., n). The mean is over the last axis; eps stands inside the root.
     """
-    mean_square = np.vecdot(x, x, keepdims=True) / x.shape[-1]  # (..., 1)
+    mean_square = np.vecdot(x, x)[..., None] / x.shape[-1]  # (..., 1)
     return x / np.sqrt(mean_square + eps) * weight  # (..., n)
 
 

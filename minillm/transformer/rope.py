@@ -47,10 +47,12 @@ def frequencies(rope: RopeConfig, length: int, dtype=np.float32) -> np.ndarray:
         wavelength = dtype(2 * math.pi) / f  # positions per turn
         original = rope.original_max_position_embeddings
         low, high = rope.low_freq_factor, rope.high_freq_factor
+        assert original is not None and low is not None and high is not None  # config.py requires them of this type
         blend = (dtype(original) / wavelength - dtype(low)) / dtype(high - low)  # 1 = keep, 0 = slow down
         blend = np.clip(blend, 0, 1)
         f = (1 - blend) * f / dtype(rope.factor) + blend * f
     elif rope.rope_type == "longrope":
+        assert rope.original_max_position_embeddings is not None  # as above
         factors = rope.long_factor if length > rope.original_max_position_embeddings else rope.short_factor
         f = 1 / (np.array(factors, dtype) * power)
     return f

@@ -14,7 +14,8 @@ PROTOCOLS = ("documents", "stream")
 
 def split_documents(text: str) -> list[str]:
     """The documents of a text: split at lines that hold nothing but the separator, stripped, empty ones dropped."""
-    documents, lines = [], []
+    documents: list[str] = []
+    lines: list[str] = []
     for line in [*text.splitlines(keepends=True), SEPARATOR]:
         if line.strip() == SEPARATOR:
             if document := "".join(lines).strip():
