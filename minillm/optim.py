@@ -46,10 +46,3 @@ def cosine(step: int, steps: int, warmup: int = 0, least: float = 0.0) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return least + (1 - least) * 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))
-
-
-def linear_decay(step: int, steps: int, warmup: int = 0, least: float = 0.0) -> float:
-    """The share of lr at a step of ``steps``: up in a line over ``warmup`` steps, then down in a line to ``least``."""
-    if step < warmup:
-        return (step + 1) / warmup
-    return least + (1 - least) * max(0.0, 1 - (step - warmup) / max(1, steps - warmup))

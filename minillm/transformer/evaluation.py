@@ -1,18 +1,11 @@
-"""How well a model predicts a text: perplexity and bits per byte, under two stated protocols.
+"""How well a model predicts a text: perplexity and bits per byte.
 
     nll = - sum_t ln p(token_t | tokens before it)            in nats, over all scored tokens
     perplexity = exp(nll / tokens)                            depends on the tokenizer
     bits per byte = nll / ln 2 / bytes                        comparable between tokenizers
 
-A number without its protocol means nothing: how much context each token had decides it as much as the model does.
-
-documents   the text is split at lines "<|endoftext|>" and each document stripped; its ids are cut into runs of
-            context - 1, each run gets a BOS in front and starts at position 0; every id is scored once; no EOS.
-stream      separator lines become blank lines, the whole text is one sequence with one BOS, cut into windows of
-            ``context`` that do not overlap; each window's first token is unscored and an incomplete last window is
-            dropped (the released evaluation of arXiv 2412.12178, with windows of 2048).
-
-Special tokens in the text are plain text. BOS is what the tokenizer adds, else the config's, else the EOS.
+A number without its protocol means nothing: how much context each token had decides it as much as the model does. The
+two protocols, "documents" and "stream", are in texts.py.
 """
 
 import math
@@ -36,9 +29,10 @@ HEAD_ROWS = 256  # positions whose logits are held at once; with V = 32000 that 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was scored and how well: nll in nats, tokens scored, UTF-8 bytes scored, and the protocol in words.
+    """The score of a text. nll: in nats. tokens, bytes (UTF-8): those scored. bos: the BOS ids and their origin.
 
-    document_nll, document_tokens: the same per document (``stream``: per window), for intervals over documents.
+    document_nll, document_tokens: nll and tokens of each document (``stream``: of each window), for intervals over
+    documents.
     """
 
     protocol: str
@@ -68,7 +62,7 @@ class Evaluation:
 
 
 def run_hidden(model: Llama, ids: Sequence[int], ffn: FeedForward = swiglu, tap: Tap = no_tap) -> Iterator[np.ndarray]:
-    """final_norm of a run, in one pass or, when it is long, in chunks; yields (<= CHUNK, D)."""
+    """The values of final_norm for a run, in one pass or, when it is long, in chunks; yields (<= CHUNK, D)."""
     if len(ids) <= CHUNK:
         yield model.hidden(ids, None, ffn, tap)
     else:
@@ -76,7 +70,7 @@ def run_hidden(model: Llama, ids: Sequence[int], ffn: FeedForward = swiglu, tap:
 
 
 def pass_over(model: Llama, pieces: Sequence[Run], tap: Tap, ffn: FeedForward = swiglu, what: str = "reading") -> None:
-    """Send runs through the model for what the tap sees of them; a progress bar named ``what`` after two seconds."""
+    """Run texts through the model, only for its tap; a progress bar named ``what`` appears after two seconds."""
     from tqdm.auto import tqdm
 
     for run in tqdm(pieces, desc=what, unit="run", leave=False, delay=2, disable=None):
@@ -110,11 +104,11 @@ def perplexity(
     model: Llama, documents: str | Sequence[str], protocol: str = "documents", context: int | None = None,
     ffn: FeedForward = swiglu, tap: Tap = no_tap,
 ) -> Evaluation:  # fmt: skip
-    """Score texts under one of the two protocols (module docstring); a progress bar appears after two seconds.
+    """Score texts under one of the two protocols (texts.py); a progress bar appears after two seconds.
 
     documents: one text with separator lines, or a list of documents. A sparse FFN that was calibrated on one of them
-    gives a warning: its figures would flatter. Raises MinillmError where nothing can be scored or the scores are not
-    finite.
+    gives a warning, as the score would look too good. Raises MinillmError where nothing can be scored, or where the
+    scores are not finite.
     """
     from tqdm.auto import tqdm
 

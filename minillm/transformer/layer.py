@@ -1,4 +1,10 @@
-"""TODO."""
+"""The weights of one block, as one record that attention and the feed-forward network read.
+
+    y = x W^T + b        each matrix W is (out, in), as Hugging Face stores it
+
+A FeedForward gets this record, too: it holds what each method of this project needs to know of a layer, its weights
+and its index.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +19,11 @@ from .ops import ACTIVATIONS
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """The weights of one block under Hugging Face's names (matrices are (out, in)), and what its functions must know.
+    """The weights of one block under Hugging Face's names, and the settings that its functions need.
 
-    D hidden, F intermediate, H query heads, K key/value heads, d head size. A bias or norm that the family does
-    not have is None.
+    index: the layer's number, from 0. head_dim: d. eps: of both norms. window: of attention, None without one.
+    act: the activation of the gate. D hidden, F intermediate, H query heads, K key/value heads, d head size.
+    A bias or norm that the family does not have is None.
     """
 
     index: int

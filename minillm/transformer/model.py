@@ -26,7 +26,7 @@ from ..loading.config import ModelConfig
 from ..loading.tokenizer import Tokenizer
 from ..trace import Tap, no_tap, scoped
 from .attention import KVCache
-from .blocks import block
+from .blocks import Positions, block
 from .ffn import FeedForward, swiglu
 from .layer import Layer
 from .ops import linear, rms_norm
@@ -86,7 +86,7 @@ class Llama:
 
     @cached_property
     def parameters(self) -> dict[str, int]:
-        """How many weights each part holds: embedding, attention, ffn, norms, head (0 when tied)."""
+        """Number of weights of each part: embedding, attention, ffn, norms, head (0 when tied)."""
         parts = {"embed": "embedding", ".self_attn.": "attention", ".mlp.": "ffn", "norm": "norms", "lm_head": "head"}
         count = dict.fromkeys(parts.values(), 0)
         for name, shape in self.config.tensor_shapes().items():
@@ -112,20 +112,21 @@ class Llama:
     ) -> np.ndarray:
         """Everything but the head: ids (T,) -> final_norm (T, D). With a cache, the ids continue what it holds."""
         ids = self.check_ids(ids)
-        position = cache.length if cache else 0
+        first = cache.length if cache else 0
         if cache:
             cache.check_room(len(ids))
             if cache.keys.dtype != self.dtype:  # one float64 table would turn every product after it into float64
                 raise MinillmError(f"the cache is {cache.keys.dtype}, the model {self.dtype}: expected the same dtype")
-            cos, sin = (table[position : position + len(ids)] for table in (cache.cos, cache.sin))  # (T, d/2)
+            cos, sin = (table[first : first + len(ids)] for table in (cache.cos, cache.sin))  # (T, d/2)
         else:
             limit = self.config.max_position_embeddings
             if len(ids) > limit:
                 raise MinillmError(f"the text has {len(ids)} tokens, the model takes at most {limit}")
             cos, sin = rope_table(self.config.rope, len(ids), self.dtype)  # (T, d/2)
+        positions = Positions(first, cos, sin, cache)
         h = tap("embed", self.embed_tokens[ids])  # (T, D)
         for layer in self.layers:
-            h = block(h, layer, cos, sin, position, cache, ffn, scoped(tap, f"blocks.{layer.index}"))
+            h = block(h, layer, positions, ffn, scoped(tap, f"blocks.{layer.index}"))
         if cache:
             cache.advance(len(ids))
         return tap("final_norm", rms_norm(h, self.norm, self.config.rms_norm_eps))  # (T, D)
@@ -147,7 +148,8 @@ def random_weights(
 ) -> dict[str, np.ndarray]:
     """Weights of the standard initialisation, under the names that ``load_weights`` gives; for tests and benchmarks.
 
-    Normal with standard deviation ``std``; norms around 1 and biases around 0, so that one that is left out shows.
+    Normal with standard deviation ``std``. Norms lie around 1 and biases around 0, not on it: code that leaves one
+    out gives other numbers.
     """
     weights = {}
     for name, shape in replace(config, model_type="llama").tensor_shapes().items():  # never Phi-3's fused names
@@ -158,6 +160,6 @@ def random_weights(
 
 
 def shape_of(model: Llama) -> tuple[int, int, int]:
-    """(L, D, F): what a predictor must agree on with the model."""
+    """(L, D, F): number of layers, hidden size, number of neurons of a layer. A predictor must have the model's."""
     config = model.config
     return config.num_hidden_layers, config.hidden_size, config.intermediate_size

@@ -22,7 +22,7 @@ from minillm.show.map import you_are_here
 from minillm.steps import step_info
 from minillm.tables import keys_as_headings, text_table
 from minillm.trace import Trace
-from minillm.transformer.attention import attention
+from minillm.transformer.attention import attend, attention
 from minillm.transformer.blocks import block
 from minillm.transformer.ffn import swiglu
 from minillm.transformer.ops import rms_norm, silu, softmax
@@ -378,7 +378,7 @@ z = [step["attn.pattern"][i] @ step["attn.v"][:, i // group] for i in range(H)] 
 z = np.stack(z, axis=1)  # (T, H, d)
 assert np.allclose(z, step["attn.z"], rtol=1e-12, atol=1e-12)
 assert np.allclose(z.reshape(T, H * d) @ layer.o_proj.T, step["attn.out"], rtol=1e-12, atol=1e-12)
-show_source(attention)
+show_source(attend, attention)
 
 # %% [markdown]
 # minillm's own version treats all heads at once, and can go on from a cache; nothing else is new in it.

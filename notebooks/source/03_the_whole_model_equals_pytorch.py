@@ -31,7 +31,7 @@ from minillm.show.map import you_are_here
 from minillm.steps import step_names
 from minillm.tables import keys_as_headings, text_table
 from minillm.trace import Trace, compare
-from minillm.transformer.blocks import block
+from minillm.transformer.blocks import Positions, block
 from minillm.transformer.model import Llama
 from minillm.transformer.ops import linear, rms_norm, softmax
 from minillm.transformer.rope import rope_table, rotate_halves, rotate_interleaved
@@ -55,7 +55,7 @@ cos, sin = rope_table(config.rope, len(ids), model.dtype)
 
 h = model.embed_tokens[ids]  # (T, D)
 for layer in model.layers:
-    h = block(h, layer, cos, sin, 0, None, minillm.swiglu, lambda name, value: value)
+    h = block(h, layer, Positions(0, cos, sin), minillm.swiglu, lambda name, value: value)
 logits = linear(rms_norm(h, model.norm, config.rms_norm_eps), model.lm_head)  # (T, V)
 
 assert np.array_equal(logits, model.forward(ids))

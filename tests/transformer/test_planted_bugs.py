@@ -141,7 +141,7 @@ CACHE_BUGS = {
     "mask counts from the chunk's start": (
         attention, "causal_mask", "np.arange(attended - new, attended)", "np.arange(new)", "mistral_window"),
     "positions start again in each chunk": (
-        model.Llama, "hidden", "position : position + len(ids)", "0 : len(ids)", "llama"),
+        model.Llama, "hidden", "first : first + len(ids)", "0 : len(ids)", "llama"),
     "every chunk is written to the front": (
         attention.KVCache, "append", "self.keys[layer, :, self.length : end]", "self.keys[layer, :, : len(k)]",
         "llama"),
