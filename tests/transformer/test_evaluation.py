@@ -1,7 +1,6 @@
 """Both protocols down to the token, exact scores of known models, and memory that does not grow with the vocabulary."""
 
 import copy
-import hashlib
 import math
 import tracemalloc
 import warnings
@@ -10,8 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import tiny
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import settings
 
 from minillm.errors import MinillmError
 from minillm.predictors.select import sparse_ffn
@@ -20,7 +18,7 @@ from minillm.transformer.evaluation import HEAD_ROWS, Evaluation, divergence, pe
 from minillm.transformer.ffn import swiglu
 from minillm.transformer.model import Llama
 from minillm.transformer.ops import log_softmax
-from minillm.transformer.texts import bos_ids, default_context, document_hashes, runs, split_documents
+from minillm.transformer.texts import default_context, runs
 
 quick = settings(max_examples=40, derandomize=True, deadline=None)
 TEXT = "\n<|endoftext|>\n".join(tiny.STORIES) + "\n<|endoftext|>\n"
@@ -106,12 +104,6 @@ def test_scores_that_are_not_finite_are_an_error(model):
 # ---- protocol documents ----------------------------------------------------------------------------------------------
 
 
-def test_a_text_is_split_at_lines_that_hold_only_the_separator():
-    text = "\ufeffa \n\n<|endoftext|>\r\n b <|endoftext|> c\n  <|endoftext|>  \n<|endoftext|>\n\td\u2028e"
-    assert split_documents(text) == ["\ufeffa", "b <|endoftext|> c", "d\u2028e"]
-    assert split_documents("") == split_documents("\n<|endoftext|>\n ") == []
-
-
 @pytest.mark.parametrize("context", [2, 5, 11, 128])
 def test_documents_are_cut_into_runs_of_context_less_one_behind_a_bos_and_every_id_is_scored_once(model, context):
     pieces = runs(model, TEXT, "documents", context)
@@ -142,14 +134,6 @@ def test_a_list_of_documents_is_stripped_and_scores_as_the_text_with_separators(
     assert perplexity(model, padded, context=9).nll == perplexity(model, TEXT, context=9).nll
 
 
-@quick
-@given(st.lists(st.text(st.sampled_from("abt .é猫😀\n"), min_size=1, max_size=8), min_size=1, max_size=3))
-def test_bytes_are_the_utf8_bytes_of_the_stripped_documents_whatever_the_characters(model, documents):
-    total = sum(len(document.strip().encode()) for document in documents)
-    if total:
-        assert sum(piece.bytes for piece in runs(model, documents, "documents", 4)) == total
-
-
 # ---- protocol stream -------------------------------------------------------------------------------------------------
 
 
@@ -168,13 +152,6 @@ def test_a_stream_is_cut_into_windows_with_one_bos_an_unscored_first_token_and_a
     assert result.bytes == sum(scored)
 
 
-def test_a_stream_shorter_than_its_window_is_an_error(model):
-    count = 1 + len(plain_ids(model, "a cat."))
-    assert len(runs(model, "a cat.", "stream", count)) == 1
-    with pytest.raises(MinillmError, match=f"the text has {count} tokens.*at least one window of {count + 1}"):
-        runs(model, "a cat.", "stream", count + 1)
-
-
 def test_the_two_protocols_give_different_figures_and_say_which_they_are(model):
     results = [perplexity(model, TEXT, protocol, 16) for protocol in ("documents", "stream")]
     assert results[0].perplexity != results[1].perplexity
@@ -184,27 +161,6 @@ def test_the_two_protocols_give_different_figures_and_say_which_they_are(model):
 
 
 # ---- what surrounds a protocol ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("protocol", ["documents", "stream"])
-def test_special_tokens_in_the_text_are_plain_text(model, protocol):
-    pieces = runs(model, "a </s> b <unk> <s>.", protocol, 19)
-    assert pieces[0].ids[0] == 1
-    assert not {0, 1, 2} & {index for piece in pieces for index in piece.ids[piece.unscored :]}
-
-
-@pytest.mark.parametrize(
-    ("bos", "fields", "expected", "why"),
-    [
-        (True, {}, [1], "from the tokenizer"),
-        (False, {}, [1], "from the config"),
-        (False, {"bos_token_id": 5}, [5], "from the config"),
-        (False, {"bos_token_id": None}, [2], "the EOS"),
-    ],
-)
-def test_bos_is_the_tokenizers_else_the_configs_else_the_eos(tmp_path, bos, fields, expected, why):
-    found, words = bos_ids(tiny.loaded(tmp_path / "model", bos=bos, **fields))
-    assert found == expected and why in words and str(expected[0]) in words
 
 
 def test_without_bos_and_eos_nothing_can_be_scored(tmp_path):
@@ -234,11 +190,6 @@ def test_the_default_context_is_the_models_own_but_at_most_2048(model):
 def test_what_cannot_be_scored_is_refused_in_one_sentence(model, text, protocol, context, said):
     with pytest.raises(MinillmError, match=said):
         perplexity(model, text, protocol, context)
-
-
-def test_hashes_are_those_of_the_stripped_documents():
-    expected = [hashlib.sha256(story.encode()).hexdigest() for story in tiny.STORIES]
-    assert document_hashes(TEXT) == document_hashes([f" {story}\n" for story in tiny.STORIES]) == expected
 
 
 def test_scoring_the_calibration_text_warns_and_other_text_does_not(model):
