@@ -25,8 +25,8 @@ ORDER = """
     prefetch/system prefetch/reader prefetch/fetched prefetch/feedforward prefetch/record prefetch/replay
     training/
     methods/base methods/
-    study/describe study/bootstrap study/sweep study/prediction study/variants study/edits study/natural
-    study/distributions study/buffers study/blocks study/disk study/summary
+    study/describe study/bootstrap study/sweep study/prediction study/variants study/overlap study/edits
+    study/natural study/distributions study/buffers study/blocks study/disk study/summary
     bench/turns bench/shapes bench/model bench/sparse bench/disk
     show/canvas show/primer show/map show/explain show/results show/html show/page
     course/check course/mistakes course/assignment course/notebook
