@@ -25,9 +25,9 @@ ORDER = """
     prefetch/system prefetch/reader prefetch/fetched prefetch/feedforward prefetch/record prefetch/replay
     training/
     methods/base methods/
-    study/describe study/bootstrap study/sweep study/prediction study/variants study/edits study/natural
-    study/distributions study/buffers study/blocks study/disk study/summary
-    bench/turns bench/model bench/sparse bench/disk
+    study/describe study/bootstrap study/sweep study/prediction study/variants study/overlap study/edits
+    study/natural study/distributions study/buffers study/blocks study/disk study/summary
+    bench/turns bench/shapes bench/model bench/sparse bench/disk
     show/canvas show/primer show/map show/explain show/results show/html show/page
     course/check course/mistakes course/assignment course/notebook
     cli/flags cli/demo cli/model cli/cut cli/predict cli/prefetch cli/study cli/course cli/bench cli/main

@@ -1,28 +1,20 @@
-"""Does it pay? A sparse FFN against our own dense one, by the clock: ``minillm bench ffn`` and ``bench disk``.
+"""Is a sparse FFN faster than our own dense one? Measured in memory: ``minillm bench ffn``.
 
-Random weights of a published shape, and a random set of neurons at each call: what is measured is how fast a share of
-the weights can be touched, and says nothing about which share a model could do without. As in bench.py everything is
-measured in turns, and only ratios within a round are reported: the median, and the middle half of the rounds.
+Random weights of a published shape (shapes.py), and a random set of neurons at each call. So the figures say how fast a
+share of the weights can be read. They do not say which share a model could do without. Everything is measured in turns,
+and only ratios within a round are reported (turns.py).
 
-**ffn**   One token through a few layers, by the ways of prefetch/kernels.py: dense, gather and tiled (any neurons),
-blocks of g neighbours (views). Cold in cache: before each turn more than the caches hold is read elsewhere. (The
-numbers mean nothing, so one array per layer plays every layout; what counts is how many bytes lie where.)
+One token passes through a few layers, by the ways of prefetch/kernels.py: dense, gather and tiled (any neurons), blocks
+of g neighbours (views). The weights are cold in cache: before each turn, an array larger than the caches is read. (The
+numbers mean nothing, so one array per layer serves every layout; what counts is how many bytes lie where.)
 
-**disk**  One token through the layers of a bundle folder (prefetch/reader.py), computing included: everything, or some
-bundles; read one after the other, or first announced (WILLNEED), when the layer is reached or one layer before. Cold on
-disk: before each turn the system's cache of these files is emptied, and mincore must say so; a turn that was not cold
-is an error and no figure. (Below the system there may be more caches: the disk's own, or those of the machine that
-plays this one. They favour whoever reads the same bytes again, and here everybody does.)
+    speedup       time of the dense FFN over this one's, in the same round
+    whole_token   what that is worth to a token, of which the FFN is only a part: the FFN's share s of the bytes that a
+                  token reads, at that shape (clock.py):  1 / (1 - s + s / speedup)
 
-    speedup       time of the dense way over this way's, in the same round (from disk: of everything, not announced;
-                  over_announced: of everything, announced a layer ahead, the best that one can do without sparsity)
-    whole_token   what that is worth to a token, of which the FFN is only a part (clock.py). In memory: the FFN's share
-                  of the bytes that a token reads, at that shape. From disk: the rest of the token lies in memory and
-                  takes as long as reading it takes, by a probe in the same rounds
-
-The clock: with one thread and nothing to wait for (ffn) the processor's time of this process, which is the clock on the
-wall unless another program takes the processor away (own_time says for which share of the time this one had it). Where
-the system has no such fine clock, with more threads, and for disk, the clock on the wall.
+The clock: with one thread there is nothing to wait for, so the processor's time of this process is taken. It equals the
+clock on the wall unless another program takes the processor away (own_time is the share of the time in which this one
+had it). Where the system has no such fine clock, and with more threads, the clock on the wall is taken.
 """
 
 from __future__ import annotations
@@ -30,83 +22,133 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..errors import MinillmError
 from ..loading.config import ModelConfig
-from ..prefetch.clock import LARGE, ffn_share, whole_token
+from ..prefetch.clock import ffn_share, whole_token
 from ..prefetch.kernels import DENSITIES, Blocks, NeuronMajor, block_views, choose, gather, tiled_gather
 from ..prefetch.reorder import kept_count
 from ..tables import Columns, text_table
 from ..transformer.ffn import swiglu
 from ..transformer.layer import Layer
 from ..transformer.ops import silu
-from .model import SHAPES, random_fields
-from .turns import environment, in_turns
+from .shapes import config_at, resident_in_words
+from .turns import environment, in_turns, largest_cache, speeds
 
-GROUPS, SPARSITIES = (4, 8, 16, 32, 128), (0.3, 0.5, 0.7, 0.9, 0.95)
-DISK_GROUPS, DISK_SPARSITIES, DISK_LAYERS = (32, 1), (0.5, 0.9), 4
-TURN = 64_000_000  # bytes of weights that a turn goes through at least, so that the clock has something to measure
-UNKNOWN_CACHE = 64 << 20  # where the system does not say how large its caches are
+FFN_GROUPS, FFN_SPARSITIES = (4, 8, 16, 32, 128), (0.3, 0.5, 0.7, 0.9, 0.95)
+TURN = 64_000_000  # bytes of weights that a turn reads at least, so that its time is long enough for the clock
+Calls = Sequence[Callable[[], object]]  # of one turn, one per layer
 
 
-def config_at(shape: str | tuple[int, int]) -> ModelConfig:
-    """The config of a preset ("15M", "110M", "1B": clock.LARGE), or of LARGE with another (hidden, intermediate).
+def bench_ffn(
+    shape: str | tuple[int, int] = "1B", sparsities: Sequence[float] = FFN_SPARSITIES,
+    groups: Sequence[int] = FFN_GROUPS, rounds: int = 7, threads: int = 1, cache: int | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Measure the ways of kernels.py in memory (module docstring). cache: bytes; None asks the system.
 
-    Its attention then grows with the hidden size: q and o are D x D, k and v D x D / 8. Raises MinillmError.
+    Rows: method ("dense", "gather", "tiled", "blocks"), group, sparsity, touched (share of the neurons), milliseconds
+    per layer, speedup, low, high, whole_token, chosen (whether kernels.choose would take this method there).
+    Raises MinillmError.
     """
-    if shape in SHAPES:
-        return ModelConfig.from_dict(random_fields(shape))
-    if shape == "1B" or shape == (LARGE.hidden_size, LARGE.intermediate_size):
-        return LARGE
-    if isinstance(shape, str):
-        raise MinillmError(f"shape {shape!r} is unknown, expected one of {', '.join(SHAPES)}, 1B or two sizes")
-    hidden, intermediate = shape
-    if hidden < 16 or intermediate < 1 or hidden % 16:
-        raise MinillmError(f"shape is {hidden} {intermediate}, expected a multiple of 16, and a size of at least 1")
-    heads = {"num_attention_heads": 8, "num_key_value_heads": 1, "head_dim": hidden // 8}
-    return replace(LARGE, hidden_size=hidden, intermediate_size=intermediate, **heads)
+    config, rng = config_at(shape), np.random.default_rng(0)
+    nbytes = 3 * config.hidden_size * config.intermediate_size * 4
+    cache = largest_cache() if cache is None else cache
+    copies = max(2, -(-TURN // nbytes))
+    check_memory(copies * nbytes + 2 * cache)
+    watch = Stopwatch(threads, cache, copies)
+    layers = RandomLayers.of(config, copies, rng)
+    rows: list[dict[str, Any]] = [{"method": "dense", "group": 1, "sparsity": 0.0, "touched": 1.0}]
+    rows += sparse_rows((config.intermediate_size, config.hidden_size), sparsities, groups)
+    turns = {str(n): partial(watch.seconds, partial(layers.calls, row, rng)) for n, row in enumerate(rows)}
+    for row, measured in zip(rows, in_turns(turns, rounds, "layer"), strict=True):
+        row |= {"milliseconds": measured["milliseconds"], **speeds(measured)}
+        row["whole_token"] = whole_token(row["speedup"], ffn_share(config))
+    result = result_head("ffn", config, rounds, threads) | {"layers": copies, "cache": cache}
+    result |= {"clock": watch.name, "own_time": float(watch.spent[0] / watch.spent[1]), "rows": rows}
+    return result | {"kernels": for_kernels(rows, nbytes)}
 
 
-def in_words(config: ModelConfig) -> str:
-    """What the whole token of a shape consists of."""
-    keys = config.num_key_value_heads * config.head_dim
-    return (
-        f"{config.num_hidden_layers} layers with q and o {config.hidden_size} x {config.hidden_size}, k and v "
-        f"{keys} x {config.hidden_size}, and a head of {config.vocab_size:,} x {config.hidden_size}"
-    )
+def sparse_rows(shape: tuple[int, int], sparsities: Sequence[float], groups: Sequence[int]) -> list[dict[str, Any]]:
+    """The rows to measure beside the dense one, without their times; shape (F, D).
+
+    Left out are block sizes with so few blocks that the share cannot be had.
+    """
+    rows: list[dict[str, Any]] = []
+    for sparsity in sparsities:
+        for group in (1, *groups):
+            blocks = -(-shape[0] // group)
+            touched = kept_count(blocks, 1 - sparsity) / blocks
+            if abs(touched - (1 - sparsity)) > 0.2 * (1 - sparsity):
+                continue
+            for method in ("gather", "tiled") if group == 1 else ("blocks",):
+                row = {"method": method, "group": group, "sparsity": sparsity, "touched": touched}
+                rows.append(row | {"chosen": choose(shape, touched, group) == method})
+    return rows
 
 
-def largest_cache() -> int:
-    """Bytes of the processor's largest cache, as far as the system says (Linux)."""
-    sizes = []
-    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
-        try:
-            text = path.read_text(encoding="ascii").strip()
-            sizes.append(int(text.rstrip("KM")) * {"K": 1 << 10, "M": 1 << 20}.get(text[-1], 1))
-        except (OSError, ValueError):
-            continue
-    return max(sizes, default=UNKNOWN_CACHE)
+class Stopwatch:
+    """The time of turns, cold in cache; spent (2,): all seconds so far, by the processor's clock and by the wall's."""
+
+    def __init__(self, threads: int, cache: int, layers: int):
+        self.processor = threads == 1 and time.get_clock_info("process_time").resolution < 1e-6
+        self.name = "processor" if self.processor else "wall"
+        self.spent = np.zeros(2)
+        self._elsewhere, self._layers = np.ones(2 * cache // 8, np.int64), layers
+
+    def seconds(self, prepare: Callable[[], Calls]) -> float:
+        """Seconds per layer of one turn; ``prepare`` gives its calls, and its own time does not count."""
+        calls = prepare()
+        np.bitwise_or.reduce(self._elsewhere)  # nothing of the weights is in a cache any more
+        started = np.array([time.process_time(), time.perf_counter()])
+        for call in calls:
+            call()
+        took = np.array([time.process_time(), time.perf_counter()]) - started
+        self.spent += took
+        return float(took[0 if self.processor else 1]) / self._layers
 
 
-def about(what: str, config: ModelConfig, rounds: int, threads: int) -> dict:
-    """The head of a result."""
-    return {
-        "what": what,
-        "shape": f"{config.hidden_size} x {config.intermediate_size}",
-        "rounds": rounds,
-        "environment": environment(threads),
-        "ffn_share": ffn_share(config),
-        "token": in_words(config),
-    }
+@dataclass(frozen=True, eq=False)
+class RandomLayers:
+    """Random FFNs of one shape, and the input x (D,) of all: arrays holds one (3 F, D) per layer, for every layout."""
 
+    layers: list[Layer]
+    major: list[NeuronMajor]
+    arrays: list[np.ndarray]
+    x: np.ndarray
 
-def speeds(ratios: dict) -> dict[str, float]:
-    """Speed-up and its spread from ratios (``over``) of times over the dense ones."""
-    return {"speedup": 1 / ratios["ratio"], "low": 1 / ratios["ratio_high"], "high": 1 / ratios["ratio_low"]}
+    @classmethod
+    def of(cls, config: ModelConfig, count: int, rng: np.random.Generator) -> RandomLayers:
+        """As many layers of a shape as asked for."""
+        hidden, neurons = config.hidden_size, config.intermediate_size
+        arrays, scale = [], np.float32(hidden**-0.5)  # outputs near 1: no sums that become denormal
+        for _ in range(count):
+            rows = rng.standard_normal((3 * neurons, hidden), dtype=np.float32)
+            rows *= scale
+            arrays.append(rows)
+        x = rng.standard_normal(hidden, dtype=np.float32)
+        layers = [bare_layer(config, index, rows) for index, rows in enumerate(arrays)]
+        major = [NeuronMajor(a[:neurons], a[neurons : 2 * neurons], a[2 * neurons :], silu) for a in arrays]
+        return cls(layers, major, arrays, x)
+
+    def calls(self, row: dict[str, Any], rng: np.random.Generator) -> Calls:
+        """The calls of one turn by a row's method; each layer uses other neurons (or blocks), drawn anew."""
+        if row["method"] == "dense":
+            return [partial(swiglu, self.x[None], layer) for layer in self.layers]
+        group = row["group"]
+        blocks = -(-len(self.major[0].gate) // group)
+        kept = kept_count(blocks, 1 - row["sparsity"])
+        chosen = [np.sort(rng.permutation(blocks)[:kept]) for _ in self.layers]
+        if row["method"] == "blocks":
+            each = zip(self.arrays, self.layers, chosen, strict=True)
+            return [partial(block_views, self.x, Blocks(rows, group, layer), some) for rows, layer, some in each]
+        kernel = gather if row["method"] == "gather" else tiled_gather
+        return [partial(kernel, self.x, weights, some) for weights, some in zip(self.major, chosen, strict=True)]
 
 
 def bare_layer(config: ModelConfig, index: int, rows: np.ndarray) -> Layer:
@@ -117,79 +159,6 @@ def bare_layer(config: ModelConfig, index: int, rows: np.ndarray) -> Layer:
     gate, up, down = rows[:count], rows[count : 2 * count], rows[2 * count :].reshape(config.hidden_size, count)
     ffn = {"gate_proj": gate, "up_proj": up, "down_proj": down}
     return Layer(index, config.head_dim, config.rms_norm_eps, None, silu, **rest, **ffn)
-
-
-def bench_ffn(
-    shape: str | tuple[int, int] = "1B", sparsities: Sequence[float] = SPARSITIES, groups: Sequence[int] = GROUPS,
-    rounds: int = 7, threads: int = 1, cache: int | None = None,
-) -> dict:  # fmt: skip
-    """Measure the ways of kernels.py in memory (module docstring). cache: bytes; None asks the system.
-
-    Rows: method ("dense", "gather", "tiled", "blocks"), group, sparsity, touched (share of the neurons), milliseconds
-    per layer, speedup, low, high, whole_token, chosen (whether kernels.choose would take this method there).
-    Raises MinillmError.
-    """
-    config, rng = config_at(shape), np.random.default_rng(0)
-    hidden, neurons = config.hidden_size, config.intermediate_size
-    cache = largest_cache() if cache is None else cache
-    nbytes = 3 * hidden * neurons * 4
-    copies = max(2, -(-TURN // nbytes))
-    check_memory(copies * nbytes + 2 * cache)
-    elsewhere = np.ones(2 * cache // 8, np.int64)
-    layers, scale = [], np.float32(hidden**-0.5)  # outputs near 1: no sums that become denormal
-    for index in range(copies):
-        rows = rng.standard_normal((3 * neurons, hidden), dtype=np.float32)
-        rows *= scale
-        layers.append((bare_layer(config, index, rows), rows))
-    x, spent = rng.standard_normal(hidden, dtype=np.float32), np.zeros(2)  # by the processor's clock and by the wall's
-    processor = threads == 1 and time.get_clock_info("process_time").resolution < 1e-6
-    major = [NeuronMajor(rows[:neurons], rows[neurons : 2 * neurons], rows[2 * neurons :], silu) for _, rows in layers]
-
-    def turn(calls: Callable[[], list[Callable[[], object]]]) -> Callable[[], float]:
-        def seconds() -> float:
-            ready = calls()
-            np.bitwise_or.reduce(elsewhere)
-            started = np.array([time.process_time(), time.perf_counter()])
-            for call in ready:
-                call()
-            took = np.array([time.process_time(), time.perf_counter()]) - started
-            spent[:] += took
-            return float(took[0 if processor else 1]) / copies
-
-        return seconds
-
-    def drawn(kernel: Callable, weights: list, count: int, kept: int) -> Callable[[], float]:
-        """A turn of one kernel, with new neurons (or blocks) at every call."""
-
-        def calls() -> list[Callable[[], object]]:
-            sets = [np.sort(rng.permutation(count)[:kept]) for _ in weights]
-            return [lambda w=w, s=s: kernel(x, w, s) for w, s in zip(weights, sets, strict=True)]
-
-        return turn(calls)
-
-    turns = {"dense": turn(lambda: [lambda layer=layer: swiglu(x[None], layer) for layer, _ in layers])}
-    rows = [{"method": "dense", "group": 1, "sparsity": 0.0, "touched": 1.0}]
-    for sparsity in sparsities:
-        for group in (1, *groups):
-            blocks = -(-neurons // group)
-            kept = kept_count(blocks, 1 - sparsity)
-            if abs(kept / blocks - (1 - sparsity)) > 0.2 * (1 - sparsity):
-                continue  # so few blocks that the share cannot be had
-            if group == 1:
-                ways = {"gather": (gather, major), "tiled": (tiled_gather, major)}
-            else:
-                ways = {"blocks": (block_views, [Blocks(rows, group, layer) for layer, rows in layers])}
-            for method, (kernel, weights) in ways.items():
-                row = {"method": method, "group": group, "sparsity": sparsity, "touched": kept / blocks}
-                row["chosen"] = choose((neurons, hidden), kept / blocks, group) == method
-                turns[f"{method} {group} {sparsity}"] = drawn(kernel, weights, blocks, kept)
-                rows.append(row)
-    for row, measured in zip(rows, in_turns(turns, rounds, "layer"), strict=True):
-        row |= {"milliseconds": measured["milliseconds"], **speeds(measured)}
-        row["whole_token"] = whole_token(row["speedup"], ffn_share(config))
-    result = about("ffn", config, rounds, threads) | {"layers": copies, "cache": cache}
-    result |= {"clock": "processor" if processor else "wall", "own_time": float(spent[0] / spent[1]), "rows": rows}
-    return result | {"kernels": for_kernels(rows, nbytes)}
 
 
 def check_memory(nbytes: int) -> None:
@@ -204,95 +173,91 @@ def check_memory(nbytes: int) -> None:
         raise MinillmError(f"{found}, expected {nbytes / 1e6:,.0f} MB for this shape: choose a smaller one")
 
 
-def for_kernels(rows: Sequence[dict], nbytes: int) -> dict:
+# ---- results ---------------------------------------------------------------------------------------------------------
+
+
+def result_head(what: str, config: ModelConfig, rounds: int, threads: int) -> dict[str, Any]:
+    """The fields that the results of ``bench_ffn`` and ``bench_disk`` share."""
+    return {
+        "what": what,
+        "shape": f"{config.hidden_size} x {config.intermediate_size}",
+        "rounds": rounds,
+        "environment": environment(threads),
+        "ffn_share": ffn_share(config),
+        "token": resident_in_words(config),
+    }
+
+
+def for_kernels(rows: Sequence[dict[str, Any]], nbytes: int) -> dict[str, Any]:
     """This measurement as a line of the tables MEASURED and SMALL_BLOCKS in prefetch/kernels.py, for blocks of 32.
 
-    A block more or less than the density asks for is reckoned out. {} where that was not measured at DENSITIES.
+    Where whole blocks touch a little more or less than the density asks for, the speed-up is corrected for it.
+    {} where some density of DENSITIES was not measured.
     """
-    found: dict[tuple, dict[float, float]] = {}
+    speedups: dict[tuple[str, int], dict[float, float]] = {}  # (method, group) -> density -> speed-up
     for row in rows:
         density = round(1 - row["sparsity"], 9)
-        found.setdefault((row["method"], row["group"]), {})[density] = row["speedup"] * row["touched"] / density
+        corrected = row["speedup"] * row["touched"] / density
+        speedups.setdefault((row["method"], row["group"]), {})[density] = corrected
     wanted = {"gather": ("gather", 1), "tiled": ("tiled", 1), "blocks": ("blocks", 32)}
-    if not all(density in found.get(key, {}) for key in wanted.values() for density in DENSITIES):
+    if not all(density in speedups.get(key, {}) for key in wanted.values() for density in DENSITIES):
         return {}
-    line = {way: tuple(round(found[key][density], 2) for density in DENSITIES) for way, key in wanted.items()}
+    line = {way: tuple(round(speedups[key][density], 2) for density in DENSITIES) for way, key in wanted.items()}
     small = {
-        group: round(statistics.mean(speeds[d] / found["blocks", 32][d] for d in DENSITIES), 2)
-        for (way, group), speeds in found.items()
-        if way == "blocks" and group <= 32 and all(density in speeds for density in DENSITIES)
+        group: round(statistics.mean(at[d] / speedups["blocks", 32][d] for d in DENSITIES), 2)
+        for (method, group), at in speedups.items()
+        if method == "blocks" and group <= 32 and all(density in at for density in DENSITIES)
     }
     return {"megabytes": float(f"{nbytes / 1e6:.3g}"), "measured": line, "small_blocks": small}
 
 
-def as_text(result: dict) -> str:
-    """A result of ``bench_ffn`` or ``bench_disk`` as text."""
-    head = f"{result['what']}, random {result['shape']}, {result['layers']} layers, {result['rounds']} rounds in turns"
-    parts = [head, "", *(_ffn_text if result["what"] == "ffn" else _disk_text)(result), ""]
-    parts.append("; ".join(f"{key} {value}" for key, value in result["environment"].items()))
-    return "\n".join(parts)
+def heading(result: dict[str, Any]) -> str:
+    """The first line of a result's text: what was measured, at which shape, and how often."""
+    sizes = f"random {result['shape']}, {result['layers']} layers"
+    return f"{result['what']}, {sizes}, {result['rounds']} rounds in turns"
 
 
-def _spread(row: dict) -> str:
+def environment_line(result: dict[str, Any]) -> str:
+    """The last line of a result's text: what the figures depend on."""
+    return "; ".join(f"{key} {value}" for key, value in result["environment"].items())
+
+
+def spread(row: dict[str, Any]) -> str:
+    """The median speed-up of a row, and the middle half of its rounds."""
     return f"{row['speedup']:.2f} ({row['low']:.2f}-{row['high']:.2f})"
 
 
-def _ffn_text(result: dict) -> list[str]:
+def ffn_text(result: dict[str, Any]) -> str:
+    """A result of ``bench_ffn`` as text: two tables, of the FFN alone and of the whole token."""
     dense, *others = result["rows"]
-    sparsities = sorted({row["sparsity"] for row in others})
-    names = {"gather": "any neurons, gather", "tiled": "any neurons, tiled"}
-
-    def table(cell: Callable[[dict], str]) -> str:
-        lines: dict[tuple, dict] = {}
-        for row in others:
-            key = row["method"], row["group"]
-            line = lines.setdefault(key, {"neurons": names.get(row["method"], f"blocks of {row['group']}")})
-            line[str(row["sparsity"])] = cell(row)
-        columns: Columns = {"neurons": ("", "")} | {str(s): (f"{s:.0%} cut", "") for s in sparsities}
-        return text_table(list(lines.values()), columns)
-
-    share = result["ffn_share"]
+    alone = _by_sparsity(others, lambda row: spread(row) + ("*" if row["chosen"] else ""))
+    whole = _by_sparsity(others, lambda row: f"{row['whole_token']:.2f}")
     parts = [
+        heading(result),
+        "",
         f"dense: {dense['milliseconds']:.3f} ms per layer; cold: {2 * result['cache'] / 1e6:.0f} MB are read elsewhere "
         "before each turn",
         f"clock: the {result['clock']}'s; this process had a processor for {result['own_time']:.0%} of the time",
         "\nThe FFN alone: times as fast as the dense one, median (middle half of the rounds); *: kernels.choose",
-        table(lambda row: _spread(row) + ("*" if row["chosen"] else "")),
-        f"\nThe whole token, of whose bytes the FFN's are {share:.0%} ({result['token']})",
-        table(lambda row: f"{row['whole_token']:.2f}"),
+        alone,
+        f"\nThe whole token; the FFN's are {result['ffn_share']:.0%} of the bytes that it reads ({result['token']})",
+        whole,
     ]
     if result["kernels"]:
-        found = result["kernels"]
-        line = f"{found['megabytes']:g}: {found['measured']}, SMALL_BLOCKS {found['small_blocks']}"
+        kernels = result["kernels"]
+        line = f"{kernels['megabytes']:g}: {kernels['measured']}, SMALL_BLOCKS {kernels['small_blocks']}"
         parts.append(f"\nfor prefetch/kernels.py: MEASURED {line}")
-    return parts
+    return "\n".join([*parts, "", environment_line(result)])
 
 
-def _disk_text(result: dict) -> list[str]:
-    shown = [
-        row
-        | {
-            "read": row["method"] if row["method"] == "everything" else f"{1 - row['sparsity']:.0%}",
-            "faster": _spread(row),
-            "megabytes": row["bytes_per_token"] / 1e6,
-            "disk_megabytes": None if row["disk_bytes"] is None else row["disk_bytes"] / 1e6,
-        }
-        for row in result["rows"]
-    ]
-    columns = {
-        "read": ("read", ""), "group": ("group", "d"), "announced": ("announced", ""),
-        "milliseconds": ("milliseconds", ".1f"), "faster": ("faster", ""), "over_announced": ("than announced", ".2f"),
-        "whole_token": ("token", ".2f"), "megabytes": ("MB per token", ".1f"),
-        "disk_megabytes": ("from the disk", ".1f"),
-    }  # fmt: skip
-    rounds = [max(shares) for shares in result["cached"]]
-    return [
-        text_table(shown, columns),
-        "\nmilliseconds per layer, computing included; announced: WILLNEED, and when; faster: times as fast as "
-        "everything, not announced, median (middle half of the rounds); than announced: as everything, announced a "
-        "layer ahead",
-        f"token: the same for the whole token, whose rest is in memory and takes {result['rest_milliseconds']:.0f} ms "
-        f"at {result['read_gigabytes_per_second']:.1f} GB/s ({result['token']})",
-        f"cold: largest share of a file in the system's cache before any turn, warming up and each round: "
-        f"{' '.join(f'{share:.3f}' for share in rounds)}",
-    ]
+def _by_sparsity(rows: Sequence[dict[str, Any]], cell: Callable[[dict[str, Any]], str]) -> str:
+    """A table with a line per method and block size, and a column per sparsity."""
+    names = {"gather": "any neurons, gather", "tiled": "any neurons, tiled"}
+    lines: dict[tuple[str, int], dict[str, str]] = {}
+    for row in rows:
+        name = names.get(row["method"], f"blocks of {row['group']}")
+        line = lines.setdefault((row["method"], row["group"]), {"neurons": name})
+        line[str(row["sparsity"])] = cell(row)
+    sparsities = sorted({row["sparsity"] for row in rows})
+    columns: Columns = {"neurons": ("", "")} | {str(s): (f"{s:.0%} cut", "") for s in sparsities}
+    return text_table(list(lines.values()), columns)

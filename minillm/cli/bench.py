@@ -13,6 +13,7 @@ def command_bench(a: argparse.Namespace) -> int:
     """
     from ..bench import disk, sparse
     from ..bench import model as bench
+    from ..bench.shapes import SHAPES
     from ..loading.hub import resolve
 
     flags = {"sparsity": a.sparsity, "groups": a.groups, "layers": a.layers}
@@ -24,15 +25,16 @@ def command_bench(a: argparse.Namespace) -> int:
             raise MinillmError(f"bench {a.what} measures random weights of a --shape, expected no --model")
         given = {"sparsities": a.sparsity, "groups": a.groups, "layers": a.layers}
         given = {name: value for name, value in given.items() if value}
-        measure = sparse.bench_ffn if a.what == "ffn" else disk.bench_disk
+        in_memory = a.what == "ffn"
+        measure, as_text = (sparse.bench_ffn, sparse.ffn_text) if in_memory else (disk.bench_disk, disk.disk_text)
         result = measure(sparse_shape(a.shape or ["1B"]), rounds=a.rounds, threads=a.threads, **given)
-        print(json.dumps(result, indent=1) if a.json else sparse.as_text(result))
+        print(json.dumps(result, indent=1) if a.json else as_text(result))
         return 0
     (shape,) = a.shape if a.shape and len(a.shape) == 1 else ["15M"] if not a.shape else [" ".join(a.shape)]
-    if shape not in bench.SHAPES:
-        raise MinillmError(f"--shape is {shape}, expected one of {', '.join(bench.SHAPES)} for bench {a.what}")
+    if shape not in SHAPES:
+        raise MinillmError(f"--shape is {shape}, expected one of {', '.join(SHAPES)} for bench {a.what}")
     result = bench.bench(a.what, shape, resolve(a.model) if a.model else None, a.rounds, a.threads)
-    print(json.dumps(result, indent=1) if a.json else bench.as_text(result))
+    print(json.dumps(result, indent=1) if a.json else bench.model_text(result))
     return 0
 
 

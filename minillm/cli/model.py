@@ -170,7 +170,7 @@ def print_distributions(weight_magnitudes: list[dict], activation_magnitudes: li
     normal = " and ".join(f"{normal_below(near):.4f}" for near in NEAR)
     about = "Zeros are exact. Below 1 % (10 %): of the matrix's own root mean square (rms)"
     print(wrapped(f"{about}; of a normal distribution {normal} would lie there."))
-    print("\nMagnitudes of the FFN's activations: the share up to a magnitude, and what half of them do not exceed.\n")
+    print("\nMagnitudes of the FFN's activations: the share up to a magnitude, and the median.\n")
     columns = {"step": "", "layer": "d"} | dict.fromkeys(list(activation_magnitudes[0])[2:], ".3f")
     print(text_table(activation_magnitudes, keys_as_headings(columns | {"median": ".4f"})))
 

@@ -23,7 +23,8 @@ def command_patterns(a: argparse.Namespace) -> int:
 
     from ..sparsity.calibrate import calibrate
     from ..sparsity.thresholds import Thresholds
-    from ..study.edits import SCOPES, predictability, published, reference
+    from ..study.edits import SCOPES, predictability, published
+    from ..study.overlap import reference
     from ..study.variants import made_pairs, released_pairs, text_pairs
     from ..tables import check_ending, keys_as_headings, save_rows, text_table
     from ..transformer.texts import as_documents, default_context, document_hashes, first_tokens

@@ -1,9 +1,26 @@
-"""TODO."""
+"""How sure is a difference? Two methods that were scored on the same documents, compared with the paired bootstrap.
+
+Documents differ in difficulty far more than methods differ in quality. Both methods score the same documents, so the
+difficulty cancels, and their difference is known far better than either score. With nll_a[i], nll_b[i] the scores
+(nats) and n[i] the tokens of document i,
+
+    ln(perplexity_a / perplexity_b) = sum_i (nll_a[i] - nll_b[i]) / sum_i n[i]
+
+Its interval comes from drawing as many documents again with replacement, the same ones for both methods, many times
+(the paired bootstrap: Efron and Tibshirani 1993, chapter 13; for language, Koehn 2004, W04-3250).
+
+Policies are compared only where something is equal: the neuron sparsity, or the weights that are read. The "percent" in
+the name of a setting is not comparable, since each policy counts something else.
+"""
+
+from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ..errors import MinillmError
 
@@ -12,10 +29,10 @@ SLACK = 0.02  # how far that may differ on the text scored, and still be called 
 
 
 def paired_bootstrap(
-    nll_a: Sequence[float], nll_b: Sequence[float], tokens: Sequence[int], rng: np.random.Generator,
+    nll_a: ArrayLike, nll_b: ArrayLike, tokens: ArrayLike, rng: np.random.Generator,
     samples: int = 2000, level: float = 0.95,
 ) -> tuple[float, float]:  # fmt: skip
-    """The interval of ln(perplexity_a / perplexity_b) over documents drawn anew, the same for both (docstring above).
+    """The interval of ln(perplexity_a / perplexity_b) over documents drawn again (module docstring).
 
     nll_a, nll_b, tokens (documents,), nll in nats  ->  (low, high), between which a share ``level`` of samples lies.
     Raises MinillmError where the lengths differ, or with fewer than two documents that hold tokens.
@@ -26,15 +43,15 @@ def paired_bootstrap(
     a, b, n = a[n > 0], b[n > 0], n[n > 0]
     if len(n) < 2:
         raise MinillmError(f"the text has {len(n)} document(s) with tokens, an interval over documents needs two")
-    difference, found = a - b, []
+    difference, ratios = a - b, []
     for start in range(0, samples, step := max(1, 1_000_000 // len(n))):  # a few megabytes at a time
         drawn = rng.integers(len(n), size=(min(step, samples - start), len(n)))
-        found.append(difference[drawn].sum(axis=1) / n[drawn].sum(axis=1))
-    low, high = np.quantile(np.concatenate(found), [(1 - level) / 2, (1 + level) / 2])
+        ratios.append(difference[drawn].sum(axis=1) / n[drawn].sum(axis=1))
+    low, high = np.quantile(np.concatenate(ratios), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
-def _paired(row: dict, other: dict, rng: np.random.Generator, samples: int) -> dict:
+def _paired(row: dict[str, Any], other: dict[str, Any], rng: np.random.Generator, samples: int) -> dict[str, float]:
     """ln(perplexity / other's perplexity) of two rows that scored the same documents, with its interval."""
     if row["document_tokens"] != other["document_tokens"]:
         raise MinillmError(f"{row['policy']} and {other['policy']} were not scored on the same documents")
@@ -42,49 +59,51 @@ def _paired(row: dict, other: dict, rng: np.random.Generator, samples: int) -> d
     return {"log_ratio": (row["nll"] - other["nll"]) / row["tokens"], "low": low, "high": high}
 
 
-def _model(row: dict) -> str:
+def _model(row: dict[str, Any]) -> str:
     return row.get("model_sha256", row["model"])  # two folders may have the same name
 
 
 def compare_policies(
-    rows: Sequence[dict], baseline: str = "mid", rng: np.random.Generator | None = None, samples: int = 2000
-) -> list[dict]:
-    """Every policy beside a baseline at the same target, by neuron sparsity or weight reads; other rows are left out.
+    rows: Sequence[dict[str, Any]], baseline: str = "mid", rng: np.random.Generator | None = None, samples: int = 2000
+) -> list[dict[str, Any]]:
+    """Compare every policy with a baseline at the same target, by neuron sparsity or weight reads; skip other rows.
 
     Gives per pair log_ratio = ln(perplexity / baseline's), low and high (95 % paired bootstrap interval over
-    documents), what the equal quantity came to for both on the text scored, and a verdict: "better" and "worse" where
-    the interval leaves out 0, else "undecided"; "not equal" where the quantity differs by more than SLACK.
+    documents), the equal quantity of both as measured on the text scored, and a verdict: "better" or "worse" where the
+    interval does not contain 0, else "undecided"; "not equal" where the quantity differs by more than SLACK.
     """
     rng = rng or np.random.default_rng(0)
-    based = {(_model(r), r["by"], r["target"]): r for r in rows if r["policy"] == baseline}
-    found = []
+    baselines = {(_model(r), r["by"], r["target"]): r for r in rows if r["policy"] == baseline}
+    comparisons = []
     for r in rows:
-        other = based.get((_model(r), r["by"], r["target"]))
+        other = baselines.get((_model(r), r["by"], r["target"]))
         if r["by"] not in EQUAL or r["policy"] == baseline or other is None:
             continue
         ours, theirs = r[EQUAL[r["by"]]], other[EQUAL[r["by"]]]
         result = _paired(r, other, rng, samples)
         verdict = "worse" if result["low"] > 0 else "better" if result["high"] < 0 else "undecided"
         verdict = verdict if abs(ours - theirs) <= SLACK else "not equal"
-        result |= {"share": ours, "baseline_share": theirs, "verdict": verdict}
-        found.append({key: r[key] for key in ("model", "by", "target", "policy")} | {"baseline": baseline} | result)
-    return found
+        comparison = {key: r[key] for key in ("model", "by", "target", "policy")} | {"baseline": baseline, **result}
+        comparisons.append(comparison | {"share": ours, "baseline_share": theirs, "verdict": verdict})
+    return comparisons
 
 
-def with_intervals(rows: Sequence[dict], rng: np.random.Generator | None = None, samples: int = 2000) -> list[dict]:
+def with_intervals(
+    rows: Sequence[dict[str, Any]], rng: np.random.Generator | None = None, samples: int = 2000
+) -> list[dict[str, Any]]:
     """The rows with perplexity_low and perplexity_high, the interval of what the cut costs, for the bands of a figure.
 
         perplexity_low = dense perplexity * exp(low),   low of ln(perplexity / dense perplexity) over documents
 
-    It says how well the COST is known on these documents, not how well the perplexity of other documents is.
+    It says how well the COST is known on these documents, not how well the perplexity of other documents is known.
     """
     rng = rng or np.random.default_rng(0)
     dense = {_model(r): r for r in rows if r["policy"] == "dense"}
-    found = []
+    banded = []
     for r in rows:
         limits = {}
         if base := dense.get(_model(r)):
-            known = _paired(r, base, rng, samples)
-            limits = {f"perplexity_{end}": base["perplexity"] * math.exp(known[end]) for end in ("low", "high")}
-        found.append({**r, **limits})
-    return found
+            paired = _paired(r, base, rng, samples)
+            limits = {f"perplexity_{end}": base["perplexity"] * math.exp(paired[end]) for end in ("low", "high")}
+        banded.append({**r, **limits})
+    return banded

@@ -1,15 +1,23 @@
-"""TODO."""
+"""What a model is: one line for a heading, a row per part of its weights, a row per field of its config.
+
+The FFNs hold most of the weights of a usual model (``describe`` shows the share). That share bounds what activation
+sparsity can save: it leaves out FFN weights and no others.
+"""
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from typing import Any
+
+from ..loading.checkpoint import checkpoint_tensors
 from ..tables import keys_as_headings
 from ..transformer.model import Llama
 
 PART_COLUMNS = keys_as_headings({"part": "", "weights": ",", "share": ".1%", "MB": ".2f"})
 
 
-def describe(model: Llama) -> list[dict]:
-    """Where the weights are: a row per part of the model."""
+def describe(model: Llama) -> list[dict[str, Any]]:
+    """Where the weights are: a row per part of the model (embedding, attention, FFNs, norms, head)."""
     total = sum(model.parameters.values())
     return [
         {
@@ -23,7 +31,7 @@ def describe(model: Llama) -> list[dict]:
 
 
 def headline(model: Llama) -> str:
-    """One line that says what a model is."""
+    """One line with the name, the family and all sizes of a model."""
     c = model.config
     total, ffn = sum(model.parameters.values()), model.parameters["ffn"]
     return (
@@ -32,3 +40,22 @@ def headline(model: Llama) -> str:
         f"{c.num_attention_heads} query and {c.num_key_value_heads} key/value heads of {c.head_dim}, "
         f"vocabulary {c.vocab_size:,}, context {c.max_position_embeddings:,}, {model.dtype}"
     )
+
+
+def config_rows(model: Llama) -> list[dict[str, str]]:
+    """The config as rows of field and value, and what the checkpoint stores.
+
+    A long list of windows is shortened to the window sizes and the number of layers that have one.
+    """
+    c = model.config
+    fields = {key: value for key, value in asdict(c).items() if key not in ("rope", "sliding_windows")}
+    fields |= {f"rope.{key}": value for key, value in asdict(c.rope).items() if value not in (None, ())}
+    if windows := sorted({window for window in c.sliding_windows if window}):
+        with_one = sum(window is not None for window in c.sliding_windows)
+        fields["sliding_windows"] = f"{', '.join(map(str, windows))} in {with_one} of {c.num_hidden_layers} layers"
+    if model.folder is not None:
+        tensors = checkpoint_tensors(model.folder).values()
+        kinds = ", ".join(sorted({tensor.dtype for tensor in tensors}))
+        fields["stored"] = f"{sum(tensor.nbytes for tensor in tensors):,} bytes of {kinds}"
+    as_text = {key: ", ".join(map(str, v)) if isinstance(v, tuple) else str(v) for key, v in fields.items()}
+    return [{"field": key, "value": value} for key, value in as_text.items()]

@@ -1,26 +1,29 @@
 """How large weights and activations are: the measurements that activation sparsity starts from.
 
-Dhar et al. 2024 (arXiv 2412.12178) reason by elimination: a modern model has no weights that are zero, nor activations
-that are zero by themselves (natural.py), but its FFN activations lie close to zero, so that a threshold may cut them.
+Dhar et al. 2024 (arXiv 2412.12178) argue in three steps: a modern model has no weights that are zero. It has no
+activations that are zero by themselves (natural.py). But its FFN activations lie close to zero, so a threshold can cut
+them.
 
     weights       per layer and matrix, the share that is exactly 0, and below 1 % and 10 % of r = sqrt(mean w^2)
     activations   per layer and step, P(|a| <= x), the cumulative distribution of magnitudes (their figures 5 to 7)
 
-A normal distribution has erf(0.01 / sqrt 2) = 0.8 % of its values below 1 % of r and 8 % below 10 %: weights that have
-no more than that have no zeros to exploit. Activations are counted in StreamingMagnitudes: any length of text, fixed
-memory. Every position counts, the BOS included.
+A normal distribution has erf(0.01 / sqrt 2) = 0.8 % of its values below 1 % of r and 8 % below 10 %. Weights with no
+more small values than that leave nothing to cut. Activations are counted in StreamingMagnitudes: any length of text,
+fixed memory. Every position counts, the BOS included.
 """
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from ..sparsity.magnitudes import STEPS, Magnitudes, StreamingMagnitudes, collect
+from ..errors import MinillmError
+from ..sparsity.magnitudes import STEPS, ExactMagnitudes, Magnitudes, StreamingMagnitudes, collect
 from ..transformer.model import Llama
 
 MATRICES = ("gate_proj", "up_proj", "down_proj")
-NEAR = (0.01, 0.1)  # of r
+NEAR = (0.01, 0.1)  # of r, of the whole matrix
 BELOW = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0)  # the magnitudes of the table
 BLOCK = 1 << 20  # weights looked at together
 
@@ -30,7 +33,7 @@ def normal_below(share: float) -> float:
     return math.erf(share / math.sqrt(2))
 
 
-def weight_magnitudes(model: Llama) -> list[dict]:
+def weight_magnitudes(model: Llama) -> list[dict[str, Any]]:
     """The shares of the module docstring for every FFN matrix, a row per layer and matrix; r is in the row, too."""
     rows = []
     for layer in model.layers:
@@ -56,11 +59,11 @@ def activation_magnitudes(
 
 
 def share_below(magnitudes: StreamingMagnitudes, at: Sequence[float] | np.ndarray) -> np.ndarray:
-    """P(|a| <= x), linear inside a bucket (0.02 % wide); below 2^-40 it is the share of what is counted as zero.
+    """P(|a| <= x), linear inside a bucket (0.02 % wide); below 2^-40 it is the share of values counted as zero.
 
     at (n,) magnitudes  ->  (n,) shares from 0 to 1.
     """
-    # Bucket i ends at the float whose leading bits are FIRST + i + 1 (calibrate.py); the first one begins at 0.
+    # Bucket i ends at the float whose leading bits are FIRST + i + 1 (magnitudes.py); the first one begins at 0.
     ends = (np.arange(1, magnitudes.BUCKETS + 1, dtype=np.uint32) + np.uint32(magnitudes.FIRST)) << np.uint32(11)
     cumulative = np.cumsum(magnitudes.counts)
     return np.interp(at, ends.view(np.float32).astype(np.float64), cumulative / max(1, cumulative[-1]))
@@ -69,25 +72,34 @@ def share_below(magnitudes: StreamingMagnitudes, at: Sequence[float] | np.ndarra
 def curve(magnitudes: Magnitudes, tensor: str, points: int = 200) -> tuple[np.ndarray, np.ndarray]:
     """P(|a| <= x) of one step in every layer, for a figure: magnitudes x (points,), shares (L, points).
 
-    x runs, in equal steps of its logarithm, over the magnitudes between the smallest and the largest 2 and 0.1 percent.
+    x runs, in equal steps of its logarithm, from the smallest 2 % quantile of any layer to the largest 99.9 % quantile.
     """
-    layers = [layer[tensor] for layer in magnitudes.layers]
+    layers = [_streaming(layer[tensor]) for layer in magnitudes.layers]
     low = min((m.quantile(0.02) for m in layers if m.quantile(0.02) > 0), default=1e-6)
     high = max(max(m.quantile(0.999) for m in layers), 10 * low)
     at = np.geomspace(low, high, points)
     return at, np.stack([share_below(m, at) for m in layers])
 
 
-def activation_rows(magnitudes: Magnitudes, below: Sequence[float] = BELOW) -> list[dict]:
+def activation_rows(magnitudes: Magnitudes, below: Sequence[float] = BELOW) -> list[dict[str, Any]]:
     """The cumulative distributions as a table: a row per step and layer.
 
-    below_x: the share of magnitudes up to x. median: the magnitude that half of them do not exceed, which is the
-    threshold that cuts 50 % of that step.
+    below_x: the share of magnitudes up to x. median: the median magnitude, and so the threshold that cuts 50 % of that
+    step.
     """
-    return [
-        {"step": tensor, "layer": index}
-        | {f"below_{x:g}": float(share) for x, share in zip(below, share_below(found, below), strict=True)}
-        | {"median": found.quantile(0.5)}
-        for tensor in magnitudes.layers[0]
-        for index, found in enumerate(layer[tensor] for layer in magnitudes.layers)
-    ]
+    rows = []
+    for tensor in magnitudes.layers[0]:
+        for index, layer in enumerate(magnitudes.layers):
+            counted = _streaming(layer[tensor])
+            shares = zip(below, share_below(counted, below), strict=True)
+            row: dict[str, Any] = {"step": tensor, "layer": index}
+            row |= {f"below_{x:g}": float(share) for x, share in shares}
+            rows.append(row | {"median": counted.quantile(0.5)})
+    return rows
+
+
+def _streaming(magnitudes: ExactMagnitudes | StreamingMagnitudes) -> StreamingMagnitudes:
+    """The counts of ``activation_magnitudes``; MinillmError for magnitudes that were collected in another way."""
+    if not isinstance(magnitudes, StreamingMagnitudes):
+        raise MinillmError("the magnitudes are of the exact kind, expected streaming ones (activation_magnitudes)")
+    return magnitudes

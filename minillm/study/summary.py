@@ -14,11 +14,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from ..loading.checkpoint import checkpoint_tensors
 from ..predictors.workshop import Workshop
 from ..prefetch.clock import Interval, ffn_share, simulate, whole_token, work_of
 from ..prefetch.record import frequencies, record
@@ -35,10 +34,11 @@ from ..transformer.model import Llama
 from ..transformer.texts import as_documents, default_context, first_tokens, runs, split_text
 from .bootstrap import compare_policies, with_intervals
 from .buffers import OWN, Way, buffer_rows, prefetch_rows, stored_size, ways_of, when_it_matters
-from .describe import describe, headline
+from .describe import config_rows, describe, headline
 from .distributions import activation_magnitudes, activation_rows, curve, weight_magnitudes
-from .edits import predictability, reference
+from .edits import predictability
 from .natural import natural_sparsity
+from .overlap import reference
 from .prediction import TRAINING_SHARE, prediction_rows, verdict
 from .sweep import row, score_cut
 from .variants import made_pairs
@@ -55,23 +55,6 @@ DEVICE = "laptop NVMe"
 STEPS = ("gate_pre", "up", "mid", "out")  # whose distributions are shown
 PROMPT, NEW_TOKENS = "Once upon a time", 40
 SHRUNK = (0.7, 0.5, 0.3, 0.1, 0.0)  # shares of the FFNs that are still read
-
-
-# ---- what a model is -------------------------------------------------------------------------------------------------
-def config_rows(model: Llama) -> list[dict]:
-    """The config as rows of field and value; of a long list of windows, how many layers have one."""
-    c = model.config
-    windows = sorted({window for window in c.sliding_windows if window})
-    found = {key: value for key, value in asdict(c).items() if key not in ("rope", "sliding_windows")}
-    found |= {f"rope.{key}": value for key, value in asdict(c.rope).items() if value not in (None, ())}
-    if windows:
-        with_one = sum(window is not None for window in c.sliding_windows)
-        found["sliding_windows"] = f"{', '.join(map(str, windows))} in {with_one} of {c.num_hidden_layers} layers"
-    if model.folder is not None:
-        tensors = checkpoint_tensors(model.folder).values()
-        kinds = ", ".join(sorted({tensor.dtype for tensor in tensors}))
-        found["stored"] = f"{sum(tensor.nbytes for tensor in tensors):,} bytes of {kinds}"
-    return [{"field": k, "value": ", ".join(map(str, v)) if isinstance(v, tuple) else str(v)} for k, v in found.items()]
 
 
 def amdahl_rows(share: float, shrunk: Sequence[float] = SHRUNK) -> list[dict]:

@@ -15,14 +15,7 @@ above 1 MB once to a file in shared memory, which every process maps (read-only,
 sends one copy to each worker, because ``Shared`` tells its size. Rows are the same bit for bit, serial or parallel,
 where the number of BLAS threads is the same.
 
-**Comparing.** Two policies see the same documents, so the difference of their scores is far better known than either of
-them. With nll_a[i], nll_b[i] the scores and n[i] the tokens of document i,
-
-    ln(perplexity_a / perplexity_b) = sum_i (nll_a[i] - nll_b[i]) / sum_i n[i]
-
-and its interval comes from drawing whole documents anew, the same ones for both (the paired bootstrap: Efron and
-Tibshirani 1993, chapter 13; for language, Koehn 2004, W04-3250). Only rows at equal neuron sparsity or equal weight
-reads are compared, never at equal "percent".
+How sure the difference between two rows is: bootstrap.py.
 """
 
 import hashlib

@@ -1,4 +1,13 @@
-"""TODO."""
+"""Texts and edited variants of them: made here, or read from the paper's release.
+
+    tail 95 % .. 70 %   the first words as they stand, the last ones taken from another text (how the paper's own
+                        variants were made)
+    scattered 10 %      single tokens replaced by others of the same text, at random places
+    insertion           one sentence of another text put in near the middle
+
+Each edit asks another question of a pattern (edits.py): a new tail shares only the past, scattered edits change single
+tokens everywhere, and an insertion moves the second half of a text without changing it.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +21,8 @@ import numpy as np
 from ..errors import MinillmError, file_errors
 from ..transformer.model import Llama
 
-SIMILARITIES = (95, 90, 85, 80, 75, 70)  # per cent of a text that its variants share with it, in the released files
-SCATTERED = 10  # per cent of the tokens that are replaced one by one
+SIMILARITIES = (95, 90, 85, 80, 75, 70)  # percent of a text that its variants share with it, in the released files
+SCATTERED = 10  # percent of the tokens that are replaced one by one
 
 
 class Pair(NamedTuple):
@@ -26,9 +35,10 @@ class Pair(NamedTuple):
 
 
 def replace_tail(text: str, donor: str, similarity: float) -> str:
-    """The first ``similarity`` (0 to 1) of a text's words as they stand, then as many words of ``donor`` as it lacks.
+    """Keep the first ``similarity`` (0 to 1) of a text's words as they stand, and replace the rest by ``donor``'s.
 
-    This is how the released variants are made. The donor's words are its last ones; a short donor is repeated.
+    The number of words stays the same, and at least one is replaced, as in the released variants. The donor's words are
+    its last ones; a short donor is repeated.
     """
     words = list(re.finditer(r"\S+", text))
     keep = min(round(similarity * len(words)), len(words) - 1)
@@ -39,7 +49,9 @@ def replace_tail(text: str, donor: str, similarity: float) -> str:
 
 def insert_sentence(text: str, donor: str) -> str:
     """A text with the first sentence of ``donor`` put in at the sentence end (or word end) nearest to its middle."""
-    sentence = re.match(r".*?[.!?]+[\"']?(?=\s|$)|.*", donor.strip(), re.S)[0]
+    donor = donor.strip()
+    end = re.search(r"[.!?]+[\"']?(?=\s|$)", donor)
+    sentence = donor[: end.end()] if end else donor
     ends = [match.end() for match in re.finditer(r"[.!?]+[\"']?(?=\s)", text)]
     ends = ends or [match.end() for match in re.finditer(r"\S(?=\s)", text)] or [len(text)]
     at = min(ends, key=lambda end: abs(end - len(text) / 2))
@@ -47,40 +59,39 @@ def insert_sentence(text: str, donor: str) -> str:
 
 
 def scatter(ids: Sequence[int], share: float, rng: np.random.Generator) -> list[int]:
-    """Replace a share of the ids (at least one), at random places, each by another id that the text has, too.
+    """Replace a share of the ids (at least one) at random places, each by another id of the same text.
 
     Raises MinillmError for ids that are all the same.
     """
-    ids = np.asarray(ids)
-    pool, rank = np.unique(ids, return_inverse=True)
+    edited = np.array(ids)
+    pool, rank = np.unique(edited, return_inverse=True)
     if len(pool) < 2:
         raise MinillmError(f"the text repeats one token ({len(ids)} times), expected at least two different ones")
     places = rng.choice(len(ids), max(1, round(share * len(ids))), replace=False)
     step = rng.integers(1, len(pool), len(places))  # never 0 or a full turn: always another id
-    edited = ids.copy()
     edited[places] = pool[(rank[places] + step) % len(pool)]
     return edited.tolist()
 
 
 def made_pairs(model: Llama, documents: Sequence[str], rng: np.random.Generator) -> list[Pair]:
-    """Each text with eight variants: tails replaced at 95 .. 70 %, tokens replaced here and there, a sentence inserted.
+    """Each text with eight variants: tails replaced at 95 .. 70 %, scattered tokens replaced, a sentence inserted.
 
-    What comes in is taken from the next document (the last one's next is the first).
+    New words come from the next document (for the last document, from the first).
     """
-    found = []
+    pairs = []
     for i, text in enumerate(documents):
         donor, name = documents[(i + 1) % len(documents)], f"document {i}"
         ids = model.tokenizer.encode(text, bos=False)
         for percent in SIMILARITIES:
             edited = model.tokenizer.encode(replace_tail(text, donor, percent / 100), bos=False)
-            found.append(Pair(name, f"tail {percent} %", ids, edited))
-        found.append(Pair(name, f"scattered {SCATTERED} %", ids, scatter(ids, SCATTERED / 100, rng)))
-        found.append(Pair(name, "insertion", ids, model.tokenizer.encode(insert_sentence(text, donor), bos=False)))
-    return found
+            pairs.append(Pair(name, f"tail {percent} %", ids, edited))
+        pairs.append(Pair(name, f"scattered {SCATTERED} %", ids, scatter(ids, SCATTERED / 100, rng)))
+        pairs.append(Pair(name, "insertion", ids, model.tokenizer.encode(insert_sentence(text, donor), bos=False)))
+    return pairs
 
 
 def text_pairs(model: Llama, text: str, original: str, variants: Mapping[str, str]) -> list[Pair]:
-    """One text, by the name ``text``, with variants {name: text}; each stripped of surrounding white space."""
+    """Pairs of one text, called ``text`` in tables, with variants {name: text}; all stripped of outer white space."""
     ids = model.tokenizer.encode(original.strip(), bos=False)
     encoded = {name: model.tokenizer.encode(edited.strip(), bos=False) for name, edited in variants.items()}
     return [Pair(text, name, ids, edited) for name, edited in encoded.items()]
@@ -125,9 +136,9 @@ def released_pairs(model: Llama, path: str | Path) -> list[Pair]:
         files = sorted(path.glob("*.txt"), key=lambda file: (len(file.name), file.name))
         if not files:
             raise MinillmError(f"{path}: holds no .txt file, expected the paper's perturbation files")
-    found = []
+    pairs = []
     for file in files:
         texts = read_perturbation(file)
         variants = {f"tail {percent} %": text for percent, text in texts.items() if percent is not None}
-        found += text_pairs(model, file.stem, texts[None], variants)
-    return found
+        pairs += text_pairs(model, file.stem, texts[None], variants)
+    return pairs

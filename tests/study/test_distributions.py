@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import tiny
 
-from minillm.sparsity.magnitudes import StreamingMagnitudes
+from minillm.errors import MinillmError
+from minillm.sparsity.magnitudes import StreamingMagnitudes, collect
 from minillm.study.distributions import (
     MATRICES,
     activation_magnitudes,
@@ -97,3 +98,10 @@ def test_a_relu_layer_without_any_activation_has_a_figure_too(tmp_path):
         layer.gate_proj[:] = 0
     at, shares = curve(activation_magnitudes(model, tiny.STORIES), "gate")
     assert (shares == 1).all() and (np.diff(at) > 0).all()
+
+
+def test_magnitudes_that_were_not_counted_in_buckets_are_refused(model):
+    exact = collect(model, tiny.STORIES, ("mid",), 16, "exact")
+    for function in (activation_rows, lambda found: curve(found, "mid")):
+        with pytest.raises(MinillmError, match="exact.*expected streaming"):
+            function(exact)

@@ -1,120 +1,36 @@
-"""The predictability experiment: crops, scopes, rates, made variants, the released files, and its controls."""
+"""The predictability experiment: crops, scopes, counts per scope, and its controls."""
 
 import json
 
 import numpy as np
 import pytest
 import tiny
+from edited import RELEASED, reference_of, small_model, texts
 
 from minillm.cli import main as cli
-from minillm.errors import MinillmError, ThresholdsError
+from minillm.errors import MinillmError
 from minillm.sparsity.calibrate import calibrate
 from minillm.sparsity.policies import largest
 from minillm.study import edits as module
-from minillm.study.edits import (
-    Overlap,
-    crop,
-    patterns,
-    predictability,
-    published,
-    reference,
-    scopes,
-    shared_prefix,
-)
-from minillm.study.variants import (
-    Pair,
-    insert_sentence,
-    made_pairs,
-    read_perturbation,
-    released_pairs,
-    replace_tail,
-    scatter,
-)
+from minillm.study.edits import crop, predictability, published, scopes, shared_prefix
+from minillm.study.overlap import Overlap, Reference, patterns, reference
+from minillm.study.variants import Pair, made_pairs, released_pairs, scatter
 from minillm.transformer.model import Llama
-
-WORDS = "the cat sat on a mat and saw the red sea. tom ran home.".split()
-
-
-def texts(count: int, length: int = 25, seed: int = 0) -> list[str]:
-    rng = np.random.default_rng(seed)
-    return [" ".join(rng.choice(WORDS, length)) for _ in range(count)]
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Llama:
-    folder = tmp_path_factory.mktemp("patterns") / "model"
-    sizes = {"num_hidden_layers": 3, "hidden_size": 16, "intermediate_size": 96, "num_attention_heads": 4}
-    return tiny.loaded(folder, "float32", **sizes)
+    return small_model(tmp_path_factory.mktemp("patterns") / "model")
 
 
 @pytest.fixture(scope="module")
-def known(model):
-    calibration = texts(12, seed=1)
-    return reference(model, calibrate(model, calibration, "dhar", 0.5), calibration)
+def known(model) -> Reference:
+    return reference_of(model)
 
 
 def match(measured, scope: str, variant: str) -> float:
     rows = measured.rows(by_layer=False)
     return next(row["match"] for row in rows if (row["scope"], row["variant"]) == (scope, variant))
-
-
-# ---- rates -----------------------------------------------------------------------------------------------------------
-
-
-def test_rates_of_two_small_masks_by_hand():
-    found = Overlap.of(np.array([1, 1, 1, 0, 0, 0], bool), np.array([1, 0, 0, 0, 0, 1], bool))
-    assert found == (6, 3, 2, 1)
-    assert (found.match, found.recall, found.iou) == (3 / 6, 1 / 3, 1 / 4)
-    assert found.plus(found).match == found.match
-
-
-def test_independent_masks_of_one_half_match_by_one_half_with_an_iou_of_one_third():
-    rng = np.random.default_rng(0)
-    a, b = rng.random((2, 400, 500)) < 0.5
-    found = Overlap.of(a, b)
-    assert found.match == pytest.approx(0.5, abs=5e-3) and found.iou == pytest.approx(1 / 3, abs=5e-3)
-    exact = Overlap(100, 50, 50, 0).chance()
-    assert (exact.match, exact.recall, exact.iou) == (0.5, 0.5, pytest.approx(1 / 3))
-
-
-def test_chance_follows_the_densities_and_nothing_is_divided_by_nothing():
-    rng = np.random.default_rng(1)
-    found = Overlap.of(rng.random(100_000) < 0.2, rng.random(100_000) < 0.7)
-    for rate in ("match", "recall", "iou"):
-        assert getattr(found, rate) == pytest.approx(getattr(found.chance(), rate), abs=0.01)
-    assert (Overlap().match, Overlap(4, 0, 1, 0).recall, Overlap(4, 0, 0, 0).iou) == (None, None, None)
-
-
-def test_the_unrelated_rate_is_that_of_positions_drawn_at_random(model, known):
-    ids = [model.tokenizer.encode(text) for text in texts(12, seed=1)]
-    found = np.concatenate([patterns(model, text, known.thresholds) for text in ids], axis=1)  # (L, T, F)
-    rng = np.random.default_rng(0)
-    a, b = (rng.integers(found.shape[1], size=3000) for _ in range(2))
-    pair = Pair("t", "v", ids[0], ids[1])
-    rows = [row for row in predictability(model, known, [pair]).rows() if row["scope"] == "window"]
-    for layer, row in enumerate(rows):
-        drawn = Overlap.of(found[layer, a], found[layer, b])
-        assert row["unrelated_match"] == pytest.approx(drawn.match, abs=0.01)
-
-
-def test_the_static_mask_is_the_most_frequent_neurons_and_as_dense_as_the_patterns(known):
-    assert largest(np.array([0.1, 0.9, 0.5, 0.9]), 2).tolist() == [False, True, False, True]
-    for frequency, static in zip(known.frequency, known.static, strict=True):
-        assert static.sum() == pytest.approx(frequency.sum(), abs=0.51)
-        assert frequency[static].min() >= frequency[~static].max()
-
-
-def test_a_pattern_is_the_gate_before_its_activation_at_or_above_the_threshold(model, known):
-    found = patterns(model, model.tokenizer.encode("the cat sat"), known.thresholds)
-    assert found.shape == (3, 12, 96) and found.dtype == bool
-    layer = known.thresholds.layers[0]
-    edge = np.array([layer["gate_pre"], -layer["gate_pre"], 0], np.float64)
-    assert module.pattern(edge, known.thresholds, 0).tolist() == [True, True, False]
-
-
-def test_thresholds_without_a_gate_are_refused(model):
-    with pytest.raises(ThresholdsError, match="policy mid, expected dhar's"):
-        reference(model, calibrate(model, texts(2), "mid", 0.5), texts(2))
 
 
 # ---- crops and scopes ------------------------------------------------------------------------------------------------
@@ -144,6 +60,18 @@ def test_scopes_cover_what_they_say():
 
 
 # ---- the experiment --------------------------------------------------------------------------------------------------
+
+
+def test_the_unrelated_rate_is_that_of_positions_drawn_at_random(model, known):
+    ids = [model.tokenizer.encode(text) for text in texts(12, seed=1)]
+    found = np.concatenate([patterns(model, text, known.thresholds) for text in ids], axis=1)  # (L, T, F)
+    rng = np.random.default_rng(0)
+    a, b = (rng.integers(found.shape[1], size=3000) for _ in range(2))
+    pair = Pair("t", "v", ids[0], ids[1])
+    rows = [row for row in predictability(model, known, [pair]).rows() if row["scope"] == "window"]
+    for layer, row in enumerate(rows):
+        drawn = Overlap.of(found[layer, a], found[layer, b])
+        assert row["unrelated_match"] == pytest.approx(drawn.match, abs=0.01)
 
 
 def test_the_shared_prefix_matches_exactly_on_every_layer_and_position(model, known):
@@ -219,7 +147,7 @@ def _random_model() -> Llama:
     return model
 
 
-def _random_reference(model: Llama, rng: np.random.Generator) -> module.Reference:
+def _random_reference(model: Llama, rng: np.random.Generator) -> Reference:
     """Thresholds and frequencies from random ids: ``reference`` wants a text."""
     from minillm.sparsity.magnitudes import Magnitudes
     from minillm.sparsity.spec import SparsitySpec
@@ -231,7 +159,7 @@ def _random_reference(model: Llama, rng: np.random.Generator) -> module.Referenc
     layers = tuple(magnitudes.thresholds(["gate_pre"], 0.5))
     thresholds = Thresholds("dhar", "tensor", 0.5, layers, SparsitySpec("dhar", ("gate_pre",), ">=", "tensor", 0.5))
     frequency = patterns(model, ids, thresholds).mean(axis=1)
-    return module.Reference(thresholds, frequency, np.array([largest(f, 64) for f in frequency]))
+    return Reference(thresholds, frequency, np.array([largest(f, 64) for f in frequency]))
 
 
 def test_aligned_positions_are_compared_where_difflib_found_them(model, known):
@@ -288,102 +216,6 @@ def test_a_variant_that_is_the_same_text_is_refused(model, known):
         predictability(model, known, [Pair("t", "v", [5, 6], [5, 6])])
     with pytest.raises(MinillmError, match="no text to compare"):
         predictability(model, known, [])
-
-
-# ---- made variants ---------------------------------------------------------------------------------------------------
-
-
-def test_a_replaced_tail_keeps_the_first_words_as_they_stand_and_their_number():
-    text = "a  b\nc d e f g h i j"
-    assert replace_tail(text, "x y z", 0.7) == "a  b\nc d e f g x y z"
-    assert replace_tail(text, "x", 0.8) == "a  b\nc d e f g h x x"
-    assert replace_tail(text, "x y", 1.0) == "a  b\nc d e f g h i y"  # at least one word goes
-
-
-def test_a_sentence_is_inserted_after_the_sentence_nearest_to_the_middle():
-    assert insert_sentence("One two. Three four. Five six.", "New one! Rest.") == (
-        "One two. Three four. New one! Five six."
-    )
-    assert insert_sentence("no end at all", "new") == "no end new at all"
-    assert insert_sentence("word", "new") == "word new"
-
-
-def test_scattered_ids_differ_at_exactly_the_share_asked_for():
-    ids = np.random.default_rng(0).integers(0, 9, 200).tolist()
-    for share, count in ((0.1, 20), (0.001, 1), (1, 200)):
-        edited = scatter(ids, share, np.random.default_rng(1))
-        assert sum(a != b for a, b in zip(ids, edited, strict=True)) == count and set(edited) <= set(ids)
-    with pytest.raises(MinillmError, match="repeats one token"):
-        scatter([4, 4], 0.5, np.random.default_rng(0))
-
-
-def test_variants_are_the_same_for_the_same_seed_and_share_what_they_should(model):
-    documents = texts(2)
-    pairs = made_pairs(model, documents, np.random.default_rng(0))
-    assert pairs == made_pairs(model, documents, np.random.default_rng(0))
-    shares = {pair.variant: shared_prefix(*pair[2:]) / len(pair.edited) for pair in pairs[:8]}
-    for percent in (95, 90, 85, 80, 75, 70):
-        assert shares[f"tail {percent} %"] == pytest.approx(percent / 100, abs=0.05)
-
-
-# ---- the released files ----------------------------------------------------------------------------------------------
-
-RELEASED = (
-    '    paragraph90 = """\nOne two. Tail\n  \n"""\n\n'
-    'paragraphMain = """One two. End\n"""\nparagraph95="""One two. Ende"""'
-)
-
-
-def test_a_released_file_is_read_in_any_order_and_indentation(tmp_path, model):
-    path = tmp_path / "paragraph3.txt"
-    for data in (RELEASED.encode(), RELEASED.replace("\n", "\r\n").encode("utf-8-sig")):
-        path.write_bytes(data)
-        assert read_perturbation(path) == {None: "One two. End", 95: "One two. Ende", 90: "One two. Tail"}
-    (tmp_path / "paragraph12.txt").write_bytes(RELEASED.encode())
-    pairs = released_pairs(model, tmp_path)
-    assert [(p.text, p.variant) for p in pairs[::2]] == [("paragraph3", "tail 95 %"), ("paragraph12", "tail 95 %")]
-    assert released_pairs(model, path) == pairs[:2]
-
-
-@pytest.mark.parametrize(
-    ("data", "says"),
-    [
-        (b'paragraphMain = """a"""', "holds paragraphMain, expected paragraphMain and at least one variant"),
-        (b'paragraph95 = """a"""\nparagraph90 = """a"""', "holds paragraph95, paragraph90, expected paragraphMain"),
-        (b"", "holds no paragraph"),
-        (b'paragraphMain = """a"""\nparagraph95 = """b', "found 'paragraph95"),
-        (b'import os\nparagraphMain = """a"""', "found 'import os'"),
-        (b'paragraphMain = """a"""\nparagraphMain = """b"""', "stands twice"),
-        (b'paragraphMain = """ \n"""\nparagraph95 = """b"""', "paragraphMain is empty"),
-        (b"\xff\xfe", "byte 0 is not UTF-8"),
-        (None, "cannot be read"),
-    ],
-)
-def test_what_is_no_released_file_gives_one_sentence_with_its_name(tmp_path, data, says):
-    path = tmp_path / "paragraph1.txt"
-    if data is not None:
-        path.write_bytes(data)
-    with pytest.raises(MinillmError, match=says) as error:
-        read_perturbation(path)
-    assert str(error.value).startswith(str(path)) and "\n" not in str(error.value)
-
-
-def test_a_folder_without_texts_is_refused(tmp_path, model):
-    with pytest.raises(MinillmError, match="holds no .txt file"):
-        released_pairs(model, tmp_path)
-
-
-@pytest.mark.shared
-def test_every_released_variant_shares_its_stated_similarity_as_a_prefix(shared):
-    for path in (shared / "paper" / "perturbation").glob("*.txt"):
-        found = read_perturbation(path)
-        assert sorted(key for key in found if key) == [70, 75, 80, 85, 90, 95]
-        original = found[None].split()
-        for percent, text in found.items():
-            if percent:
-                same = shared_prefix(original, text.split()) / len(original)
-                stated = 90 if (path.stem, percent) == ("paragraph11", 95) else percent
-                assert same == pytest.approx(stated / 100, abs=0.015)
 
 
 @pytest.mark.shared

@@ -7,7 +7,6 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
-import numpy as np
 import pytest
 import tiny
 from pages import cells
@@ -16,7 +15,6 @@ from minillm.cli import main as cli
 from minillm.prefetch.clock import whole_token
 from minillm.show import page
 from minillm.sparsity import calibrate as calibrate_module
-from minillm.study import describe as describe_module
 from minillm.study import summary as report
 from minillm.study.sweep import score_cut
 from minillm.transformer.evaluation import perplexity
@@ -235,4 +233,3 @@ def test_the_same_call_gives_the_same_page(model, study, folder):
 def test_the_command_and_the_chapter_have_the_same_defaults():
     given = cli.parser().parse_args(["report", "-o", "page.html"])
     assert (given.tokens, given.prompt) == (report.TOKENS, report.PROMPT)
-    assert np.isclose(sum(row["share"] for row in describe_module.describe(tiny.model())), 1)

@@ -1,0 +1,103 @@
+"""Edited texts: those made here differ where they should, and the released files are read as they are."""
+
+import numpy as np
+import pytest
+from edited import RELEASED, small_model, texts
+
+from minillm.errors import MinillmError
+from minillm.study.edits import shared_prefix
+from minillm.study.variants import insert_sentence, made_pairs, read_perturbation, released_pairs, replace_tail, scatter
+from minillm.transformer.model import Llama
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Llama:
+    return small_model(tmp_path_factory.mktemp("patterns") / "model")
+
+
+def test_a_replaced_tail_keeps_the_first_words_as_they_stand_and_their_number():
+    text = "a  b\nc d e f g h i j"
+    assert replace_tail(text, "x y z", 0.7) == "a  b\nc d e f g x y z"
+    assert replace_tail(text, "x", 0.8) == "a  b\nc d e f g h x x"
+    assert replace_tail(text, "x y", 1.0) == "a  b\nc d e f g h i y"  # at least one word goes
+
+
+def test_a_sentence_is_inserted_after_the_sentence_nearest_to_the_middle():
+    assert insert_sentence("One two. Three four. Five six.", "New one! Rest.") == (
+        "One two. Three four. New one! Five six."
+    )
+    assert insert_sentence("no end at all", "new") == "no end new at all"
+    assert insert_sentence("word", "new") == "word new"
+
+
+def test_scattered_ids_differ_at_exactly_the_share_asked_for():
+    ids = np.random.default_rng(0).integers(0, 9, 200).tolist()
+    for share, count in ((0.1, 20), (0.001, 1), (1, 200)):
+        edited = scatter(ids, share, np.random.default_rng(1))
+        assert sum(a != b for a, b in zip(ids, edited, strict=True)) == count and set(edited) <= set(ids)
+    with pytest.raises(MinillmError, match="repeats one token"):
+        scatter([4, 4], 0.5, np.random.default_rng(0))
+
+
+def test_variants_are_the_same_for_the_same_seed_and_share_what_they_should(model):
+    documents = texts(2)
+    pairs = made_pairs(model, documents, np.random.default_rng(0))
+    assert pairs == made_pairs(model, documents, np.random.default_rng(0))
+    shares = {pair.variant: shared_prefix(*pair[2:]) / len(pair.edited) for pair in pairs[:8]}
+    for percent in (95, 90, 85, 80, 75, 70):
+        assert shares[f"tail {percent} %"] == pytest.approx(percent / 100, abs=0.05)
+
+
+# ---- the released files ----------------------------------------------------------------------------------------------
+
+
+def test_a_released_file_is_read_in_any_order_and_indentation(tmp_path, model):
+    path = tmp_path / "paragraph3.txt"
+    for data in (RELEASED.encode(), RELEASED.replace("\n", "\r\n").encode("utf-8-sig")):
+        path.write_bytes(data)
+        assert read_perturbation(path) == {None: "One two. End", 95: "One two. Ende", 90: "One two. Tail"}
+    (tmp_path / "paragraph12.txt").write_bytes(RELEASED.encode())
+    pairs = released_pairs(model, tmp_path)
+    assert [(p.text, p.variant) for p in pairs[::2]] == [("paragraph3", "tail 95 %"), ("paragraph12", "tail 95 %")]
+    assert released_pairs(model, path) == pairs[:2]
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b'paragraphMain = """a"""', "holds paragraphMain, expected paragraphMain and at least one variant"),
+        (b'paragraph95 = """a"""\nparagraph90 = """a"""', "holds paragraph95, paragraph90, expected paragraphMain"),
+        (b"", "holds no paragraph"),
+        (b'paragraphMain = """a"""\nparagraph95 = """b', "found 'paragraph95"),
+        (b'import os\nparagraphMain = """a"""', "found 'import os'"),
+        (b'paragraphMain = """a"""\nparagraphMain = """b"""', "stands twice"),
+        (b'paragraphMain = """ \n"""\nparagraph95 = """b"""', "paragraphMain is empty"),
+        (b"\xff\xfe", "byte 0 is not UTF-8"),
+        (None, "cannot be read"),
+    ],
+)
+def test_what_is_no_released_file_gives_one_sentence_with_its_name(tmp_path, data, says):
+    path = tmp_path / "paragraph1.txt"
+    if data is not None:
+        path.write_bytes(data)
+    with pytest.raises(MinillmError, match=says) as error:
+        read_perturbation(path)
+    assert str(error.value).startswith(str(path)) and "\n" not in str(error.value)
+
+
+def test_a_folder_without_texts_is_refused(tmp_path, model):
+    with pytest.raises(MinillmError, match="holds no .txt file"):
+        released_pairs(model, tmp_path)
+
+
+@pytest.mark.shared
+def test_every_released_variant_shares_its_stated_similarity_as_a_prefix(shared):
+    for path in (shared / "paper" / "perturbation").glob("*.txt"):
+        found = read_perturbation(path)
+        assert sorted(key for key in found if key) == [70, 75, 80, 85, 90, 95]
+        original = found[None].split()
+        for percent, text in found.items():
+            if percent:
+                same = shared_prefix(original, text.split()) / len(original)
+                stated = 90 if (path.stem, percent) == ("paragraph11", 95) else percent
+                assert same == pytest.approx(stated / 100, abs=0.015)
