@@ -11,7 +11,7 @@ e_u), so that the score is the expected square and not the square of what is exp
 
     g = f (M w^T) + b . w        so the map is multiplied into gate and up once, and only the products are kept, packed
 
-Layer 0 has no layer before it: it is predicted from its own input, by a shadow as in training_free.py.
+Layer 0 has no layer before it: it is predicted from its own input, by a shadow as in copies.py.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ import numpy as np
 
 from ..sparsity.sparse import policy_ffn
 from ..sparsity.thresholds import Thresholds
+from ..trace import Tap, no_tap
 from ..transformer.evaluation import pass_over
+from ..transformer.layer import Layer
 from ..transformer.model import Llama, shape_of
 from ..transformer.texts import document_hashes, runs
-from .copies import Shadow
+from .copies import Shadow, Weights
 from .protocol import Predictor
 
 RIDGE = 1e-4  # of the features' mean square, added to the diagonal
@@ -38,7 +40,7 @@ class Features:
     single token nothing of it counts. The same position is asked again later, with the layer's own x.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._rows: dict[int, tuple[int, np.ndarray | None, np.ndarray]] = {}  # layer -> position, row before it, last
         self._before: np.ndarray | None = None  # the rows of the layer before
 
@@ -51,6 +53,55 @@ class Features:
         f = np.concatenate([self._before, shifted] if index else [x, np.zeros_like(x)], axis=1)  # (T, 2 D)
         self._rows[index], self._before = (position, before, x[-1:].copy()), x
         return f
+
+
+def moments_with_features(
+    model: Llama, thresholds: Thresholds, documents: str | Sequence[str], context: int | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Means over tokens of [f 1]^T [f 1], [f 1]^T x and x^T x, in the model as it is cut: all that least squares needs.
+
+    ->  (L, 2 D + 1, 2 D + 1), (L, 2 D + 1, D), (L, D, D), float64.
+    """
+    layers, hidden, _ = shape_of(model)
+    features, n = Features(), np.zeros(layers)
+    ff, fx = np.zeros((layers, 2 * hidden + 1, 2 * hidden + 1)), np.zeros((layers, 2 * hidden + 1, hidden))
+    xx = np.zeros((layers, hidden, hidden))
+    cut = policy_ffn(model, thresholds)
+
+    def watch(x: np.ndarray, layer: Layer, position: int, tap: Tap) -> np.ndarray:
+        f = np.concatenate([features(layer.index, position, x), np.ones_like(x[:, :1])], axis=1)  # (T, 2 D + 1)
+        for total, product in ((ff, f.T @ f), (fx, f.T @ x), (xx, x.T @ x)):
+            total[layer.index] += product
+        n[layer.index] += len(x)
+        return cut(x, layer, position, tap)
+
+    pass_over(model, runs(model, documents, "documents", context), no_tap, watch, "looking")
+    n = n[:, None, None]
+    return ff / n, fx / n, xx / n
+
+
+def linear_map(ff: np.ndarray, fx: np.ndarray, xx: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """M with b as its last row, and C, by least squares from one layer's means.
+
+    ff (2 D + 1, 2 D + 1), fx (2 D + 1, D), xx (D, D)  ->  M (2 D + 1, D), C (D, D).
+    """
+    ridge = RIDGE * np.trace(ff) / len(ff) * np.eye(len(ff))
+    m = np.linalg.solve(ff + ridge, fx)  # (2 D + 1, D)
+    return m, xx - m.T @ fx - fx.T @ m + m.T @ ff @ m
+
+
+def composed(layer: Layer, m: np.ndarray, rest: np.ndarray) -> Weights:
+    """Gate and up of a layer, multiplied with the map: functions of f in the place of x.
+
+    m (2 D + 1, D), rest = C (D, D)  ->  for "gate" and "up": W M^T (F, 2 D), its constant (F,), w C w^T (F,).
+    """
+    parts: Weights = {}
+    for name in ("gate", "up"):
+        w, bias = (getattr(layer, f"{name}_{kind}") for kind in ("proj", "bias"))
+        product = w.astype(np.float64) @ m.T  # (F, 2 D + 1)
+        constant = product[:, -1] + (0 if bias is None else bias)
+        parts[name] = (product[:, :-1], constant, np.maximum(np.vecdot(w @ rest, w), 0))
+    return parts
 
 
 class Ahead(Predictor):
@@ -73,42 +124,14 @@ class Ahead(Predictor):
     ) -> Ahead:  # fmt: skip
         """Find M, b and C on a training text, in the model as it is cut, and round gate M^T and up M^T to ``bits``."""
         layers, hidden, intermediate = shape_of(model)
-        features, n = Features(), np.zeros(layers)
-        # Sums over tokens of [f 1]^T [f 1], [f 1]^T x and x^T x: all that least squares needs.
-        ff, fx = np.zeros((layers, 2 * hidden + 1, 2 * hidden + 1)), np.zeros((layers, 2 * hidden + 1, hidden))
-        xx = np.zeros((layers, hidden, hidden))
-
-        def watch(x: np.ndarray, layer, position: int, tap) -> np.ndarray:
-            f = np.concatenate([features(layer.index, position, x), np.ones_like(x[:, :1])], axis=1)  # (T, 2 D + 1)
-            for total, product in ((ff, f.T @ f), (fx, f.T @ x), (xx, x.T @ x)):
-                total[layer.index] += product
-            n[layer.index] += len(x)
-            return cut(x, layer, position, tap)
-
-        cut = policy_ffn(model, thresholds)
-        pass_over(model, runs(model, documents, "documents", context), lambda name, value: value, watch, "looking")
-        ff, fx, xx = (total / n[:, None, None] for total in (ff, fx, xx))
-        parts = []
-        for layer in model.layers:
-            i = layer.index
-            if i:
-                ridge = RIDGE * np.trace(ff[i]) / len(ff[i]) * np.eye(len(ff[i]))
-                m = np.linalg.solve(ff[i] + ridge, fx[i])  # (2 D + 1, D): M, and b as its last row
-                rest = xx[i] - m.T @ fx[i] - fx[i].T @ m + m.T @ ff[i] @ m  # C (D, D)
-            else:
-                m, rest = np.eye(2 * hidden + 1, hidden), np.zeros((hidden, hidden))
-            part = {}
-            for name in ("gate", "up"):
-                w, bias = (getattr(layer, f"{name}_{kind}") for kind in ("proj", "bias"))
-                composed = w.astype(np.float64) @ m.T  # (F, 2 D + 1)
-                constant = composed[:, -1] + (0 if bias is None else bias)
-                part[name] = (composed[:, :-1], constant, np.maximum(np.vecdot(w @ rest, w), 0))
-            parts.append(part)
-        moments = ff[:, :-1, :-1]
-        shape, act = (layers, 2 * hidden, intermediate), model.config.hidden_act
-        found = cls(Shadow.of_weights(shape, act, parts, bits, bits, moments))
-        found.trained_on = frozenset(document_hashes(documents))
-        return found
+        ff, fx, xx = moments_with_features(model, thresholds, documents, context)
+        maps = [linear_map(ff[i], fx[i], xx[i]) for i in range(1, layers)]
+        maps.insert(0, (np.eye(2 * hidden + 1, hidden), np.zeros((hidden, hidden))))  # layer 0 has its own input
+        weights = [composed(layer, *maps[layer.index]) for layer in model.layers]
+        shape, act, moments = (layers, 2 * hidden, intermediate), model.config.hidden_act, ff[:, :-1, :-1]
+        predictor = cls(Shadow.of_weights(shape, act, weights, bits, bits, moments))
+        predictor.trained_on = frozenset(document_hashes(documents))
+        return predictor
 
     def predict(self, index: int, position: int, x: np.ndarray) -> np.ndarray:
         """x (T, D), of which layer l > 0 uses only the tokens before  ->  scores (T, F)."""

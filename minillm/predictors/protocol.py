@@ -1,4 +1,15 @@
-"""TODO."""
+"""What a predictor is.
+
+A predictor gives every neuron of a layer a score before the layer is computed, larger where the neuron is likelier to
+matter. The neurons above the layer's cutoff are selected (select.py):
+
+    s = predict(layer, x)    x (T, D)  ->  s (T, F)
+    neuron j is selected where  s_j > cutoff[layer]
+
+A score needs no scale of its own, because the cutoffs are quantiles of the scores (cutoffs.py). How well the selected
+neurons match the active ones is counted in metrics.py. A predictor is an ordinary class that subclasses Predictor:
+what it does not say itself it takes from there.
+"""
 
 from __future__ import annotations
 
