@@ -5,9 +5,9 @@ A prefetch needs time. What is known of layer l's FFN input x_l[t] when layer l 
     f = [x_{l-1}[t], x_l[t - 1]]       this token one layer before, this layer one token before        (2 D,)
     x_l[t] ~ f M + b                   M (2 D, D), b (D,) by least squares on a training text, one per layer
 
-Between the two lie an FFN and an attention, which no linear map can follow. But what it misses is measured, too: with C
-the covariance of the rest, a row w of the gate is wrong by w C w^T on average, and that goes into the shadow's e_g (and
-e_u), so that the score is the expected square and not the square of what is expected.
+Between the two lie an FFN and an attention, which no linear map can follow. But what the map misses is measured, too:
+with C the covariance of the rest, the product with a row w of the gate has the mean squared error w C w^T. It goes into
+the shadow's e_g (and e_u), so that the score is the expected square and not the square of what is expected.
 
     g = f (M w^T) + b . w        so the map is multiplied into gate and up once, and only the products are kept, packed
 
@@ -36,8 +36,8 @@ RIDGE = 1e-4  # of the features' mean square, added to the diagonal
 class Features:
     """f of the module's docstring, from the inputs as they come, layer by layer; position 0 starts a new text.
 
-    A layer may be asked about early, while the one before has its input: then x is that of the layer before, and of a
-    single token nothing of it counts. The same position is asked again later, with the layer's own x.
+    A layer may be asked for early, when only the layer before it has its input. Then x is the input of the layer before;
+    for a single token it plays no part. The same position is asked for again later, with the layer's own x.
     """
 
     def __init__(self) -> None:
@@ -75,7 +75,7 @@ def moments_with_features(
         n[layer.index] += len(x)
         return cut(x, layer, position, tap)
 
-    pass_over(model, runs(model, documents, "documents", context), no_tap, watch, "looking")
+    pass_over(model, runs(model, documents, "documents", context), no_tap, watch, "second moments")
     n = n[:, None, None]
     return ff / n, fx / n, xx / n
 
@@ -139,7 +139,7 @@ class Ahead(Predictor):
 
     @property
     def nbytes(self) -> int:
-        """Those of the shadow, which is twice as wide."""
+        """Bytes of the shadow, which is twice as wide."""
         return self.shadow.nbytes
 
     def multiply_adds(self, index: int) -> float:
@@ -147,14 +147,14 @@ class Ahead(Predictor):
         return self.shadow.multiply_adds(index)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Those of the shadow."""
+        """The shadow's tables."""
         return self.shadow.arrays()
 
     def settings(self) -> dict:
-        """Those of the shadow."""
+        """The shadow's settings."""
         return self.shadow.settings()
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray], settings: dict) -> Ahead:
-        """Made again from the shadow's."""
+        """The predictor with a shadow of these tables."""
         return cls(Shadow.from_arrays(arrays, settings))

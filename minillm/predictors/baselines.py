@@ -40,11 +40,11 @@ class Chance(Predictor):
         return np.array([np.random.default_rng(seed).random(self.shape[2], x.dtype) for seed in seeds])
 
     def multiply_adds(self, index: int) -> float:
-        """None."""
+        """Zero: nothing is computed."""
         return 0
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """None."""
+        """No tables: the scores are drawn anew."""
         return {}
 
     def settings(self) -> dict:
@@ -53,7 +53,7 @@ class Chance(Predictor):
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray], settings: dict) -> Chance:
-        """Made again from its settings."""
+        """The same scores again, from shape and seed."""
         return cls(**settings)
 
 
@@ -71,7 +71,13 @@ def active_shares(
             tokens[at.layer] += len(value)
         return value
 
-    pass_over(model, runs(model, documents, "documents", context), tap, policy_ffn(model, thresholds), "counting")
+    pass_over(
+        model,
+        runs(model, documents, "documents", context),
+        tap,
+        policy_ffn(model, thresholds),
+        "counting active neurons",
+    )
     return (active / tokens[:, None]).astype(np.float32)
 
 
@@ -105,7 +111,7 @@ class Static(Predictor):
         return self.shares.nbytes
 
     def multiply_adds(self, index: int) -> float:
-        """None."""
+        """Zero: nothing is computed."""
         return 0
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -118,7 +124,7 @@ class Static(Predictor):
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray], settings: dict) -> Static:
-        """Made again from its shares."""
+        """The predictor with these shares."""
         return cls(settings["shape"], arrays["shares"])
 
 
@@ -156,7 +162,7 @@ class PreviousToken(Predictor):
         return self.static.nbytes + layers * -(-intermediate // 8)
 
     def multiply_adds(self, index: int) -> float:
-        """None."""
+        """Zero: nothing is computed."""
         return 0
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -169,5 +175,5 @@ class PreviousToken(Predictor):
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray], settings: dict) -> PreviousToken:
-        """Made again from the shares."""
+        """The predictor with these static shares."""
         return cls(Static.from_arrays(arrays, settings))

@@ -1,8 +1,9 @@
 """Predicting by clusters of patterns: the follow-up of the paper (arXiv 2507.14179).
 
 A pattern is the set of active neurons of one layer at one position (memory.py). K centroids c_k per layer stand for
-all patterns, and only one number is predicted, which centroid. The distance counts what the centroid misses; what it
-has too much is free, so the density of the centroids must be forced, or the densest one would be nearest to everything:
+all patterns, and only one number is predicted, which centroid. The distance counts the bits that the centroid misses.
+Its excess bits cost nothing, so the density of the centroids must be forced, or the densest one would be nearest to
+everything:
 
     D(b, c) = sum_j b_j (1 - c_j)        c_k = the most frequent neurons of its members, a fixed share of all
 
@@ -11,7 +12,7 @@ Where all centroids have the same density d, D and the Hamming distance rank the
     D = |b| - h        |b xor c| = |b| + d F - 2 h
 
 so the asymmetry decides nothing there: it matters only when densities differ. The released code assigns by the TRUE
-pattern, which nobody has before the layer is computed (``assign="pattern"``). No other assignment to centroids of one
+pattern, which is not known before the layer is computed (``assign="pattern"``). No other assignment to centroids of one
 density has a higher recall: an upper bound of the recall, though not of everything, since D counts a large neuron like
 a small one. What can be used is the layer's input: the cluster whose members had the nearest mean input
 (``assign="input"``).
@@ -19,7 +20,7 @@ a small one. What can be used is the layer's input: the cluster whose members ha
 Bits tie often. Frequencies, scaled below one half, break the ties, so that any share can be selected.
 
 Differs from the follow-up: patterns are those of policy mid and not of the cut gate; the history of a centroid blends
-the means of its members, not their rounded bits; equal distances are told apart by the bits that are too many.
+the means of its members, not their rounded bits; of equal distances, the one with fewer excess bits counts as smaller.
 """
 
 from __future__ import annotations
@@ -36,15 +37,15 @@ from ..sparsity.thresholds import Thresholds
 from ..transformer.model import Llama, shape_of
 from ..transformer.ops import linear
 from ..transformer.texts import document_hashes
-from .memory import TIE, pattern, seen
+from .memory import TIE, pattern, sample_patterns
 from .protocol import Predictor
 
 
 def distances(patterns: np.ndarray, centroids: np.ndarray, kind: str = "missed") -> np.ndarray:
     """How far patterns are from centroids.
 
-        missed    sum_j b_j (1 - c_j), and extra bits below one: sum_j (1 - b_j) c_j / (F + 1)     to break ties
-        hamming   missed and extra bits alike
+        missed    sum_j b_j (1 - c_j) + sum_j (1 - b_j) c_j / (F + 1)     the excess bits stay below one and break ties
+        hamming   sum_j b_j (1 - c_j) + sum_j (1 - b_j) c_j
 
     patterns (N, F), centroids (K, F), both bool  ->  (N, K) float64.
     """
@@ -191,7 +192,7 @@ class Clusters(Predictor):
         """Cluster the patterns of a training text. Raises MinillmError for settings out of range."""
         if settings.assign not in ("input", "pattern"):
             raise MinillmError(f"assign is {settings.assign!r}, expected input or pattern")
-        inputs, patterns = seen(model, thresholds, documents, settings.size, rng, context)
+        inputs, patterns = sample_patterns(model, thresholds, documents, settings.size, rng, context)
         frequency = patterns.mean(axis=1, dtype=np.float32)  # (L, F)
         if settings.pooled:
             inputs, patterns = (array.reshape(1, -1, array.shape[-1]) for array in (inputs, patterns))

@@ -92,7 +92,7 @@ class LowRank(Predictor):
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray], settings: dict) -> LowRank:
-        """Made again from its factors."""
+        """The predictor with these factors."""
         return cls(settings["shape"], settings["hidden_act"], arrays)
 
 
@@ -208,7 +208,7 @@ class Shadow(Predictor):
 
     @property
     def nbytes(self) -> int:
-        """All tables, the codes packed; what is unpacked for speed is not counted."""
+        """All tables, the codes packed; the copy unpacked for speed is not counted."""
         return sum(table.nbytes for table in self.tables.values())
 
     def multiply_adds(self, index: int) -> float:
@@ -227,6 +227,6 @@ class Shadow(Predictor):
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray], settings: dict) -> Shadow:
-        """Made again from its tables."""
+        """The predictor with these tables."""
         bits = settings["gate_bits"], settings["up_bits"]
         return cls(settings["shape"], settings["hidden_act"], *bits, arrays)

@@ -86,7 +86,7 @@ class Learned(Predictor):
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray], settings: dict) -> Learned:
-        """Made again from its tables."""
+        """The predictor with these tables."""
         return cls(settings["shape"], arrays, settings["ahead"])
 
 
@@ -129,7 +129,7 @@ class Refined(Predictor):
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray], settings: dict) -> Refined:
-        """Made again from both."""
+        """The predictor with a shadow and a correction of these tables."""
         own = {name.removeprefix("correction_"): a for name, a in arrays.items() if name.startswith("correction_")}
         rest = {name: a for name, a in arrays.items() if not name.startswith("correction_")}
         return cls(Shadow.from_arrays(rest, settings), own)

@@ -33,7 +33,7 @@ TIE = np.float32(0.5)  # a frequency of 1 is worth half a vote
 ROWS = 64  # positions whose keys are compared with a library at once
 
 
-def seen(
+def sample_patterns(
     model: Llama, thresholds: Thresholds, documents: str | Sequence[str], size: int, rng: np.random.Generator,
     context: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
@@ -104,7 +104,7 @@ class Library(Predictor):
         settings: LibrarySettings = LibrarySettings(), context: int | None = None,
     ) -> Library:  # fmt: skip
         """Store patterns of a training text. Raises MinillmError for more neighbours than stored patterns."""
-        _, patterns = seen(model, thresholds, documents, settings.size, rng, context)
+        _, patterns = sample_patterns(model, thresholds, documents, settings.size, rng, context)
         if not 1 <= settings.k <= patterns.shape[1]:
             raise MinillmError(f"k is {settings.k}, expected 1 to {patterns.shape[1]}, the number of stored patterns")
         layer = model.layers[0]

@@ -40,14 +40,14 @@ class Oracle(Predictor):
         return 2 * intermediate * hidden
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """None of its own."""
+        """No tables of its own."""
         return {}
 
     def settings(self) -> dict:
-        """None."""
+        """No settings."""
         return {}
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray], settings: dict) -> Oracle:
-        """Raises MinillmError: it is made from a model."""
+        """Raises MinillmError: an oracle is made from a model."""
         raise MinillmError("the oracle has no tables of its own, expected Oracle(model, thresholds)")

@@ -37,7 +37,7 @@ def second_moments(
             tokens[at.layer] += len(value)
         return value
 
-    pass_over(model, runs(model, documents, "documents", context), tap, policy_ffn(model, thresholds), "looking")
+    pass_over(model, runs(model, documents, "documents", context), tap, policy_ffn(model, thresholds), "second moments")
     return total / tokens[:, None, None]
 
 

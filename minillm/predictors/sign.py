@@ -73,5 +73,5 @@ class Sign(Predictor):
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray], settings: dict) -> Sign:
-        """Made again from its signs."""
+        """The predictor with these packed signs."""
         return cls(settings["shape"], arrays["bits"])

@@ -95,10 +95,10 @@ def train_layer(
     x, y, logs = training
     negative = float(y.mean()) + 0.005 if schedule.negative is None else schedule.negative
 
-    def kept() -> tuple[float, Parameters]:
+    def snapshot() -> tuple[float, Parameters]:
         return loss_and_gradients(p, *held_out, negative)[0], {name: value.copy() for name, value in p.items()}
 
-    best, waited, adam, steps = kept(), 0, Adam(p, RATE), schedule.epochs * -(-len(x) // BATCH)
+    best, waited, adam, steps = snapshot(), 0, Adam(p, RATE), schedule.epochs * -(-len(x) // BATCH)
     for _ in range(schedule.epochs):
         order = rng.permutation(len(x))
         for a in range(0, len(x), BATCH):
@@ -106,9 +106,9 @@ def train_layer(
             part_logs = None if logs is None else logs[rows]
             _, gradients = loss_and_gradients(p, x[rows], y[rows], part_logs, negative)
             adam.step(gradients, cosine(adam.t, steps, warmup=20))
-        now = kept()
-        best, waited = (now, 0) if now[0] < best[0] else (best, waited + 1)
-        watch(now[0])
+        latest = snapshot()
+        best, waited = (latest, 0) if latest[0] < best[0] else (best, waited + 1)
+        watch(latest[0])
         if waited == schedule.patience:
             break
     return best[1]

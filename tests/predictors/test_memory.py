@@ -8,7 +8,7 @@ from patterns import BITS, random_patterns, rng, texts
 from minillm.errors import MinillmError
 from minillm.predictors.cutoffs import fit_cutoffs
 from minillm.predictors.files import load_predictor, save_predictor
-from minillm.predictors.memory import Library, LibrarySettings, nearest, seen
+from minillm.predictors.memory import Library, LibrarySettings, nearest, sample_patterns
 from minillm.predictors.metrics import PredictionMeter
 from minillm.predictors.select import predicted_ffn, sparse_ffn
 from minillm.sparsity.calibrate import calibrate
@@ -27,7 +27,7 @@ def thresholds(three_layers):
 
 
 def test_what_was_seen_are_the_masks_and_inputs_of_the_cut_model(model, thresholds):
-    inputs, patterns = seen(model, thresholds, texts(1), 10_000, rng())
+    inputs, patterns = sample_patterns(model, thresholds, texts(1), 10_000, rng())
     ids = model.tokenizer.encode(texts(1)[0])
     with Trace(keep=["*.mlp.norm", "*.mlp.mask"]) as trace:
         model.forward(ids, ffn=sparse_ffn(model, thresholds), tap=trace)
@@ -37,8 +37,8 @@ def test_what_was_seen_are_the_masks_and_inputs_of_the_cut_model(model, threshol
 
 
 def test_fewer_positions_are_drawn_in_order_from_all_of_the_text(model, thresholds):
-    every, _ = seen(model, thresholds, texts(4), 10_000, rng())
-    some, _ = seen(model, thresholds, texts(4), 20, rng())
+    every, _ = sample_patterns(model, thresholds, texts(4), 10_000, rng())
+    some, _ = sample_patterns(model, thresholds, texts(4), 20, rng())
     rows = np.sort(rng().choice(every.shape[1], 20, replace=False))
     assert rows[-1] > 0.7 * every.shape[1] and np.array_equal(some, every[:, rows])
 
