@@ -36,8 +36,8 @@ RIDGE = 1e-4  # of the features' mean square, added to the diagonal
 class Features:
     """f of the module's docstring, from the inputs as they come, layer by layer; position 0 starts a new text.
 
-    A layer may be asked for early, when only the layer before it has its input. Then x is the input of the layer before;
-    for a single token it plays no part. The same position is asked for again later, with the layer's own x.
+    A layer may be asked for early, when only the layer before it has its input. Then x is that input; for a single
+    token it plays no part. The same position is asked for again later, with the layer's own x.
     """
 
     def __init__(self) -> None:

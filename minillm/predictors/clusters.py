@@ -33,11 +33,12 @@ import numpy as np
 
 from ..errors import MinillmError
 from ..sparsity.policies import largest
+from ..sparsity.selected import mid_mask
 from ..sparsity.thresholds import Thresholds
 from ..transformer.model import Llama, shape_of
 from ..transformer.ops import linear
 from ..transformer.texts import document_hashes
-from .memory import TIE, pattern, sample_patterns
+from .memory import TIE, sample_patterns
 from .protocol import Predictor
 
 
@@ -155,8 +156,7 @@ class TruePattern(NamedTuple):
         """x (T, D)  ->  the true pattern of each row, bool (T, F)."""
         layer = self.model.layers[index]
         gate = layer.act(linear(x, layer.gate_proj, layer.gate_bias))  # (T, F)
-        mid = gate * linear(x, layer.up_proj, layer.up_bias)  # (T, F)
-        return pattern(mid, self.thresholds.layers[index]["mid"])
+        return mid_mask(gate * linear(x, layer.up_proj, layer.up_bias), self.thresholds, index)  # (T, F)
 
 
 class Clusters(Predictor):

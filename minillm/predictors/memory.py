@@ -28,6 +28,7 @@ from ..transformer.model import Llama
 from ..transformer.ops import ACTIVATIONS, linear
 from ..transformer.texts import document_hashes, runs
 from .protocol import Predictor
+from .select import above
 
 TIE = np.float32(0.5)  # a frequency of 1 is worth half a vote
 ROWS = 64  # positions whose keys are compared with a library at once
@@ -49,11 +50,6 @@ def sample_patterns(
     total = len(values[0]["norm"])
     rows = np.sort(rng.choice(total, min(size, total), replace=False))
     return np.array([layer["norm"][rows] for layer in values]), np.array([layer["mask"][rows] for layer in values])
-
-
-def pattern(mid: np.ndarray, level: float) -> np.ndarray:
-    """Active neurons by policy mid, |m_j| > level, put as "not below" so that a NaN stays: (T, F)  ->  bool (T, F)."""
-    return ~(np.abs(mid) <= level)
 
 
 def nearest(keys: np.ndarray, library: np.ndarray, count: int) -> np.ndarray:
@@ -121,7 +117,7 @@ class Library(Predictor):
         if index == 0:
             gate = ACTIVATIONS[self.act](linear(x, self.first["gate_proj"], self.first.get("gate_bias")))
             mid = np.abs(gate * linear(x, self.first["up_proj"], self.first.get("up_bias")))  # (T, F)
-            keys = np.packbits(pattern(mid, self.level), axis=-1)  # (T, B)
+            keys = np.packbits(above(mid, self.level), axis=-1)  # (T, B)
             self._near = nearest(keys, self.library[0], self.k)  # (T, k)
             return mid
         if len(self._near) != len(x):
