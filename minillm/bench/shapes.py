@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import MinillmError
-from ..loading.checkpoint import save_tensors
 from ..loading.config import ModelConfig
+from ..loading.tensors import save_tensors
 from ..prefetch.clock import LARGE
 from ..transformer.model import random_weights
 

@@ -1,11 +1,11 @@
 """What a predictor must beat: three guesses that never look at the token.
 
     chance           s_j = a random number                                       expected recall = the selected fraction
-    static           s_j = how often neuron j is active on a training text        one mask for every token
+    static           s_j = the share of training tokens that activate neuron j    one mask for every token
     previous-token   s_j = 1 if neuron j was active at the token before; its static share orders the rest
 
-Neighbouring tokens share neurons and some neurons are nearly always active, so that a good recall may be nothing that
-was predicted. The first token of a text has no token before it: its score is the static one.
+Neighbouring tokens share neurons, and some neurons are nearly always active. So a good recall need not mean that
+anything was predicted. The first token of a text has no token before it: its score is the static one.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..errors import MinillmError
 from ..sparsity.sparse import policy_ffn
 from ..sparsity.thresholds import Thresholds
+from ..steps import place
 from ..transformer.evaluation import pass_over
 from ..transformer.model import Llama, shape_of
 from ..transformer.texts import document_hashes, runs
@@ -29,7 +31,8 @@ class Chance(Predictor):
     lookaheads, selects = LOOKAHEADS, False
 
     def __init__(self, shape: tuple[int, int, int], seed: int = 0):
-        self.shape, self.seed = tuple(shape), int(seed)
+        layers, hidden, intermediate = shape
+        self.shape, self.seed = (layers, hidden, intermediate), int(seed)
 
     def predict(self, index: int, position: int, x: np.ndarray) -> np.ndarray:
         """x (T, D), of which only T matters  ->  uniform numbers (T, F)."""
@@ -37,11 +40,11 @@ class Chance(Predictor):
         return np.array([np.random.default_rng(seed).random(self.shape[2], x.dtype) for seed in seeds])
 
     def multiply_adds(self, index: int) -> float:
-        """None."""
+        """Zero: nothing is computed."""
         return 0
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """None."""
+        """No tables: the scores are drawn anew."""
         return {}
 
     def settings(self) -> dict:
@@ -50,36 +53,43 @@ class Chance(Predictor):
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray], settings: dict) -> Chance:
-        """Made again from its settings."""
+        """The same scores again, from shape and seed."""
         return cls(**settings)
 
 
 def active_shares(
     model: Llama, thresholds: Thresholds, documents: str | Sequence[str], context: int | None = None
 ) -> np.ndarray:
-    """How often each neuron is active by policy mid on a text, in the model that is cut so: (L, F) float32."""
+    """Share of a text's tokens that activate each neuron, by policy mid in the model cut by it: (L, F) float32."""
     layers, _, intermediate = shape_of(model)
     active, tokens = np.zeros((layers, intermediate), np.int64), np.zeros(layers, np.int64)
 
     def tap(name: str, value: np.ndarray) -> np.ndarray:
-        if name.endswith(".mlp.mask"):
-            index = int(name.split(".")[1])
-            active[index] += np.count_nonzero(value, axis=0)
-            tokens[index] += len(value)
+        at = place(name)
+        if at and at.step == "mlp.mask":
+            active[at.layer] += np.count_nonzero(value, axis=0)
+            tokens[at.layer] += len(value)
         return value
 
-    pass_over(model, runs(model, documents, "documents", context), tap, policy_ffn(model, thresholds), "counting")
+    pass_over(
+        model,
+        runs(model, documents, "documents", context),
+        tap,
+        policy_ffn(model, thresholds),
+        "counting active neurons",
+    )
     return (active / tokens[:, None]).astype(np.float32)
 
 
 class Static(Predictor):
-    """The same scores for every token: shares (L, F), how often each neuron is active on a training text."""
+    """The same scores for every token: shares (L, F) of the training tokens that activate each neuron."""
 
     name, lookaheads, selects = "static", LOOKAHEADS, False
 
     def __init__(self, shape: tuple[int, int, int], shares: np.ndarray):
-        self.shape, self.shares = tuple(shape), shares
-        if shares.shape != (self.shape[0], self.shape[2]):
+        layers, hidden, intermediate = shape
+        self.shape, self.shares = (layers, hidden, intermediate), shares
+        if shares.shape != (layers, intermediate):
             raise ValueError(f"shares are {list(shares.shape)}, expected those of shape {self.shape}")
 
     @classmethod
@@ -87,9 +97,9 @@ class Static(Predictor):
         cls, model: Llama, thresholds: Thresholds, documents: str | Sequence[str], context: int | None = None
     ) -> Static:
         """Count on training documents; cutoffs are still to be set."""
-        found = cls(shape_of(model), active_shares(model, thresholds, documents, context))
-        found.trained_on = frozenset(document_hashes(documents))
-        return found
+        predictor = cls(shape_of(model), active_shares(model, thresholds, documents, context))
+        predictor.trained_on = frozenset(document_hashes(documents))
+        return predictor
 
     def predict(self, index: int, position: int, x: np.ndarray) -> np.ndarray:
         """x (T, D), of which only T matters  ->  the shares, T times (T, F)."""
@@ -101,7 +111,7 @@ class Static(Predictor):
         return self.shares.nbytes
 
     def multiply_adds(self, index: int) -> float:
-        """None."""
+        """Zero: nothing is computed."""
         return 0
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -114,15 +124,15 @@ class Static(Predictor):
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray], settings: dict) -> Static:
-        """Made again from its shares."""
+        """The predictor with these shares."""
         return cls(settings["shape"], arrays["shares"])
 
 
 class PreviousToken(Predictor):
-    """The true mask of the token before, and among equals the static shares: s_j = [j was active] + share_j.
+    """The true mask of the token before; the static shares order the rest: s_j = [j was active] + 0.999 share_j.
 
-    Told the truth after each token (needs_truth), one token at a time (sequential). Counting a share of 1 as a little
-    less keeps every neuron that was active above every one that was not.
+    It must see the truth after each token (needs_truth), one token at a time (sequential). The factor 0.999 keeps every
+    neuron that was active above every one that was not.
     """
 
     name, lookaheads, selects = "previous-token", LOOKAHEADS, False
@@ -133,14 +143,16 @@ class PreviousToken(Predictor):
         self._before: dict[int, np.ndarray] = {}  # layer -> the mask of the token before (F,)
 
     def predict(self, index: int, position: int, x: np.ndarray) -> np.ndarray:
-        """x (1, D), of which nothing matters  ->  scores (1, F)."""
+        """x (1, D), which plays no part  ->  scores (1, F)."""
         if position == 0:
             self._before.pop(index, None)
         scores = 0.999 * self.static.predict(index, position, x)  # (1, F)
         return scores + self._before[index] if index in self._before else scores
 
     def observe(self, index: int, position: int, x: np.ndarray, mask: np.ndarray | None) -> None:
-        """Keep the last row's true mask."""
+        """Keep the last row's true mask. Raises MinillmError where there is none."""
+        if mask is None:
+            raise MinillmError(f"the predictor {self.name} was given no true mask, expected one after each token")
         self._before[index] = mask[-1].astype(np.float32)
 
     @property
@@ -150,7 +162,7 @@ class PreviousToken(Predictor):
         return self.static.nbytes + layers * -(-intermediate // 8)
 
     def multiply_adds(self, index: int) -> float:
-        """None."""
+        """Zero: nothing is computed."""
         return 0
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -163,5 +175,5 @@ class PreviousToken(Predictor):
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray], settings: dict) -> PreviousToken:
-        """Made again from the shares."""
+        """The predictor with these static shares."""
         return cls(Static.from_arrays(arrays, settings))

@@ -1,26 +1,52 @@
-"""TODO."""
+"""Predicting by clusters of patterns: the follow-up of the paper (arXiv 2507.14179).
+
+A pattern is the set of active neurons of one layer at one position (memory.py). K centroids c_k per layer stand for
+all patterns, and only one number is predicted, which centroid. The distance counts the bits that the centroid misses.
+Its excess bits cost nothing, so the density of the centroids must be forced, or the densest one would be nearest to
+everything:
+
+    D(b, c) = sum_j b_j (1 - c_j)        c_k = the most frequent neurons of its members, a fixed share of all
+
+Where all centroids have the same density d, D and the Hamming distance rank them alike, since with h = |b & c|
+
+    D = |b| - h        |b xor c| = |b| + d F - 2 h
+
+so the asymmetry decides nothing there: it matters only when densities differ. The released code assigns by the TRUE
+pattern, which is not known before the layer is computed (``assign="pattern"``). No other assignment to centroids of one
+density has a higher recall: an upper bound of the recall, though not of everything, since D counts a large neuron like
+a small one. What can be used is the layer's input: the cluster whose members had the nearest mean input
+(``assign="input"``).
+
+Bits tie often. Frequencies, scaled below one half, break the ties, so that any share can be selected.
+
+Differs from the follow-up: patterns are those of policy mid and not of the cut gate; the history of a centroid blends
+the means of its members, not their rounded bits; of equal distances, the one with fewer excess bits counts as smaller.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from ..errors import MinillmError
-from ..sparsity.policies import largest, policy_named
+from ..sparsity.policies import largest
+from ..sparsity.selected import mid_mask
 from ..sparsity.thresholds import Thresholds
 from ..transformer.model import Llama, shape_of
 from ..transformer.ops import linear
 from ..transformer.texts import document_hashes
-from .memory import TIE, seen
+from .memory import TIE, sample_patterns
 from .protocol import Predictor
 
 
 def distances(patterns: np.ndarray, centroids: np.ndarray, kind: str = "missed") -> np.ndarray:
     """How far patterns are from centroids.
 
-        missed    sum_j b_j (1 - c_j), and extra bits below one: sum_j (1 - b_j) c_j / (F + 1)     to break ties
-        hamming   missed and extra bits alike
+        missed    sum_j b_j (1 - c_j) + sum_j (1 - b_j) c_j / (F + 1)     the excess bits stay below one and break ties
+        hamming   sum_j b_j (1 - c_j) + sum_j (1 - b_j) c_j
 
     patterns (N, F), centroids (K, F), both bool  ->  (N, K) float64.
     """
@@ -56,8 +82,8 @@ def spread(patterns: np.ndarray, count: int, rng: np.random.Generator) -> np.nda
 def balanced(distance: np.ndarray) -> np.ndarray:
     """Give each cluster equally many patterns: (N, K)  ->  labels (N,), sizes N // K or one more.
 
-    In order k = 0 .. K-1, each cluster takes the nearest patterns that are left: greedy, as released, so that the last
-    clusters get what nobody wanted.
+    In order k = 0 .. K-1, each cluster takes the nearest patterns that are left: greedy, as in the released code, so
+    that the last clusters get the patterns that fitted no other.
     """
     count, clusters = distance.shape
     labels, left = np.empty(count, int), np.arange(count)
@@ -69,10 +95,25 @@ def balanced(distance: np.ndarray) -> np.ndarray:
     return labels
 
 
-def cluster(
-    patterns: np.ndarray, count: int, density: float | None, rng: np.random.Generator, iterations: int = 10,
-    distance: str = "missed",
-) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+@dataclass(frozen=True)
+class ClusterSettings:
+    """How patterns are clustered.
+
+    count: number of clusters (K). density: share of set bits forced on every centroid; None: as many as the members
+    have. distance: "missed" or "hamming". iterations: of assigning and averaging. size: number of positions that are
+    clustered. pooled: all layers together, or one by one. assign: by the "input", or by the true "pattern" (the bound).
+    """
+
+    count: int = 64
+    density: float | None = 0.5
+    distance: str = "missed"
+    iterations: int = 10
+    size: int = 4096
+    pooled: bool = False
+    assign: str = "input"
+
+
+def cluster(patterns: np.ndarray, settings: ClusterSettings, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Centroids of patterns, and which of them each pattern belongs to (arXiv 2507.14179, its code).
 
         mean_k = (i mean_k + mean of the members) / (i + 1)        at iteration i, members by ``balanced``
@@ -80,6 +121,7 @@ def cluster(
 
     patterns (N, F) bool  ->  centroids (K, F) bool, labels (N,). MinillmError for a count or density out of range.
     """
+    count, density, distance = settings.count, settings.density, settings.distance
     if not 1 <= count <= len(patterns):
         raise MinillmError(f"{count} clusters were asked for, expected 1 to {len(patterns)}, the number of patterns")
     if density is not None and not 0 < density <= 1:
@@ -92,7 +134,7 @@ def cluster(
 
     means = patterns[spread(patterns, count, rng)].astype(np.float64)  # (K, F)
     centroids = means > 0.5
-    for i in range(iterations):
+    for i in range(settings.iterations):
         labels = balanced(distances(patterns, centroids, distance))
         order = np.argsort(labels, kind="stable")
         starts = np.searchsorted(labels[order], np.arange(count))
@@ -103,69 +145,82 @@ def cluster(
     return centroids, balanced(distances(patterns, centroids, distance))
 
 
+class TruePattern(NamedTuple):
+    """What assignment by the true pattern needs: the model's own gate and up, and the thresholds of policy mid."""
+
+    model: Llama
+    thresholds: Thresholds
+    distance: str = "missed"
+
+    def of(self, index: int, x: np.ndarray) -> np.ndarray:
+        """x (T, D)  ->  the true pattern of each row, bool (T, F)."""
+        layer = self.model.layers[index]
+        gate = layer.act(linear(x, layer.gate_proj, layer.gate_bias))  # (T, F)
+        return mid_mask(gate * linear(x, layer.up_proj, layer.up_bias), self.thresholds, index)  # (T, F)
+
+
 class Clusters(Predictor):
     """The follow-up's clusters: the score of a neuron is its bit in the centroid that the position is assigned to.
 
-    centroids (G, K, B): packed. frequency (L, F). means (G, K, D): mean input of each cluster's members, or None.
-    G is L, or 1 where all layers share (``pooled``). With ``model``, positions are assigned by their true patterns,
-    which only gate and up in full tell: an upper bound of the recall, and no file.
+    centroids (G, K, B): packed. frequency (L, F). means (G, K, D): mean input of each cluster's members, or None. G is
+    L, or 1 where all layers share (``pooled``). With ``truth``, positions are assigned by their true patterns, which
+    takes gate and up in full: an upper bound of the recall, which cannot be saved.
     """
 
     def __init__(
         self, centroids: np.ndarray, frequency: np.ndarray, means: np.ndarray | None, shape: tuple[int, int, int],
-        model: Llama | None = None, thresholds: Thresholds | None = None, distance: str = "missed",
+        truth: TruePattern | None = None,
     ):  # fmt: skip
-        layers, hidden, width = self.shape = tuple(shape)
+        layers, hidden, width = shape
+        self.shape = (layers, hidden, width)
         groups, count = centroids.shape[:2]
         expected = [(groups, count, -(-width // 8)), (layers, width)]
         if groups not in (1, layers) or [centroids.shape, frequency.shape] != expected or centroids.dtype != np.uint8:
             raise ValueError(f"centroids {centroids.shape} and frequency {frequency.shape} do not fit {self.shape}")
+        if means is None and truth is None:
+            raise ValueError("means are None, expected them, or the true pattern, to assign positions by")
         if means is not None and means.shape != (groups, count, hidden):
             raise ValueError(f"means {means.shape}, expected {(groups, count, hidden)}")
-        self.centroids, self.frequency, self.means = centroids, frequency, means
-        self.model, self.thresholds, self.distance = model, thresholds, distance
-        self.name = f"clusters {count}" + " pooled" * (groups == 1 < layers) + ", true pattern" * (model is not None)
+        self.centroids, self.frequency, self.means, self.truth = centroids, frequency, means, truth
+        self.name = f"clusters {count}" + " pooled" * (groups == 1 < layers) + ", true pattern" * (truth is not None)
 
     @classmethod
     def fit(
         cls, model: Llama, thresholds: Thresholds, documents: str | Sequence[str], rng: np.random.Generator,
-        count: int = 64, density: float | None = 0.5, size: int = 4096, pooled: bool = False, assign: str = "input",
-        distance: str = "missed", iterations: int = 10, context: int | None = None,
+        settings: ClusterSettings = ClusterSettings(), context: int | None = None,
     ) -> Clusters:  # fmt: skip
-        """Cluster the patterns of ``size`` positions of a training text, layer by layer or (``pooled``) all together.
-
-        density: share of set bits forced on every centroid, None for as many as the members have. assign: "input", or
-        "pattern" (upper bound).
-        """
-        if assign not in ("input", "pattern"):
-            raise MinillmError(f"assign is {assign!r}, expected input or pattern")
-        inputs, patterns = seen(model, thresholds, documents, size, rng, context)
+        """Cluster the patterns of a training text. Raises MinillmError for settings out of range."""
+        if settings.assign not in ("input", "pattern"):
+            raise MinillmError(f"assign is {settings.assign!r}, expected input or pattern")
+        inputs, patterns = sample_patterns(model, thresholds, documents, settings.size, rng, context)
         frequency = patterns.mean(axis=1, dtype=np.float32)  # (L, F)
-        if pooled:
+        if settings.pooled:
             inputs, patterns = (array.reshape(1, -1, array.shape[-1]) for array in (inputs, patterns))
         centroids, means = [], []
         for x, bits in zip(inputs, patterns, strict=True):
-            found, labels = cluster(bits, count, density, rng, iterations, distance)
-            centroids.append(np.packbits(found, axis=-1))
-            means.append([x[labels == k].mean(axis=0) for k in range(count)])
-        truth = {"model": model, "thresholds": thresholds} if assign == "pattern" else {}
-        table = np.array(means, np.float32) if assign == "input" else None
-        predictor = cls(np.array(centroids), frequency, table, shape_of(model), **truth, distance=distance)
+            centres, labels = cluster(bits, settings, rng)
+            centroids.append(np.packbits(centres, axis=-1))
+            means.append([x[labels == k].mean(axis=0) for k in range(settings.count)])
+        by_input = settings.assign == "input"
+        table = np.array(means, np.float32) if by_input else None
+        truth = None if by_input else TruePattern(model, thresholds, settings.distance)
+        predictor = cls(np.array(centroids), frequency, table, shape_of(model), truth)
         predictor.trained_on = frozenset(document_hashes(documents))
         return predictor
 
     def assigned(self, index: int, x: np.ndarray) -> np.ndarray:
         """x (T, D)  ->  the cluster of each row (T,)."""
         group = index if len(self.centroids) > 1 else 0
-        if self.model is None:
-            # |x - mean|^2 = |x|^2 - 2 (x . mean - |mean|^2 / 2): the nearest has the largest bracket
-            means = self.means[group]
-            return (x @ means.T - np.square(means).sum(axis=1) / 2).argmax(axis=1)
-        layer = self.model.layers[index]
-        gate = layer.act(linear(x, layer.gate_proj, layer.gate_bias))  # (T, F)
-        mid = gate * linear(x, layer.up_proj, layer.up_bias)  # (T, F)
-        true = policy_named("mid").kept("mid", mid, self.thresholds.layers[index], {})
-        return distances(true, self._bits(group), self.distance).argmin(axis=1)
+        if self.truth is not None:
+            return distances(self.truth.of(index, x), self._bits(group), self.truth.distance).argmin(axis=1)
+        # |x - mean|^2 = |x|^2 - 2 (x . mean - |mean|^2 / 2): the nearest has the largest bracket
+        means = self._means()[group]  # (K, D)
+        return (x @ means.T - np.square(means).sum(axis=1) / 2).argmax(axis=1)
+
+    def _means(self) -> np.ndarray:
+        if self.means is None:
+            raise MinillmError(f"{self.name} needs the model's own weights, expected a predictor that can be saved")
+        return self.means
 
     def _bits(self, group: int) -> np.ndarray:
         return np.unpackbits(self.centroids[group], axis=-1, count=self.shape[2]).astype(bool)  # (K, F)
@@ -177,20 +232,18 @@ class Clusters(Predictor):
 
     @property
     def nbytes(self) -> int:
-        """Packed centroids, frequencies and mean inputs; an upper bound's gate and up are the model's own."""
+        """Packed centroids, frequencies and mean inputs; the gate and up of an upper bound are the model's own."""
         return sum(array.nbytes for array in (self.centroids, self.frequency, self.means) if array is not None)
 
     def multiply_adds(self, index: int) -> float:
-        """K products of D entries; by the true pattern gate and up, and K comparisons of F bits at 32 to one."""
+        """K products of D entries; by the true pattern gate and up, and K comparisons of F bits, 32 to one."""
         _, hidden, width = self.shape
         count = self.centroids.shape[1]
-        return count * hidden if self.model is None else 2 * width * hidden + count * width / 32
+        return count * hidden if self.truth is None else 2 * width * hidden + count * width / 32
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Its tables. Raises MinillmError for assignment by the true pattern, which needs the model itself."""
-        if self.model is not None:
-            raise MinillmError(f"{self.name} needs the model's own weights, expected a predictor that can be saved")
-        return {"centroids": self.centroids, "frequency": self.frequency, "means": self.means}
+        return {"centroids": self.centroids, "frequency": self.frequency, "means": self._means()}
 
     def settings(self) -> dict:
         """The shape of the model."""

@@ -1,16 +1,12 @@
-"""Predictors that are made from the weights alone, without a training loop: signs, low rank, and few bits.
+"""Predictors that are small copies of gate and up, made from the weights without a training loop.
 
-    sign     s_j = D - 2 popcount(sign(x) XOR sign(gate_j))        SparseInfer (arXiv 2411.12692): one bit per weight
     svd      s_j = |act(x . g_j) (x . u_j)|  with G = A B of rank r in the gate's place, and U in up's
     shadow   the same with G, U = gate and up rounded to b bits per weight, a scale per row; see below
 
-The last two compute the whole of gate and up in small: a poor copy of the layer that says which neurons of the real
-one are worth reading. How good a copy is depends on what it is asked about. The inputs x of a layer are far from
-round: a few directions hold most of their energy. The error that counts for a row w and its copy q is
+Both compute the whole of gate and up in small: a poor copy of the layer that says which neurons of the real one are
+worth reading. quantise.py makes the copies, for the second moments H of the inputs x where they are known:
 
-    mean_t (x_t . w - x_t . q)^2 = (w - q) H (w - q)^T        H = mean_t x_t^T x_t   (D, D), on a training text
-
-so both kinds take H where it is given. Without it, H = 1: the plain rounding and the plain SVD.
+    mean_t (x_t . w - x_t . q)^2 = (w - q) H (w - q)^T        w a row of the weight, q its copy
 
 With H the error itself is known, and a shadow can say what it expects of a neuron whose g and u it knows only up to
 standard deviations e_g and e_u: the root of the expected square, taken at two points (Gauss-Hermite's rule of order 2),
@@ -27,86 +23,28 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..errors import MinillmError
+from ..transformer.layer import Layer
 from ..transformer.model import Llama, shape_of
 from ..transformer.ops import ACTIVATIONS, linear
 from .protocol import Predictor
 from .quantise import low_rank, pack, quantise, unpack
 
-PAIRS = 1 << 20  # (token, neuron) pairs whose XOR is held at once
-GOLDEN = (5**0.5 - 1) / 2
-
-
-class Sign(Predictor):
-    """SparseInfer (arXiv 2411.12692): how many signs of x and of the gate's row agree.
-
-        N_neg = popcount(sign(x) XOR sign(gate_j))        s_j = N_pos - N_neg = D - 2 N_neg
-
-    which is x . gate_j with every magnitude set to 1. Written for ReLU, where a negative gate is exactly zero; with
-    SiLU it is only small. Counts have ties, and a share between two of them could not be selected: a fixed fraction of
-    1 per neuron orders them, the fractional part of j times the golden ratio.
-    Differs from the paper: its rule N_neg > alpha N_pos is our cutoff, one per layer.
-    """
-
-    name = "sign"
-
-    def __init__(self, shape: tuple[int, int, int], bits: np.ndarray):
-        self.shape, self.bits = tuple(shape), bits
-        layers, hidden, intermediate = self.shape
-        expected = (layers, intermediate, -(-hidden // 8))
-        if bits.shape != expected or bits.dtype != np.uint8:
-            raise ValueError(f"bits are {bits.dtype}{list(bits.shape)}, expected uint8{list(expected)}")
-        self._order = (np.arange(intermediate) * GOLDEN % 1).astype(np.float32)
-
-    @classmethod
-    def fit(cls, model: Llama) -> Sign:
-        """Pack the signs of every gate matrix: (L, F, D) -> (L, F, D / 8) bytes."""
-        return cls(shape_of(model), np.stack([pack(np.signbit(layer.gate_proj)) for layer in model.layers]))
-
-    def disagreements(self, index: int, x: np.ndarray) -> np.ndarray:
-        """N_neg of every token and neuron: x (T, D)  ->  counts (T, F)."""
-        signs, rows = pack(np.signbit(x)), max(1, PAIRS // self.shape[2])  # (T, D / 8)
-        blocks = (signs[a : a + rows, None] ^ self.bits[index] for a in range(0, len(x), rows))  # (rows, F, D / 8)
-        return np.concatenate([np.bitwise_count(block).sum(axis=-1, dtype=np.int32) for block in blocks])
-
-    def predict(self, index: int, position: int, x: np.ndarray) -> np.ndarray:
-        """x (T, D)  ->  signs that agree minus signs that do not, and the order of ties (T, F)."""
-        return (self.shape[1] - 2 * self.disagreements(index, x)).astype(np.float32) + self._order
-
-    @property
-    def nbytes(self) -> int:
-        """One bit per weight of the gate."""
-        return self.bits.nbytes
-
-    def multiply_adds(self, index: int) -> float:
-        """F D operations on single bits, 32 of which count as one."""
-        _, hidden, intermediate = self.shape
-        return intermediate * hidden / 32
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """The packed signs."""
-        return {"bits": self.bits}
-
-    def settings(self) -> dict:
-        """The shape."""
-        return {"shape": self.shape}
-
-    @classmethod
-    def from_arrays(cls, arrays: dict[str, np.ndarray], settings: dict) -> Sign:
-        """Made again from its signs."""
-        return cls(settings["shape"], arrays["bits"])
+# One layer to be copied: for "gate" and "up" the weight (F, D), the bias (F,) or None, and the variance (F,) or 0 of
+# what is unknown of the product beside the rounding.
+Weights = dict[str, tuple[np.ndarray, np.ndarray | None, np.ndarray | float]]
 
 
 class LowRank(Predictor):
-    """|act(x . g) (x . u)| with gate and up of rank r, in float16 (low_rank above)."""
+    """|act(x . g) (x . u)| with gate and up of rank r, in float16 (quantise.py, low_rank)."""
 
     def __init__(self, shape: tuple[int, int, int], hidden_act: str, tables: dict[str, np.ndarray]):
-        self.shape, self.hidden_act, self.tables = tuple(shape), hidden_act, tables
-        layers, hidden, intermediate = self.shape
+        layers, hidden, intermediate = shape
+        self.shape, self.hidden_act, self.tables = (layers, hidden, intermediate), hidden_act, tables
         self.rank = tables["gate_b"].shape[1]
         for part in ("gate", "up"):
-            found = (tables[f"{part}_a"].shape, tables[f"{part}_b"].shape)
-            if found != (expected := ((layers, intermediate, self.rank), (layers, self.rank, hidden))):
-                raise ValueError(f"{part}'s factors are {found}, expected {expected}")
+            sizes = (tables[f"{part}_a"].shape, tables[f"{part}_b"].shape)
+            if sizes != (expected := ((layers, intermediate, self.rank), (layers, self.rank, hidden))):
+                raise ValueError(f"{part}'s factors are {sizes}, expected {expected}")
         self.name = f"svd rank {self.rank}"
 
     @classmethod
@@ -154,12 +92,12 @@ class LowRank(Predictor):
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray], settings: dict) -> LowRank:
-        """Made again from its factors."""
+        """The predictor with these factors."""
         return cls(settings["shape"], settings["hidden_act"], arrays)
 
 
 def of_layer(tables: dict[str, np.ndarray], name: str, index: int, dtype: np.dtype) -> np.ndarray | None:
-    """One layer's row of a table that a predictor may not have."""
+    """One layer's row of a table, or None where the predictor has no such table."""
     return tables[name][index].astype(dtype) if name in tables else None
 
 
@@ -177,24 +115,26 @@ class Shadow(Predictor):
     def __init__(
         self, shape: tuple[int, int, int], hidden_act: str, gate_bits: int, up_bits: int, tables: dict[str, np.ndarray]
     ):
-        self.shape, self.hidden_act, self.tables = tuple(shape), hidden_act, tables
+        layers, hidden, intermediate = shape
+        self.shape, self.hidden_act, self.tables = (layers, hidden, intermediate), hidden_act, tables
         self.bits = {"gate": gate_bits, "up": up_bits}
         self.reads_gate = gate_bits == 0
-        layers, hidden, intermediate = self.shape
         for part in (part for part, bits in self.bits.items() if bits):
-            expected = {f"{part}_codes": (np.uint8, (layers, intermediate, -(-hidden * self.bits[part] // 8)))}
-            expected |= {f"{part}_scale": (np.float16, (layers, intermediate))}
-            for name, (dtype, size) in expected.items():
-                if tables[name].dtype != dtype or tables[name].shape != size:
-                    raise ValueError(f"{name} is {tables[name].dtype}{tables[name].shape}, expected {size}")
+            codes, scale = tables[f"{part}_codes"], tables[f"{part}_scale"]
+            size = (layers, intermediate, -(-hidden * self.bits[part] // 8))
+            if codes.dtype != np.uint8 or codes.shape != size:
+                raise ValueError(f"{part}_codes is {codes.dtype}{codes.shape}, expected {size}")
+            if scale.dtype != np.float16 or scale.shape != size[:2]:
+                raise ValueError(f"{part}_scale is {scale.dtype}{scale.shape}, expected {size[:2]}")
         widths = f"{up_bits}" if gate_bits == up_bits else f"{gate_bits}+{up_bits}"
         self.name = f"shadow {widths}-bit" if gate_bits else f"gate and {up_bits}-bit up"
-        self._layers, self._unpacked = None, {}  # the model's own, and what was unpacked for speed
+        self._layers: list[Layer] | None = None  # the model's own
+        self._unpacked: dict[tuple[str, int, np.dtype], np.ndarray] = {}  # kept for speed
 
     @classmethod
     def fit(cls, model: Llama, bits: int, moments: np.ndarray | None = None, gate_bits: int | None = None) -> Shadow:
         """Round gate and up of every layer to 1 to 8 bits; moments (L, D, D): what second_moments gives, or None."""
-        layers = [
+        layers: list[Weights] = [
             {part: (getattr(layer, f"{part}_proj"), getattr(layer, f"{part}_bias"), 0.0) for part in ("gate", "up")}
             for layer in model.layers
         ]
@@ -203,13 +143,10 @@ class Shadow(Predictor):
 
     @classmethod
     def of_weights(
-        cls, shape: tuple[int, int, int], hidden_act: str, layers: Sequence[dict], gate_bits: int, up_bits: int,
+        cls, shape: tuple[int, int, int], hidden_act: str, layers: Sequence[Weights], gate_bits: int, up_bits: int,
         moments: np.ndarray | None,
     ) -> Shadow:  # fmt: skip
-        """Round given weights: per layer {"gate", "up": (weight (F, D), bias (F,) or None, variance (F,) or 0)}.
-
-        variance: what is unknown of the product beside the rounding. Raises MinillmError for bits out of range.
-        """
+        """Round given weights, layer by layer: see Weights. Raises MinillmError for bits out of range."""
         if not (0 <= gate_bits <= 8 and 1 <= up_bits <= 8):
             raise MinillmError(f"bits are {gate_bits} and {up_bits}, expected 1 to 8 (of the gate: 0 for its own)")
         tables: dict[str, list[np.ndarray]] = {}
@@ -220,19 +157,19 @@ class Shadow(Predictor):
                     continue
                 moment = None if moments is None else moments[index]
                 codes, scale = quantise(weight, bits, moment)
-                found = {"codes": pack(codes, bits), "scale": scale}
+                rounded = {"codes": pack(codes, bits), "scale": scale}
                 if moment is not None:
                     missed = weight - (codes - (2**bits - 1) / 2) * scale.astype(np.float64)[:, None]  # (F, D)
-                    found["error"] = np.sqrt(np.vecdot(missed @ moment, missed) + variance).astype(np.float16)
+                    rounded["error"] = np.sqrt(np.vecdot(missed @ moment, missed) + variance).astype(np.float16)
                 if bias is not None:
-                    found["bias"] = bias.astype(np.float16)
-                for name, table in found.items():
+                    rounded["bias"] = bias.astype(np.float16)
+                for name, table in rounded.items():
                     tables.setdefault(f"{part}_{name}", []).append(table)
         stacked = {name: np.stack(parts) for name, parts in tables.items()}
         return cls(shape, hidden_act, gate_bits, up_bits, stacked)
 
     def attach(self, model: Llama) -> None:
-        """Take the model whose gate is read where there is no copy of it."""
+        """Take the model, whose gate is read where there is no copy of it."""
         self._layers = model.layers
 
     def weight(self, part: str, index: int, dtype: np.dtype) -> np.ndarray:
@@ -245,7 +182,7 @@ class Shadow(Predictor):
         return self._unpacked[part, index, dtype]
 
     def gate_up(self, index: int, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What the copy has for gate_pre and up: x (T, D)  ->  twice (T, F)."""
+        """The copy's gate_pre and up: x (T, D)  ->  twice (T, F)."""
         if not self.reads_gate:
             bias = of_layer(self.tables, "gate_bias", index, x.dtype)
             gate_pre = linear(x, self.weight("gate", index, x.dtype), bias)
@@ -271,11 +208,11 @@ class Shadow(Predictor):
 
     @property
     def nbytes(self) -> int:
-        """All tables, the codes packed; what is unpacked for speed is not counted."""
+        """All tables, the codes packed; the copy unpacked for speed is not counted."""
         return sum(table.nbytes for table in self.tables.values())
 
     def multiply_adds(self, index: int) -> float:
-        """2 F D, at few bits each; an own gate counts as well, though its selected rows are needed anyway."""
+        """2 F D, at few bits each; the layer's own gate counts too, though its selected rows are needed anyway."""
         _, hidden, intermediate = self.shape
         return 2 * intermediate * hidden
 
@@ -290,6 +227,6 @@ class Shadow(Predictor):
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray], settings: dict) -> Shadow:
-        """Made again from its tables."""
-        keys = ("shape", "hidden_act", "gate_bits", "up_bits")
-        return cls(*(settings[key] for key in keys), arrays)
+        """The predictor with these tables."""
+        bits = settings["gate_bits"], settings["up_bits"]
+        return cls(settings["shape"], settings["hidden_act"], *bits, arrays)

@@ -1,4 +1,10 @@
-"""TODO."""
+"""How a predictor is set: one cutoff per layer, so that each layer selects a given share of its neurons.
+
+    cutoff[l] = the (1 - fraction)-quantile of the scores of layer l        over all (token, neuron) pairs of a text
+
+so the selected share of (token, neuron) pairs is ``fraction``, whatever the scale of the scores. The cutoff is found
+with the predictor in the loop, since what a layer sees shifts when neurons are cut before it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,11 @@
-"""TODO."""
+"""A predictor as one safetensors file, and back.
+
+    arrays      table.NAME for each of the predictor's arrays(), and cutoffs (L,) float64 once they are set
+    metadata    format, version, kind (catalogue.py), and as JSON: settings(), shape [L, D, F], trained_on
+
+The kind names the class; its from_arrays makes the predictor again from tables and settings. Files come from anywhere,
+so every field is checked, and a file that does not fit is refused in one sentence.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +24,19 @@ from .protocol import Predictor
 FORMAT, VERSION = "minillm-predictor", "1"
 
 
-def save_predictor(path: str | Path, predictor: Predictor) -> None:
-    """Write a predictor as one safetensors file, whole or not at all: its arrays, the rest as text beside them.
+def class_of(kind: str) -> type[Predictor]:
+    """The class of a kind that a file may name; its module is loaded here."""
+    module, name = KINDS[kind].split(":")
+    return getattr(import_module(f"{__package__}.{module}"), name)
 
-    Raises MinillmError for a predictor that is no file's (the oracle), CheckpointError when it cannot be written.
+
+def save_predictor(path: str | Path, predictor: Predictor) -> None:
+    """Write a predictor as one safetensors file, whole or not at all: its arrays, the rest as JSON beside them.
+
+    Raises MinillmError for a predictor that cannot be saved (the oracle), CheckpointError when writing fails.
     """
-    place = f"{type(predictor).__module__.rpartition('.')[2]}:{type(predictor).__qualname__}"
-    kind = next((kind for kind, known in KINDS.items() if known == place), None)
+    own = f"{type(predictor).__module__.rpartition('.')[2]}:{type(predictor).__qualname__}"
+    kind = next((kind for kind, place in KINDS.items() if place == own), None)
     if kind is None:
         raise MinillmError(f"the predictor {predictor.name} has no tables of its own, expected one that can be saved")
     arrays = {f"table.{name}": array for name, array in predictor.arrays().items()}
@@ -34,7 +47,7 @@ def save_predictor(path: str | Path, predictor: Predictor) -> None:
 
 
 def load_predictor(path: str | Path) -> Predictor:
-    """Read a predictor's file. Raises CheckpointError, in one sentence, for a file that is none or does not fit."""
+    """Read a predictor's file. Raises CheckpointError, in one sentence, for a file that is not one or does not fit."""
     from safetensors import SafetensorError, safe_open
 
     path = Path(path)
@@ -46,7 +59,7 @@ def load_predictor(path: str | Path) -> Predictor:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, TypeError) as problem:  # TypeError: a dtype that NumPy lacks
         raise CheckpointError(f"{path}: is no safetensors file of plain arrays ({problem})") from None
-    for key, good in (("format", [FORMAT]), ("version", [VERSION]), ("kind", KINDS)):
+    for key, good in (("format", [FORMAT]), ("version", [VERSION]), ("kind", list(KINDS))):
         if metadata.get(key) not in good:
             expected = ", ".join(good)
             raise CheckpointError(f"{path}: {key} is {show(metadata.get(key))}, expected one of {expected}")
@@ -54,8 +67,7 @@ def load_predictor(path: str | Path) -> Predictor:
     for key, form in (("settings", dict), ("shape", list), ("trained_on", list)):
         if not isinstance(about.get(key), form):
             raise CheckpointError(f"{path}: {key} is {show(about.get(key))}, expected a {form.__name__}")
-    module, name = KINDS[metadata["kind"]].split(":")
-    kind, cutoffs = getattr(import_module(f"{__package__}.{module}"), name), arrays.pop("cutoffs", None)
+    kind, cutoffs = class_of(metadata["kind"]), arrays.pop("cutoffs", None)
     tables = {name.removeprefix("table."): array for name, array in arrays.items()}
     try:
         predictor = kind.from_arrays(tables, about["settings"])

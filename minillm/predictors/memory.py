@@ -1,4 +1,4 @@
-"""Predicting by patterns seen before: the paper's own guideline, and its follow-up's clusters.
+"""Predicting by patterns seen before: the paper's own guideline, a library of patterns.
 
 A pattern is the set of active neurons of one layer at one position, here the mask of policy ``mid``, 8 to a byte.
 
@@ -9,63 +9,47 @@ known; the k stored positions with the nearest patterns vote for the layers abov
     near = the k positions n with the smallest Hamming distance |b xor library[0, n]|
     score[l, j] = sum over n in near of library[l, n, j]        for l >= 1
 
-Clusters (follow-up, arXiv 2507.14179): K centroids c_k per layer stand for all patterns, and only one number is
-predicted, which centroid. The distance counts what the centroid misses; what it has too much is free, so the density
-of the centroids must be forced, or the densest one would be nearest to everything:
-
-    D(b, c) = sum_j b_j (1 - c_j)        c_k = the most frequent neurons of its members, a fixed share of all
-
-Where all centroids have the same density d, D and the Hamming distance rank them alike, since with h = |b & c|
-
-    D = |b| - h        |b xor c| = |b| + d F - 2 h
-
-so the asymmetry decides nothing there: it matters only when densities differ. The released code assigns by the TRUE
-pattern, which nobody has before the layer is computed (``assign="pattern"``). No other assignment to centroids of one
-density has a higher recall: an upper bound of the recall, though not of everything, since D counts a large neuron like
-a small one. What can be used is the layer's input: the cluster whose members had the nearest mean input
-(``assign="input"``).
-
-Votes and bits tie often. Frequencies, scaled below one half, break the ties, so that any share can be selected.
-
-Differs from the follow-up: patterns are those of policy mid and not of the cut gate; the history of a centroid blends
-the means of its members, not their rounded bits; equal distances are told apart by the bits that are too many.
+Votes tie often. The frequencies of the neurons, scaled below one half, break the ties, so that any share can be
+selected. (clusters.py breaks the ties of its bits in the same way.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from ..errors import MinillmError
 from ..sparsity.magnitudes import sample_values
-from ..sparsity.policies import policy_named
 from ..sparsity.sparse import policy_ffn
 from ..sparsity.thresholds import Thresholds
 from ..transformer.model import Llama
 from ..transformer.ops import ACTIVATIONS, linear
 from ..transformer.texts import document_hashes, runs
 from .protocol import Predictor
+from .select import above
 
 TIE = np.float32(0.5)  # a frequency of 1 is worth half a vote
 ROWS = 64  # positions whose keys are compared with a library at once
 
 
-def seen(
+def sample_patterns(
     model: Llama, thresholds: Thresholds, documents: str | Sequence[str], size: int, rng: np.random.Generator,
     context: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """Inputs (L, N, D) and patterns (L, N, F) of ``size`` positions of a text (or all), drawn at random, in order.
+    """Inputs (L, N, D) and patterns (L, N, F) of N = ``size`` positions of a text, drawn at random, kept in order.
 
-    They are taken from the model as it runs: cut by these thresholds of policy mid. Raises MinillmError for others.
+    A shorter text gives all of its positions. They are taken from the model as it runs, cut by these thresholds of
+    policy mid. Raises MinillmError for thresholds of another policy.
     """
     if thresholds.policy != "mid":
         raise MinillmError(f"the thresholds are of policy {thresholds.policy}, a predictor's truth is mid")
     pieces = runs(model, documents, "documents", context)
-    found = sample_values(model, pieces, ("norm", "mask"), ffn=policy_ffn(model, thresholds))
-    total = len(found[0]["norm"])
+    values = sample_values(model, pieces, ("norm", "mask"), ffn=policy_ffn(model, thresholds))
+    total = len(values[0]["norm"])
     rows = np.sort(rng.choice(total, min(size, total), replace=False))
-    return tuple(np.array([layer[step][rows] for layer in found]) for step in ("norm", "mask"))
+    return np.array([layer["norm"][rows] for layer in values]), np.array([layer["mask"][rows] for layer in values])
 
 
 def nearest(keys: np.ndarray, library: np.ndarray, count: int) -> np.ndarray:
@@ -73,11 +57,19 @@ def nearest(keys: np.ndarray, library: np.ndarray, count: int) -> np.ndarray:
 
     Of equal distances, the smaller index comes first.
     """
-    found = []
+    indices = []
     for a in range(0, len(keys), ROWS):
         differing = np.bitwise_count(keys[a : a + ROWS, None] ^ library)  # (rows, N, B)
-        found.append(np.argsort(differing.sum(axis=-1, dtype=np.int32), axis=-1, kind="stable")[:, :count])
-    return np.concatenate(found)
+        indices.append(np.argsort(differing.sum(axis=-1, dtype=np.int32), axis=-1, kind="stable")[:, :count])
+    return np.concatenate(indices)
+
+
+@dataclass(frozen=True)
+class LibrarySettings:
+    """How a library is made. size: number of stored positions, drawn at random. k: number of neighbours that vote."""
+
+    size: int = 1024
+    k: int = 8
 
 
 class Library(Predictor):
@@ -105,28 +97,28 @@ class Library(Predictor):
     @classmethod
     def fit(
         cls, model: Llama, thresholds: Thresholds, documents: str | Sequence[str], rng: np.random.Generator,
-        size: int = 1024, k: int = 8, context: int | None = None,
+        settings: LibrarySettings = LibrarySettings(), context: int | None = None,
     ) -> Library:  # fmt: skip
-        """Store the patterns of ``size`` positions of a training text, drawn at random; k neighbours will vote."""
-        _, patterns = seen(model, thresholds, documents, size, rng, context)
-        if not 1 <= k <= patterns.shape[1]:
-            raise MinillmError(f"k is {k}, expected 1 to {patterns.shape[1]}, the number of stored patterns")
+        """Store patterns of a training text. Raises MinillmError for more neighbours than stored patterns."""
+        _, patterns = sample_patterns(model, thresholds, documents, settings.size, rng, context)
+        if not 1 <= settings.k <= patterns.shape[1]:
+            raise MinillmError(f"k is {settings.k}, expected 1 to {patterns.shape[1]}, the number of stored patterns")
         layer = model.layers[0]
         first = {name: getattr(layer, name) for name in ("gate_proj", "up_proj", "gate_bias", "up_bias")}
         first = {name: array for name, array in first.items() if array is not None}
         frequency = patterns.mean(axis=1, dtype=np.float32)  # (L, F)
         level, act = thresholds.layers[0]["mid"], model.config.hidden_act
-        found = cls(np.packbits(patterns, axis=-1), frequency, first, level, act, k)
-        found.trained_on = frozenset(document_hashes(documents))
-        return found
+        library = cls(np.packbits(patterns, axis=-1), frequency, first, level, act, settings.k)
+        library.trained_on = frozenset(document_hashes(documents))
+        return library
 
     def predict(self, index: int, position: int, x: np.ndarray) -> np.ndarray:
         """x (T, D)  ->  |mid| at layer 0, votes of the neighbours found there at the others (T, F)."""
         if index == 0:
             gate = ACTIVATIONS[self.act](linear(x, self.first["gate_proj"], self.first.get("gate_bias")))
             mid = np.abs(gate * linear(x, self.first["up_proj"], self.first.get("up_bias")))  # (T, F)
-            key = policy_named("mid").kept("mid", mid, {"mid": self.level}, {})
-            self._near = nearest(np.packbits(key, axis=-1), self.library[0], self.k)  # (T, k)
+            keys = np.packbits(above(mid, self.level), axis=-1)  # (T, B)
+            self._near = nearest(keys, self.library[0], self.k)  # (T, k)
             return mid
         if len(self._near) != len(x):
             raise MinillmError(f"layer {index} has {len(x)} rows, layer 0 had {len(self._near)}, expected the same")
@@ -141,7 +133,7 @@ class Library(Predictor):
         return sum(array.nbytes for array in self.arrays().values())
 
     def multiply_adds(self, index: int) -> float:
-        """Layer 0: gate and up, and N comparisons of F bits at 32 to one; the others: k votes per neuron."""
+        """Layer 0: gate and up, and N comparisons of F bits, 32 of which count as one; above: k votes per neuron."""
         _, hidden, width = self.shape
         return 2 * width * hidden + self.library.shape[1] * width / 32 if index == 0 else self.k * width
 
@@ -150,7 +142,7 @@ class Library(Predictor):
         return {"library": self.library, "frequency": self.frequency, **self.first}
 
     def settings(self) -> dict:
-        """k, and what layer 0 needs beside its weights."""
+        """k, and what layer 0 needs beside its weights: its threshold and the activation."""
         return {"k": self.k, "level": self.level, "act": self.act}
 
     @classmethod

@@ -1,4 +1,12 @@
-"""TODO."""
+"""How a predictor is measured: its selected neurons against the truly active ones (the mask of policy mid).
+
+Over the (token, neuron) pairs of a layer, S selected and A active:
+
+    recall |S & A| / |A|    precision |S & A| / |S|    F1 = 2 |S & A| / (|S| + |A|)    IoU |S & A| / |S or A|
+
+pooled over the tokens of a layer, then averaged over layers. For two independent masks with half of the neurons each,
+recall and precision are 1/2 and IoU is 1/3: chance has a score, too.
+"""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
     s_j = |act(x . gate_j) (x . up_j)| = |m_j|
 
-It reads all of gate and up to know, so it is no method but the bound that predictors are held against: with the cutoffs
-of its own thresholds it is policy ``mid``.
+It reads all of gate and up to know this, so it is not a method: it is the bound that predictors are compared with. With
+its thresholds as cutoffs it is policy ``mid``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ class Oracle(Predictor):
 
     def __init__(self, model: Llama, thresholds: Thresholds | None = None):
         self.layers, self.shape = model.layers, shape_of(model)
-        self.cutoffs = thresholds and np.array([layer["mid"] for layer in thresholds.layers])
+        if thresholds is not None:
+            self.cutoffs = np.array([layer["mid"] for layer in thresholds.layers])
 
     def predict(self, index: int, position: int, x: np.ndarray) -> np.ndarray:
         """x (T, D)  ->  |mid| (T, F)."""
@@ -39,14 +40,14 @@ class Oracle(Predictor):
         return 2 * intermediate * hidden
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """None of its own."""
+        """No tables of its own."""
         return {}
 
     def settings(self) -> dict:
-        """None."""
+        """No settings."""
         return {}
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray], settings: dict) -> Oracle:
-        """Raises MinillmError: it is made from a model."""
+        """Raises MinillmError: an oracle is made from a model."""
         raise MinillmError("the oracle has no tables of its own, expected Oracle(model, thresholds)")

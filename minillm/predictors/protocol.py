@@ -1,4 +1,15 @@
-"""TODO."""
+"""What a predictor is.
+
+A predictor gives every neuron of a layer a score before the layer is computed, larger where the neuron is likelier to
+matter. The neurons above the layer's cutoff are selected (select.py):
+
+    s = predict(layer, x)    x (T, D)  ->  s (T, F)
+    neuron j is selected where  s_j > cutoff[layer]
+
+A score needs no scale of its own, because the cutoffs are quantiles of the scores (cutoffs.py). How well the selected
+neurons match the active ones is counted in metrics.py. A predictor is an ordinary class that subclasses Predictor;
+the members that it does not define have the defaults given there.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +24,7 @@ LOOKAHEADS = ("layer", "token")  # a guess for layer l of token t is made at lay
 
 
 class Predictor(Protocol):
-    """Scores neurons in advance. One object serves one text at a time: position 0 starts a new one, state afresh.
+    """Scores neurons in advance. One object serves one text at a time: position 0 starts a new text, with fresh state.
 
     name: as in the table. shape: (L, D, F) of the model it is for. cutoffs (L,): neuron j is selected where its score
     is above the layer's cutoff; fit_cutoffs sets them. trained_on: hashes of the documents behind its tables and

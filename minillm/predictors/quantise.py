@@ -1,4 +1,13 @@
-"""TODO."""
+"""Small copies of a matrix: rounded to few bits, or of low rank, made for the inputs that it will meet.
+
+A copy of gate and up can say which neurons of the real layer are worth reading (copies.py). How good a copy is depends
+on its inputs. The inputs x of a layer are far from round: a few directions hold most of their energy. The error that
+counts for a row w and its copy q is
+
+    mean_t (x_t . w - x_t . q)^2 = (w - q) H (w - q)^T        H = mean_t x_t^T x_t   (D, D), on a training text
+
+so both kinds of copy take H where it is given. Without it, H = 1: the plain rounding and the plain SVD.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +17,7 @@ import numpy as np
 
 from ..sparsity.sparse import policy_ffn
 from ..sparsity.thresholds import Thresholds
+from ..steps import place
 from ..transformer.evaluation import pass_over
 from ..transformer.model import Llama, shape_of
 from ..transformer.texts import runs
@@ -21,18 +31,30 @@ def second_moments(
     total, tokens = np.zeros((layers, hidden, hidden)), np.zeros(layers)
 
     def tap(name: str, value: np.ndarray) -> np.ndarray:
-        if name.endswith(".mlp.norm"):
-            index = int(name.split(".")[1])
-            total[index] += value.T @ value
-            tokens[index] += len(value)
+        at = place(name)
+        if at and at.step == "mlp.norm":
+            total[at.layer] += value.T @ value
+            tokens[at.layer] += len(value)
         return value
 
-    pass_over(model, runs(model, documents, "documents", context), tap, policy_ffn(model, thresholds), "looking")
+    pass_over(model, runs(model, documents, "documents", context), tap, policy_ffn(model, thresholds), "second moments")
     return total / tokens[:, None, None]
 
 
 def pack(codes: np.ndarray, bits: int = 1) -> np.ndarray:
-    """Whole numbers below 2^bits, packed without gaps on the last axis: (..., n) -> (..., ceil(n bits / 8)) uint8."""
+    """Whole numbers below 2^bits, packed without gaps on the last axis: (..., n) -> (..., ceil(n bits / 8)) uint8.
+
+    The first number takes the lowest bits of the first byte. Three numbers of 3 bits, 9 bits in all, take two bytes:
+    5 = 101, 3 = 011 and 7 = 111 in binary, so the bytes are 11 011 101 (the two low bits of the 7 in front) and 1.
+
+    >>> packed = pack(np.array([5, 3, 7]), bits=3)
+    >>> [f"{byte:08b}" for byte in packed]
+    ['11011101', '00000001']
+    >>> unpack(packed, bits=3, count=3).tolist()
+    [5, 3, 7]
+    >>> pack(np.array([True, False, True])).tolist()  # a mask: one bit each
+    [5]
+    """
     each = np.unpackbits(codes.astype(np.uint8)[..., None], axis=-1, count=bits, bitorder="little")  # (..., n, bits)
     return np.packbits(each.reshape(*codes.shape[:-1], -1), axis=-1, bitorder="little")
 
@@ -51,8 +73,8 @@ def quantise(
 
     First, codes by nearest rounding, at the best of some scales for H's diagonal. Then, in turns:
     - one column at a time, with all others as they are. With r = (w - q) H, the best value of column j is
-      q_j + r_j / H_jj; of the values there are, the nearest one is taken. An error made in one column is made good in
-      those that come with it.
+      q_j + r_j / H_jj; the nearest value that a code can have is taken. An error made in one column is corrected by
+      the columns that go with it.
     - the scale, by least squares: (w H c^T) / (c H c^T), c = the codes' values.
     No step makes the error larger. (Frantar et al. 2022, GPTQ, arXiv 2210.17323, does the first in one sweep.)
 
@@ -60,9 +82,9 @@ def quantise(
     """
     w, top = weight.astype(np.float64), (2**bits - 1) / 2
     H = np.eye(w.shape[1]) if moment is None else moment / np.trace(moment) * len(moment)
-    H = H + 1e-3 * np.eye(len(H))  # a direction that the text never showed counts a little, too
+    H = H + 1e-3 * np.eye(len(H))  # a direction that never occurs in the text counts a little, too
 
-    def nearest(values: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    def nearest(values: np.ndarray, scale: np.ndarray | float) -> np.ndarray:
         return np.clip(np.round(values / scale + top), 0, 2 * top) - top
 
     largest = np.maximum(np.abs(w).max(axis=1), 1e-4)  # (F,); float16 has no scale near 0

@@ -1,12 +1,18 @@
-"""TODO."""
+"""The workshop: makes any predictor of the catalogue from a model and two texts.
+
+    training documents    what is counted, trained or stored; second moments H of the inputs
+    held-out documents    early stopping of what is trained (and, outside, thresholds and cutoffs)
+
+Several predictors start from the same tables (H, the static shares): each is computed once and kept.
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -16,23 +22,27 @@ from ..transformer.model import Llama, shape_of
 from ..transformer.texts import document_hashes
 from .ahead import Ahead
 from .baselines import Chance, PreviousToken, Static
+from .catalogue import CATALOGUE, entry_of
 from .clusters import Clusters
-from .copies import LowRank, Shadow, Sign
+from .copies import LowRank, Shadow
 from .files import load_predictor
-from .learned import train
+from .learned import Learned, Refined
 from .memory import Library
 from .oracle import Oracle
 from .protocol import Predictor
 from .quantise import second_moments
+from .sign import Sign
+from .train import train
 
 REFINED_RANK = 4
+P = TypeVar("P", bound=Predictor)
 
 
 @dataclass
 class Workshop:
     """What predictors are made from: a model, thresholds of policy mid, training and held-out documents.
 
-    rank: of svd and learned; None takes a quarter of D. What several of them need is computed once.
+    rank: of svd and learned; None takes a quarter of D. seed: of every predictor that draws at random.
     """
 
     model: Llama
@@ -53,55 +63,65 @@ class Workshop:
         """The static shares."""
         return Static.fit(self.model, self.thresholds, self.training, self.context)
 
-    @property
-    def given(self) -> tuple:
-        """What every maker of patterns takes first."""
-        return self.model, self.thresholds, self.training
-
-    def informed(self, predictor: Predictor) -> Predictor:
-        """The same predictor, which was made with the moments and so knows the training documents."""
+    def informed(self, predictor: P) -> P:
+        """The same predictor, marked as one that was made with the moments and so knows the training documents."""
         predictor.trained_on |= frozenset(document_hashes(self.training))
         return predictor
 
     def shadow(self, bits: int, gate_bits: int | None = None) -> Shadow:
-        """A shadow that knows the inputs."""
+        """A shadow made for the inputs of the training documents."""
         return self.informed(Shadow.fit(self.model, bits, self.moments, gate_bits))
 
-    def learned(self, rank: int, **kind) -> Predictor:
-        """A trained one."""
-        rng = np.random.default_rng(self.seed)
-        return train(*self.given, self.held, rank, context=self.context, rng=rng, **kind)
+    def learned(self, rank: int, shadow: Shadow | None = None, ahead: int = 0) -> Learned | Refined:
+        """A trained predictor; with a shadow, one that refines it."""
+        texts = self.training, self.held
+        return train(self.model, self.thresholds, *texts, rank, shadow, ahead, self.context, rng=self._rng())
 
     def make(self, name: str) -> Predictor:
-        """The predictor of a name of NAMES ("shadow-3": 3 bits), or of a file. Its cutoffs are still to be set."""
-        found = re.fullmatch(r"(shadow|up|ahead|refined)-([1-8])", name)
-        kind, bits = (found[1], int(found[2])) if found else (name, 4)
-        rank = self.rank or max(1, shape_of(self.model)[1] // 4)
-        makers: dict[str, Callable[[], Predictor]] = {
-            "oracle": lambda: Oracle(self.model, self.thresholds),
-            "chance": lambda: Chance(shape_of(self.model), self.seed),
-            "static": lambda: self.static,
-            "previous-token": lambda: PreviousToken(self.static),
-            "sign": lambda: Sign.fit(self.model),
-            "svd": lambda: self.informed(LowRank.fit(self.model, rank, self.moments)),
-            "shadow": lambda: self.shadow(bits),
-            "up": lambda: self.shadow(bits, gate_bits=0),
-            "ahead": lambda: Ahead.fit(self.model, self.thresholds, self.training, bits, self.context),
-            "learned": lambda: self.learned(rank),
-            "library": lambda: Library.fit(*self.given, np.random.default_rng(self.seed), context=self.context),
-            "clusters": lambda: Clusters.fit(*self.given, np.random.default_rng(self.seed), context=self.context),
-            "learned-ahead": lambda: self.learned(rank, ahead=1),
-            "refined": lambda: self.learned(min(REFINED_RANK, rank), shadow=self.shadow(bits)),
-        }
-        if kind in makers:
-            return makers[kind]()
+        """The predictor of a name in the catalogue ("shadow-3": 3 bits), or of a file. Its cutoffs are still to be set.
+
+        Raises MinillmError for an unknown name, CheckpointError for a file that is not a predictor's.
+        """
+        if (known := entry_of(name)) is not None:
+            return self._made(*known)
         if name.endswith(".safetensors") or Path(name).is_file():
             return load_predictor(name)
-        known = ", ".join(makers)
-        raise MinillmError(f"predictor {name!r} is unknown, expected a file or one of {known} (shadow-3: of 3 bits)")
+        names = ", ".join(CATALOGUE)
+        raise MinillmError(f"predictor {name!r} is unknown, expected a file or one of {names} (BITS: 1 to 8)")
 
+    def _rng(self) -> np.random.Generator:
+        return np.random.default_rng(self.seed)
 
-NAMES = (
-    "oracle", "chance", "static", "previous-token", "sign", "svd", "shadow-2", "shadow-3", "shadow-4", "shadow-8",
-    "up-3", "up-4", "refined-3", "library", "clusters", "learned", "learned-ahead", "ahead-4",
-)  # fmt: skip
+    def _made(self, entry: str, bits: int) -> Predictor:
+        model, thresholds, training, context = self.model, self.thresholds, self.training, self.context
+        rank = self.rank or max(1, shape_of(model)[1] // 4)
+        match entry:
+            case "oracle":
+                return Oracle(model, thresholds)
+            case "chance":
+                return Chance(shape_of(model), self.seed)
+            case "static":
+                return self.static
+            case "previous-token":
+                return PreviousToken(self.static)
+            case "sign":
+                return Sign.fit(model)
+            case "svd":
+                return self.informed(LowRank.fit(model, rank, self.moments))
+            case "shadow-BITS":
+                return self.shadow(bits)
+            case "up-BITS":
+                return self.shadow(bits, gate_bits=0)
+            case "refined-BITS":
+                return self.learned(min(REFINED_RANK, rank), self.shadow(bits))
+            case "learned":
+                return self.learned(rank)
+            case "learned-ahead":
+                return self.learned(rank, ahead=1)
+            case "ahead-BITS":
+                return Ahead.fit(model, thresholds, training, bits, context)
+            case "library":
+                return Library.fit(model, thresholds, training, self._rng(), context=context)
+            case "clusters":
+                return Clusters.fit(model, thresholds, training, self._rng(), context=context)
+        raise MinillmError(f"the catalogue names {entry!r}, expected that the workshop can make it")

@@ -21,11 +21,12 @@ import re
 from collections.abc import Iterator, Sequence
 
 from ..loading.checkpoint import checkpoint_tensors
+from ..predictors.catalogue import EVALUATED
 from ..predictors.cutoffs import fit_cutoffs
 from ..predictors.metrics import PredictionMeter
 from ..predictors.protocol import Predictor
 from ..predictors.select import sparse_ffn
-from ..predictors.workshop import NAMES, Workshop
+from ..predictors.workshop import Workshop
 from ..sparsity.calibrate import calibrate
 from ..sparsity.spec import SparsityMeter
 from ..sparsity.thresholds import Thresholds
@@ -94,7 +95,7 @@ def prediction_rows(
     model: Llama,
     calibration: str | Sequence[str],
     test: str | Sequence[str],
-    names: Sequence[str] = NAMES,
+    names: Sequence[str] = EVALUATED,
     sparsity: float = 0.5,
     thresholds: Thresholds | None = None,
     protocol: str = "documents",

@@ -17,13 +17,14 @@ import minillm
 from minillm.course.check import check
 from minillm.course.notebook import show, show_source
 from minillm.predictors.baselines import Chance, PreviousToken, Static
-from minillm.predictors.copies import LowRank, Shadow, Sign
+from minillm.predictors.copies import LowRank, Shadow
 from minillm.predictors.cutoffs import fit_cutoffs
-from minillm.predictors.learned import examples
 from minillm.predictors.metrics import PredictionMeter
 from minillm.predictors.oracle import Oracle
 from minillm.predictors.protocol import Predictor
 from minillm.predictors.quantise import low_rank, second_moments, unpack
+from minillm.predictors.sign import Sign
+from minillm.predictors.train import examples
 from minillm.show.map import you_are_here
 from minillm.show.results import cost_of_predictors, precision_recall
 from minillm.study.prediction import ffn_bytes, prediction_rows, predictor_row

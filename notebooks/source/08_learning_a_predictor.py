@@ -23,8 +23,9 @@ from minillm.optim import Adam
 from minillm.predictors.baselines import PreviousToken, Static
 from minillm.predictors.copies import Shadow
 from minillm.predictors.cutoffs import fit_cutoffs
-from minillm.predictors.learned import examples, first_guess, logits, loss_and_gradients, train, train_layer
+from minillm.predictors.learned import logits
 from minillm.predictors.oracle import Oracle
+from minillm.predictors.train import Schedule, examples, first_guess, loss_and_gradients, train, train_layer
 from minillm.show.explain import training_curve
 from minillm.show.map import you_are_here
 from minillm.show.results import cost_of_predictors
@@ -220,7 +221,7 @@ assert rows[0]["accuracy"] > 0.6 and rows[0]["recall"] == 0  # accurate, and goo
 rows = []
 for name, negative in (("the same weight", 1.0), ("weight of no = share of yes", float(y.mean()))):
     p = first_guess(x, y, 16, np.random.default_rng(0))
-    train_layer(p, (x, y, None), (x_held, y_held, None), 6, np.random.default_rng(0), negative)
+    train_layer(p, (x, y, None), (x_held, y_held, None), Schedule(6, negative), np.random.default_rng(0))
     z = logits(p, x_held)
     best = z > np.quantile(z, 1 - FRACTION)
     yes, of_all = z > 0, y_held.sum()
@@ -252,7 +253,7 @@ def watch(loss: float) -> None:
     curve.append({"epoch": len(curve) + 1, "training documents": known, "held-out documents": loss})
 
 
-train_layer(p, few, others, 30, np.random.default_rng(0), negative, patience=30, watch=watch)
+train_layer(p, few, others, Schedule(30, negative, patience=30), np.random.default_rng(0), watch)
 show(training_curve(curve))
 
 # %%
@@ -331,7 +332,7 @@ by_document = split_by_document(numbers, 0.25)
 for how, away in (("by token", by_token), ("by document", by_document)):
     start = first_guess(xs, ys, D, np.random.default_rng(0))
     parts = [(xs[part], ys[part], None) for part in (~away, away)]  # to train on, and to stop by
-    p = train_layer(start, *parts, 20, np.random.default_rng(0))
+    p = train_layer(start, *parts, Schedule(20), np.random.default_rng(0))
     judged = {"the same tokens": (xs[by_token & by_document], ys[by_token & by_document]),
               "fresh documents": (x_fresh, y_fresh)}  # fmt: skip
     losses = {on: loss_and_gradients(p, *pair, None, negative)[0] for on, pair in judged.items()}

@@ -36,7 +36,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from minillm.loading.config import RopeConfig
-from minillm.predictors.learned import loss_and_gradients
+from minillm.predictors.train import loss_and_gradients
 from minillm.prefetch.buffer import PrefetchBuffer
 from minillm.sparsity.masked import masked_swiglu
 from minillm.sparsity.policies import POLICIES

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tiny
+from patterns import texts
 
 from minillm.sparsity.calibrate import calibrate
 
@@ -18,3 +19,11 @@ def small(tmp_path_factory):
 def inputs(small) -> np.ndarray:
     """Something for a layer to see: (9, D)."""
     return np.random.default_rng(5).standard_normal((9, small[0].config.hidden_size))
+
+
+@pytest.fixture(scope="session")
+def three_layers(tmp_path_factory):
+    """(model of three layers with 45 neurons each and biases, thresholds of mid), for the texts of patterns.py."""
+    folder = tmp_path_factory.mktemp("library") / "model"
+    model = tiny.loaded(folder, "float64", num_hidden_layers=3, intermediate_size=45, mlp_bias=True)
+    return model, calibrate(model, texts(6), "mid", 0.5)

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from minillm.errors import MinillmError
 from minillm.predictors.ahead import Ahead
 from minillm.predictors.baselines import PreviousToken, Static
-from minillm.predictors.copies import Sign
 from minillm.predictors.oracle import Oracle
 from minillm.predictors.select import Predicted, sparse_ffn
+from minillm.predictors.sign import Sign
 from minillm.prefetch.buffer import PrefetchBuffer
 from minillm.prefetch.clock import Device, work_of
 from minillm.prefetch.eviction import belady, hot, random_set

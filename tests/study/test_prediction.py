@@ -2,16 +2,14 @@
 
 import json
 
-import numpy as np
 import pytest
 import tiny
 
 from minillm.cli.main import main
-from minillm.errors import MinillmError
 from minillm.predictors.copies import Shadow
-from minillm.predictors.files import load_predictor, save_predictor
+from minillm.predictors.files import load_predictor
 from minillm.predictors.select import sparse_ffn
-from minillm.predictors.workshop import NAMES, Workshop
+from minillm.predictors.workshop import Workshop
 from minillm.sparsity.calibrate import calibrate
 from minillm.study.prediction import ffn_bytes, prediction_rows, verdict
 from minillm.transformer.evaluation import perplexity
@@ -75,21 +73,6 @@ def test_no_predictor_sees_the_test_text_and_the_cutoffs_none_of_the_training_te
         assert set(document_hashes(TRAINING[:9])) <= shop.make(name).trained_on, name
     with pytest.warns(UserWarning, match="of the documents scored are among those"):
         list(prediction_rows(model, TEST, TEST, ["static"]))
-
-
-def test_every_name_makes_a_predictor_and_an_unknown_one_is_refused(model, tmp_path):
-    shop = Workshop(model, calibrate(model, TRAINING[9:], "mid", 0.5, by="neuron"), TRAINING[:9], TRAINING[9:], rank=2)
-    x = np.ones((2, 16))
-    for name in NAMES:
-        predictor = shop.make(name)
-        predictor.attach(model)
-        assert predictor.predict(0, 0, x[:1] if predictor.sequential else x).shape[1] == 24, name
-    assert shop.make("shadow-3").name == "shadow 3-bit"
-    for name in ("magic", "shadow-9", "static-2"):
-        with pytest.raises(MinillmError, match=f"predictor '{name}' is unknown"):
-            shop.make(name)
-    save_predictor(tmp_path / "p.safetensors", shop.make("shadow-3"))
-    assert shop.make(str(tmp_path / "p.safetensors")).name == "shadow 3-bit"
 
 
 def test_the_verdict_says_what_the_rows_say():
