@@ -40,7 +40,7 @@ from .distributions import activation_magnitudes, activation_rows, curve, weight
 from .edits import predictability, reference
 from .natural import natural_sparsity
 from .prediction import TRAINING_SHARE, prediction_rows, verdict
-from .sweep import row, score_cut
+from .score import row, score_cut
 from .variants import made_pairs
 
 TOKENS = 6_000  # scored for each row of the cost tables

@@ -21,7 +21,8 @@ from minillm.errors import MinillmError
 from minillm.sparsity import magnitudes
 from minillm.study import sweep as module
 from minillm.study.bootstrap import compare_policies, paired_bootstrap, with_intervals
-from minillm.study.sweep import fingerprint, row, score_cut, sweep, text_digest
+from minillm.study.score import row, score_cut
+from minillm.study.sweep import fingerprint, sweep, text_digest
 from minillm.tables import load_rows, save_rows
 from minillm.transformer.texts import first_tokens, runs, split_text
 
@@ -361,7 +362,7 @@ def test_a_dask_cluster_gives_the_same_rows_and_each_worker_is_sent_what_they_sh
         with joblib.parallel_config(backend="dask"):
             assert swept(model, tmp_path / "rows.csv", jobs=None) == rows
     calibration, test = split_text(TEXT)
-    shared = module.Shared(model, calibration, test, None, None, "tensor")
+    shared = module.Shared(model, calibration, test, None, None)
     assert sys.getsizeof(shared) > 1000  # what joblib's dask backend scatters
 
 
