@@ -26,7 +26,7 @@ ORDER = """
     training/
     methods/base methods/
     study/describe study/bootstrap study/score study/sweep study/prediction study/variants study/edits study/natural
-    study/distributions study/buffers study/blocks study/disk study/summary
+    study/distributions study/buffers study/blocks study/disk study/costs study/summary
     bench/turns bench/model bench/sparse bench/disk
     show/canvas show/primer show/map show/explain show/results show/html show/page
     course/check course/mistakes course/assignment course/notebook
