@@ -25,8 +25,8 @@ ORDER = """
     prefetch/system prefetch/reader prefetch/fetched prefetch/feedforward prefetch/record prefetch/replay
     training/
     methods/base methods/
-    study/describe study/bootstrap study/sweep study/prediction study/variants study/overlap study/edits
-    study/natural study/distributions study/buffers study/blocks study/disk study/summary
+    study/describe study/bootstrap study/score study/sweep study/prediction study/variants study/overlap study/edits
+    study/natural study/distributions study/buffers study/blocks study/disk study/costs study/summary
     bench/turns bench/shapes bench/model bench/sparse bench/disk
     show/canvas show/primer show/map show/explain show/results show/html show/page
     course/check course/mistakes course/assignment course/notebook
@@ -39,7 +39,7 @@ HEAVY = {"torch", "transformers"}
 def place(module: str) -> int:
     """Where a module ("transformer/ops") stands in ORDER."""
     folder = module.partition("/")[0] + "/"
-    return ORDER.index(folder if folder in ORDER else module)
+    return ORDER.index(module if module in ORDER else folder)
 
 
 def modules() -> list[str]:

@@ -50,7 +50,7 @@ def command_demo(a: argparse.Namespace) -> int:
     from ..study.buffers import Way, buffer_rows, way_of
     from ..study.describe import PART_COLUMNS, describe, headline
     from ..study.prediction import prediction_rows
-    from ..study.sweep import row, score_cut
+    from ..study.score import row, score_cut
     from ..tables import text_table
     from ..transformer.evaluation import perplexity
     from ..transformer.generation import generate

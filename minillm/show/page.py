@@ -15,21 +15,9 @@ from string import Template
 from ..prefetch.clock import whole_token
 from ..sparsity.policies import policy_named
 from ..sparsity.spec import in_words
+from ..study.costs import HALF, POLICIES, TARGETS
 from ..study.distributions import NEAR, normal_below
-from ..study.summary import (
-    BUFFER_PREDICTORS,
-    CAPACITIES,
-    DEVICE,
-    HALF,
-    NEW_TOKENS,
-    POLICIES,
-    PREDICTORS,
-    PROMPT,
-    STEPS,
-    TARGETS,
-    TOKENS,
-    Study,
-)
+from ..study.summary import BUFFER_PREDICTORS, CAPACITIES, DEVICE, NEW_TOKENS, PREDICTORS, PROMPT, STEPS, TOKENS, Study
 from . import results as plots
 from .html import Columns, beside, bullets, commands, figure, paragraph, table, terms, text, whole_page
 

@@ -32,7 +32,8 @@ class SparsitySpec:
 
     tensors: what is compared with a threshold (policies.py). comparison: kept where the value is that against the
     threshold, or how many are kept. by: what ``target`` counts: "tensor" (share of each cut tensor), "neuron" (neuron
-    sparsity), "reads" (share of weights not read), "cett" (what is lost of the output), "ppl" (increase of perplexity).
+    sparsity), "reads" (share of weights not read), "cett" (what is lost of the output), "ppl" (increase of perplexity),
+    "weights" (share of weights that are zero for good).
     achieved: the same quantity as measured on the text that the figure is about. target is None where it is unknown.
     """
 
@@ -53,7 +54,8 @@ class SparsitySpec:
     def __str__(self) -> str:
         target = "unknown" if self.target is None else f"{self.target:.3f}"
         achieved = "" if self.achieved is None else f", achieved {self.achieved:.3f}"
-        counts = {"reads": "weights not read", "cett": "CETT", "ppl": "increase of perplexity"}
+        counts = {"reads": "weights not read", "weights": "weights removed", "cett": "CETT"}
+        counts["ppl"] = "increase of perplexity"
         return (
             f"{self.policy}: keep {in_words(self.tensors, self.comparison)}; "
             f"{counts.get(self.by, f'{self.by} sparsity')}, target {target}{achieved}; "
@@ -62,7 +64,9 @@ class SparsitySpec:
 
 
 def in_words(tensors: tuple[str, ...], comparison: str) -> str:
-    """What a rule keeps: "where |gate| > threshold"."""
+    """What a rule keeps: "where |gate| > threshold"; weights are kept by a score: "weights by |W_ij|, ..."."""
+    if tensors == ("weights",):
+        return f"weights by {comparison}"
     how = {
         "top-k": "the largest {} of each token",
         "top-p": "the largest {} of each token, up to a share of their sum",

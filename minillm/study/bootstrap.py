@@ -24,7 +24,11 @@ from numpy.typing import ArrayLike
 
 from ..errors import MinillmError
 
-EQUAL = {"neuron": "neuron_sparsity", "reads": "read_exact"}  # by -> what is then equal between policies
+EQUAL = {
+    "neuron": "neuron_sparsity",
+    "reads": "read_exact",
+    "weights": "read_exact",
+}  # by -> what is then equal between policies
 SLACK = 0.02  # how far that may differ on the text scored, and still be called equal
 
 

@@ -1,10 +1,10 @@
 """One page with the whole study of one model: ``minillm report``.
 
     measure(model, ...)  ->  Study     here: every row and curve of the page; nothing is drawn
-    page_of(study)       ->  str       page.py: the figures, tables and words, as HTML (markup.py)
+    page_of(study)       ->  str       page.py: the figures, tables and words, as HTML (html.py)
 
-Nothing is measured here that has no chapter of its own: the rows are those of sweep, natural, distributions,
-prediction, patterns and prefetching. Nothing is timed either, so the same call gives the same study.
+Nothing is measured here that has no chapter of its own: the rows are those of costs, natural, distributions,
+prediction, edits and buffers. Nothing is timed either, so the same call gives the same study.
 
 What a page costs is set by one number, the tokens that are scored for each row of the cost tables; the other parts read
 a stated share of it (BUDGET).
@@ -14,40 +14,37 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import numpy as np
 
+from ..methods.base import method_named
 from ..predictors.workshop import Workshop
 from ..prefetch.clock import Interval, ffn_share, simulate, whole_token, work_of
 from ..prefetch.record import frequencies, record
 from ..prefetch.replay import KEEPERS, kept_history, traffic_of
 from ..sparsity.calibrate import calibrate
-from ..sparsity.magnitudes import collect
-from ..sparsity.policies import policy_named
 from ..sparsity.selected import SelectedFFN
 from ..sparsity.sparse import policy_ffn
-from ..transformer.evaluation import Evaluation, perplexity
+from ..transformer.evaluation import perplexity
 from ..transformer.ffn import FeedForward
 from ..transformer.generation import generate
 from ..transformer.model import Llama
 from ..transformer.texts import as_documents, default_context, first_tokens, runs, split_text
 from .bootstrap import compare_policies, with_intervals
 from .buffers import OWN, Way, buffer_rows, prefetch_rows, stored_size, ways_of, when_it_matters
+from .costs import HALF, POLICIES, TARGETS, WEIGHT_TARGETS, cost_rows, method_rows
 from .describe import config_rows, describe, headline
 from .distributions import activation_magnitudes, activation_rows, curve, weight_magnitudes
 from .edits import predictability
 from .natural import natural_sparsity
 from .overlap import reference
 from .prediction import TRAINING_SHARE, prediction_rows, verdict
-from .sweep import row, score_cut
 from .variants import made_pairs
 
 TOKENS = 6_000  # scored for each row of the cost tables
 BUDGET = {"calibration": 0.75, "making": 2, "predictors": 0.6, "patterns": 0.25, "buffer": 0.15}  # of other parts
-POLICIES = ("dhar", "cats", "mid", "countdown", "teal")
-TARGETS = {"neuron": (0.3, 0.5, 0.7), "reads": (0.1, 0.2, 0.3), "tensor": (0.3, 0.4, 0.5)}  # tensor: dhar alone
-HALF = 0.5  # what the continuations, predictors, patterns and the buffer leave out
 PREDICTORS = ("chance", "static", "previous-token", "svd", "shadow-3", "shadow-4", "up-4", "learned", "ahead-4")
 BUFFER_PREDICTORS = ("shadow-4", "ahead-4")  # the last one is known a layer before
 CAPACITIES = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)  # of a layer's neurons
@@ -71,7 +68,8 @@ class Study:
     """Everything that the page shows, as rows under the keys of the chapters that make them.
 
     options: of the command, as typed, so that it can be repeated. texts: what each part read. dense: the uncut model's
-    row. cuts, compared: rows by "neuron", "reads" and "tensor". stories: continuations of the prompt. timelines: the
+    row. cuts, compared: rows by "neuron", "reads" and "tensor", and by
+    "weights" where methods were asked for. stories: continuations of the prompt. timelines: the
     intervals of one token. specs: the definition (SparsitySpec) of the parts whose rows carry none.
     """
 
@@ -103,8 +101,35 @@ class Study:
 
     def asdict(self) -> dict:
         """As JSON values: all of it but the curves."""
-        found = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "curves"}
+        found = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "curves"}
         return found | {"timelines": {name: [i._asdict() for i in bars] for name, bars in self.timelines.items()}}
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """What all parts of a study need: the model, its two texts, the budget, and whom to tell that a row is done.
+
+    documents: by "calibration" and "scored". texts: what each part has read so far, as rows for the page.
+    """
+
+    model: Llama
+    documents: Mapping[str, Sequence[str]]
+    tokens: int
+    context: int
+    seed: int
+    done: Callable[[str], None]
+    texts: list[dict] = field(default_factory=list)
+
+    def first(self, documents: str, share: float, part: str) -> list[str]:
+        """The first documents of a text that hold this share of the budget; noted for the page."""
+        found = first_tokens(self.model, self.documents[documents], math.ceil(share * self.tokens), self.context)
+        scored = sum(len(run.ids) - run.unscored for run in runs(self.model, found, "documents", self.context))
+        self.texts.append({"part": part, "text": documents, "documents": len(found), "tokens": scored})
+        return found
+
+    def rng(self) -> np.random.Generator:
+        """A new generator with the study's seed: every part draws from one of its own."""
+        return np.random.default_rng(self.seed)
 
 
 def measure(
@@ -117,112 +142,126 @@ def measure(
     prompt: str = PROMPT,
     context: int | None = None,
     seed: int = 0,
+    methods: Sequence[str] = (),
 ) -> Study:
     """Measure everything; a progress bar on stderr tells how far it is.
 
-    calibration, test: documents that must be disjoint. tokens: the budget (module docstring). Raises MinillmError.
+    calibration, test: documents that must be disjoint. tokens: the budget (module docstring). methods: names of
+    methods/base.py, which get a table of costs of their own ("weights"). Raises MinillmError.
     """
     from tqdm.auto import tqdm
 
+    for name in methods:
+        method_named(name)
     context = default_context(model) if context is None else context
-    calibration, test, texts = as_documents(calibration), as_documents(test), []
     rows_of_cuts = len(POLICIES) * (len(TARGETS["neuron"]) + len(TARGETS["reads"])) + len(TARGETS["tensor"])
+    rows_of_cuts += len(methods) * len(WEIGHT_TARGETS)
     bar = tqdm(total=rows_of_cuts + 1 + len(PREDICTORS) + 7, desc="report", leave=False, disable=None)
-
-    def first(documents: Sequence[str], share: float, part: str, text: str) -> list[str]:
-        """The first documents of a text that hold this share of the budget; noted for the page."""
-        found = first_tokens(model, documents, math.ceil(share * tokens), context)
-        scored = sum(len(run.ids) - run.unscored for run in runs(model, found, "documents", context))
-        texts.append({"part": part, "text": text, "documents": len(found), "tokens": scored})
-        return found
 
     def done(what: str) -> None:
         bar.set_postfix_str(what)
         bar.update()
 
+    documents = {"calibration": as_documents(calibration), "scored": as_documents(test)}
+    work = Work(model, documents, tokens, context, seed, done)
     ids = model.tokenizer.encode(prompt)
     room = max(1, min(NEW_TOKENS, model.config.max_position_embeddings - len(ids)))
     generate(model, ids, room)  # computes nothing yet, but refuses a prompt that is empty or too long
-
-    scored = first(test, 1, "distributions, natural sparsity, costs", "scored")
-    known = first(calibration, BUDGET["calibration"], "thresholds of the policies, frequencies", "calibration")
-    dense = perplexity(model, scored, "documents", context)
-    cuts, half = cost_rows(model, known, scored, dense, done)
-    several = np.count_nonzero(dense.document_tokens) > 1  # for an interval over documents
-    compared = {by: compare_policies(cuts[by], "mid", np.random.default_rng(seed)) for by in TARGETS if several}
-    cuts = {by: with_intervals(rows, np.random.default_rng(seed)) if several else rows for by, rows in cuts.items()}
+    scored = work.first("scored", 1, "distributions, natural sparsity, costs")
+    known = work.first("calibration", BUDGET["calibration"], "thresholds of the policies, frequencies")
+    costs, half = cost_study(work, known, scored, methods)
     made = {"dense": generate(model, ids, room)}
     made |= {policy: generate(model, ids, room, ffn=ffn) for policy, ffn in half.items()}
     stories = {policy: "".join(step.text for step in steps) for policy, steps in made.items()}
     done("continuations")
-    magnitudes = activation_magnitudes(model, scored, context, STEPS)
-    done("distributions")
-    natural = natural_sparsity(model, scored, context)
-    done("natural sparsity")
-
-    learnt = first(calibration, BUDGET["making"], "making predictors, and their thresholds", "calibration")
-    judged = first(test, BUDGET["predictors"], "predictors", "scored")
-    predictors = []
-    for line in prediction_rows(model, learnt, judged, PREDICTORS, HALF, context=context, seed=seed):
-        predictors.append(line)
-        done(line["predictor"])
-
-    pairs = made_pairs(model, first(test, BUDGET["patterns"], "patterns", "scored"), np.random.default_rng(seed))
-    pairs = [pair for pair in pairs if pair.original != pair.edited]  # two documents may have the same end
-    thresholds = calibrate(model, known, "dhar", HALF, context)
-    patterns = predictability(model, reference(model, thresholds, known, context), pairs, context)
-    done("patterns")
-
-    walked = first(test, BUDGET["buffer"], "buffer", "scored")
-    training, held = split_text(learnt, TRAINING_SHARE)
-    mid = calibrate(model, held, "mid", HALF, context, "neuron")
-    buffer = buffer_study(Workshop(model, mid, training, held, context, None, seed), known, walked, done)
+    values = value_study(work, scored)
+    learnt = work.first("calibration", BUDGET["making"], "making predictors, and their thresholds")
+    predicted = predictor_study(work, learnt)
+    patterns, pattern_spec = pattern_study(work, known)
+    buffer, buffer_spec = buffer_study(work, known, learnt)
     bar.close()
+    share = ffn_share(model.config)
     return Study(
         name=model.name, headline=headline(model), options=dict(options or {}), config=config_rows(model),
-        parts=describe(model), ffn_share=ffn_share(model.config), amdahl=amdahl_rows(ffn_share(model.config)),
-        texts=texts, dense=cuts["neuron"][0], weights=weight_magnitudes(model), activations=activation_rows(magnitudes),
-        curves={step: curve(magnitudes, step) for step in STEPS}, natural=natural, cuts=cuts, compared=compared,
-        prompt=prompt, stories=stories, predictors=predictors, verdict=verdict(predictors),
-        patterns=patterns.rows(by_variant=False, by_layer=False),
-        **buffer | {"specs": buffer["specs"] | {"patterns": str(thresholds.spec)}},
+        parts=describe(model), ffn_share=share, amdahl=amdahl_rows(share), texts=work.texts, prompt=prompt,
+        stories=stories, patterns=patterns, specs={"buffer": buffer_spec, "patterns": pattern_spec},
+        **costs, **values, **predicted, **buffer,
     )  # fmt: skip
 
 
-def cost_rows(
-    model: Llama, known: Sequence[str], scored: Sequence[str], dense: Evaluation, done: Callable[[str], None]
-) -> tuple[dict[str, list[dict]], dict[str, FeedForward]]:
-    """Rows of score_cut by what is equal between policies; and two FFNs that cut half of the neurons."""
-    tensors = sorted({tensor for policy in POLICIES for tensor in policy_named(policy).tensors})
-    magnitudes = collect(model, known, tensors, dense.context)
-    cuts, half = {}, {}
-    for by, targets in TARGETS.items():
-        cuts[by] = [row(model, dense, dense)]
-        for target in targets:
-            for policy in ("dhar",) if by == "tensor" else POLICIES:
-                thresholds = calibrate(model, known, policy, target, dense.context, by, magnitudes=magnitudes)
-                cuts[by].append(score_cut(model, scored, thresholds, dense))
-                if (by, target) == ("neuron", HALF) and policy in ("mid", "dhar"):
-                    half[policy] = policy_ffn(model, thresholds)
-                done(f"{policy} by {by} {target:.0%}")
-    return cuts, {policy: half[policy] for policy in ("mid", "dhar")}
+def cost_study(
+    work: Work, known: Sequence[str], scored: Sequence[str], methods: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, FeedForward]]:
+    """The fields of a Study that are about costs; and two FFNs that cut half of the neurons."""
+    dense = perplexity(work.model, scored, "documents", work.context)
+    by_weights = method_rows(work.model, known, scored, dense, methods, work.done)  # first: it may refuse a target
+    cuts, half = cost_rows(work.model, known, scored, dense, work.done)
+    cuts |= by_weights
+    compared = {}
+    if np.count_nonzero(dense.document_tokens) > 1:  # for an interval over documents
+        compared = {by: compare_policies(cuts[by], "mid", work.rng()) for by in TARGETS}
+        cuts = {by: with_intervals(rows, work.rng()) for by, rows in cuts.items()}
+    return {"dense": cuts["neuron"][0], "cuts": cuts, "compared": compared}, half
 
 
-def buffer_study(
-    workshop: Workshop, known: Sequence[str], walked: Sequence[str], done: Callable[[str], None]
-) -> dict[str, object]:
-    """The fields of a Study that are about the buffer: keepers compared, ways to know compared, two timelines."""
-    model, mid, context = workshop.model, workshop.thresholds, workshop.context
+def value_study(work: Work, scored: Sequence[str]) -> dict[str, Any]:
+    """The fields of a Study that are about the sizes of weights and activations."""
+    magnitudes = activation_magnitudes(work.model, scored, work.context, STEPS)
+    work.done("distributions")
+    natural = natural_sparsity(work.model, scored, work.context)
+    work.done("natural sparsity")
+    return {
+        "weights": weight_magnitudes(work.model), "activations": activation_rows(magnitudes),
+        "curves": {step: curve(magnitudes, step) for step in STEPS}, "natural": natural,
+    }  # fmt: skip
+
+
+def predictor_study(work: Work, learnt: Sequence[str]) -> dict[str, Any]:
+    """The fields of a Study that are about predictors."""
+    judged = work.first("scored", BUDGET["predictors"], "predictors")
+    rows = []
+    how = work.model, learnt, judged, PREDICTORS, HALF
+    for line in prediction_rows(*how, context=work.context, seed=work.seed):
+        rows.append(line)
+        work.done(line["predictor"])
+    return {"predictors": rows, "verdict": verdict(rows)}
+
+
+def pattern_study(work: Work, known: Sequence[str]) -> tuple[list[dict], str]:
+    """The rows about patterns of edited texts, and the definition of the masks."""
+    pairs = made_pairs(work.model, work.first("scored", BUDGET["patterns"], "patterns"), work.rng())
+    pairs = [pair for pair in pairs if pair.original != pair.edited]  # two documents may have the same end
+    thresholds = calibrate(work.model, known, "dhar", HALF, work.context)
+    known_masks = reference(work.model, thresholds, known, work.context)
+    measured = predictability(work.model, known_masks, pairs, work.context)
+    work.done("patterns")
+    return measured.rows(by_variant=False, by_layer=False), str(thresholds.spec)
+
+
+def buffer_study(work: Work, known: Sequence[str], learnt: Sequence[str]) -> tuple[dict[str, Any], str]:
+    """The fields of a Study that are about the buffer (keepers compared, ways to know compared, two timelines), and
+    the definition of what is needed."""
+    model, context = work.model, work.context
+    walked = work.first("scored", BUDGET["buffer"], "buffer")
+    training, held = split_text(learnt, TRAINING_SHARE)
+    mid = calibrate(model, held, "mid", HALF, context, "neuron")
+    workshop = Workshop(model, mid, training, held, context, None, work.seed)
     counted = record(model, policy_ffn(model, mid), runs(model, known, "documents", context)).needed
-    how = {"shares": CAPACITIES, "device": DEVICE, "context": context, "seed": workshop.seed}
-    often, size = frequencies(counted), stored_size(model)
     keepers = list(
-        prefetch_rows(model, mid, walked, keepers=KEEPERS, hot_frequencies=often, bytes_per_number=size, **how)
-    )
-    done("keepers")
+        prefetch_rows(
+            model, mid, walked, keepers=KEEPERS, hot_frequencies=frequencies(counted),
+            bytes_per_number=stored_size(model), shares=CAPACITIES, device=DEVICE, context=context, seed=work.seed,
+        )
+    )  # fmt: skip
+    work.done("keepers")
     ways = ways_of(workshop, BUFFER_PREDICTORS, HALF)
-    rows = list(buffer_rows(model, mid, walked, ways, dropping=ways[1:2], **how))
-    done("ways to know")
+    rows = list(
+        buffer_rows(
+            model, mid, walked, ways, dropping=ways[1:2], shares=CAPACITIES, device=DEVICE, context=context,
+            seed=work.seed,
+        )
+    )  # fmt: skip
+    work.done("ways to know")
     timelines, needed = {}, []
     for way in (ways[0], ways[-1]):
         select, guess = way.selectors(model, mid)
@@ -231,18 +270,16 @@ def buffer_study(
         needed.append(seen.needed)
         name = OWN if way.predictor is None else way.predictor.name
         timelines[name] = last_token(model, seen.needed, seen.guessed, way)
-    done("timelines")
+    work.done("timelines")
     spec = replace(mid.spec, achieved=float(1 - needed[0].mean()))
-    return {
-        "keepers": keepers, "ways": rows, "matters": when_it_matters(rows), "timelines": timelines,
-        "specs": {"buffer": str(spec)},
-    }  # fmt: skip
+    found = {"keepers": keepers, "ways": rows, "matters": when_it_matters(rows), "timelines": timelines}
+    return found, str(spec)
 
 
 def last_token(model: Llama, needed: np.ndarray, guessed: np.ndarray | None, way: Way) -> list[Interval]:
     """What the two lanes do for the last token of a record (T, L, N), with an LRU buffer of half of the neurons."""
     tokens, layers, neurons = needed.shape
     traffic = traffic_of(needed, kept_history(needed, round(HALF * neurons), "lru"), guessed)
-    own = np.mean([way.predictor.multiply_adds(i) for i in range(layers)]) if way.predictor else 0
+    own = float(np.mean([way.predictor.multiply_adds(i) for i in range(layers)])) if way.predictor else 0.0
     timeline = simulate(traffic, DEVICE, work_of(model, stored_size(model), predictor=own), lookahead=way.lookahead)
     return timeline.of_token(tokens - 1)

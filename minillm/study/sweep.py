@@ -1,7 +1,10 @@
-"""What a cut costs: policies times sparsities times models, one row each, with everything needed to compare it.
+"""What a cut costs: policies and methods at several targets, on several models, one row each, ready to be compared.
 
-Two texts are needed, one to find thresholds on and one to score. With one text, its first 40 % of documents are the
-first and the rest the second: they are never mixed.
+    (policy, by, target)          thresholds on the calibration text         ->  Variant  ->  row
+    (method, "weights", target)   fit on the calibration text                ->  Variant  ->  row      (score.py)
+
+Two texts are needed, one to find thresholds (or the norms of inputs) on and one to score. With one text, its first
+40 % of documents are the first and the rest the second: they are never mixed.
 
 **A sweep may be stopped at any time.** Its output file is its only record: it is written whole after every row, and a
 row found there is not computed again. What makes a row the same is in the row itself: the hashes of the model's weights
@@ -18,6 +21,8 @@ where the number of BLAS threads is the same.
 How sure the difference between two rows is: bootstrap.py.
 """
 
+from __future__ import annotations
+
 import hashlib
 import io
 import threading
@@ -25,97 +30,38 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
 from contextlib import redirect_stderr
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from ..errors import MinillmError
+from ..methods.base import Variant, fit, method_named
 from ..sparsity.calibrate import calibrate
 from ..sparsity.magnitudes import Magnitudes, collect
 from ..sparsity.policies import policy_named
-from ..sparsity.sparse import policy_ffn
-from ..sparsity.spec import SparsityMeter, SparsityReport
-from ..sparsity.thresholds import Thresholds
 from ..tables import load_rows, save_rows
 from ..transformer.evaluation import Evaluation, perplexity
 from ..transformer.model import Llama
-from ..transformer.texts import default_context
+from ..transformer.texts import Sample, default_context
+from .score import evaluation_of, policy_variant, row, score_variant
 
 TEXT_COLUMNS = {"model", "policy", "by", "protocol", "bos", "dtype", "spec"}
 TEXT_COLUMNS |= {"model_sha256", "calibration_sha256", "test_sha256"}
 SAME = ("model", "model_sha256", "calibration_sha256", "test_sha256", "protocol", "context", "dtype")
 IDENTITY = (*SAME, "policy", "by", "target")  # rows that agree in these are the same row
-
-
-def score_cut(model: Llama, test: str | Sequence[str], thresholds: Thresholds, dense: Evaluation) -> dict:
-    """Score one set of thresholds under the protocol and context of the dense score; gives its row."""
-    meter = SparsityMeter()
-    score = perplexity(model, test, dense.protocol, dense.context, policy_ffn(model, thresholds), meter)
-    return row(model, score, dense, meter.report(), thresholds)
-
-
-def row(
-    model: Llama,
-    score: Evaluation,
-    dense: Evaluation,
-    report: SparsityReport | None = None,
-    thresholds: Thresholds | None = None,
-) -> dict:
-    """Everything that is known about one score, under the keys of the CSV; without thresholds, the dense model's."""
-    report = report or SparsityMeter().report()
-    spec = thresholds and thresholds.spec
-    if spec:  # on the text scored, not the calibration text
-        paid = score.perplexity / dense.perplexity - 1
-        spec = replace(spec, achieved=paid if spec.by == "ppl" else report.achieved(spec.by))
-    return {
-        "model": model.name,
-        "policy": spec.policy if spec else "dense",
-        "by": spec and spec.by,
-        "target": spec and spec.target,
-        "achieved": spec and spec.achieved,
-        "level": thresholds and thresholds.level,
-        "neuron_sparsity": report.neuron_sparsity,
-        "tensor_sparsity": report.tensor_sparsity,
-        "read_gate": report.read_exact[0],
-        "read_up": report.read_exact[1],
-        "read_down": report.read_exact[2],
-        "read_exact": report.weight_reads,
-        "read_known_mask": report.weight_reads_known_mask,
-        "union_density": report.union_density,
-        "union_window": report.union_window,
-        "perplexity": score.perplexity,
-        "vs_dense": score.perplexity / dense.perplexity,
-        "bits_per_byte": score.bits_per_byte,
-        "nll": score.nll,
-        "tokens": score.tokens,
-        "bytes": score.bytes,
-        "protocol": score.protocol,
-        "context": score.context,
-        "bos": score.bos,
-        "dtype": str(model.dtype),
-        "spec": str(spec) if spec else "dense: nothing is cut",
-        "document_nll": score.document_nll.tolist(),
-        "document_tokens": score.document_tokens.tolist(),
-    }
-
-
-def _evaluation(row: dict) -> Evaluation:
-    """The score that a row was made of."""
-    fields = {key: row[key] for key in ("protocol", "context", "bos", "nll", "tokens", "bytes")}
-    return Evaluation(
-        **fields, document_nll=np.array(row["document_nll"]), document_tokens=np.array(row["document_tokens"])
-    )
+WEIGHTS = "weights"  # what the target of a method counts, and the mark of a method's row
 
 
 def fingerprint(model: Llama) -> str:
     """SHA-256 of all that a score depends on: config, tokenizer and every weight, in the dtype it is run in."""
     digest = hashlib.sha256(repr(sorted(asdict(model.config).items())).encode())
-    if model.has_tokenizer:
+    if model.folder is not None and model.has_tokenizer:
         digest.update((model.folder / "tokenizer.json").read_bytes())
     blocks = [array for layer in model.layers for array in vars(layer).values() if isinstance(array, np.ndarray)]
     for array in (model.embed_tokens, *blocks, model.norm, model.lm_head):
-        digest.update(np.ascontiguousarray(array))
+        digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
 
@@ -125,28 +71,87 @@ def text_digest(documents: str | Sequence[str]) -> str:
     return hashlib.sha256(whole.encode("utf-8", "surrogatepass")).hexdigest()
 
 
+class Cut(NamedTuple):
+    """What makes one row of a model: a policy or a method, and its target. by "weights": policy is a method's name."""
+
+    policy: str
+    by: str
+    target: float
+
+
+DENSE = {"policy": "dense", "by": None, "target": None}
+
+
 @dataclass(frozen=True, eq=False)
 class Shared:
-    """What all rows of one model have in common, and workers are given once."""
+    """What all rows of one model have in common, and workers are given once. magnitudes: None without policies."""
 
     model: Llama
     calibration: str | Sequence[str]
     test: str | Sequence[str]
-    magnitudes: Magnitudes
+    magnitudes: Magnitudes | None
     dense: Evaluation
-    by: str
 
     def __sizeof__(self) -> int:
         """Its bytes, or about that: dask sends an argument above 1000 once to each worker, and others with each row."""
         return sum(self.model.parameters.values()) * self.model.dtype.itemsize
 
-    def row(self, policy: str, sparsity: float) -> dict:
-        """One row: find the thresholds on one text, score the other."""
-        context = self.dense.context
-        found = calibrate(
-            self.model, self.calibration, policy, sparsity, context, self.by, magnitudes=self.magnitudes
-        )  # fmt: skip
-        return score_cut(self.model, self.test, found, self.dense)
+    def variant(self, policy: str, by: str, target: float) -> Variant:
+        """What is scored for one row: made with the calibration text alone."""
+        known = self.model, self.calibration
+        if by == WEIGHTS:
+            return fit(policy, *known, target, self.dense.context)
+        found = calibrate(*known, policy, target, self.dense.context, by, magnitudes=self.magnitudes)
+        return policy_variant(self.model, found)
+
+    def row(self, policy: str, by: str, target: float) -> dict:
+        """One row: make the variant with one text, score it on the other."""
+        return score_variant(self.variant(policy, by, target), self.test, self.dense)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all models of a sweep have in common. tensors: those that the policies cut."""
+
+    calibration: str | Sequence[str]
+    test: Sample
+    cuts: Sequence[Cut]
+    tensors: Sequence[str]
+    jobs: int | None
+
+    def same(self, model: Llama) -> dict:
+        """The values under the keys SAME, which all rows of one model share."""
+        documents, protocol, context = self.test
+        context = default_context(model) if context is None else context
+        texts = text_digest(self.calibration), text_digest(documents)
+        values = (model.name, fingerprint(model), *texts, protocol, context, str(model.dtype))
+        return dict(zip(SAME, values, strict=True))
+
+
+class Record:
+    """The rows of a plan: what the output file holds already, and what is added to it row by row."""
+
+    def __init__(self, plan: Sequence[tuple], output: str | Path | None, on_row: Callable[[dict], None]):
+        self.output, self.on_row = output, on_row
+        self.rows: dict[tuple, dict | None] = dict.fromkeys(plan)
+        self.rows.update(_recorded(output, plan))
+
+    def get(self, identity: dict) -> dict | None:
+        """The row with these values of IDENTITY, or None where it is not known yet."""
+        return self.rows[_key(identity)]
+
+    def add(self, same: dict, new: dict) -> dict:
+        """Record a new row, in the file first."""
+        new |= same
+        self.rows[_key(new)] = new
+        if self.output is not None:
+            save_rows(self.output, self.known())
+        self.on_row(new)
+        return new
+
+    def known(self) -> list[dict]:
+        """All rows so far, in the order of the plan."""
+        return [row for row in self.rows.values() if row]
 
 
 def sweep(
@@ -159,54 +164,48 @@ def sweep(
     protocol: str = "documents",
     context: int | None = None,
     *,
+    methods: Sequence[str] = (),
     output: str | Path | None = None,
     jobs: int | None = 1,
     on_row: Callable[[dict], None] = lambda row: None,
 ) -> list[dict]:
-    """Score each dense model, then every policy at every sparsity; gives the rows in that order (module docstring).
+    """Score each dense model, then every policy and method at every target; gives the rows in that order.
 
-    calibration, test: documents that must be disjoint. output: a .csv or .json that is the record of the sweep, to
-    be continued where it was stopped. jobs: 1 computes row after row in this process, another number asks joblib for
-    so many workers, None leaves it to ``joblib.parallel_config``. on_row is called with each row when it is computed.
-    Raises MinillmError, for a file with other rows and an unknown policy before anything is computed.
+    calibration, test: documents that must be disjoint. by: what a target of the policies counts; one of ``methods``
+    (methods/base.py) counts weights. output: a .csv or .json that is the record of the sweep, to be continued where it
+    was stopped. jobs: 1 computes row after row in this process, another number asks joblib for so many workers, None
+    leaves it to ``joblib.parallel_config``. on_row is called with each row when it is computed. Raises MinillmError,
+    for a file with other rows and an unknown policy or method before anything is computed.
     """
     models = [models] if isinstance(models, Llama) else list(models)
-    policies, sparsities = (list(dict.fromkeys(values)) for values in (policies, sparsities))
     tensors = sorted({tensor for policy in policies for tensor in policy_named(policy).tensors})
-    same = [
-        dict(zip(SAME, (model.name, fingerprint(model), text_digest(calibration), text_digest(test), protocol,
-                        default_context(model) if context is None else context, str(model.dtype)), strict=True))
-        for model in models
-    ]  # fmt: skip
-    cuts = [(policy, by, sparsity) for sparsity in sparsities for policy in policies]
-    plan = [_key(s | _cut(*cut)) for s in same for cut in [("dense", None, None), *cuts]]
-    rows = {key: None for key in plan} | _recorded(output, plan)
-
-    def take(s: dict, found: dict) -> dict:
-        """Record a new row."""
-        found |= {key: s[key] for key in SAME}
-        rows[_key(found)] = found
-        if output is not None:
-            save_rows(output, [row for row in rows.values() if row])
-        on_row(found)
-        return found
-
+    for method in methods:
+        method_named(method)
+    kinds = [(policy, by) for policy in policies] + [(method, WEIGHTS) for method in methods]
+    cuts = [Cut(*kind, target) for target in dict.fromkeys(sparsities) for kind in dict.fromkeys(kinds)]
+    settings = Settings(calibration, Sample(test, protocol, context), cuts, tensors, jobs)
+    same = [settings.same(model) for model in models]
+    plan = [_key(s | identity) for s in same for identity in (DENSE, *(cut._asdict() for cut in cuts))]
+    record = Record(plan, output, on_row)
     for model, s in zip(models, same, strict=True):
-        dense = rows[_key(s | _cut("dense", None, None))]
-        if dense is None:
-            score = perplexity(model, test, protocol, context)
-            dense = take(s, row(model, score, score))
-        left = [(policy, target) for policy, by, target in cuts if rows[_key(s | _cut(policy, by, target))] is None]
-        if left:
-            magnitudes = collect(model, calibration, tensors, context)
-            shared = Shared(model, calibration, test, magnitudes, _evaluation(dense), by)
-            for found in _computed(shared, left, tensors, jobs):
-                take(s, found)
-    return [rows[key] for key in plan]
+        _sweep_model(model, settings, s, record)
+    return record.known()
 
 
-def _cut(policy: str, by: str | None, target: float | None) -> dict:
-    return {"policy": policy, "by": by, "target": target}
+def _sweep_model(model: Llama, settings: Settings, same: dict, record: Record) -> None:
+    """Compute the rows of one model that are not recorded yet."""
+    documents, protocol, context = settings.test
+    dense = record.get(same | DENSE)
+    if dense is None:
+        score = perplexity(model, documents, protocol, context)
+        dense = record.add(same, row(model, score, score))
+    left = [cut for cut in settings.cuts if record.get(same | cut._asdict()) is None]
+    magnitudes = None
+    if any(cut.by != WEIGHTS for cut in left):
+        magnitudes = collect(model, settings.calibration, settings.tensors, context)
+    shared = Shared(model, settings.calibration, documents, magnitudes, evaluation_of(dense))
+    for found in _computed(shared, left, settings) if left else ():
+        record.add(same, found)
 
 
 def _key(row: dict) -> tuple:
@@ -219,10 +218,10 @@ def _recorded(output: str | Path | None, plan: Sequence[tuple]) -> dict[tuple, d
         return {}
     anew = "to begin anew, name another file or remove this one"
     found = {}
-    for number, row in enumerate(load_rows(output, TEXT_COLUMNS), start=1):
-        if missing := [key for key in (*IDENTITY, "document_nll", "document_tokens") if key not in row]:
+    for number, read in enumerate(load_rows(output, TEXT_COLUMNS), start=1):
+        if missing := [key for key in (*IDENTITY, "document_nll", "document_tokens") if key not in read]:
             raise MinillmError(f"{output}: row {number} has no {missing[0]}, expected the rows of a sweep; {anew}")
-        key = _key(row)
+        key = _key(read)
         if key not in plan:
             nearest = max(plan, key=lambda known: sum(a == b for a, b in zip(known, key, strict=True)))
             differs = [
@@ -233,7 +232,7 @@ def _recorded(output: str | Path | None, plan: Sequence[tuple]) -> dict[tuple, d
             raise MinillmError(
                 f"{output}: row {number} is of another sweep (it has {'; '.join(differs)}) and would be lost; {anew}"
             )
-        found[key] = row
+        found[key] = read
     return found
 
 
@@ -242,11 +241,9 @@ def _short(value: object) -> str:
     return text[:12] + "..." if len(text) == 64 else text  # a SHA-256
 
 
-def _computed(
-    shared: Shared, left: Sequence[tuple[str, float]], tensors: Sequence[str], jobs: int | None
-) -> Iterator[dict]:
+def _computed(shared: Shared, left: Sequence[Cut], settings: Settings) -> Iterator[dict]:
     """The rows that are left, each as soon as it is known: one after the other, or by joblib's workers."""
-    if jobs == 1:
+    if settings.jobs == 1:
         yield from (shared.row(*cut) for cut in left)
         return
     try:
@@ -254,9 +251,10 @@ def _computed(
     except ImportError:
         raise MinillmError("more than one job needs joblib: pip install '.[study]'") from None
     # In processes of joblib's own, the arrays are files that nobody may write to: what sorts them does it now.
-    shared.magnitudes.thresholds(tensors, 0.5)
+    if shared.magnitudes is not None:
+        shared.magnitudes.thresholds(settings.tensors, 0.5)
     # batch_size 1: each row comes back, and is recorded, when it is done.
-    parallel = Parallel(n_jobs=jobs, batch_size=1, return_as="generator_unordered")
+    parallel = Parallel(n_jobs=settings.jobs, batch_size=1, return_as="generator_unordered")
     try:
         for found, notes in parallel(delayed(_in_worker)(shared, *cut) for cut in left):
             for note in notes:
@@ -267,10 +265,10 @@ def _computed(
         raise MinillmError(f"{sentence}: run the same sweep again, with fewer jobs") from None
 
 
-def _in_worker(shared: Shared, policy: str, sparsity: float) -> tuple[dict, list[str]]:
+def _in_worker(shared: Shared, policy: str, by: str, target: float) -> tuple[dict, list[str]]:
     """A row, and the warnings that came with it, to be shown by the process that asked for it."""
     if threading.current_thread() is not threading.main_thread():  # both of these are for a whole process
-        return shared.row(policy, sparsity), []
+        return shared.row(policy, by, target), []
     with warnings.catch_warnings(record=True) as notes, redirect_stderr(io.StringIO()):  # no progress bars
         warnings.simplefilter("always")
-        return shared.row(policy, sparsity), sorted({str(note.message) for note in notes})
+        return shared.row(policy, by, target), sorted({str(note.message) for note in notes})

@@ -16,7 +16,7 @@ from minillm.prefetch.clock import whole_token
 from minillm.show import page
 from minillm.sparsity import calibrate as calibrate_module
 from minillm.study import summary as report
-from minillm.study.sweep import score_cut
+from minillm.study.score import score_cut
 from minillm.transformer.evaluation import perplexity
 
 TRAINING = [f"{story} And then he saw {i} red balls." for i in range(3) for story in tiny.STORIES]

@@ -18,7 +18,8 @@ import minillm
 from minillm.errors import MinillmError
 from minillm.sparsity import magnitudes
 from minillm.study import sweep as module
-from minillm.study.sweep import fingerprint, row, score_cut, sweep, text_digest
+from minillm.study.bootstrap import compare_policies
+from minillm.study.sweep import fingerprint, sweep, text_digest
 from minillm.tables import load_rows, save_rows
 from minillm.transformer.texts import first_tokens, runs, split_text
 
@@ -85,38 +86,6 @@ def test_rows_come_dense_first_then_by_sparsity_and_policy_with_all_keys(model):
     for key in ("tokens", "bytes", "protocol", "context", "bos", "dtype", "model"):
         assert len({r[key] for r in rows}) == 1  # what must be equal for rows to be compared
     assert all(r["vs_dense"] == r["perplexity"] / dense["perplexity"] for r in rows)
-
-
-@pytest.mark.parametrize("protocol", ["documents", "stream"])
-def test_a_row_is_what_calibrate_and_perplexity_say_when_called_directly(model, protocol):
-    calibration, test = split_text(TEXT)
-    dense, cut = sweep(model, calibration, test, ("dhar",), (0.5,), "neuron", protocol, 32)
-    direct = minillm.perplexity(model, test, protocol, 32)
-    assert (dense["nll"], dense["tokens"], dense["bytes"]) == (direct.nll, direct.tokens, direct.bytes)
-    thresholds = minillm.calibrate(model, calibration, "dhar", 0.5, 32, by="neuron")
-    meter = minillm.SparsityMeter()
-    direct = minillm.perplexity(model, test, protocol, 32, minillm.sparse_ffn(model, thresholds), meter)
-    report = meter.report()
-    assert (cut["nll"], cut["perplexity"], cut["bits_per_byte"]) == (
-        direct.nll, direct.perplexity, direct.bits_per_byte
-    )  # fmt: skip
-    assert cut["neuron_sparsity"] == cut["achieved"] == report.neuron_sparsity  # on the text scored
-    assert cut["level"] == thresholds.level
-    assert (cut["read_gate"], cut["read_up"], cut["read_down"]) == report.read_exact
-    assert 1 == cut["read_gate"] > cut["read_up"] > cut["read_down"]
-    assert cut["read_exact"] == sum(report.read_exact) / 3
-    assert f"target 0.500, achieved {report.neuron_sparsity:.3f}" in cut["spec"]
-
-
-def test_what_is_achieved_is_that_of_the_text_scored_and_not_of_the_calibration_text(model):
-    calibration, test = STORIES[:2], ["zzz zzz zzz. zzz qqq."]
-    thresholds = minillm.calibrate(model, calibration, "mid", 0.5)
-    dense = minillm.perplexity(model, test)
-    found = score_cut(model, test, thresholds, dense)
-    assert thresholds.spec.achieved == pytest.approx(0.5, abs=0.02)
-    assert found["achieved"] == found["neuron_sparsity"]
-    assert found["achieved"] != thresholds.spec.achieved
-    assert row(model, dense, dense)["spec"] == "dense: nothing is cut"
 
 
 def test_sweeping_shares_one_calibration_pass_between_policies_and_changes_nothing(model):
@@ -296,6 +265,53 @@ def test_a_file_of_many_documents_is_read_back(tmp_path, rows):
     assert load_rows(tmp_path / "rows.csv", module.TEXT_COLUMNS) == [long]
 
 
+# ---- methods ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def both(model):
+    """Rows of two policies and two methods."""
+    return swept(model, methods=("wanda", "magnitude"))
+
+
+def test_methods_stand_after_the_policies_of_each_target_and_leave_their_rows_as_they_are(rows, both):
+    order = [(r["policy"], r["by"], r["target"]) for r in both]
+    cuts = [("mid", "tensor"), ("cats", "tensor"), ("wanda", "weights"), ("magnitude", "weights")]
+    assert order == [("dense", None, None), *((*cut, target) for target in TARGETS for cut in cuts)]
+    assert [r for r in both if r["by"] != "weights"] == rows and all(list(r) == KEYS for r in both)
+    for r in both:
+        if r["by"] == "weights":
+            assert abs(r["achieved"] - r["target"]) <= 1 / 8 and 0.05 < 1 - r["read_exact"] < r["target"]
+            assert r["read_exact"] == r["read_known_mask"] and r["level"] is None
+            assert "smallest of each row" in r["spec"]
+
+
+def test_a_sweep_of_methods_goes_on_from_its_file_and_is_the_same_by_two_processes(model, both, tmp_path):
+    output, new = tmp_path / "rows.csv", []
+    swept(model, output, methods=("wanda",))
+    assert swept(model, output, methods=("wanda", "magnitude"), on_row=new.append) == both
+    assert [r["policy"] for r in new] == ["magnitude"] * 2 and load_rows(output, module.TEXT_COLUMNS) == both
+    again = swept(model, output, methods=("wanda", "magnitude"), on_row=lambda row: pytest.fail("computed again"))
+    assert again == both
+    assert swept(model, methods=("wanda", "magnitude"), jobs=2) == both
+    with pytest.raises(MinillmError, match="policy magnitude, expected wanda"):
+        swept(model, output, methods=("wanda",))
+
+
+def test_methods_alone_collect_no_magnitudes_and_an_unknown_one_is_refused_before_the_work(model, both, monkeypatch):
+    monkeypatch.setattr(module, "collect", lambda *a: pytest.fail("collected"))
+    alone = swept(model, policies=(), methods=("wanda", "magnitude"))
+    assert alone == [r for r in both if r["by"] in (None, "weights")]
+    with pytest.raises(MinillmError, match="method 'wand' is unknown"):
+        swept(model, methods=("wand",), on_row=lambda row: pytest.fail("scored"))
+
+
+def test_two_methods_are_compared_at_equal_weights_removed(both):
+    compared = compare_policies(both, "magnitude")
+    assert [(r["policy"], r["by"], r["target"]) for r in compared] == [("wanda", "weights", t) for t in TARGETS]
+    assert all(r["share"] == r["baseline_share"] for r in compared)
+
+
 # ---- in parallel -----------------------------------------------------------------------------------------------------
 
 
@@ -358,5 +374,5 @@ def test_a_dask_cluster_gives_the_same_rows_and_each_worker_is_sent_what_they_sh
         with joblib.parallel_config(backend="dask"):
             assert swept(model, tmp_path / "rows.csv", jobs=None) == rows
     calibration, test = split_text(TEXT)
-    shared = module.Shared(model, calibration, test, None, None, "tensor")
+    shared = module.Shared(model, calibration, test, None, None)
     assert sys.getsizeof(shared) > 1000  # what joblib's dask backend scatters
