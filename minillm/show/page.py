@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Mapping, Sequence
-from string import Template
 
 from ..prefetch.clock import whole_token
 from ..sparsity.policies import policy_named
@@ -31,7 +30,7 @@ from ..study.summary import (
     Study,
 )
 from . import results as plots
-from .html import Columns, beside, bullets, commands, figure, paragraph, table, terms, text, whole_page
+from .html import Columns, beside, bullets, commands, figure, paragraph, table, template, terms, text, whole_page
 
 NEAR_DENSE = 1.1  # times the dense perplexity: what the second figure of predictors shows
 
@@ -41,17 +40,17 @@ def page_of(study: Study) -> str:
     short = [f'<li>{text(said)} <a href="#{name}">More</a></li>' for name, said in in_short(study)]
     lead = "\n".join([paragraph(study.headline, "lead"), '<ul class="short">', *short, "</ul>"])
     sections = [
-        ("model", "What it is", MODEL, model_parts),
-        ("protocol", "How its text was scored", PROTOCOL, protocol_parts),
-        ("distributions", "How large its weights and activations are", DISTRIBUTIONS, distribution_parts),
-        ("natural", "What is zero by nature", NATURAL, natural_parts),
-        ("costs", "What cutting costs", COSTS, cost_parts),
-        ("predictors", "Who can know beforehand", PREDICTION, predictor_parts),
-        ("patterns", "Whether patterns survive an edit", PATTERNS, pattern_parts),
-        ("buffer", "The prefetch buffer", BUFFER, buffer_parts),
-        ("words", "Words, and how to repeat this page", WORDS, word_parts),
+        ("model", "What it is", model_parts),
+        ("protocol", "How its text was scored", protocol_parts),
+        ("distributions", "How large its weights and activations are", distribution_parts),
+        ("natural", "What is zero by nature", natural_parts),
+        ("costs", "What cutting costs", cost_parts),
+        ("predictors", "Who can know beforehand", predictor_parts),
+        ("patterns", "Whether patterns survive an edit", pattern_parts),
+        ("buffer", "The prefetch buffer", buffer_parts),
+        ("words", "Words, and how to repeat this page", word_parts),
     ]
-    made = [(name, heading, words.substitute(parts(study))) for name, heading, words, parts in sections]
+    made = [(name, heading, template(name).substitute(parts(study))) for name, heading, parts in sections]
     return whole_page(f"{study.name}: a study of its activation sparsity", lead, made)
 
 
@@ -139,13 +138,6 @@ def in_short(s: Study) -> list[tuple[str, str]]:
 
 
 # ---- the sections ----------------------------------------------------------------------------------------------------
-MODEL = Template("""\
-<p>Each token passes through the layers. In each of them attention looks back, and a feed-forward network (FFN) of many
-neurons adds what it knows. Activation sparsity leaves out neurons of the FFNs.</p>
-<p>A token reads every weight of the layers and of the head, and one row of the embedding. Leaving out parts of the FFNs
-saves nothing of the rest, so there is a limit to what it can bring (Amdahl's law).</p>
-$tables
-$repeat""")
 
 
 def model_parts(s: Study) -> dict[str, str]:
@@ -164,17 +156,6 @@ def model_parts(s: Study) -> dict[str, str]:
     }
 
 
-PROTOCOL = Template("""\
-<p>Dense: perplexity $perplexity, $bits bits per byte, $bytes bytes, $protocol.</p>
-<p>Protocol documents: each document is cut into runs that fit the context, each run begins with a BOS, and every token
-is scored once. Perplexities can be compared only under the same protocol, text and tokenizer; bits per byte also
-between tokenizers.</p>
-<p>$origin Whatever is fitted (thresholds, predictors, frequencies) has seen the calibration text alone, and all figures
-are of the text that is scored. Only the first documents of both are read, so that the page is done in minutes:</p>
-$read
-$repeat""")
-
-
 def protocol_parts(s: Study) -> dict[str, str]:
     """The protocol in words, and which part read which text."""
     file = s.options.get("text")
@@ -191,15 +172,6 @@ def protocol_parts(s: Study) -> dict[str, str]:
     }
 
 
-DISTRIBUTIONS = Template("""\
-<p>Is there anything to leave out? Among the weights: the largest share of exact zeros in any matrix is $zeros. Of a
-normal distribution, $normal would lie below 1 % and 10 % of the root mean square.</p>
-$weights
-<p>Activations are another matter. Most of them can be small beside a few large ones, and which are small changes from
-token to token.</p>
-$figures
-$activations
-$repeat""")
 MEANING = {
     "gate_pre": "x W_gate^T, the gate before its activation function",
     "up": "x W_up^T",
@@ -250,14 +222,6 @@ def distribution_parts(s: Study) -> dict[str, str]:
     }  # fmt: skip
 
 
-NATURAL = Template("""\
-<p>Some activation functions (ReLU, its square) make exact zeros: neurons that can be left out for nothing. Others
-(SiLU, GELU) make small values, and cutting those costs something, little or much.</p>
-$figures
-$rows
-$repeat""")
-
-
 def natural_parts(s: Study) -> dict[str, str]:
     """What is zero, or nearly, when nothing is cut."""
     columns = {"layer": ("layer", "d"), "gate/exactly 0": ("gate_zeros", ".4f")}
@@ -273,23 +237,6 @@ def natural_parts(s: Study) -> dict[str, str]:
     }
 
 
-COSTS = Template("""\
-<h3>At equal neuron sparsity</h3>
-<p>Each policy cuts the same share of (token, neuron) pairs. Which ones is its own choice: the better the choice, the
-smaller the cost.</p>
-$neuron
-<h3>At equal weight reads</h3>
-<p>A policy has to read weights to learn which weights it need not read; mid, for example, all of gate and up. Here each
-may read the same amount in all, so what is dear to know pays for it.</p>
-$reads
-<h3>The paper's rule at its own percentages</h3>
-<p>The paper cuts a percentage of each of three tensors: gate, up and the FFN's output. A neuron goes when its gate or
-its up is cut, so at 50 % far more than half of the neurons are gone. These percentages compare with nothing else.</p>
-$tensor
-<h3>What it does to a text</h3>
-<p>The prompt <q>$prompt</q>, continued greedily: by the dense model, then with $half of the neurons cut.</p>
-$stories
-$repeat""")
 COST_COLUMNS = {"policy": ("policy", ""), "target": ("target", ".0%"), "achieved": ("achieved", ".3f")}
 COST_COLUMNS |= under("perplexity", {"found": ("perplexity", ".3f"), "of dense": ("vs_dense", ".3f")})
 COST_COLUMNS |= under("perplexity", {end: (f"perplexity_{end}", ".3f") for end in ("low", "high")})
@@ -336,14 +283,6 @@ def cost_parts(s: Study) -> dict[str, str]:
     return found | {"repeat": commands(lines)}
 
 
-PREDICTION = Template("""\
-<p>A predictor is to say which neurons matter before their weights are read. Each one here selects the same share,
-$half; only what it selects is computed, and the perplexity is that of the model which runs so. The oracle is told the
-truth for nothing. Chance, static and previous token are what any other must beat.</p>
-$figures
-$rows
-$verdict
-$repeat""")
 PREDICTED = {"predictor": ("predictor", "")}
 PREDICTED |= {key: (key, ".3f") for key in ("recall", "precision")} | {"IoU": ("iou", ".3f")}
 PREDICTED |= {"selected": ("selected", ".3f")}
@@ -382,13 +321,6 @@ def predictor_parts(s: Study) -> dict[str, str]:
     }
 
 
-PATTERNS = Template("""\
-<p>The paper reports that the activation patterns of edited texts match those of the original, as a sign that patterns
-can be foreseen. Positions before the edit match by causality, in any causal model. What counts is what lies beyond,
-held against a static mask and against chance.</p>
-$figures
-$rows
-$repeat""")
 PLACES = {"prefix": "before", "window": "all"}
 GUESSES = {"this text": "", "static": "static_", "chance": "chance_", "unrelated": "unrelated_"}
 
@@ -418,16 +350,6 @@ def pattern_parts(s: Study) -> dict[str, str]:
     }
 
 
-BUFFER = Template("""\
-<p>The FFN weights lie in a slow memory; a small fast one holds some of the neurons. A token asks each layer for the
-neurons that it needs: what is there is a hit, the rest is fetched while the layer waits. Afterwards a keeper decides
-what stays. Belady knows the future: no keeper can do better. A random set is what no knowledge at all gives.</p>
-$figures
-<p>Knowing early brings time, not hits: what is guessed a layer before can be fetched while that layer computes.</p>
-$timelines
-$ways
-$matters
-$repeat""")
 RIVALS = {"LRU": "lru", "Belady": "belady", "random": "random"}
 BUFFERED = {"capacity": ("capacity", "d"), "perplexity": ("perplexity", ".3f")}
 BUFFERED |= under("hit rate", {"found": ("hit_rate", ".3f")} | {name: (key, ".3f") for name, key in RIVALS.items()})
@@ -478,33 +400,6 @@ def buffer_parts(s: Study) -> dict[str, str]:
             command(s, "prefetch simulate", takes="context"),
         ]),
     }  # fmt: skip
-
-
-WORDS = Template("""\
-<dl>
-<dt>neuron</dt>
-<dd>One row of W_gate, one row of W_up and one column of W_down: what is left out, or read, together.</dd>
-<dt>neuron sparsity</dt>
-<dd>The share of (token, neuron) pairs that are cut.</dd>
-<dt>weights read</dt>
-<dd>Per token, the rows of gate and up and the columns of down, as shares. What a policy must read to learn its own mask
-counts; in the column <q>mask known</q>, somebody tells it for nothing.</dd>
-<dt>needed by 16 tokens</dt>
-<dd>The share of neurons that at least one of 16 successive tokens needs: what a batch of them reads.</dd>
-<dt>target, achieved</dt>
-<dd>What the thresholds were set for on the calibration text, and what it came to on the text that is scored.</dd>
-<dt>low, high</dt>
-<dd>Documents are drawn anew many times, the same ones for both models; 95 % of the results lie between. It says how
-well the cost is known on these documents, not on others.</dd>
-<dt>stall</dt>
-<dd>Time in which nothing is computed because weights are not there yet.</dd>
-</dl>
-<h3>The policies</h3>
-$policies
-<h3>Repeating it</h3>
-<p>The commands under the parts read more of the text than this page does, so digits differ. This one writes this page
-again; with the same versions on the same machine, to the last byte. More tokens make all of it more certain.</p>
-$repeat""")
 
 
 def word_parts(s: Study) -> dict[str, str]:
