@@ -12,8 +12,6 @@ page names an empty icon; without it a browser asks its server for favicon.ico.
 from __future__ import annotations
 
 import html
-import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -22,7 +20,8 @@ from typing import TYPE_CHECKING
 
 from ..errors import MinillmError, whole_file
 from ..tables import cell
-from .canvas import alt_text, matplotlib_or_error, save_figure
+from .canvas import matplotlib_or_error
+from .svg import svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -132,37 +131,10 @@ def table(
 
 
 # ---- figures ---------------------------------------------------------------------------------------------------------
-def svg(figure: Axes, name: str, title: str) -> str:
-    """The figure of an Axes as SVG for the inside of a page; its alt text is its description.
-
-    name: of this figure alone, put before every id, for matplotlib gives the same ones to all figures. What is left out
-    has no use there: the names of XML's dialects, comments, the file's own description.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "figure.svg"
-        save_figure(figure, path)
-        drawing = path.read_text(encoding="utf-8")
-    start, end = drawing.index("<svg"), drawing.rindex("</svg>")
-    body = drawing[drawing.index(">", start) + 1 : end]
-    for useless in ("<!--.*?-->", "<title>.*?</title>", "<metadata>.*?</metadata>", "<style.*?</style>"):
-        body = re.sub(useless, "", body, flags=re.S)
-    body = body.replace("xlink:href=", "href=")
-    body = re.sub(r'(\bid="|\bhref="#|\burl\(#)', rf"\g<1>{name}-", body)
-    box = re.search(r'viewBox="([^"]*)"', drawing[start:])[1]
-    inches = f"{figure.figure.get_size_inches()[0]:g}"
-    style = f"--inches: {inches}; stroke-linejoin: round; stroke-linecap: butt"  # the latter as in matplotlib's <style>
-    return (
-        f'<svg role="img" aria-labelledby="{name}-title {name}-words" viewBox="{box}" style="{style}">\n'
-        f'<title id="{name}-title">{text(title)}</title>\n<desc id="{name}-words">{text(alt_text(figure))}</desc>'
-        + re.sub(r"\n\s*", "\n", body)
-        + "</svg>"
-    )
-
-
-def figure(drawn: Axes, name: str, title: str, caption: str) -> str:
+def figure(ax: Axes, name: str, title: str, caption: str) -> str:
     """A figure with a number, a title and a caption."""
     words = f'<figcaption><span class="title">{text(title)}.</span> {text(caption)}</figcaption>'
-    return f'<figure id="{name}">\n<div class="plot">{svg(drawn, name, title)}</div>\n{words}\n</figure>'
+    return f'<figure id="{name}">\n<div class="plot">{svg(ax, name, title)}</div>\n{words}\n</figure>'
 
 
 def beside(*markup: str) -> str:

@@ -25,7 +25,7 @@ from minillm.predictors.oracle import Oracle
 from minillm.predictors.protocol import Predictor
 from minillm.predictors.quantise import low_rank, second_moments, unpack
 from minillm.show.map import you_are_here
-from minillm.show.results import cost_of_predictors, precision_recall
+from minillm.show.results_predictors import cost_of_predictors, precision_recall
 from minillm.study.prediction import ffn_bytes, prediction_rows, predictor_row
 from minillm.tables import keys_as_headings, text_table
 from minillm.transformer.model import shape_of

@@ -25,9 +25,9 @@ from minillm.predictors.copies import Shadow
 from minillm.predictors.cutoffs import fit_cutoffs
 from minillm.predictors.learned import examples, first_guess, logits, loss_and_gradients, train, train_layer
 from minillm.predictors.oracle import Oracle
-from minillm.show.explain import training_curve
+from minillm.show.explain_passes import training_curve
 from minillm.show.map import you_are_here
-from minillm.show.results import cost_of_predictors
+from minillm.show.results_predictors import cost_of_predictors
 from minillm.sparsity.policies import largest
 from minillm.study.prediction import predictor_row
 from minillm.tables import keys_as_headings, text_table

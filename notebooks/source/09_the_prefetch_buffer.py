@@ -26,9 +26,9 @@ from minillm.prefetch.feedforward import BufferedFFN
 from minillm.prefetch.record import Recorder, frequencies
 from minillm.prefetch.replay import enough, kept_history, replay, traffic_of
 from minillm.prefetch.traffic import EVENT_COLUMNS, event_rows
-from minillm.show.explain import neuron_raster
+from minillm.show.explain_values import neuron_raster
 from minillm.show.map import you_are_here
-from minillm.show.results import bytes_by_capacity, gantt, hit_rate_by_capacity
+from minillm.show.results_buffer import bytes_by_capacity, gantt, hit_rate_by_capacity
 from minillm.sparsity.sparse import policy_selector
 from minillm.study.buffers import ALL, OWN, Way, buffer_rows, ways_of, when_it_matters
 from minillm.tables import keys_as_headings, text_table
