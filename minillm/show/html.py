@@ -1,8 +1,8 @@
 """A self-contained page of HTML: tables, figures and words in one file.
 
-No script, no font, no address: a browser without a network shows all of it, and so does a printer. Figures are SVG
-inside the page, each with a title and a description for who cannot see it. Whatever comes from outside (a name, a path,
-a text) passes through ``text``, which makes it harmless; what is called ``markup`` here is HTML already.
+It has no script, no font and no address of another file, so a browser without a network shows all of it, and a printer
+prints it. Figures are SVG inside the page, each with a title and a description. Whatever comes from outside (a name, a
+path, a text) passes through ``text``, which escapes it; what is called ``markup`` here is HTML already.
 
 The words of the page lie beside this file: style.css, and a template for the page and for each of its sections in
 templates/. Templates are string.Template's: ``$name`` is replaced once, and what comes in is not looked at again. The
@@ -74,8 +74,8 @@ def paragraph(words: str, kind: str = "") -> str:
 
 
 def terms(pairs: Mapping[str, str]) -> str:
-    """Terms and what is said of them."""
-    lines = [f"<dt>{text(term)}</dt><dd>{text(said)}</dd>" for term, said in pairs.items()]
+    """Terms, each with its explanation."""
+    lines = [f"<dt>{text(term)}</dt><dd>{text(meaning)}</dd>" for term, meaning in pairs.items()]
     return "\n".join(["<dl>", *lines, "</dl>"])
 
 
@@ -90,20 +90,20 @@ def commands(lines: Sequence[str]) -> str:
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------
-Columns = Mapping[str, tuple[str, str]]
+Columns = Mapping[str, tuple[str, str]]  # {key of a row: (heading, format)}, as in tables.py
 
 
 def table(
     rows: Sequence[Mapping], columns: Columns, title: str, about: str = "", rule: str = "", within: str = ""
 ) -> str:
-    """Rows as an HTML table in a box that scrolls by itself; columns {heading: (key, format)}.
+    """Rows as an HTML table in a box that scrolls by itself; columns {key: (heading, format)}.
 
-    The format "" is for text, as in tables.text_table; "reads/gate" puts the heading "gate" under "reads". The first
-    column names the row. A line is drawn where the value of the key ``rule`` changes; where that of ``within`` does, it
-    stands above the rows that share it.
+    The format "" is for text, as in tables.text_table. The heading "reads/gate" puts "gate" under "reads". The first
+    column names the row. A line is drawn where the value of the key ``rule`` changes. Where the value of the key
+    ``within`` changes, it is written above the rows that share it.
     """
     kinds = [' class="text"' if form == "" else "" for _, form in columns.values()]
-    headings = [heading.rpartition("/") for heading in columns]  # (group, "/", own heading)
+    headings = [heading.rpartition("/") for heading, _ in columns.values()]  # (group, "/", own heading)
     head = "".join(f'<th scope="col"{kind}>{text(own)}</th>' for (_, _, own), kind in zip(headings, kinds, strict=True))
     groups = [(group, len(list(same))) for group, same in groupby(headings, key=lambda heading: heading[0])]
     if any(group for group, _ in groups):
@@ -114,7 +114,7 @@ def table(
         head = f"{above}</tr>\n<tr>{head}"
     lines = []
     for i, row in enumerate(rows):
-        first, *rest = [text(cell(row.get(key), form)) for key, form in columns.values()]
+        first, *rest = [text(cell(row.get(key), form)) for key, (_, form) in columns.items()]
         cells = "".join(f"<td{kind}>{value}</td>" for value, kind in zip(rest, kinds[1:], strict=True))
         before = rows[i - 1] if i else {}
         if within and row[within] != before.get(within):
@@ -138,5 +138,5 @@ def figure(ax: Axes, name: str, title: str, caption: str) -> str:
 
 
 def beside(*markup: str) -> str:
-    """Figures or tables beside each other where there is room."""
+    """Figures or tables next to each other where the page is wide enough."""
     return '<div class="beside">\n' + "\n".join(markup) + "\n</div>"

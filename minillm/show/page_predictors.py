@@ -16,21 +16,21 @@ from .results_predictors import cost_of_predictors, match_by_position
 
 NEAR_DENSE = 1.1  # times the dense perplexity: what the second figure of predictors shows
 PREDICTED = {"predictor": ("predictor", "")}
-PREDICTED |= {key: (key, ".3f") for key in ("recall", "precision")} | {"IoU": ("iou", ".3f")}
+PREDICTED |= {key: (key, ".3f") for key in ("recall", "precision")} | {"iou": ("IoU", ".3f")}
 PREDICTED |= {"selected": ("selected", ".3f")}
-PREDICTED |= under("its own tables", {"bytes": ("own_bytes", ","), "of float32": ("own_share_float32", ".4f")})
-PREDICTED |= under("its own tables", {"of stored": ("own_share_stored", ".4f")})
-PREDICTED |= under("touched per token", {"bytes": ("bytes_per_token", ",.0f"), "of FFN": ("reads", ".3f")})
-PREDICTED |= under("perplexity", {"found": ("perplexity", ".3f"), "increase": ("increase", "+.3f")})
-PREDICTED |= under("perplexity", {"× oracle": ("times_oracle", ",.2f")})
-PREDICTED |= {"KL": ("kl", ".4f"), "same token": ("agreement", ".3f")}
+PREDICTED |= under("its own tables", {"own_bytes": ("bytes", ","), "own_share_float32": ("of float32", ".4f")})
+PREDICTED |= under("its own tables", {"own_share_stored": ("of stored", ".4f")})
+PREDICTED |= under("read per token", {"bytes_per_token": ("bytes", ",.0f"), "reads": ("of FFN", ".3f")})
+PREDICTED |= under("perplexity", {"perplexity": ("measured", ".3f"), "increase": ("increase", "+.3f")})
+PREDICTED |= under("perplexity", {"times_oracle": ("× oracle", ",.2f")})
+PREDICTED |= {"kl": ("KL", ".4f"), "agreement": ("same token", ".3f")}
 
 
 def predictor_parts(s: Study) -> dict[str, str]:
-    """The table, bytes against perplexity, and what it says in words."""
+    """The table, the figure of bytes against perplexity, and the conclusions in words."""
     one, near = s.predictors[0], [row for row in s.predictors if row["perplexity"] <= NEAR_DENSE * row["dense"]]
     caption = (
-        "Perplexity with the predictor in the loop against the bytes that a token touches in all FFNs, the predictor's "
+        "Perplexity with the predictor in the loop against the bytes that a token reads in all FFNs, the predictor's "
         f"own tables included, as stored. Definition of the truth: {one['truth']}. Scored: {protocol(one)}."
     )
     drawn = [
@@ -46,9 +46,9 @@ def predictor_parts(s: Study) -> dict[str, str]:
         drawn.append(figure(cost_of_predictors(near, one["dense"]), "bytes-near", title, caption))
     about = (
         "Recall, precision and IoU against the mask of policy mid, pooled over tokens, mean over layers. × oracle: the "
-        "increase over the oracle's; a dash where that is next to nothing. KL: nats per token, from the dense model. "
-        "Same token: positions where both find the same token likeliest. Selected: what cutoffs set on calibration "
-        "text came to on this text."
+        "increase divided by the oracle's; a dash where that is nearly zero. KL: nats per token, from the dense model. "
+        "Same token: positions where both models find the same token likeliest. Selected: the share that cutoffs from "
+        "calibration text select on this text."
     )
     how = ("--predictor", joined(PREDICTORS), "--sparsity", HALF, "-o", "predictors.csv")
     return {
@@ -61,18 +61,18 @@ def predictor_parts(s: Study) -> dict[str, str]:
 
 
 PLACES = {"prefix": "before", "window": "all"}
-GUESSES = {"this text": "", "static": "static_", "chance": "chance_", "unrelated": "unrelated_"}
+GUESSES = {"": "this text", "static_": "static", "chance_": "chance", "unrelated_": "unrelated"}
 
 
 def pattern_parts(s: Study) -> dict[str, str]:
     """Table II of the paper with its controls, pooled over edits and layers."""
     rows = [row | {"group": PLACES.get(row["scope"], row["scope"])} for row in s.patterns]
-    columns = {"positions": ("group", ""), "number": ("positions", ","), "active": ("density", ".3f")}
+    columns = {"group": ("positions", ""), "positions": ("number", ","), "density": ("active", ".3f")}
     for heading, rate in (("match", "match"), ("recall", "recall"), ("IoU", "iou")):
-        columns |= under(heading, {guess: (f"{key}{rate}", ".3f") for guess, key in GUESSES.items()})
+        columns |= under(heading, {f"{prefix}{rate}": (guess, ".3f") for prefix, guess in GUESSES.items()})
     title = "Patterns before and after an edit"
     caption = (
-        "Share of neurons that are alike, active or not, in a text and its edited variant; pooled over layers, texts "
+        "Share of neurons that are equal, active or not, in a text and its edited variant; pooled over layers, texts "
         f"and eight kinds of edits. Definition: {s.specs['patterns']}. Read: protocol documents, context "
         f"{s.dense['context']}, BOS {s.dense['bos']}."
     )

@@ -35,7 +35,7 @@ def joined(values: Sequence[object]) -> str:
 
 
 def protocol(scored: Mapping) -> str:
-    """What a figure was measured on, in words."""
+    """Tokens, protocol, context, BOS and dtype of a measurement, in words."""
     where = "{tokens:,} tokens, protocol {protocol}, context {context}, BOS {bos}, {dtype}"
     return where.format(**scored)
 
@@ -62,6 +62,6 @@ def paid(row: Mapping, dense: Mapping) -> str:
     return f"{cost} ({low:+.1f} to {high:+.1f} %)"
 
 
-def under(group: str, columns: Columns) -> Columns:
-    """Columns under one heading."""
-    return {f"{group}/{heading}": column for heading, column in columns.items()}
+def under(group: str, columns: Columns) -> dict[str, tuple[str, str]]:
+    """Columns whose headings stand under a common one."""
+    return {key: (f"{group}/{heading}", form) for key, (heading, form) in columns.items()}

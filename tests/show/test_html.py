@@ -10,18 +10,18 @@ from pages import cells
 from minillm.errors import MinillmError
 from minillm.show import canvas
 from minillm.show import html as markup
-from minillm.show import results as plots
+from minillm.show.results_distributions import natural_by_layer
 
 NASTY = "<b>&\"'</b><script>alert(1)</script> $title é😀"
 ROWS = [
     {"name": "a", "part": "x", "share": 0.25, "bytes": 1234567, "none": None},
     {"name": NASTY, "part": "y", "share": 1.0, "bytes": 8, "none": None},
 ]
-COLUMNS = {"name": ("name", ""), "size/share": ("share", ".1%"), "size/bytes": ("bytes", ","), "none": ("none", ".3f")}
+COLUMNS = {"name": ("name", ""), "share": ("size/share", ".1%"), "bytes": ("size/bytes", ","), "none": ("none", ".3f")}
 
 
 def drawn():
-    return plots.natural_by_layer({"m": [{"layer": i, "mid_zeros": i / 4} for i in range(3)]}, "mid_zeros")
+    return natural_by_layer({"m": [{"layer": i, "mid_zeros": i / 4} for i in range(3)]}, "mid_zeros")
 
 
 def test_a_table_shows_headings_under_their_group_and_the_rows_as_they_are():
@@ -32,7 +32,7 @@ def test_a_table_shows_headings_under_their_group_and_the_rows_as_they_are():
     ]  # fmt: skip
     assert 'colspan="2"' in html and html.count('class="rule"') == 1 and html.count('scope="row"') == 2
     ElementTree.fromstring(html)  # well formed
-    grouped = cells(markup.table(ROWS, {"size": ("share", ".1%")}, "Sizes", within="part"))
+    grouped = cells(markup.table(ROWS, {"share": ("size", ".1%")}, "Sizes", within="part"))
     assert grouped == [["size"], ["x"], ["25.0%"], ["y"], ["100.0%"]]
     assert cells(markup.table(ROWS[:1], {"name": ("name", "")}, "One"))[0] == ["name"]  # no groups, no line of them
 
