@@ -19,7 +19,7 @@ from string import Template
 from typing import TYPE_CHECKING
 
 from ..errors import MinillmError, whole_file
-from ..tables import cell
+from ..tables import Columns, cell
 from .canvas import matplotlib_or_error
 from .svg import svg
 
@@ -90,9 +90,6 @@ def commands(lines: Sequence[str]) -> str:
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------
-Columns = Mapping[str, tuple[str, str]]  # {key of a row: (heading, format)}, as in tables.py
-
-
 def table(
     rows: Sequence[Mapping], columns: Columns, title: str, about: str = "", rule: str = "", within: str = ""
 ) -> str:

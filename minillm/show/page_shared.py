@@ -12,7 +12,7 @@ from ..study.summary import (
     TOKENS,
     Study,
 )
-from .html import Columns
+from ..tables import Columns
 
 DEFAULTS = {"text": None, "context": None, "seed": 0, "dtype": "float32", "prompt": PROMPT, "tokens": TOKENS}
 
