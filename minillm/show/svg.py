@@ -15,7 +15,6 @@ with ElementTree, which would be for the whole process.
 
 from __future__ import annotations
 
-import re
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,11 +65,14 @@ def clean(element: Element, name: str) -> bool:
     element.tag = element.tag.rpartition("}")[2]  # "{http://www.w3.org/2000/svg}path"
     if element.tag in USELESS:
         return False
-    for key, value in list(element.attrib.items()):
-        if key in ("id", "href", f"{XLINK}href"):
-            del element.attrib[key]
-            element.set(key.removeprefix(XLINK), re.sub("^#?", rf"\g<0>{name}-", value, count=1))
-        else:
+    if f"{XLINK}href" in element.attrib:
+        element.set("href", element.attrib.pop(f"{XLINK}href"))
+    for key, value in element.attrib.items():
+        if key == "id":
+            element.set(key, f"{name}-{value}")
+        elif key == "href" and value.startswith("#"):  # an image's href is its data
+            element.set(key, f"#{name}-{value[1:]}")
+        elif "url(#" in value:
             element.set(key, value.replace("url(#", f"url(#{name}-"))
     if not (element.text or "").strip():
         element.text = "\n" if len(element) else None

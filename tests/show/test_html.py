@@ -8,7 +8,6 @@ import pytest
 from pages import cells
 
 from minillm.errors import MinillmError
-from minillm.show import canvas
 from minillm.show import html as markup
 from minillm.show.results_distributions import natural_by_layer
 
@@ -55,17 +54,6 @@ def test_two_figures_on_a_page_share_no_id_and_refer_to_their_own():
     assert len(ids) > 40 and len(ids) == len(set(ids))
     used = set(re.findall(r'(?:href="#|url\(#)([^")]*)', page))
     assert {name.partition("-")[0] for name in used} == {"one", "two"} and used <= set(ids)
-
-
-def test_a_figure_says_in_words_what_it_shows_and_asks_for_nothing():
-    ax = drawn()
-    found = markup.svg(ax, "f", "Zeros")
-    tree = ElementTree.fromstring(found)
-    words = {element.get("id"): element.text for element in tree if element.tag in ("title", "desc")}
-    assert tree.get("role") == "img" and tree.get("aria-labelledby").split() == list(words)
-    assert list(words.values()) == ["Zeros", canvas.alt_text(ax)] and canvas.alt_text(ax)
-    assert "http" not in found and "<style" not in found and "<!--" not in found and "metadata" not in found
-    assert markup.svg(drawn(), "f", "Zeros") == found
 
 
 def test_a_page_is_written_whole_or_not_at_all(tmp_path):
