@@ -28,7 +28,9 @@ ORDER = """
     study/describe study/bootstrap study/score study/sweep study/prediction study/variants study/overlap study/edits
     study/natural study/distributions study/buffers study/blocks study/disk study/costs study/summary
     bench/turns bench/shapes bench/model bench/sparse bench/disk
-    show/canvas show/primer show/map show/explain show/results show/html show/page
+    show/canvas show/labels show/primer show/map show/explain_values show/explain_passes show/results_distributions
+    show/results_cuts show/results_predictors show/results_buffer show/svg show/html show/page_shared show/page_model
+    show/page_costs show/page_predictors show/page_buffer show/page show/display show/stepper
     course/check course/mistakes course/assignment course/notebook
     cli/flags cli/demo cli/model cli/cut cli/predict cli/prefetch cli/study cli/course cli/bench cli/main
     __main__
@@ -131,7 +133,7 @@ def test_the_order_names_every_module_and_the_folders_hold_no_code_of_their_own(
         ("tables", "def f():\n    import torch.nn"),
         ("sparsity/spec", "from transformers import AutoModel"),
         ("tables", "def f():\n    import matplotlib.pyplot"),
-        ("show/results", "import matplotlib.pyplot"),
+        ("show/results_cuts", "import matplotlib.pyplot"),
     ],
 )
 def test_the_rule_catches_planted_breaches(module, source):
@@ -143,7 +145,7 @@ def test_the_rule_catches_planted_breaches(module, source):
     [
         ("transformer/model", "from ..errors import MinillmError\nfrom .ops import linear\nimport numpy"),
         ("show/html", "if TYPE_CHECKING:\n    from matplotlib.axes import Axes"),
-        ("show/results", "def f():\n    import matplotlib.pyplot as plt"),
+        ("show/results_cuts", "def f():\n    import matplotlib.pyplot as plt"),
         ("bench/model", "SCRIPT = 'import torch, transformers'"),  # text for a child process is no import
         ("cli/main", "import minillm\nfrom . import __version__"),
     ],

@@ -39,7 +39,7 @@ def command_sweep(a: argparse.Namespace) -> int:
     import minillm
 
     from ..show.canvas import check_figure
-    from ..show.results import sweep_figure
+    from ..show.results_cuts import sweep_figure
     from ..study.bootstrap import compare_policies, with_intervals
     from ..study.sweep import sweep
     from ..tables import check_ending, json_rows, keys_as_headings, text_table

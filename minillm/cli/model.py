@@ -139,7 +139,7 @@ def natural_rows(model, path: str | None, figure: str | None) -> list[dict]:
 
     rows = natural_sparsity(model, counted_documents(model, path))
     if figure:
-        from ..show.results import natural_by_layer
+        from ..show.results_distributions import natural_by_layer
 
         write_figure(natural_by_layer({model.name: rows}), figure)
     return rows
@@ -151,7 +151,7 @@ def distribution_rows(model, path: str | None, figure: str | None) -> dict[str, 
 
     magnitudes = distributions.activation_magnitudes(model, counted_documents(model, path))
     if figure:
-        from ..show.results import magnitudes_figure
+        from ..show.results_distributions import magnitudes_figure
 
         curves = {step: distributions.curve(magnitudes, step) for step in magnitudes.layers[0]}
         write_figure(magnitudes_figure(curves, model.name), figure)

@@ -76,7 +76,7 @@ def predict_eval(a: argparse.Namespace) -> int:
         check_ending(a.output)
     if a.figure:
         from ..show.canvas import check_figure
-        from ..show.results import cost_of_predictors
+        from ..show.results_predictors import cost_of_predictors
 
         check_figure(a.figure)
     model = load_model(a)

@@ -108,7 +108,7 @@ def prefetch_simulate(a: argparse.Namespace, model, thresholds) -> int:
     timeline = simulate(traffic, a.device, work_of(model))
     figures = traffic.figures(work_of(model).neuron_bytes) | timeline.figures()
     if a.figure:
-        from ..show.results import gantt
+        from ..show.results_buffer import gantt
 
         write_figure(gantt(timeline.of_token(len(recorder.needed) - 1)), a.figure)
     if a.json:
@@ -283,7 +283,7 @@ def prefetch_replay(a: argparse.Namespace, model, thresholds, calibration, test,
         save_rows(a.output, rows)
     if a.figure:
         from ..show.canvas import new_axes
-        from ..show.results import bytes_by_capacity, hit_rate_by_capacity
+        from ..show.results_buffer import bytes_by_capacity, hit_rate_by_capacity
 
         hits, fetched = new_axes(1, 2)
         last = [row for row in rows if row["predictor"] == rows[-1]["predictor"]]  # more curves than these hide another
@@ -366,7 +366,7 @@ def prefetch_blocks(a: argparse.Namespace, model, calibration, test, context: in
         if not points:
             raise MinillmError(f"{a.speed}: holds no speed of these groups and sparsities, expected one to draw")
         from ..show.canvas import new_axes
-        from ..show.results import speed_against_perplexity
+        from ..show.results_cuts import speed_against_perplexity
 
         panels = new_axes(1, 2)
         whole = f"a whole token (the FFNs hold {points[0]['ffn_share']:.0%} of its bytes)"

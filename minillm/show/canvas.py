@@ -1,11 +1,11 @@
-"""Around every figure: the house's style, an Axes to draw on, the words for who cannot see it, and the file.
+"""What all figures share: the style, the Axes to draw on, the alt text, the file, and small helpers for drawing.
 
-Every axis names its quantity and unit. Colours follow Okabe and Ito (told apart with any colour vision), and every
-curve has a marker of its own besides, so that a figure printed in grey can be read. Sizes are for half a page.
+Every axis names its quantity and unit. Colours follow Okabe and Ito (they differ for any colour vision). Every curve
+also has its own marker, so that a figure printed in grey can be read. Sizes are for half a page.
 
-A figure is a function of rows or arrays that gives matplotlib Axes (drawings.py, plots.py). It takes the Axes to draw
-on (or makes a figure of its own) and leaves a sentence that says what there is to see in the Axes' label, which is
-never drawn: ``alt_text(ax)`` reads it, ``ax.set_label("...")`` changes it, and ``save_figure`` writes it into the file.
+A figure is a function of rows or arrays that gives matplotlib Axes (primer.py, map.py, explain_*.py, results_*.py). It
+draws on the Axes that it is given, or on a figure of its own. It puts the alt text into the Axes' label, which is never
+drawn: ``alt_text(ax)`` reads it, ``ax.set_label("...")`` changes it, and ``save_figure`` writes it into the file.
 
 Figures are made without pyplot: nothing is global, no window opens, nothing has to be closed. matplotlib is imported
 inside the functions, so the rest of minillm runs without it.
@@ -13,10 +13,11 @@ inside the functions, so the rest of minillm runs without it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial, wraps
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -25,11 +26,18 @@ from ..errors import MinillmError, whole_file
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from numpy.typing import ArrayLike
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Look = dict[str, Any]  # what matplotlib's functions take by keyword: colour, marker, hatch, ...
 
 BLACK = "#000000"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#8B6B00", "#5D3A9B", "#B00020")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "*")  # one more than colours: no pair comes back soon
+BLUE, RED, GREY = COLOURS[0], COLOURS[1], "#666666"
 HATCHES = ("", "//", "..", "xx", "\\\\", "++")
+BOUND: Look = {"color": BLACK, "marker": "*", "linestyle": "-."}  # the look of a curve that no other can beat
 SIZE = (5.0, 3.6)  # inches, with letters of 9 points: half a page
 STYLE = {
     "font.size": 9,
@@ -58,8 +66,8 @@ def check_figure(path: str | Path) -> None:
     matplotlib_or_error()
 
 
-def matplotlib_or_error():
-    """The package; MinillmError where it is not installed."""
+def matplotlib_or_error() -> ModuleType:
+    """The package matplotlib; MinillmError where it is not installed."""
     try:
         import matplotlib
     except ImportError:
@@ -77,42 +85,51 @@ def new_axes(rows: int = 1, columns: int = 1, size: tuple[float, float] = SIZE) 
         return list(np.atleast_1d(figure.subplots(rows, columns)).flat)
 
 
-def alt_text(figure: Axes | Figure) -> str:
-    """What there is to see, in words: of one panel, or of all panels of a figure one after the other."""
-    panels = figure.axes if hasattr(figure, "axes") and isinstance(figure.axes, list) else [figure]
-    return " ".join(text for panel in panels if (text := panel.get_label()) and not text.startswith("<"))
+def given_or_new(ax: Axes | None, size: tuple[float, float] = SIZE) -> Axes:
+    """The given Axes, or the Axes of a new figure of ``size`` inches."""
+    return new_axes(size=size)[0] if ax is None else ax
 
 
-def save_figure(figure: Axes | Figure, path: str | Path) -> None:
+def figure_of(drawing: Axes | Figure) -> Figure:
+    """The whole figure that the Axes are a part of."""
+    return drawing.figure.figure  # twice: Axes may lie in a part of a figure
+
+
+def alt_text(drawing: Axes | Figure) -> str:
+    """The description of one panel, or of all panels of a figure one after the other."""
+    from matplotlib.figure import Figure
+
+    panels = drawing.axes if isinstance(drawing, Figure) else [drawing]
+    labels = [str(panel.get_label()) for panel in panels]
+    return " ".join(label for label in labels if label and not label.startswith("<"))
+
+
+def save_figure(drawing: Axes | Figure, path: str | Path) -> None:
     """Write the figure (of an Axes) as .png or .svg, by the name's ending, with its alt text as the file's description.
 
     First beside the target, then renamed. The same rows, drawn anew, give the same file. Raises MinillmError.
     """
     check_figure(path)
-    path, figure = Path(path), getattr(figure, "figure", figure)
-    metadata = {"Description": alt_text(figure), "Title": path.stem}
-    metadata |= {"Date": None} if path.suffix == ".svg" else {"Software": None}
+    path, figure = Path(path), figure_of(drawing)
+    metadata: dict[str, str | None] = {"Description": alt_text(figure), "Title": path.stem}
+    metadata["Date" if path.suffix == ".svg" else "Software"] = None  # neither: the same figure gives the same file
     with matplotlib_or_error().rc_context({"svg.hashsalt": "minillm", "svg.fonttype": "path"}):
         with whole_file(path, MinillmError) as beside:
             figure.savefig(beside, format=path.suffix[1:], metadata=metadata)
 
 
-def drawn(draw: Callable | None = None, *, size: tuple[float, float] = SIZE) -> Callable:
-    """Make the Axes where none is given, of ``size`` inches, and draw in the house's style."""
-    if draw is None:
-        return partial(drawn, size=size)
+def drawn(draw: Callable[P, R]) -> Callable[P, R]:
+    """Run a drawing function in the house's style."""
 
     @wraps(draw)
-    def on_axes(*args, ax: Axes | None = None, **options) -> Axes:
+    def in_style(*args: P.args, **options: P.kwargs) -> R:
         with matplotlib_or_error().rc_context(STYLE):
-            ax = new_axes(size=size)[0] if ax is None else ax
-            draw(*args, ax=ax, **options)
-        return ax
+            return draw(*args, **options)
 
-    return on_axes
+    return in_style
 
 
-def curve_styles(names: Sequence[str]) -> dict[str, dict]:
+def curve_styles(names: Sequence[str]) -> dict[str, Look]:
     """A colour and a marker for each name, always the same for the same list."""
     return {
         name: {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
@@ -121,7 +138,12 @@ def curve_styles(names: Sequence[str]) -> dict[str, dict]:
     }
 
 
-def percent(values: Sequence[float]) -> np.ndarray:
+def bar_look(n: int) -> Look:
+    """Colour and hatch of the n-th group of bars."""
+    return {"color": COLOURS[n % len(COLOURS)], "hatch": HATCHES[n % len(HATCHES)], "edgecolor": "white"}
+
+
+def percent(values: ArrayLike) -> np.ndarray:
     """Shares as percentages."""
     return 100 * np.asarray(values, float)
 
@@ -132,7 +154,54 @@ def listed(names: Sequence[str]) -> str:
 
 
 def legend_above(ax: Axes, entries: int, columns: int = 3) -> None:
-    """The legend between title and axes: bars may be as high as the axes, so there is no free place inside."""
+    """The legend between title and axes: bars may be as high as the axes, so there is no room inside."""
     lines = -(-entries // columns)
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0.2, columnspacing=1.2)
     ax.set_title(ax.get_title(), pad=6 + 13 * lines)
+
+
+def byte_unit(largest: float) -> tuple[str, float]:
+    """The unit (GB, MB, kB or bytes) that suits a number of bytes, and its size in bytes."""
+    return next(((u, s) for u, s in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if largest >= s), ("bytes", 1.0))
+
+
+def check_rows(rows: Sequence[Mapping], keys: Sequence[str]) -> None:
+    """Raise MinillmError where there is no row, or where one lacks a key."""
+    if not rows:
+        raise MinillmError(f"there are no rows, expected dicts with {listed(keys)}")
+    missing = [key for key in keys if any(key not in row for row in rows)]
+    if missing:
+        raise MinillmError(f"the rows have no {listed(missing)}, expected dicts with {listed(keys)}")
+
+
+def looks_with_bound(names: Sequence[str], bound: str) -> dict[str, Look]:
+    """A colour and marker for each name; names that begin with ``bound`` get the look of a bound."""
+    looks = curve_styles([name for name in names if not name.startswith(bound)])
+    return {name: looks.get(name, BOUND) for name in names}
+
+
+def legend_beside(ax: Axes) -> None:
+    """The legend to the right of the axes."""
+    ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
+
+
+def log_perplexity(ax: Axes, heights: Sequence[float]) -> None:
+    """A logarithmic scale with plain numbers at 1, 2, 5 times powers of ten (a decade may have no line otherwise)."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    ax.set_yscale("log")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.set_ylim(min(heights) / 1.1, max(heights) * 1.15)
+
+
+def inches(ax: Axes) -> tuple[float, float]:
+    """About how wide and high the Axes will be; the exact size is known only after the layout."""
+    wide, high = figure_of(ax).get_size_inches()
+    spec = ax.get_subplotspec()
+    if spec is None:
+        place = ax.get_position()
+        return wide * place.width, high * place.height
+    rows, columns = spec.get_gridspec().get_geometry()
+    return wide * len(spec.colspan) / columns, high * len(spec.rowspan) / rows

@@ -4,29 +4,31 @@ from __future__ import annotations
 
 import math
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import MinillmError
-from ..steps import step_info, step_names
-from .canvas import BLACK, COLOURS, drawn, listed
+from ..steps import STEPS, step_names
+from .canvas import BLACK, BLUE, Look, drawn, given_or_new, inches, listed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.patches import Patch
 
-BLUE, RED, GREY, PALE = COLOURS[0], COLOURS[1], "#666666", "#F4F4F4"
-
+Way = Sequence[tuple[float, float]]  # points that a line goes through
+PALE = "#F4F4F4"
 MAP = (10.4, 4.8)  # inches, which are also the units in which the map is drawn
 _X = [1.7 + 0.975 * i for i in range(8)]  # the block's columns
 _LEFT, _RIGHT = 0.52, 9.86  # what comes before the blocks, and after
-_Q, _K, _V, _TURN = 4.02, 3.55, 3.08, 2.66  # the attention's rows, and where the way goes back to the left
+_Q, _K, _V, _TURN = 4.02, 3.55, 3.08, 2.66  # the rows of attention; where the stream turns back to the left
 _GATE, _FFN, _UP, _POST, _POLICY, _LOW = 2.27, 2.03, 1.79, 1.60, 0.98, 0.50
 _HALF, _TALL = 0.435, 0.18  # half of a box's width and height; other ones:
 _WIDTHS = {"files": 0.48, "slow memory": 0.52}
 _HEIGHTS = {"files": 0.31, "cache": 0.415, "mlp.mask": 0.42}
 
-# name -> (x, y, what is written in it, what below it). A name that is a step's says its last part and its dimensions.
+# name -> (x, y, title, words below it). A box without a title is a step's: it shows the step's last name and dims.
 BOXES: dict[str, tuple[float, float, str, str]] = {
     "text": (_LEFT, 4.49, "text", ""),
     "ids": (_LEFT, _Q, "ids", "T"),
@@ -79,13 +81,13 @@ _WAYS = (  # from box to box
 )  # fmt: skip
 _CACHE, _DOWN = _X[4] + _HALF, _X[5] - _HALF - 0.06  # the cache's right side; where a way turns before the scores
 _SUMS = ((_X[7], _V), (_X[7], _FFN + 0.17))  # where a branch is added to the stream
-_STREAM = (  # the residual stream, drawn thick
+_STREAM: tuple[Way, ...] = (  # the residual stream, drawn thick
     ((_X[0], _K + _TALL), (_X[0], 4.36), (_X[7], 4.36), (_X[7], _V + 0.11)),
     ((_X[7], _V - 0.11), (_X[7], _TURN + _TALL)),
     ((_X[7], _TURN - _TALL), (_X[7], _SUMS[1][1] + 0.11)),
     ((_X[7], _SUMS[1][1] - 0.11), (_X[7], _POST + _TALL)),
 )
-_BENDS = (
+_BENDS: tuple[Way, ...] = (
     ((_X[3] + _HALF, _K), (_X[4] - _HALF, _K)),
     ((_X[2] + _HALF, _V), (_X[4] - _HALF, _V)),
     ((_CACHE, _K), (_DOWN, _K), (_DOWN, _Q - 0.09), (_X[5] - _HALF, _Q - 0.09)),
@@ -94,7 +96,7 @@ _BENDS = (
     ((_X[7] - _HALF, _TURN), (_X[0], _TURN), (_X[0], _FFN), (_X[1] - _HALF, _FFN)),
     ((_X[6] + _HALF, _SUMS[1][1] - 0.06), (_X[7] - 0.09, _SUMS[1][1] - 0.06)),
 )
-_ASIDE = (  # where the ways of a dense model have no part
+_ASIDE: tuple[Way, ...] = (  # ways that a dense model does not have, drawn dashed
     ((_LEFT, _FFN + _HEIGHTS["files"]), (_LEFT, _K - _TALL)),
     ((_X[4], _FFN - _TALL), (_X[4], _POLICY + _TALL)),
     ((_X[4] + _HALF, _POLICY), (_X[5] - _HALF, _POLICY)),
@@ -108,7 +110,7 @@ _ASIDE = (  # where the ways of a dense model have no part
 
 
 def boxes_of(name: str | None) -> tuple[str, ...]:
-    """The boxes of the map that a name fills: a step's (with or without its layer), a part's or a box's own.
+    """The boxes of the map that a name stands for: of a step (with or without its layer), of a part, or the box itself.
 
     Raises MinillmError for another name.
     """
@@ -118,96 +120,30 @@ def boxes_of(name: str | None) -> tuple[str, ...]:
         return PARTS[name]
     inside = re.sub(r"^blocks\.(\d+|\*)\.", "", name)
     inside = re.sub(r"^mlp\.mask_\w+$", "mlp.mask", inside)  # of which there are several
-    found = tuple(box for box in BOXES if box == inside or box.startswith(inside + "."))
-    if not found:
+    boxes = tuple(box for box in BOXES if box == inside or box.startswith(inside + "."))
+    if not boxes:
         known = ", ".join([*PARTS, *BOXES])
         raise MinillmError(f"{name!r} is no place on the map, expected a step's name or one of {known}")
-    return found
+    return boxes
 
 
-def _inches(ax: Axes) -> tuple[float, float]:
-    """Width and height that the Axes will have about; before the layout is made they can only be reckoned."""
-    wide, high = ax.figure.get_size_inches()
-    spec = ax.get_subplotspec()
-    if spec is None:
-        place = ax.get_position()
-        return wide * place.width, high * place.height
-    rows, columns = spec.get_gridspec().get_geometry()
-    return wide * len(spec.colspan) / columns, high * len(spec.rowspan) / rows
-
-
-@drawn(size=MAP)
-def you_are_here(step: str | None = None, *, ax: Axes) -> None:
+@drawn
+def you_are_here(step: str | None = None, *, ax: Axes | None = None) -> Axes:
     """The map of a model: a token's way from text to logits, and where sparsity, predictors and buffer come in.
 
     step: what is filled: a step ("mlp.mid", "blocks.0.attn.q"), a part of the model ("attn", "mlp"), a chapter (PARTS),
     or any box; None fills nothing. Below the names stand the dimensions (trace.STEPS). Raises MinillmError for another.
     """
-    from matplotlib.patches import FancyBboxPatch, Polygon
-
     filled = boxes_of(step)
-    wide, high = _inches(ax)
+    ax = given_or_new(ax, MAP)
+    wide, high = inches(ax)
     scale = min(1.0, wide / MAP[0], high / MAP[1])  # letters shrink with the map, so that they stay in their boxes
     ax.set(xlim=(0, MAP[0]), ylim=(0.02, MAP[1] - 0.02), aspect="equal")
     ax.set_axis_off()
-
-    def rounded(left: float, low: float, right: float, top: float, radius: float, **look) -> FancyBboxPatch:
-        style = f"round,pad=0,rounding_size={radius}"
-        return ax.add_patch(FancyBboxPatch((left, low), right - left, top - low, boxstyle=style, **look))
-
-    def way(*points: tuple[float, float], **look) -> None:
-        look = {"color": "#444444", "linewidth": 1.2 * scale} | look
-        (x, y), (to_x, to_y) = points[-2:]
-        far = math.hypot(to_x - x, to_y - y)
-        along = np.array([to_x - x, to_y - y]) / far
-        neck = np.array([to_x, to_y]) - 0.08 * along
-        across = (0.025 + 0.012 * look["linewidth"] / scale) * np.array([-along[1], along[0]])
-        ax.plot(*zip(*points[:-1], neck, strict=True), **look, solid_capstyle="butt", zorder=1)
-        ax.add_patch(Polygon([neck + across, (to_x, to_y), neck - across], color=look["color"], linewidth=0, zorder=1))
-
-    rounded(1.16, 0.08, 9.27, 4.72, 0.12, facecolor=PALE, edgecolor="#888888", linewidth=1.2 * scale, zorder=0)
-    dashes = {"linestyle": (0, (4, 3)), "linewidth": scale}
-    rounded(1.24, 0.18, 9.19, 1.28, 0.10, facecolor="white", edgecolor="#999999", zorder=0, **dashes)
-    for x, y, words, look in (
-        (1.3, 4.56, "block, L times", {"weight": "bold"}),
-        (_X[3], 4.48, "the residual stream", {}),
-        (_X[1] - _HALF, _V, "attention", {}),
-        (_X[0] - _HALF, _UP - 0.1, "FFN", {}),
-        (1.32, 1.10, "fewer neurons,\nfewer weights", {"va": "top"}),
-    ):
-        look = {"fontsize": 9 * scale, "color": "#444444", "style": "italic", "va": "center", "zorder": 3} | look
-        ax.text(x, y, words, **look)
-
-    for name, (x, y, title, under) in BOXES.items():
-        if not title:
-            title = name.rpartition(".")[2]
-            under += (step_info(name) or step_info(f"blocks.0.{name}")).dims
-        here = name in filled
-        look = {"facecolor": BLUE if here else "white", "edgecolor": BLACK, "linewidth": (2.0 if here else 1.0) * scale}
-        side, half = _WIDTHS.get(name, _HALF), _HEIGHTS.get(name, _TALL)
-        rounded(x - side, y - half, x + side, y + half, 0.05, zorder=2, **look).set_gid(name)
-        look = {"ha": "center", "zorder": 3, "color": "white" if here else BLACK}
-        up = 0.07 + 0.055 * under.count("\n") if under else 0
-        ax.text(x, y + up, title, fontsize=9 * scale, weight="bold", va="center", **look)
-        look["color"] = "white" if here else "#444444"
-        ax.text(x, y + up - 0.085, under, fontsize=7.5 * scale, va="top", linespacing=1.0, **look)
-
-    for x, y in _SUMS:
-        circle = {"boxstyle": "circle,pad=0.12", "facecolor": "white", "edgecolor": BLACK, "linewidth": scale}
-        ax.text(x, y, "+", fontsize=10 * scale, weight="bold", ha="center", va="center", zorder=3, bbox=circle)
-    for a, b in (names.split() for names in _WAYS):
-        (xa, ya, *_), (xb, yb, *_) = BOXES[a], BOXES[b]
-        if xa == xb:
-            way((xa, ya + math.copysign(_TALL, yb - ya)), (xb, yb - math.copysign(_TALL, yb - ya)))
-        else:
-            turn = xb - _HALF - 0.06
-            way((xa + _HALF, ya), *(((turn, ya), (turn, yb)) if ya != yb else ()), (xb - _HALF, yb))
-    for points in _BENDS:
-        way(*points)
-    for points in _STREAM:
-        way(*points, linewidth=2.4 * scale, color=BLACK)
-    for points in _ASIDE:
-        way(*points, linestyle=(0, (3, 2)))
+    _draw_ground(ax, scale)
+    for name in BOXES:
+        _draw_box(ax, name, name in filled, scale)
+    _draw_ways(ax, scale)
     what = listed([box.rpartition(".")[2] for box in filled]) if filled else "nothing"
     ax.set_label(
         "Map of the model: text, ids, embedding; then L times a block of attention (norm; q, k, v; rotation, cache, "
@@ -215,3 +151,82 @@ def you_are_here(step: str | None = None, *, ax: Axes) -> None:
         "the residual stream; then norm, logits, next token. Below the FFN policy or predictor make a mask, and a "
         f"buffer before slow memory holds the weights that it asks for. Filled: {what}."
     )
+    return ax
+
+
+def _rounded(ax: Axes, corners: tuple[float, float, float, float], radius: float, **look: Any) -> Patch:
+    """A box with round corners; corners: left, low, right, top."""
+    from matplotlib.patches import FancyBboxPatch
+
+    left, low, right, top = corners
+    style = f"round,pad=0,rounding_size={radius}"
+    return ax.add_patch(FancyBboxPatch((left, low), right - left, top - low, boxstyle=style, **look))
+
+
+def _draw_ground(ax: Axes, scale: float) -> None:
+    """What lies below the boxes: the frames of a block and of its sparse part, and the words beside them."""
+    _rounded(ax, (1.16, 0.08, 9.27, 4.72), 0.12, facecolor=PALE, edgecolor="#888888", linewidth=1.2 * scale, zorder=0)
+    dashes: Look = {"linestyle": (0, (4, 3)), "linewidth": scale}
+    _rounded(ax, (1.24, 0.18, 9.19, 1.28), 0.10, facecolor="white", edgecolor="#999999", zorder=0, **dashes)
+    own: Look
+    for x, y, words, own in (
+        (1.3, 4.56, "block, L times", {"weight": "bold"}),
+        (_X[3], 4.48, "the residual stream", {}),
+        (_X[1] - _HALF, _V, "attention", {}),
+        (_X[0] - _HALF, _UP - 0.1, "FFN", {}),
+        (1.32, 1.10, "fewer neurons,\nfewer weights", {"va": "top"}),
+    ):
+        look: Look = {"fontsize": 9 * scale, "color": "#444444", "style": "italic", "va": "center", "zorder": 3}
+        ax.text(x, y, words, **look | own)
+
+
+def _draw_box(ax: Axes, name: str, filled: bool, scale: float) -> None:
+    """One box with its title, and the dimensions below the title."""
+    x, y, title, under = BOXES[name]
+    if not title:
+        title = name.rpartition(".")[2]
+        under += (STEPS.get(name) or STEPS[f"blocks.*.{name}"]).dims
+    look: Look = {"facecolor": BLUE if filled else "white", "edgecolor": BLACK}
+    look["linewidth"] = (2.0 if filled else 1.0) * scale
+    side, half = _WIDTHS.get(name, _HALF), _HEIGHTS.get(name, _TALL)
+    _rounded(ax, (x - side, y - half, x + side, y + half), 0.05, zorder=2, **look).set_gid(name)
+    look = {"ha": "center", "zorder": 3, "color": "white" if filled else BLACK}
+    up = 0.07 + 0.055 * under.count("\n") if under else 0
+    ax.text(x, y + up, title, fontsize=9 * scale, weight="bold", va="center", **look)
+    look["color"] = "white" if filled else "#444444"
+    ax.text(x, y + up - 0.085, under, fontsize=7.5 * scale, va="top", linespacing=1.0, **look)
+
+
+def _draw_ways(ax: Axes, scale: float) -> None:
+    """The arrows between the boxes, the residual stream, and the circles where a branch is added to it."""
+    for x, y in _SUMS:
+        circle = {"boxstyle": "circle,pad=0.12", "facecolor": "white", "edgecolor": BLACK, "linewidth": scale}
+        ax.text(x, y, "+", fontsize=10 * scale, weight="bold", ha="center", va="center", zorder=3, bbox=circle)
+    for a, b in (names.split() for names in _WAYS):
+        (xa, ya, *_), (xb, yb, *_) = BOXES[a], BOXES[b]
+        if xa == xb:
+            between = [(xa, ya + math.copysign(_TALL, yb - ya)), (xb, yb - math.copysign(_TALL, yb - ya))]
+        else:
+            turn = xb - _HALF - 0.06
+            between = [(xa + _HALF, ya), *(((turn, ya), (turn, yb)) if ya != yb else ()), (xb - _HALF, yb)]
+        _draw_way(ax, between, scale)
+    for points in _BENDS:
+        _draw_way(ax, points, scale)
+    for points in _STREAM:
+        _draw_way(ax, points, scale, thickness=2.4, color=BLACK)
+    for points in _ASIDE:
+        _draw_way(ax, points, scale, linestyle=(0, (3, 2)))
+
+
+def _draw_way(ax: Axes, points: Way, scale: float, thickness: float = 1.2, color: str = "#444444", **look: Any) -> None:
+    """A line through the points, with an arrow's head at the last one."""
+    from matplotlib.patches import Polygon
+
+    (x, y), (to_x, to_y) = points[-2:]
+    far = math.hypot(to_x - x, to_y - y)
+    along = np.array([to_x - x, to_y - y]) / far
+    neck = np.array([to_x, to_y]) - 0.08 * along
+    across = (0.025 + 0.012 * thickness) * np.array([-along[1], along[0]])
+    line = zip(*points[:-1], neck, strict=True)
+    ax.plot(*line, color=color, linewidth=thickness * scale, solid_capstyle="butt", zorder=1, **look)
+    ax.add_patch(Polygon(np.array([neck + across, (to_x, to_y), neck - across]), color=color, linewidth=0, zorder=1))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import MinillmError
-from .canvas import COLOURS, drawn, listed
+from .canvas import COLOURS, Look, drawn, given_or_new, listed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,12 +19,13 @@ if TYPE_CHECKING:
 BLUE, ORANGE, GREY, PALE = COLOURS[0], COLOURS[4], "#999999", "#F1F1F1"
 
 
-@drawn(size=(7.2, 2.2))
-def broadcasting(a: np.ndarray, b: np.ndarray, *, ax: Axes) -> None:
+@drawn
+def broadcasting(a: np.ndarray, b: np.ndarray, *, ax: Axes | None = None) -> Axes:
     """a + b as three grids: what is stored has a dark frame, what is only repeated is pale.
 
     a, b of at most two axes with at most 8 places each, of shapes that broadcast. Raises MinillmError for others.
     """
+    ax = given_or_new(ax, (7.2, 2.2))
     a, b = np.asarray(a), np.asarray(b)
     try:
         total = a + b
@@ -54,14 +55,16 @@ def broadcasting(a: np.ndarray, b: np.ndarray, *, ax: Axes) -> None:
         f"Three grids of {rows} by {columns}: a of shape {tuple(a.shape)} and b of shape {tuple(b.shape)}, each "
         f"repeated (pale) where the other is longer, and their sum, of shape {tuple(total.shape)}."
     )
+    return ax
 
 
-@drawn(size=(7.2, 3.6))
-def merges(stages: Sequence[Sequence[str]], *, ax: Axes) -> None:
+@drawn
+def merges(stages: Sequence[Sequence[str]], *, ax: Axes | None = None) -> Axes:
     """How a word's pieces grow together: a line per stage, the piece that was just made is filled.
 
     stages: lists of pieces, each with the same letters as the first. Raises MinillmError.
     """
+    ax = given_or_new(ax, (7.2, 3.6))
     words = {"".join(stage) for stage in stages}
     if len(words) != 1 or words == {""}:
         raise MinillmError(f"the stages spell {len(words)} different words, expected one word, at least a letter long")
@@ -82,6 +85,7 @@ def merges(stages: Sequence[Sequence[str]], *, ax: Axes) -> None:
         f"The pieces of {next(iter(words))!r} in {len(stages)} lines, from {len(stages[0])} single characters to "
         f"{listed([repr(piece) for piece in stages[-1]])}; in each line the piece just made is filled."
     )
+    return ax
 
 
 def _borders(stage: Sequence[str]) -> set[tuple[int, int]]:
@@ -90,13 +94,14 @@ def _borders(stage: Sequence[str]) -> set[tuple[int, int]]:
     return set(zip([0, *ends], ends, strict=False))
 
 
-@drawn(size=(7.2, 3.2))
-def file_layout(parts: Sequence[tuple[int, int, str]], size: int, *, ax: Axes) -> None:
+@drawn
+def file_layout(parts: Sequence[tuple[int, int, str]], size: int, *, ax: Axes | None = None) -> Axes:
     """A file as a column of boxes, not to scale, each with the byte it begins at.
 
     parts: (begin, end, what it is) in bytes, in order; between parts that do not touch, a gap is drawn. size: of the
     whole file. Raises MinillmError for parts that overlap or do not fit.
     """
+    ax = given_or_new(ax, (7.2, 3.2))
     borders = [byte for begin, end, _ in parts for byte in (begin, end)]
     if not parts or borders != sorted(borders) or not 0 <= borders[0] or borders[-1] > size:
         raise MinillmError(f"the parts lie at {borders} in a file of {size} bytes, expected them in order and inside")
@@ -110,7 +115,7 @@ def file_layout(parts: Sequence[tuple[int, int, str]], size: int, *, ax: Axes) -
         boxes.append((done, size, ""))
     for n, (begin, end, what) in enumerate(boxes):
         shade = ("#F6D9B8", "#CFE3F2")[begin >= boxes[min(2, len(boxes) - 1)][0]] if what else "white"
-        edges = {"facecolor": shade, "edgecolor": GREY, "linewidth": 0.8, "linestyle": "-" if what else ":"}
+        edges: Look = {"facecolor": shade, "edgecolor": GREY, "linewidth": 0.8, "linestyle": "-" if what else ":"}
         ax.fill_between([0, 1], -n, -n - 1, **edges)
         ax.text(0.02, -n - 0.5, what or "...", va="center", family="monospace" if what else None, fontsize=8)
         ax.text(-0.01, -n, f"{begin:,}", ha="right", va="center", fontsize=8, color="#444444")
@@ -120,3 +125,4 @@ def file_layout(parts: Sequence[tuple[int, int, str]], size: int, *, ax: Axes) -
     ax.set(xlim=(-0.12, 1.16), ylim=(-len(boxes) - 0.3, 0.8))
     ax.set_axis_off()
     ax.set_label(f"A file of {size:,} bytes as boxes, not to scale: {listed([what for _, _, what in parts])}.")
+    return ax

@@ -11,8 +11,9 @@ import minillm
 from minillm.predictors.cutoffs import fit_cutoffs
 from minillm.predictors.workshop import Workshop
 from minillm.show.canvas import alt_text, new_axes, save_figure
-from minillm.show.explain import neuron_raster
-from minillm.show.results import bytes_read, cost_of_cuts
+from minillm.show.explain_values import neuron_raster
+from minillm.show.results_cuts import cost_of_cuts
+from minillm.show.results_predictors import bytes_read
 from minillm.study.buffers import ALL, buffer_rows, way_of
 from minillm.study.sweep import sweep
 from minillm.transformer.texts import first_tokens, split_text

@@ -18,7 +18,8 @@ import numpy as np
 
 import minillm
 from minillm.course.check import check
-from minillm.course.notebook import show, show_source
+from minillm.course.notebook import show_source
+from minillm.show.display import show
 from minillm.show.map import you_are_here
 from minillm.show.primer import broadcasting
 from minillm.tables import keys_as_headings, text_table

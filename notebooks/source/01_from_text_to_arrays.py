@@ -20,11 +20,13 @@ import numpy as np
 
 import minillm
 from minillm.course.check import check
-from minillm.course.notebook import show, show_source, token_labels
+from minillm.course.notebook import show_source
 from minillm.loading.checkpoint import checkpoint_tensors
 from minillm.loading.tensors import read_header, save_tensors, to_bfloat16
 from minillm.loading.tokenizer import Tokenizer
-from minillm.show.explain import bf16_bits
+from minillm.show.display import show
+from minillm.show.explain_values import bf16_bits
+from minillm.show.labels import token_labels
 from minillm.show.map import you_are_here
 from minillm.show.primer import file_layout, merges
 from minillm.tables import keys_as_headings, text_table

@@ -15,9 +15,11 @@ import numpy as np
 
 import minillm
 from minillm.course.check import check
-from minillm.course.notebook import show, show_source, token_labels
+from minillm.course.notebook import show_source
 from minillm.loading.config import RopeConfig
-from minillm.show.explain import attention_pattern, rope_fan
+from minillm.show.display import show
+from minillm.show.explain_values import attention_pattern, rope_fan
+from minillm.show.labels import token_labels
 from minillm.show.map import you_are_here
 from minillm.steps import step_info
 from minillm.tables import keys_as_headings, text_table

@@ -23,10 +23,12 @@ import numpy as np
 
 import minillm
 from minillm.course.check import check
-from minillm.course.notebook import show, show_source, token_labels
+from minillm.course.notebook import show_source
 from minillm.loading.checkpoint import load_weights
 from minillm.loading.config import ModelConfig
-from minillm.show.explain import error_per_step
+from minillm.show.display import show
+from minillm.show.explain_passes import error_per_step
+from minillm.show.labels import token_labels
 from minillm.show.map import you_are_here
 from minillm.steps import step_names
 from minillm.tables import keys_as_headings, text_table

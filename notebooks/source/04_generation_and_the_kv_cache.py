@@ -20,9 +20,11 @@ import numpy as np
 
 import minillm
 from minillm.course.check import check
-from minillm.course.notebook import show, show_source, token_labels
+from minillm.course.notebook import show_source
 from minillm.loading.config import ModelConfig
-from minillm.show.explain import cache_growth, sampling_bars, work_per_token
+from minillm.show.display import show
+from minillm.show.explain_passes import cache_growth, sampling_bars, work_per_token
+from minillm.show.labels import token_labels
 from minillm.show.map import you_are_here
 from minillm.tables import keys_as_headings, text_table
 from minillm.trace import Trace, no_tap

@@ -18,10 +18,12 @@ import numpy as np
 
 import minillm
 from minillm.course.check import check
-from minillm.course.notebook import show, show_source, token_labels
-from minillm.show.explain import activation_ridges, neuron_raster
+from minillm.course.notebook import show_source
+from minillm.show.display import show
+from minillm.show.explain_values import activation_ridges, neuron_raster
+from minillm.show.labels import token_labels
 from minillm.show.map import you_are_here
-from minillm.show.results import natural_by_layer
+from minillm.show.results_distributions import natural_by_layer
 from minillm.sparsity.magnitudes import sample_values
 from minillm.study.distributions import normal_below, weight_magnitudes
 from minillm.study.natural import natural_sparsity

@@ -20,9 +20,11 @@ import numpy as np
 
 import minillm
 from minillm.course.check import check
-from minillm.course.notebook import show, show_source, threshold_slider
+from minillm.course.notebook import show_source
+from minillm.show.display import show
 from minillm.show.map import you_are_here
-from minillm.show.results import PUBLISHED, beside_the_paper, cost_of_cuts
+from minillm.show.results_cuts import PUBLISHED, beside_the_paper, cost_of_cuts
+from minillm.show.stepper import threshold_slider
 from minillm.sparsity.allocate import cett_curve
 from minillm.sparsity.magnitudes import sample_values
 from minillm.sparsity.masked import masked_swiglu

@@ -15,7 +15,7 @@ import numpy as np
 
 import minillm
 from minillm.course.check import check
-from minillm.course.notebook import show, show_source
+from minillm.course.notebook import show_source
 from minillm.predictors.baselines import Chance, PreviousToken, Static
 from minillm.predictors.copies import LowRank, Shadow
 from minillm.predictors.cutoffs import fit_cutoffs
@@ -25,8 +25,9 @@ from minillm.predictors.protocol import Predictor
 from minillm.predictors.quantise import low_rank, second_moments, unpack
 from minillm.predictors.sign import Sign
 from minillm.predictors.train import examples
+from minillm.show.display import show
 from minillm.show.map import you_are_here
-from minillm.show.results import cost_of_predictors, precision_recall
+from minillm.show.results_predictors import cost_of_predictors, precision_recall
 from minillm.study.prediction import ffn_bytes, prediction_rows, predictor_row
 from minillm.tables import keys_as_headings, text_table
 from minillm.transformer.model import shape_of

@@ -18,7 +18,7 @@ import numpy as np
 
 import minillm
 from minillm.course.check import check
-from minillm.course.notebook import show, show_source
+from minillm.course.notebook import show_source
 from minillm.optim import Adam
 from minillm.predictors.baselines import PreviousToken, Static
 from minillm.predictors.copies import Shadow
@@ -26,9 +26,10 @@ from minillm.predictors.cutoffs import fit_cutoffs
 from minillm.predictors.learned import logits
 from minillm.predictors.oracle import Oracle
 from minillm.predictors.train import Schedule, examples, first_guess, loss_and_gradients, train, train_layer
-from minillm.show.explain import training_curve
+from minillm.show.display import show
+from minillm.show.explain_passes import training_curve
 from minillm.show.map import you_are_here
-from minillm.show.results import cost_of_predictors
+from minillm.show.results_predictors import cost_of_predictors
 from minillm.sparsity.policies import largest
 from minillm.study.prediction import predictor_row
 from minillm.tables import keys_as_headings, text_table

@@ -17,7 +17,7 @@ import numpy as np
 
 import minillm
 from minillm.course.check import check
-from minillm.course.notebook import buffer_stepper, show, show_source, token_labels
+from minillm.course.notebook import show_source
 from minillm.predictors.workshop import Workshop
 from minillm.prefetch.buffer import PrefetchBuffer
 from minillm.prefetch.clock import DEVICES, Device, simulate, work_of
@@ -26,9 +26,12 @@ from minillm.prefetch.feedforward import BufferedFFN
 from minillm.prefetch.record import Recorder, frequencies
 from minillm.prefetch.replay import enough, kept_history, replay, traffic_of
 from minillm.prefetch.traffic import EVENT_COLUMNS, event_rows
-from minillm.show.explain import neuron_raster
+from minillm.show.display import show
+from minillm.show.explain_values import neuron_raster
+from minillm.show.labels import token_labels
 from minillm.show.map import you_are_here
-from minillm.show.results import bytes_by_capacity, gantt, hit_rate_by_capacity
+from minillm.show.results_buffer import bytes_by_capacity, gantt, hit_rate_by_capacity
+from minillm.show.stepper import buffer_stepper
 from minillm.sparsity.sparse import policy_selector
 from minillm.study.buffers import ALL, OWN, Way, buffer_rows, ways_of, when_it_matters
 from minillm.tables import keys_as_headings, text_table

@@ -10,7 +10,7 @@
 # fetches only what is needed.
 
 # %%
-from minillm.course.notebook import show
+from minillm.show.display import show
 from minillm.show.map import you_are_here
 
 show(you_are_here())

@@ -12,12 +12,14 @@ from minillm.errors import MinillmError
 from minillm.show import canvas
 
 
-@canvas.drawn(size=(4.0, 3.0))
-def steps(heights, *, ax):
+@canvas.drawn
+def steps(heights, *, ax=None):
     """A figure as simple as can be."""
+    ax = canvas.given_or_new(ax, (4.0, 3.0))
     ax.plot(heights, label="height")
     ax.set_title("Steps")
     ax.set_label(f"A line through {len(heights)} heights.")
+    return ax
 
 
 def test_a_figure_is_drawn_on_the_axes_that_are_given():

@@ -2,6 +2,8 @@
 
 import itertools
 
+WORDS = ["", "Once", " upon", " a", " time", " internationalization", "\n", " ", "$", " 猫", "\t", "�"]
+
 
 def panels(figure):
     """All Axes of a figure, insets and colour bars included."""
@@ -59,3 +61,8 @@ def check_looks(figure):
         lines = [line for line in ax.lines if not line.get_label().startswith("_") and line.get_linestyle() != ":"]
         looks = {(str(line.get_color()), line.get_marker()) for line in lines}
         assert len(looks) == len(lines) and all(line.get_marker() != "None" for line in lines)
+
+
+def tokens(count):
+    """As many tokens, of every kind that is hard to write."""
+    return [WORDS[i % len(WORDS)] for i in range(count)]

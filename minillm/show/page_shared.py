@@ -1,0 +1,67 @@
+"""What several sections of the page need: the command that repeats a part, the words for protocol and definition."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+
+from ..sparsity.policies import policy_named
+from ..sparsity.spec import in_words
+from ..study.summary import (
+    PROMPT,
+    TOKENS,
+    Study,
+)
+from ..tables import Columns
+
+DEFAULTS = {"text": None, "context": None, "seed": 0, "dtype": "float32", "prompt": PROMPT, "tokens": TOKENS}
+
+
+def command(study: Study, words: str, *more: object, takes: str = "text context seed") -> str:
+    """A command line for the same model.
+
+    words: the command; more: what follows it; takes: the page's own options that the command takes, too.
+    """
+    line = [*shlex.split(words), "--model", study.options.get("model", study.name)]
+    for flag in ("dtype", *takes.split()):
+        if (value := study.options.get(flag)) not in (None, DEFAULTS[flag]):
+            line += [f"--{flag}", value]
+    return "minillm " + " ".join(shlex.quote(str(word)) for word in (*line, *more))
+
+
+def joined(values: Sequence[object]) -> str:
+    """Values with commas between them, as a command takes them."""
+    return ",".join(map(str, values))
+
+
+def protocol(scored: Mapping) -> str:
+    """Tokens, protocol, context, BOS and dtype of a measurement, in words."""
+    where = "{tokens:,} tokens, protocol {protocol}, context {context}, BOS {bos}, {dtype}"
+    return where.format(**scored)
+
+
+def definition(rows: Sequence[Mapping]) -> str:
+    """The SparsitySpec of a figure of costs: that of one row in full, and what the other policies keep instead."""
+    cut = [row for row in rows if row["policy"] != "dense"]
+    targets = sorted({row["target"] for row in cut})
+    names = list(dict.fromkeys(row["policy"] for row in cut))
+    shown = "mid" if "mid" in names else names[0]
+    one = next(row for row in cut if row["policy"] == shown and row["target"] == targets[len(targets) // 2])
+    rules = [policy_named(name) for name in names if name != shown]
+    others = "; ".join(f"{rule.name} {in_words(rule.tensors, rule.comparison)}" for rule in rules)
+    others = f" The other policies are defined alike, but keep: {others}." if rules else ""
+    return f"Definition, here of {shown} at its middle target: {one['spec']}.{others}"
+
+
+def paid(row: Mapping, dense: Mapping) -> str:
+    """The increase of perplexity in words: "+1.2 % (+1.0 to +1.4 %)"."""
+    cost = f"{100 * (row['vs_dense'] - 1):+.1f} %"
+    if "perplexity_low" not in row:
+        return cost
+    low, high = (100 * (row[f"perplexity_{end}"] / dense["perplexity"] - 1) for end in ("low", "high"))
+    return f"{cost} ({low:+.1f} to {high:+.1f} %)"
+
+
+def under(group: str, columns: Columns) -> dict[str, tuple[str, str]]:
+    """Columns whose headings stand under a common one."""
+    return {key: (f"{group}/{heading}", form) for key, (heading, form) in columns.items()}
