@@ -29,7 +29,7 @@ ORDER = """
     study/natural study/distributions study/buffers study/blocks study/disk study/summary
     bench/turns bench/shapes bench/model bench/sparse bench/disk
     show/canvas show/primer show/map show/explain show/results show/html show/page
-    course/check course/mistakes course/assignment course/notebook
+    course/differences course/check course/mistakes course/assignment course/block course/child course/notebook
     cli/flags cli/demo cli/model cli/cut cli/predict cli/prefetch cli/study cli/course cli/bench cli/main
     __main__
 """.split()

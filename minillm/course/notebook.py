@@ -1,9 +1,9 @@
-"""What notebooks show: a function's source, a figure with its words, a slider, a stepper.
+"""What notebooks show: a function's source, a figure with its description, a slider, a stepper.
 
-Under Jupyter everything is displayed as HTML, with the same in words beside it for who cannot see it. Without IPython
-(``python notebooks/source/NN_name.py``) a line is printed in its place, so a notebook's source is also a program; the
-figure is drawn all the same, so that a mistake shows. IPython and ipywidgets are looked for, never needed: without
-ipywidgets a slider becomes one static view.
+Under Jupyter everything is displayed as HTML, and a description in words goes with every figure for readers who cannot
+see it. Without IPython (``python notebooks/source/NN_name.py``) one line is printed instead, so a notebook's source is
+also a program. The figure is drawn in both cases, so that an error in it is noticed. IPython and ipywidgets are
+optional: without ipywidgets a slider becomes one static view.
 
 What a slider shows is computed by a plain function (``threshold_view``, ``buffer_text``), which is tested by itself.
 The widgets are only a value, ``observe`` and an HTML field: ``ipywidgets.interact`` and its Output area can make a run
@@ -46,7 +46,7 @@ MONOSPACE = '<div style="font-family: var(--jp-code-font-family, monospace); fon
 
 
 def _under_ipython() -> bool:
-    """Whether somebody is there to display to; asked without importing IPython."""
+    """Whether this runs in IPython or Jupyter; found out without importing IPython."""
     ipython = sys.modules.get("IPython")
     return ipython is not None and ipython.get_ipython() is not None
 
@@ -64,7 +64,7 @@ def show_source(*functions: Callable) -> None:
     for function in functions:
         lines, start = inspect.getsourcelines(function)
         source = textwrap.dedent("".join(lines))
-        parts = Path(inspect.getsourcefile(function)).parts
+        parts = Path(inspect.getfile(function)).parts
         package = function.__module__.split(".")[0]
         if package in parts:  # "minillm/transformer/ops.py", wherever it is installed
             parts = parts[len(parts) - 1 - parts[::-1].index(package) :]
@@ -81,7 +81,7 @@ def show_source(*functions: Callable) -> None:
 
 # ---- figures ---------------------------------------------------------------------------------------------------------
 def figure_png(figure: Axes | Figure) -> bytes:
-    """A figure as the bytes of a PNG file, which holds its alt text, too."""
+    """A figure as the bytes of a PNG file; its alt text is stored in the file."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "figure.png"
         save_figure(figure, path)
@@ -89,11 +89,14 @@ def figure_png(figure: Axes | Figure) -> bytes:
 
 
 def figure_html(figure: Axes | Figure) -> str:
-    """A figure as an <img> that needs no other file. Raises MinillmError for a figure without alt text."""
+    """A figure as a self-contained <img>. Raises MinillmError for a figure without alt text."""
     words = alt_text(figure)
     if not words:
-        raise MinillmError('the figure says nothing to who cannot see it: ax.set_label("what there is to see")')
-    width = round(getattr(figure, "figure", figure).get_size_inches()[0] * 100)
+        raise MinillmError('the figure has no alt text, expected one: ax.set_label("what there is to see")')
+    canvas = figure.figure  # of an Axes; a Figure is its own
+    if canvas is None:
+        raise MinillmError("the Axes was removed from its figure, expected one that can be drawn")
+    width = round(canvas.bbox.width / canvas.dpi * 100)
     data = base64.b64encode(figure_png(figure)).decode()
     style = f"width:{width}px; max-width:100%; background:white"
     return f'<img alt="{html.escape(words)}" style="{style}" src="data:image/png;base64,{data}">'
