@@ -43,8 +43,8 @@ show(you_are_here())
 #
 # ## Read: one function, one line of mathematics
 #
-# Most of a model's work is done by this function. Read the docstring's shapes first: they say what goes in and what
-# comes out.
+# This function does most of a model's work. Read its docstring first: the equation, then the shapes of what goes in and
+# what comes out.
 
 # %%
 show_source(linear)

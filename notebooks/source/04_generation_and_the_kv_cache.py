@@ -514,7 +514,7 @@ if CHECKPOINT:
 # ## Recap
 #
 # Generation is a loop: compute logits, choose a token, append it. A token never looks ahead, so keys and values can be
-# kept. Then only the newest token goes through the model (T = 1), and it attends to all S positions. The result does
+# kept. Then only the newest token goes through the model (T is 1), and it attends to all S positions. The result does
 # not depend on how a text is cut into passes, if the mask counts positions from the start of the text. The computation
 # that the cache saves grows with the length of the text, and so does the memory that it needs. With a cache, each new
 # token uses every weight once. In a large model, *reading the weights* takes most of the time. The next notebooks ask

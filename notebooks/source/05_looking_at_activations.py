@@ -210,7 +210,7 @@ check("05.2", my_energy_share, energy_share, [
     (np.array([[3.0, 0.0, -4.0, 0.0]]), 0.25),  # 16 of 25
     (np.ones((2, 10)), 0.3),  # all equal: the share of the neurons
     (rng.standard_normal((5, 40)), 0.1),
-    (rng.standard_normal((5, 40)), 0.0),  # nobody
+    (rng.standard_normal((5, 40)), 0.0),  # no neuron
     (layers[2]["mid"][:20].astype(np.float64), 0.1),
 ])  # fmt: skip
 
@@ -346,7 +346,7 @@ rows = []
 for i, layer in enumerate(layers):
     size = np.abs(layer["mid"])
     active = size > np.median(size)  # (T, F)
-    often = active[~first].mean(axis=0)  # (F,) how often each neuron is active
+    frequencies = active[~first].mean(axis=0)  # (F,) how often each neuron is active
     neighbours = ~first[1:] & ~first[:-1]  # not across two documents
     both = (active[1:] & active[:-1])[neighbours].sum() / active[1:][neighbours].sum()
     per_token = active[~first].mean(axis=1)
