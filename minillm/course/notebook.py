@@ -93,10 +93,10 @@ def figure_html(figure: Axes | Figure) -> str:
     words = alt_text(figure)
     if not words:
         raise MinillmError('the figure has no alt text, expected one: ax.set_label("what there is to see")')
-    canvas = figure.figure  # of an Axes; a Figure is its own
-    if canvas is None:
+    whole = figure.figure  # an Axes belongs to a Figure; a Figure is its own
+    if whole is None:
         raise MinillmError("the Axes was removed from its figure, expected one that can be drawn")
-    width = round(canvas.bbox.width / canvas.dpi * 100)
+    width = round(whole.bbox.width / whole.dpi * 100)
     data = base64.b64encode(figure_png(figure)).decode()
     style = f"width:{width}px; max-width:100%; background:white"
     return f'<img alt="{html.escape(words)}" style="{style}" src="data:image/png;base64,{data}">'

@@ -8,7 +8,7 @@
 # Afterwards you can
 #
 # 1. follow a word through the merges of byte-pair encoding, to ids and back, and say where bytes come in;
-# 2. read a safetensors file with nothing but `open` and `json`;
+# 2. read a safetensors file with only `open` and `json`;
 # 3. turn bfloat16, the type of nearly every published checkpoint, into `float32` with one shift.
 
 # %%
