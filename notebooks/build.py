@@ -1,16 +1,16 @@
 """Write the notebooks from their sources: python notebooks/build.py [--check] [NAME ...]
 
-    source/NN_name.py        what is edited: jupytext's percent format, every exercise solved
-    NN_name.ipynb            the lesson: the solutions are in it, folded
-    exercises/NN_name.ipynb  the same to be solved: in each exercise the function's body is gone, and its solution is
-                             folded away below the check
+    source/NN_name.py        the source to edit: jupytext's percent format, every exercise solved
+    NN_name.ipynb            the lesson, with folded solutions
+    exercises/NN_name.ipynb  the same for solving: each exercise has a function without its body, and the solution is
+                             folded below the check
 
-Nothing in the two is edited by hand. Both are without outputs, and the same source always gives the same bytes.
+The notebooks are never edited by hand. They have no outputs, and the same source always gives the same bytes.
 
-An exercise is three cells: Markdown that sets it, with the hint in <details>; a code cell tagged "exercise" that holds
-imports and one function with a docstring; a code cell tagged "check". A cell tagged "folded" comes folded in both: what
-the reader is to run, but not to read yet. --check writes nothing, names each file that is not what its source gives,
-and exits with 1.
+An exercise consists of three cells: Markdown with the task, and a hint in <details>; a code cell tagged "exercise" with
+imports and one function with a docstring; a code cell tagged "check". A cell tagged "folded" is folded in both
+notebooks: the reader runs it, but does not read it yet. --check writes nothing, names each file that differs from its
+source, and exits with 1.
 """
 
 import argparse
@@ -31,8 +31,8 @@ METADATA = {
     "language_info": {"name": "python"},
 }
 TO_SOLVE = """
-*This version is for solving: each exercise has an empty function for you to fill in, a check that says how far it is
-right, and its solution folded away below. [The lesson with everything in it]({lesson}) is beside it.*"""
+*This version is for solving. Each exercise has an empty function for you to write, a check that says how many cases are
+right, and a folded solution below the check. [The lesson with all solutions]({lesson}) is one folder above.*"""
 SOLUTION = "<details><summary>Solution</summary>\n\n```python\n{code}\n```\n\n</details>"
 
 
@@ -42,7 +42,7 @@ def tags(cell: NotebookNode) -> list[str]:
 
 
 def exercise_function(code: str) -> ast.FunctionDef:
-    """The one function of an exercise cell; ValueError for a cell of another kind."""
+    """The function of an exercise cell; ValueError for a cell that is not imports and one function."""
     nodes = ast.parse(code).body
     functions = [node for node in nodes if isinstance(node, ast.FunctionDef)]
     others = [node for node in nodes if not isinstance(node, ast.FunctionDef | ast.Import | ast.ImportFrom)]
@@ -52,14 +52,14 @@ def exercise_function(code: str) -> ast.FunctionDef:
 
 
 def without_body(code: str) -> str:
-    """The code of an exercise with its function's body replaced; what stands above the function stays."""
+    """The code of an exercise with its function's body replaced; the lines above the function stay."""
     function = exercise_function(code)
     head = code.splitlines()[: function.body[0].end_lineno]
     return "\n".join([*head, f'{" " * function.body[0].col_offset}raise NotImplementedError("your turn")'])
 
 
 def read(source: Path) -> NotebookNode:
-    """A source as a notebook in which every exercise is solved. ValueError where the three cells are not in order."""
+    """Read a source: a notebook with solved exercises. ValueError where an exercise's three cells are not in order."""
     notebook = jupytext.reads(source.read_text(encoding="utf-8"), fmt="py:percent")
     cells = notebook.cells
     for i, cell in enumerate(cells):
@@ -77,7 +77,7 @@ def read(source: Path) -> NotebookNode:
 
 
 def lesson(source: Path) -> NotebookNode:
-    """The reader's notebook: solutions are folded (front ends that cannot fold show them)."""
+    """The lesson: solutions are folded (front ends that cannot fold show them)."""
     notebook = read(source)
     for cell in notebook.cells:
         if "exercise" in tags(cell):
@@ -86,7 +86,7 @@ def lesson(source: Path) -> NotebookNode:
 
 
 def exercises(source: Path) -> NotebookNode | None:
-    """The notebook to be solved, for the folder below; None for a source without exercises."""
+    """The notebook for solving, in the folder exercises/; None for a source without exercises."""
     notebook, cells, solved = read(source), [], ""
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
@@ -106,7 +106,7 @@ def exercises(source: Path) -> NotebookNode | None:
 
 
 def from_below(markdown: str) -> str:
-    """Relative links as they are one folder further down; a notebook that has exercises is linked to those."""
+    """Adapt relative links to the folder exercises/; a link to a notebook with exercises leads to its exercises."""
 
     def moved(found: re.Match) -> str:
         if not found[1]:  # code
@@ -125,7 +125,7 @@ def has_exercises(source: Path) -> bool:
 
 
 def finished(notebook: NotebookNode) -> NotebookNode:
-    """The notebook with our metadata, without outputs, and with ids that depend on nothing but the cells' content."""
+    """The notebook with our metadata, without outputs, and with cell ids that depend only on the cells' content."""
     seen: dict[str, int] = {}
     for cell in notebook.cells:
         content = f"{cell.cell_type}\n{cell.source}"
@@ -140,7 +140,7 @@ def finished(notebook: NotebookNode) -> NotebookNode:
 
 
 def built(names: Iterable[str] = ()) -> dict[Path, str]:
-    """{path: text} of every notebook that the sources give, or those of some names."""
+    """{path: text} of every notebook of the sources, or of the sources with these names."""
     files = {}
     for source in sorted(HERE.glob("source/*.py")):
         if names and source.stem not in names:
@@ -151,17 +151,17 @@ def built(names: Iterable[str] = ()) -> dict[Path, str]:
 
 
 def different(files: dict[Path, str]) -> list[Path]:
-    """Those whose file is not there or not the same (however the system ends lines)."""
+    """The paths whose file is missing or differs (line ends aside)."""
     return [path for path, text in files.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
 
 
 def left_over(files: dict[Path, str]) -> list[Path]:
-    """Notebooks that no source gives."""
+    """Notebooks without a source."""
     return sorted({*HERE.glob("*.ipynb"), *HERE.glob("exercises/*.ipynb")} - set(files))
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Write or check; what was done to stdout."""
+    """Write or check the notebooks, and print what was done."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="sources, without .py (all)")
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where a notebook differs")

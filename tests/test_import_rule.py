@@ -31,7 +31,7 @@ ORDER = """
     show/canvas show/labels show/primer show/map show/explain_values show/explain_passes show/results_distributions
     show/results_cuts show/results_predictors show/results_buffer show/svg show/html show/page_shared show/page_model
     show/page_costs show/page_predictors show/page_buffer show/page show/display show/stepper
-    course/check course/mistakes course/assignment course/notebook
+    course/differences course/check course/mistakes course/assignment course/block course/child course/notebook
     cli/flags cli/demo cli/model cli/cut cli/predict cli/prefetch cli/study cli/course cli/bench cli/main
     __main__
 """.split()

@@ -1,19 +1,19 @@
-"""llama2.c's model and tokenizer files -> a Hugging Face folder: python convert_llama2c.py BIN TOKENIZER OUT
+"""Convert llama2.c's model and tokenizer files to a Hugging Face folder: python convert_llama2c.py BIN TOKENIZER OUT
 
-llama2.c (Karpathy, https://github.com/karpathy/llama2.c) stores a Llama as a header and float32 arrays, kind by kind,
-each over all layers. Two formats are read, as its export.py writes them (little-endian):
+llama2.c (Karpathy, https://github.com/karpathy/llama2.c) stores a Llama as a header and float32 arrays. There is one
+array for each kind of weight, and it holds all layers. Two formats of its export.py are read (little-endian):
 
     legacy (v0)  7 int32: dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size (negative: own head), max_seq_len
     v1           "ak42" reversed, version, the 7 int32, one byte (1: shared head), zeros up to byte 256; norms first
 
-Two things have to be translated, the rest is naming:
+Two things have to be converted; the rest is renamed:
 
-1. RoPE. llama2.c turns the pairs (2j, 2j + 1) of a head, Hugging Face's Llama the pairs (j, j + d/2). The rows of
-   W_q and W_k are reordered to fit (transformer/rope.py has both, side by side).
+1. RoPE. llama2.c rotates the pairs (2j, 2j + 1) of a head, Hugging Face's Llama the pairs (j, j + d/2). The rows of
+   W_q and W_k are reordered to fit (transformer/rope.py has both forms).
 2. The tokenizer. llama2.c merges the neighbours whose merged piece has the best score; a BPE of `tokenizers` merges
    by the rank of the pair. So every pair of pieces that makes a piece becomes a merge, ranked by that piece's score.
    Differs from llama2.c: two different pairs that make the same piece and overlap ("ab"+"a" and "a"+"ba" in "ababa")
-   are taken by rank, not from the left; a vocabulary that was trained by merging hardly meets that.
+   are merged by rank, not from the left. With a vocabulary that was trained by merging this is very rare.
 """
 
 import argparse
@@ -40,7 +40,7 @@ BOS, EOS, FIRST_BYTE = 1, 2, 3  # id 0 is <unk>, the ids 3 to 258 are the bytes
 
 
 def read_model(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
-    """A .bin file -> the fields of config.json and the weights under Hugging Face's names. Raises CheckpointError."""
+    """Read a .bin file: the fields of config.json, and the weights by Hugging Face's names. Raises CheckpointError."""
     try:
         with open(path, "rb") as file:
             head = file.read(256)
@@ -118,7 +118,7 @@ def read_model(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
 
 
 def read_pieces(path: Path, vocab_size: int) -> list[tuple[str, float]]:
-    """A tokenizer.bin -> (piece, score) per id, spaces as spaces. Raises TokenizerError.
+    """Read a tokenizer.bin: (piece, score) of each id, spaces as spaces. Raises TokenizerError.
 
     int32 max_token_length, then for every id: float32 score, int32 length, that many bytes.
     """
@@ -144,7 +144,7 @@ def read_pieces(path: Path, vocab_size: int) -> list[tuple[str, float]]:
 
 
 def tokenizer_json(pieces: list[tuple[str, float]], path: Path) -> str:
-    """The BPE that gives llama2.c's ids: a space in front, bytes for unknown characters, best score first."""
+    """A BPE with the same ids as llama2.c's: a space in front, bytes for unknown characters, best score first."""
     from tokenizers import AddedToken, decoders, models, normalizers, processors
     from tokenizers import Tokenizer as RawTokenizer
 
@@ -169,7 +169,7 @@ def tokenizer_json(pieces: list[tuple[str, float]], path: Path) -> str:
 
 
 def convert(model: Path, tokenizer: Path, out: Path) -> None:
-    """Write the folder out, whole or not at all; it must be new or empty. Raises CheckpointError, TokenizerError."""
+    """Write the folder ``out``, a new or empty one, complete or not at all. Raises CheckpointError, TokenizerError."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CheckpointError(f"{out}: is in use, expected a new or empty folder to write to")
     config, weights = read_model(model)

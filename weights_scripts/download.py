@@ -1,7 +1,7 @@
 """Fetch a model from the hub into its cache: python weights_scripts/download.py org/name[@revision]
 
-Prints the folder, whose name is the commit: `org/name@commit` is the same model for ever. The work, and what is
-fetched, is in minillm/loading/hub.py; `minillm download` does the same.
+Prints the folder, whose name is the commit; `org/name@commit` always means the same model. The code, and the list of
+files that are fetched, is in minillm/loading/hub.py. `minillm download` does the same.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from minillm.loading.hub import download
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Fetch a model from the hub into its cache.")
-    parser.add_argument("model", metavar="org/name[@revision]", help="its name, and a branch, tag or commit")
+    parser.add_argument("model", metavar="org/name[@revision]", help="the model's name, and a branch, tag or commit")
     model = parser.parse_args().model
     try:
         folder = download(model)

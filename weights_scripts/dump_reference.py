@@ -1,4 +1,4 @@
-"""What PyTorch computes at every step, under minillm's step names, to compare with or to keep as goldens.
+"""Record what PyTorch computes at every step, by minillm's step names, for comparisons and as goldens.
 
     python weights_scripts/dump_reference.py MODEL_FOLDER --prompt "Once upon a time" -o theirs.npz
     minillm trace --model MODEL_FOLDER --prompt "Once upon a time" -o ours.npz
@@ -7,11 +7,12 @@
 Two engines:
 
     torch64       a forward pass written out below in plain torch, in float64: the reference for a float64 model.
-                  It shares no line with minillm; where there was a choice, it takes the other form of an equation.
+                  It shares no code with minillm. Where an equation has two forms, it uses the one that minillm
+                  does not use.
     transformers  the published implementation, loaded as float32 with eager attention, with a hook at each module:
                   the reference for a float32 model. It does not expose the scores before the mask.
 
-(transformers cannot be the float64 reference: its norms, softmax and rotary tables go through float32 at any dtype.)
+(transformers cannot be the float64 reference: it computes norms, softmax and rotary tables in float32 at any dtype.)
 
     python weights_scripts/dump_reference.py --goldens tests/goldens
 
@@ -41,7 +42,7 @@ Steps = dict[str, np.ndarray]
 
 
 def folder_weights(folder: str | Path) -> Weight:
-    """A function from a tensor's name to the tensor in float64 (None where there is none), read when asked for."""
+    """A function that reads a tensor by name, in float64; None where there is no tensor of that name."""
     where = {}
     for path in sorted(Path(folder).glob("*.safetensors")):
         file = safe_open(path, "pt")
@@ -82,7 +83,7 @@ def rotary(config, head_dim: int, length: int) -> torch.Tensor:
         if radius is None:
             radius = math.sqrt(1 + math.log(stretch) / math.log(original)) if stretch > 1 else 1.0
     elif kind != "default":
-        raise SystemExit(f"rope_type {kind!r} is not written out here")
+        raise SystemExit(f"rope_type {kind!r} is not implemented in this script")
     angle = torch.outer(torch.arange(length, dtype=torch.float64), frequency)
     return torch.polar(torch.full_like(angle, radius), angle)[:, None, :]
 
@@ -105,7 +106,7 @@ ACTIVATIONS = {
 
 
 def layer_window(config, layer: int) -> int | None:
-    """How many positions a layer looks back, itself included; None is all of them (modeling_*.py)."""
+    """Number of positions that a layer attends to, its own included; None means all (modeling_*.py)."""
     if config.model_type in ("mistral", "phi3"):
         return config.sliding_window
     if config.model_type in ("qwen2", "qwen3") and config.layer_types[layer] == "sliding_attention":
@@ -339,7 +340,7 @@ GOLDEN_TOKENS = 13
 
 
 def random_state(model, seed: int, std: float = 0.3) -> dict[str, np.ndarray]:
-    """Weights large enough that every mistake shows: normal with ``std``, norms around 1. In the file's names."""
+    """Random weights, large enough that every mistake is visible: normal with ``std``, norms around 1; by file name."""
     rng, state = np.random.default_rng(seed), {}
     tied = model.config.tie_word_embeddings
     for name, value in model.state_dict().items():
@@ -350,7 +351,7 @@ def random_state(model, seed: int, std: float = 0.3) -> dict[str, np.ndarray]:
 
 
 def write_goldens(folder: Path) -> None:
-    """One .npz per config: ids, weights (float32) and every step (float64); and a manifest with what made them.
+    """Write one .npz per config, with ids, weights (float32) and every step (float64), and a manifest of versions.
 
     Before a golden is written, transformers (float32) must agree with it to 1e-5: two witnesses, not one.
     """
@@ -384,8 +385,8 @@ def write_goldens(folder: Path) -> None:
 
 
 def encode(folder: Path, text: str) -> list[int]:
-    """The ids of a text as minillm reads it: BOS in front where the tokenizer adds one, nothing behind, and special
-    tokens inside the text as plain characters."""
+    """The ids of a text as minillm encodes it: BOS in front where the tokenizer adds one, no EOS, and special tokens
+    inside the text as plain characters."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))

@@ -3,33 +3,34 @@
     python weights_scripts/train_default.py OUT                      published TinyStories, from the hub
     python weights_scripts/train_default.py OUT --text TEXT ... --last STORIES
 
-What it reads: the documents of ``--text`` (they end at lines "<|endoftext|>"), and of ``--last``, which are mixed in
-more and more while the learning rate falls, up to ``--last-share`` of a batch, as much of each file. A small set of
-real stories belongs there: it would be learnt by heart if it came earlier. ``--teacher DIR ...`` draws more documents
-from trained models first, at temperature 1. ``--valid`` is scored now and then and never trained on. ``--init DIR``
-trains a model further, with its tokenizer and at a lower rate.
+The training text consists of the documents of ``--text`` (they end at lines "<|endoftext|>") and of ``--last``. While
+the learning rate falls, more and more documents of ``--last`` are mixed in, up to ``--last-share`` of a batch, with an
+equal part from each file. This is the place for a small set of real stories: earlier in the training the model would
+memorise them. ``--teacher DIR ...`` first samples more documents from trained models, at temperature 1. ``--valid`` is
+scored from time to time and never trained on. ``--init DIR`` trains an existing model further, with its tokenizer and
+at a lower learning rate.
 
-The default model is trained in two parts. The first reads what the teachers tell, and ends with real stories. But the
-teachers lose the thread of what they tell, and so does a model that has read only them. So most of what the second part
-reads are stories that write_stories.py made. They alone would do harm: a model that has read the same plots many times
-is far too sure of itself where a text goes on otherwise; in such a text every cut of the FFN seems to do it good. Hence
-the teachers' text stays among the documents, and there is an anchor, ``--anchor DIR``: of every target,
-``--anchor-share`` is not the token that came but what that model, here the one of the first part, holds to be possible
-(as in Learning without Forgetting, Li and Hoiem 2016, arXiv 1606.09282).
+The default model is trained in two parts. The first part uses stories sampled from the teachers, and ends with real
+stories. But the teachers' stories are not coherent, and a model that was trained on them alone is not coherent either.
+So most of the second part's text are stories that write_stories.py made. These alone would be harmful: a model that has
+seen the same plots many times is far too confident where a text continues in another way, and in such a text every cut
+of the FFN seems to improve it. So the teachers' text stays among the documents, and there is an anchor, ``--anchor
+DIR``: the target is not only the next token. A part of it, ``--anchor-share``, is the probabilities of that model, here
+the model of the first part (as in Learning without Forgetting, Li and Hoiem 2016, arXiv 1606.09282).
 
-The tokenizer is a byte-fallback BPE of 1,024 tokens, trained on the same documents. Pieces never cross a space, a
-space is a space (and no special sign that a text could hold), and a character without a piece is spelled in bytes:
-every Unicode text comes back as it was.
+The tokenizer is a byte-fallback BPE of 1,024 tokens, trained on the same documents. Pieces never cross a space. A space
+is stored as a space, not as a special character that a text could contain. A character without a piece is written in
+bytes. So decoding gives every Unicode text back exactly.
 
 The matrices of the blocks are trained with Muon (Jordan et al. 2024: momentum, made orthogonal), embedding and norms
-with AdamW. The learning rate warms up, stays, and falls in a straight line to zero over the last 45 %. Batches are
-small (4,096 tokens): for a model of this size, steps count for more than tokens. Every batch is a function of the seed
-and the step alone, and a checkpoint every two minutes lets the same command go on where it was stopped, to the same
-result.
+with AdamW. The learning rate warms up, stays constant, and falls linearly to zero over the last 45 %. Batches are small
+(4,096 tokens), because for a model of this size the number of steps matters more than the number of tokens. Every batch
+depends only on the seed and the step. A checkpoint is written every two minutes; after an interruption the same command
+continues from it and gives the same result.
 
-Two things make a step fast. The documents of a batch lie end to end, without padding, and each is read by itself:
-attention is to its own tokens, of which there are some 200, and not to those of a row of 512. And where the processor
-multiplies bfloat16 natively, weights and activations are rounded to it for matrix products; they are kept in float32.
+Two things make a step fast. The documents of a batch are concatenated without padding, and each attends only to its own
+tokens (about 200), not to a whole row of 512. And where the processor multiplies bfloat16 natively, weights and
+activations are rounded to bfloat16 for matrix products; they are stored in float32.
 
 Needs torch and transformers: pip install ".[parity]"
 """
@@ -86,7 +87,7 @@ def published_stories(megabytes: int = 60, block: int = 1 << 22) -> list[str]:
 
 @torch.inference_mode()
 def sample(teacher: Path, documents: int, seed: int, at_once: int = 128) -> list[str]:
-    """Documents drawn from a trained model; at temperature 1 as it would tell them. Unfinished ones are left out."""
+    """Documents sampled from a trained model at temperature 1. Unfinished ones are left out."""
     torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float32).eval()
     loaded, found = minillm.load(teacher), []
@@ -111,7 +112,7 @@ def sample(teacher: Path, documents: int, seed: int, at_once: int = 128) -> list
 
 
 def train_tokenizer(documents: list[str]) -> Tokenizer:
-    """A byte-fallback BPE of VOCABULARY tokens that gives every text back as it was."""
+    """A byte-fallback BPE of VOCABULARY tokens; decoding gives every text back exactly."""
     named_bytes = [f"<0x{byte:02X}>" for byte in range(256)]
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=False))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r" ?[^\s]+|\s+(?!\S)|\s"), "isolated")
@@ -137,7 +138,7 @@ def encode(tokenizer: Tokenizer, documents: list[str]) -> list[np.ndarray]:
 
 
 def batch(documents: list[np.ndarray], tokens: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Documents drawn at random, cut at CONTEXT, the last one where ``tokens`` are reached: each (length + 1,) ids."""
+    """Random documents, each cut at CONTEXT, until ``tokens`` are reached: each (length + 1,) ids."""
     found = []
     while tokens > 0:
         document = documents[rng.integers(len(documents))][: min(CONTEXT, tokens) + 1]
@@ -168,7 +169,7 @@ def new_model(size: str, act: str, seed: int, init: Path | None = None) -> trans
 
 
 def within_documents(module, query, key, value, attention_mask, scaling, lengths, **_):
-    """Causal attention of documents that lie end to end, ``lengths`` tokens each, every one to itself alone.
+    """Causal attention of concatenated documents of ``lengths`` tokens; each document attends only to itself.
 
     query is (1, heads, tokens, head_dim), key and value have fewer heads; gives (1, tokens, heads, head_dim), None.
     """
@@ -182,7 +183,7 @@ transformers.AttentionInterface.register("within_documents", within_documents)
 
 
 def bfloat16_product(linear: torch.nn.Linear, x: torch.Tensor) -> torch.Tensor:
-    """What the layer gives, in float32, of operands rounded to bfloat16; its gradients are such products, too."""
+    """The layer's product of operands rounded to bfloat16, in float32; the gradients are computed in the same way."""
     return torch.nn.functional.linear(x.bfloat16(), linear.weight.bfloat16()).float()
 
 
@@ -195,7 +196,7 @@ def make_fast(model: transformers.LlamaForCausalLM, bfloat16: bool) -> None:
 
 
 def logits_of(model: transformers.LlamaForCausalLM, documents: list[np.ndarray]) -> torch.Tensor:
-    """(tokens, vocabulary): what a fast model expects after each token but the last of each document, end to end.
+    """The anchor's predictions (tokens, vocabulary) after each token but the last of each document, concatenated.
 
     Positions run on from one document to the next: RoPE turns queries and keys by their difference alone.
     """
@@ -204,7 +205,7 @@ def logits_of(model: transformers.LlamaForCausalLM, documents: list[np.ndarray])
 
 
 def export(model: transformers.LlamaForCausalLM, tokenizer: Path, folder: Path) -> None:
-    """Write the model as BF16 with its tokenizer; the model in training stays as it is."""
+    """Write the model as BF16 with its tokenizer; the model in training is not changed."""
     copy = transformers.LlamaForCausalLM(model.config)
     copy.load_state_dict(model.state_dict())
     copy.to(torch.bfloat16).save_pretrained(folder)
@@ -213,17 +214,17 @@ def export(model: transformers.LlamaForCausalLM, tokenizer: Path, folder: Path) 
 
 
 def rate_factor(step: int, steps: int) -> float:
-    """What the learning rates are multiplied with: warm-up, plateau, a straight line to zero over the last 45 %."""
+    """Factor of the learning rates: warm-up, constant, then linear to zero over the last 45 %."""
     return min(1.0, (step + 1) / 60, (steps - step) / (0.45 * steps))
 
 
 def bits_per_byte(folder: Path, documents: list[str]) -> float:
-    """minillm's own score of the exported model, protocol documents."""
+    """The exported model's score, computed by minillm with protocol documents."""
     return minillm.perplexity(minillm.load(folder), documents).bits_per_byte
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon (Jordan et al. 2024): momentum, its matrix made nearly orthogonal, as the step.
+    """Muon (Jordan et al. 2024): the step is the momentum, made nearly orthogonal.
 
     Differs from torch.optim.Muon: orthogonal in float32. That one computes in bfloat16, which a processor without such
     instructions does ten times slower; a step of the default model then waits longer for it than for all gradients.
@@ -234,7 +235,7 @@ class Muon(torch.optim.Optimizer):
 
     @staticmethod
     def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
-        """U V^T of the matrix U S V^T, roughly: five Newton-Schulz steps bring its singular values to 0.7 .. 1.2."""
+        """Roughly U V^T of a matrix U S V^T: five Newton-Schulz steps bring its singular values to 0.7 .. 1.2."""
         tall = matrix.shape[0] > matrix.shape[1]
         x = matrix.T if tall else matrix
         x = x / x.norm().clamp(min=1e-7)
@@ -245,7 +246,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self) -> None:
-        """One step, with Nesterov's momentum; taller matrices take larger ones."""
+        """One step, with Nesterov's momentum; it is larger for matrices with more rows than columns."""
         for group in self.param_groups:
             for p in group["params"]:
                 if p not in self.state:
@@ -293,7 +294,7 @@ def train(a: argparse.Namespace, texts: list[np.ndarray], last: list[list[np.nda
         model.load_state_dict(state["model"])
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        print(f"going on at step {first} of {steps}", flush=True)
+        print(f"continuing at step {first} of {steps}", flush=True)
     saved_at = time.time()
     for step in tqdm(range(first, steps), initial=first, total=steps, desc="training", unit="step", disable=None):
         rng = np.random.default_rng([a.seed, step])
@@ -334,7 +335,7 @@ def train(a: argparse.Namespace, texts: list[np.ndarray], last: list[list[np.nda
 
 
 def command_line(a: argparse.Namespace) -> str:
-    """The arguments that decide the result, files and folders by their last names."""
+    """The arguments that determine the result; files and folders by name, without their path."""
     words = [f"--size {a.size} --act {a.act} --tokens {int(a.tokens)} --seed {a.seed}"]
     words += ["--text " + " ".join(path.name for path in a.text)] if a.text else []
     words += ["--teacher " + " ".join(path.name for path in a.teacher) + f" --stories {a.stories}"] if a.teacher else []
@@ -354,14 +355,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--text", type=Path, nargs="+", default=[], help="default: the published TinyStories")
-    parser.add_argument("--last", type=Path, nargs="+", default=[], help="more for the last part, best real stories")
-    parser.add_argument("--last-share", type=float, default=LAST_SHARE, help="of the last batches: documents of --last")
-    parser.add_argument("--valid", type=Path, help="documents to score now and then, never trained on")
-    parser.add_argument("--teacher", type=Path, nargs="+", default=[], help="model folders to draw documents from")
-    parser.add_argument("--stories", type=int, default=24_000, help="documents to draw from each teacher")
+    parser.add_argument("--last", type=Path, nargs="+", default=[], help="for the last part, best real stories")
+    parser.add_argument("--last-share", type=float, default=LAST_SHARE, help="share of --last in the last batches")
+    parser.add_argument("--valid", type=Path, help="documents to score from time to time, never trained on")
+    parser.add_argument("--teacher", type=Path, nargs="+", default=[], help="model folders to sample documents from")
+    parser.add_argument("--stories", type=int, default=24_000, help="documents to sample from each teacher")
     parser.add_argument("--init", type=Path, help="train the model of this folder further, with its tokenizer")
-    parser.add_argument("--anchor", type=Path, help="a model whose probabilities are a part of every target")
-    parser.add_argument("--anchor-share", type=float, default=ANCHOR_SHARE, help="how large a part")
+    parser.add_argument("--anchor", type=Path, help="a model whose probabilities are part of every target")
+    parser.add_argument("--anchor-share", type=float, default=ANCHOR_SHARE, help="the anchor's share of a target")
     parser.add_argument("--tokenizer", type=Path, help="use this tokenizer.json")
     parser.add_argument("--size", choices=SIZES, default="default")
     parser.add_argument("--act", choices=("silu", "relu", "relu2", "gelu", "gelu_pytorch_tanh"), default="silu")

@@ -1,15 +1,15 @@
-"""What `minillm grade` compares a student's functions with: small random cases and one block, as PyTorch computes them.
+"""Write the expected results of `minillm grade`: small random cases and one block, computed with PyTorch.
 
     python weights_scripts/write_grading_goldens.py            # into minillm/data/goldens
     python weights_scripts/write_grading_goldens.py FOLDER
 
-The cases are made so that the usual mistakes show: eps that matters, positions that do not begin at 0, more keys than
-queries, grouped heads, scores whose exponentials overflow, values that equal the threshold exactly, float32 among
-float64. Inputs and results lie in the file itself, so nothing here depends on any model.
+The cases are chosen so that the usual mistakes give wrong results: an eps that matters, positions that do not start at
+0, more keys than queries, grouped heads, scores whose exponentials overflow, values that equal the threshold exactly,
+and both float32 and float64. Arguments and results are stored in the file, so grading depends on no model.
 
-Nothing of minillm takes part, and where there is a ready function, it is used: scaled_dot_product_attention for
+The script does not use minillm. Where a library has the function, it is used: scaled_dot_product_attention for
 attention, hardshrink for the threshold, autograd for the predictor's gradients, functools.lru_cache for the buffer. The
-block is a pass of dump_reference.py (plain torch, float64).
+block is computed by dump_reference.py (plain torch, float64).
 
 Needs torch and transformers:  pip install ".[parity]"
 """
@@ -91,7 +91,7 @@ FUNCTIONS = {f.__name__: f for f in (rms_norm, rope, attention, swiglu, threshol
 
 
 def results(name: str, arguments: list) -> list[np.ndarray]:
-    """What a function gives in float64, as float32 again where the arguments were."""
+    """The results of a function, computed in float64; rounded to float32 where the arguments are float32."""
     single = any(getattr(a, "dtype", None) == np.float32 for a in arguments)
     given = []
     for a in arguments:
@@ -103,7 +103,7 @@ def results(name: str, arguments: list) -> list[np.ndarray]:
 
 
 def between(mid: np.ndarray) -> float:
-    """A threshold near the median of |mid| with no value near it: the middle of the widest gap among those around."""
+    """A threshold near the median of |mid| and far from every value: the middle of the widest gap near the median."""
     size = np.sort(np.abs(mid).ravel())
     low = len(size) * 2 // 5
     gaps = np.diff(size[low : len(size) * 3 // 5])
@@ -115,7 +115,7 @@ def between(mid: np.ndarray) -> float:
 
 
 def cases(rng: np.random.Generator) -> dict[str, list[list]]:
-    """{function: [arguments of a case, ...]}."""
+    """The arguments of all cases: {function: [arguments of a case, ...]}."""
 
     def normal(*shape, dtype=np.float64):
         return rng.standard_normal(shape).astype(dtype)
@@ -135,8 +135,8 @@ def cases(rng: np.random.Generator) -> dict[str, list[list]]:
         return np.minimum(rng.zipf(1.5, count) - 1, rng.integers(0, different, count)).astype(np.int64)
 
     single = {"dtype": np.float32}
-    # A gate of 40 or more, or of 0, is its own SiLU to the last bit, so each of these neurons is a whole number: one
-    # that equals the threshold of 80 equals it whatever formula is used.
+    # For a gate of 0, or of 40 and more, SiLU returns the gate itself to the last bit. So the mid of each of these
+    # neurons is an integer, and a mid of 80 equals the threshold of 80 whatever formula is used.
     exact_x = np.array([[1.0, 0, 0, 1], [0, 1, 0, -1], [1, 1, 0, 2]])
     exact_gate = np.array([[40.0, 40, 0, 0], [40, 0, 0, 0], [0, 40, 0, 0], [0, 0, 40, 0], [40, 40, 7, 0]])
     exact_up = np.array([[0.0, 0, 0, 1], [2, 3, 0, 0], [1, -2, 0, 0], [1, 1, 1, 1], [0, 0, 1, 2]])
@@ -183,7 +183,7 @@ def cases(rng: np.random.Generator) -> dict[str, list[list]]:
 
 
 def block(rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """One block of a tiny Llama: its weights, every step of a pass, and the three functions that follow it."""
+    """One block of a tiny Llama: its weights, every step of a pass, and the results of the three functions after it."""
     config = transformers.AutoConfig.for_model(**BLOCK)
     model = transformers.AutoModelForCausalLM.from_config(config)
     state = random_state(model, SEED)
@@ -194,9 +194,9 @@ def block(rng: np.random.Generator) -> dict[str, np.ndarray]:
     for name, value in tensors.items():
         if name.startswith("model.layers.0."):
             found["weight/" + name.removesuffix(".weight").rsplit(".", 1)[-1]] = value.numpy()
-    wanted = ("scores", "pattern", "gate_pre", "gate", "up", "mid")  # inside one of the student's functions
+    internal = ("scores", "pattern", "gate_pre", "gate", "up", "mid")  # steps inside one of the student's functions
     for name, value in steps.items():
-        if name.startswith("blocks.") and name.rsplit(".", 1)[-1] not in wanted:
+        if name.startswith("blocks.") and name.rsplit(".", 1)[-1] not in internal:
             found[f"step/{name}"] = value
     x, ffn = steps["blocks.0.mlp.norm"], [found[f"weight/{m}_proj"] for m in ("gate", "up", "down")]
     threshold = between(steps["blocks.0.mlp.mid"])
@@ -214,7 +214,7 @@ def block(rng: np.random.Generator) -> dict[str, np.ndarray]:
 
 
 def write(folder: Path) -> None:
-    """goldens.npz and manifest.json."""
+    """Write goldens.npz and manifest.json into a folder."""
     rng = np.random.default_rng(SEED)
     arrays = {}
     for name, all_cases in cases(rng).items():

@@ -1,7 +1,7 @@
 """Write the cards of the embedded models: python weights_scripts/write_model_card.py VALID.txt
 
-Every figure of minillm/data/*/README.md is measured here. VALID is TinyStories' validation text (documents that end at
-lines "<|endoftext|>"), which none of the models was trained on. A test measures the default model again and compares.
+This script measures every figure of minillm/data/*/README.md. VALID is TinyStories' validation text (documents that end
+at lines "<|endoftext|>"); none of the models was trained on it. A test measures the default model again and compares.
 """
 
 import argparse
@@ -16,8 +16,8 @@ from minillm.transformer.texts import as_documents, first_tokens
 
 TEXT = """# {name}
 
-{what} It comes with minillm so that everything runs without a download: small enough to step
-through, and trained, so that its activations are those of a language model and not noise.
+{what} It comes with minillm so that everything runs without a download. It is small enough to
+follow step by step, and it is trained, so its activations are those of a language model and not noise.
 
 | | |
 |---|---|
@@ -28,7 +28,7 @@ through, and trained, so that its activations are those of a language model and 
 | weights | {weights:,}, stored as BF16; all files {kilobytes:,} kB |
 | training text | {data} |
 | trained on | {trained}; seed {seed}, torch {torch}, {threads} CPU thread{plural} |
-| tokenizer | byte-fallback BPE, trained on the same text; every Unicode text comes back as it was |
+| tokenizer | byte-fallback BPE, trained on the same text; decoding gives every Unicode text back exactly |
 
 ## Figures
 
@@ -44,7 +44,7 @@ What cutting half of the neurons costs (thresholds from the embedded calibration
 |---|---|---|---|---|
 {cuts}
 
-Natural sparsity, nothing cut, embedded test text (near: against the root mean square of the token's own gates):
+Natural sparsity without any cut, on the embedded test text (per cent of the root mean square of the token's own gates):
 
 | layer | gate exactly 0 | gate below 1 % | gate below 10 % |
 |---|---|---|---|
@@ -52,29 +52,29 @@ Natural sparsity, nothing cut, embedded test text (near: against the root mean s
 
 ## Where it comes from
 
-`weights_scripts/train_default.py` made it, with
+It was trained by `weights_scripts/train_default.py`, with
 
 {commands}
 
 `log.json` holds the data's checksums and the loss curve. The real stories are from TinyStories (Eldan and Li 2023,
-arXiv 2305.07759; CDLA-Sharing-1.0). `stories260K-samples.txt` and `sampled.txt` were drawn from stories260K (MIT) and
+arXiv 2305.07759; CDLA-Sharing-1.0). `stories260K-samples.txt` and `sampled.txt` were sampled from stories260K (MIT) and
 TinyStories-656K (Apache-2.0), two models that were themselves trained on TinyStories.{written}
 The weights are under the project's MIT licence.
 
 ## What it is not for
 
-It tells simple stories in English, with a child's vocabulary, and {habit}.
-It knows nothing, follows no instructions and has seen no other language. Its tolerance to sparsity is its own, and says
-nothing about larger models.
+It writes simple stories in English, with a child's vocabulary, and {habit}.
+It has no knowledge of the world, follows no instructions and was trained on no other language. Its
+tolerance to sparsity says nothing about larger models.
 """
 WRITTEN = """ `stories.txt`,
 `introduced.txt` and `described.txt` were written by the project's `write_stories.py` (the latter two with `--opening`)
 from its `training_grammar.txt`, which shares no plot with the embedded texts. `part-N` is the model of the Nth
 command."""
-RECITES = """often it recites: the plots of its training text
-come back with other names and other things. Greedy, or drawn with `--temperature 0.6 --top-p 0.9`, nearly every story
-that begins like one of them keeps its thread. Where a prompt leads elsewhere ("A boy named Tim found a box."), or the
-drawing is wilder, it loses the thread"""
+RECITES = """often repeats the plots of its training text
+with other names and other things. With greedy decoding, or with `--temperature 0.6 --top-p 0.9`, nearly every story
+that begins like one of these plots is coherent. With another beginning ("A boy named Tim found a box."), or with more
+random sampling, it is often not coherent"""
 
 
 def card(name: str, valid: list[str]) -> str:
@@ -97,13 +97,13 @@ def card(name: str, valid: list[str]) -> str:
     what = "The default model of minillm."
     if name != "default":
         what = (
-            f"A small twin of minillm's other models with the activation {config.hidden_act} and nothing else changed."
+            f"A small model, one of four that differ only in the activation function; this one has {config.hidden_act}."
         )
     return TEXT.format(
         name=f"minillm {name}",
         what=what,
         written=WRITTEN if recites else "",
-        habit=RECITES if recites else "often loses the thread",
+        habit=RECITES if recites else "its stories are often not coherent",
         act=config.hidden_act,
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,

@@ -1,7 +1,7 @@
 """Write the README's table of figures: python weights_scripts/write_readme_table.py MODEL_FOLDER TEXT CALIBRATION
 
-No figure in the README is typed by hand. This script runs the sweep that the table shows and replaces the block between
-its two marks; a test runs it again and compares.
+No figure in the README is typed by hand. This script runs the sweep of the table, and replaces the block between its
+two marks. A test runs it again and compares.
 """
 
 import argparse
@@ -17,7 +17,7 @@ CALIBRATION_DOCUMENTS = 100
 
 
 def table(model_folder: Path, text: Path, calibration: Path) -> str:
-    """The block's text: a sweep at equal neuron sparsity, and the paper's rule at its own percentage."""
+    """The text of the block: a sweep at equal neuron sparsity, and the paper's rule with its own percentage."""
     model = minillm.load(model_folder)
     documents = split_documents(calibration.read_text(encoding="utf-8"))[:CALIBRATION_DOCUMENTS]
     scored = text.read_text(encoding="utf-8")

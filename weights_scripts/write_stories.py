@@ -3,30 +3,31 @@
     python weights_scripts/write_stories.py [FOLDER]                                                into the package
     python weights_scripts/write_stories.py OUT --grammar weights_scripts/training_grammar.txt --stories 30000
 
-minillm needs a short text to calibrate thresholds on and another to score models on, both in the register of the
-embedded models: simple stories for small children. Every sentence of the grammar was written for this project; none was
-sampled from a model or taken from a corpus, so both files are under the project's own licence, MIT, like this script.
+minillm needs one short text to calibrate thresholds and another to score models. Both are in the style of the embedded
+models' training text: simple stories for small children. Every sentence of the grammar was written for this project.
+None was sampled from a model or taken from a corpus, so both files are under the project's licence (MIT).
 
-The second command writes stories of other plots, OUT/stories.txt, which the default model was trained on. With
-``--opening introduced`` it writes only such as can begin like most stories, with a hero who is introduced ("Once upon a
-time, there was a little girl named Lily. She loved to play outside."), OUT/introduced.txt; with ``--opening described``
-the hero is told of with nouns and pronouns that must agree ("Sam likes to draw. He is a kind boy."), OUT/described.txt.
+The second command writes stories with other plots to OUT/stories.txt; the default model was trained on them. With
+``--opening introduced`` every story begins by introducing its hero, as most stories do ("Once upon a time, there was a
+little girl named Lily. She loved to play outside."); the file is OUT/introduced.txt. With ``--opening described`` the
+hero is described with nouns and pronouns that must agree ("Sam likes to draw. He is a kind boy."); the file is
+OUT/described.txt. Plots that do not allow such an opening are left out.
 
-The words and sentences lie in story_grammar.txt and training_grammar.txt beside this script, in a small notation:
+The words and sentences are in story_grammar.txt and training_grammar.txt beside this script, in a small notation:
 
     %name       a table; its rows are divided by ";" and a row's columns by "/"
-    @name       a rule; each line below it is one alternative, drawn anew at each use, not twice in a story if possible
+    @name       a rule; each line below it is one alternative, drawn again at each use, not twice in a story if possible
     #name       a plot; its lines follow one another, "/" begins a paragraph, a line in "? " is left out half the time,
                 a first line "." means that the plot has its own opening, a last one that it needs no closing sentence
     [a|b]       one of the two, or of more; may be nested
-    {name}      a rule, or a row of a table, or somebody of the cast; rows and cast stay the same within a story
+    {name}      a rule, a row of a table, or a character of the cast; rows and cast stay the same within a story
     {toy.1}     column 1 of the row; {toy2} is another row of the same table
-    {A.kind}    what is known of A: kind, he, him, his, himself, the; {he}, {him}, ... alone belong to A, the hero
+    {A.kind}    a property of A: kind, he, him, his, himself, the; {he}, {him}, ... alone belong to A, the hero
     //          a comment
 
-The cast: the hero A, the friend B, the elder E of A, and H, somebody who happens to come by.
-A and B are of different gender, so that "he" and "she" stay clear. Sentences get their capital letter, and "a" becomes
-"an", at the end. Only ``random.Random.random`` is used: the one method whose sequence Python promises to keep.
+The cast: the hero A, the friend B, A's parent or grandparent E, and H, who comes by and helps. A and B have different
+genders, so that "he" and "she" are clear. At the end sentences get their capital letters, and "a" becomes "an" before a
+vowel. Only ``random.Random.random`` is used, because it is the only method whose sequence Python promises to keep.
 """
 
 import argparse
@@ -42,8 +43,8 @@ FOLDER = Path(__file__).parents[1] / "minillm" / "data" / "text"
 FILES = {"calibration.txt": 60_000, "test.txt": 98_000}  # bytes to reach
 SEED = 1  # of both files: they are parts of one series of stories, in which none comes twice
 LENGTHS = range(500, 1301)  # characters of a story
-# A first sentence that tells who the hero is, so that no other opening can stand before it; and the skew of the names
-# in stories that begin like most, for most are about a few names.
+# A first sentence that introduces the hero, so that no other opening can be put before it; and the skew of the names in
+# stories with --opening introduced, because most such stories use a few names.
 INTRODUCES = re.compile(
     r"[Oo]nce|named|[Tt]here|lived| likes? | (?:is|was|are|were) (?:an?|the|two|friends|twins|best)\b"
 )
@@ -61,7 +62,7 @@ HELPERS = {"wise old owl": "she", "kind old man": "he", "tall giraffe": "she", "
 
 
 def pronouns(he: str) -> dict[str, str]:
-    """The four forms, named by the masculine ones."""
+    """The four forms of a pronoun, with the masculine forms as keys."""
     return dict(zip(("he", "him", "his", "himself"), PRONOUNS[he], strict=True))
 
 
@@ -105,14 +106,14 @@ class Story:
     def person(self, gender: str, animal: bool) -> dict[str, str]:
         """A child or a young animal with a name."""
         names = GIRLS if gender == "she" else BOYS
-        # The first names are the common ones, the more so the larger the skew.
+        # The first names of the list are the most common; a larger skew makes them more common.
         name = names[int(min(self.rng.random() for _ in range(self.skew)) * len(names))]
         kind = self.draw(ANIMALS) if animal else "girl" if gender == "she" else "boy"
         the = f"{name} the {kind}" if animal else f"a {kind} named {name}"
         return {"name": name, "kind": kind, "the": the, **pronouns(gender)}
 
     def row(self, name: str) -> list[str]:
-        """The row of a table that this story has drawn; a digit at the end asks for one more, unlike the others."""
+        """The row that this story has drawn from a table; "toy2" is another row of the table "toy"."""
         if name not in self.rows:
             table = name.rstrip("0123456789")
             taken = [row for other, row in self.rows.items() if other.rstrip("0123456789") == table]
@@ -120,7 +121,7 @@ class Story:
         return self.rows[name]
 
     def slot(self, match: re.Match) -> str:
-        """What stands for {name} or {name.field}."""
+        """The text that replaces {name} or {name.field}."""
         name, _, field = match[1].partition(".")
         if name in self.grammar.rules:
             fresh = [line for line in self.grammar.rules[name] if line not in self.used]
@@ -134,16 +135,16 @@ class Story:
         return self.expand(self.row(name)[int(field or 0)])
 
     def expand(self, text: str) -> str:
-        """The text with every choice made, the innermost first, and every slot filled."""
+        """The text with every choice made, the innermost first, and every {name} replaced."""
         while (chosen := re.sub(r"\[([^][]*)\]", lambda m: self.draw(m[1].split("|")), text)) != text:
             text = chosen
         return re.sub(r"\{([\w.]+)\}", self.slot, text)
 
     def tell(self, plot: list[str], opening: str = "open") -> str:
-        """The story as text: an opening, the plot's paragraphs, most times a closing sentence.
+        """The story as text: an opening, the plot's paragraphs, in most cases a closing sentence.
 
-        A plot with an opening of its own keeps it. Any other opening than "open" comes before it, and if it tells
-        itself who the hero is, there is no such story: "".
+        A plot with its own opening keeps it; an ``opening`` other than "open" is put before it. Where the plot's own
+        opening already introduces the hero, this is impossible, and the result is "".
         """
         own = plot[0] == "."
         begins = [] if own else [f"{{{opening}}}", *["/"][: int(self.rng.random() * 2)]]
@@ -173,7 +174,7 @@ def polish(text: str) -> str:
 
 
 def series(grammar: Grammar, opening: str = "open") -> Iterator[str]:
-    """Stories without end, each plot in its turn, no story twice."""
+    """An endless series of stories: all plots in random order, then again; no story twice."""
     rng, seen, plots, every = random.Random(SEED), set(), [], list(grammar.plots)
     while True:
         plots = plots or list(every)
@@ -183,14 +184,14 @@ def series(grammar: Grammar, opening: str = "open") -> Iterator[str]:
             if len(story) in LENGTHS and story not in seen:
                 break
         else:
-            every.remove(plot)  # it has an opening of its own, always
+            every.remove(plot)  # its own opening always introduces the hero
             continue
         seen.add(story)
         yield f"{story}\n{SEPARATOR}\n"
 
 
 def write(folder: Path) -> None:
-    """Write the files of FILES: stories of one series."""
+    """Write the files of FILES, with stories of one series."""
     stories = series(Grammar(GRAMMAR.read_text(encoding="utf-8")))
     folder.mkdir(parents=True, exist_ok=True)
     for name, size in FILES.items():
@@ -201,17 +202,19 @@ def write(folder: Path) -> None:
 
 
 def main() -> None:
-    """Write both embedded texts into the folder named, or into the package; or so many stories of another grammar."""
+    """Write both embedded texts into a folder (by default the package's), or stories of another grammar."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, nargs="?", default=FOLDER)
-    parser.add_argument("--grammar", type=Path, help="of these stories; with --stories and a folder")
-    parser.add_argument("--stories", type=int, help="how many, into FOLDER/stories.txt")
-    parser.add_argument("--opening", choices=("introduced", "described"), help="begin so; FOLDER/introduced.txt, ...")
+    parser.add_argument("--grammar", type=Path, help="the grammar of the stories; needs --stories and a folder")
+    parser.add_argument("--stories", type=int, help="number of stories, written to FOLDER/stories.txt")
+    parser.add_argument(
+        "--opening", choices=("introduced", "described"), help="form of the opening; FOLDER/introduced.txt, ..."
+    )
     a = parser.parse_args()
     if a.grammar is None:
         write(a.folder)
     elif a.folder == FOLDER or not a.stories:
-        parser.error("--grammar needs --stories and a folder of its own")
+        parser.error("--grammar needs --stories and a folder other than the package's")
     else:
         a.folder.mkdir(parents=True, exist_ok=True)
         stories = series(Grammar(a.grammar.read_text(encoding="utf-8")), a.opening or "open")

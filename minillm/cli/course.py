@@ -9,7 +9,8 @@ from .flags import say, wrapped
 
 def command_grade(a: argparse.Namespace) -> int:
     """Grade seven functions that a student wrote; FILE is executed. Exit status 1 when something is wrong."""
-    from ..course.assignment import FUNCTIONS, POINTS, grade_file, template, write_template
+    from ..course.assignment import FUNCTIONS, POINTS, template, write_template
+    from ..course.child import grade_file
 
     if a.template == bool(a.file):
         raise MinillmError("expected one of FILE and --template")

@@ -1,9 +1,9 @@
 # %% [markdown]
 # # 00 · Shapes before models
 #
-# A transformer in NumPy is short. What makes it hard to read is not the mathematics but the shapes: which axis is
-# which, what is repeated, what is a view, and why everything became `float64`. Whoever can read shapes can read the
-# rest of this course.
+# A transformer in NumPy is short. The hard part is not the mathematics but the shapes: which axis is which, what is
+# repeated, what is a view, and why everything became `float64`. When you can read shapes, you can read the rest of this
+# course.
 #
 # Afterwards you can
 #
@@ -29,8 +29,8 @@ from minillm.transformer.ops import linear, silu
 show(you_are_here())
 
 # %% [markdown]
-# This map will come with you through all notebooks. Nothing is filled yet: today is about the small letters in the
-# boxes. They mean the same in the whole course.
+# You will see this map in every notebook. No box is filled yet, because this notebook is about the small letters in the
+# boxes. They have the same meaning in the whole course.
 #
 # | letter | what it counts |
 # |---|---|
@@ -44,14 +44,15 @@ show(you_are_here())
 #
 # ## Read: one function, one line of mathematics
 #
-# Most of a model is this function. Read its last line first: it says what goes in and what comes out.
+# This function does most of a model's work. Read its docstring first: the equation, then the shapes of what goes in and
+# what comes out.
 
 # %%
 show_source(linear)
 
 # %% [markdown]
-# The weight is stored as (out, in), as in every Hugging Face checkpoint, so we write `x @ w.T`. The inner axes must
-# agree and disappear; the outer ones stay.
+# The weight is stored as (out, in), as in every Hugging Face checkpoint, so we write `x @ w.T`. The two inner axes must
+# have the same length, and they disappear. The outer axes stay.
 
 # %%
 T, D, F = 5, 8, 12
@@ -67,10 +68,10 @@ by_hand = sum(x[2, j] * weight[7, j] for j in range(D))
 assert np.allclose(y[2, 7], by_hand)  # one number of it
 
 # %% [markdown]
-# ## Broadcasting: who is repeated?
+# ## Broadcasting: which array is repeated?
 #
-# NumPy writes the two shapes one below the other, **aligned at the right**. Two sizes fit when they are equal or when
-# one of them is 1 (or missing). Whatever has 1 is repeated, without being stored.
+# NumPy compares the two shapes **aligned at the right**. Two sizes fit when they are equal, or when one of them is 1
+# (or missing). An axis of size 1 is repeated, but the copies are not stored.
 
 # %%
 column = np.array([[0], [10], [20]])  # (3, 1)
@@ -79,8 +80,9 @@ assert (column + row).shape == (3, 4)
 show(broadcasting(column, row))
 
 # %% [markdown]
-# A practical way to predict a shape: write both, fill the shorter one with ones at its left, take the larger of each
-# pair. The next cell lets NumPy do it. Cover the last column and predict it first.
+# There is a simple way to predict the shape of a result. Write both shapes one below the other, fill the shorter one
+# with ones at its left, and take the larger number of each pair. The next cell lets NumPy do it. Cover the last column
+# and predict it first.
 
 # %%
 lefts = (5, 8), (5, 8), (4, 5, 6), (5, 1), (4, 1, 5), (5, 8)
@@ -95,8 +97,8 @@ for left, right in zip(lefts, rights, strict=True):
 print(text_table(lines, keys_as_headings({"one": "", "other": "", "together": ""})))
 
 # %% [markdown]
-# The last pair is the usual accident: a number per token, `(T,)`, against rows of D. It must become `(T, 1)` first.
-# That is what `[:, None]` and `keepdims=True` are for.
+# The last pair is a common mistake: one number per token, `(T,)`, is combined with rows of D numbers. It must become
+# `(T, 1)` first. That is what `[:, None]` and `keepdims=True` are for.
 
 # %%
 per_token = x.max(axis=1)  # (T,)
@@ -104,14 +106,15 @@ assert per_token[:, None].shape == x.max(axis=1, keepdims=True).shape == (T, 1)
 assert (x - per_token[:, None]).shape == (T, D)
 
 # %% [markdown]
-# Now it is your turn. Each puzzle comes with its *specification*: slow loops that say plainly what is meant. Write it
-# **without any loop**. The check compares both on several shapes and tells you what differs, shapes first.
+# Now it is your turn. Each puzzle has a *specification*: slow loops that say exactly what is wanted. Write the same
+# **without any loop**. The check compares both on several shapes. It tells you what differs, and it looks at the shapes
+# first.
 
 # %% [markdown]
 # ### Exercise 00.1: all products
 # difficulty ●○○○○ · 3 minutes
 #
-# Multiply each number of `a` (n,) with each of `b` (m,). The result has a row per number of `a`: (n, m).
+# Multiply each number of `a` (n,) by each number of `b` (m,). The result has one row for each number of `a`: (n, m).
 #
 # <details><summary>Hint</summary>
 #
@@ -146,7 +149,7 @@ check("00.1", outer, outer_spec, [(rng.standard_normal(n), rng.standard_normal(m
 #
 # <details><summary>Hint</summary>
 #
-# `x.mean(axis=-1)` is (T,). Which axis has to come back, and with which argument?
+# `x.mean(axis=-1)` is (T,). Which axis has to stay, and which argument keeps it?
 #
 # </details>
 
@@ -169,18 +172,20 @@ sizes = ((3, 5), (4, 4), (1, 2))
 check("00.2", centred, centred_spec, [(rng.standard_normal(size),) for size in sizes])
 
 # %% [markdown]
-# The second case of that check was square on purpose. Without `keepdims`, (4, 4) minus (4,) *fits*, silently, and
-# subtracts the means along the wrong axis. Square test arrays hide shape errors: always try two different sizes.
+# The second case of that check was square on purpose. Without `keepdims`, the shapes (4, 4) and (4,) *fit*: there is no
+# error, and the means are subtracted along the wrong axis. Square test arrays hide shape errors. Always test with two
+# different sizes.
 #
 # ### Exercise 00.3: one-hot rows
 # difficulty ●●○○○ · 4 minutes
 #
-# Give each id of `ids` (T,) a row of V numbers: 1 at its own place, 0 elsewhere, as `float32`. (Multiplied with the
-# embedding matrix, such a row picks out one token's vector. Nobody computes it that way, but it is what happens.)
+# Give each id of `ids` (T,) a row of V numbers: 1 at its own place, 0 elsewhere, as `float32`. (Multiplied by the
+# embedding matrix, such a row selects one token's vector. In practice the row is looked up instead, with the same
+# result.)
 #
 # <details><summary>Hint</summary>
 #
-# A comparison broadcasts like a sum: `ids[:, None] == np.arange(V)`. Then make numbers of the truth values with
+# A comparison broadcasts like a sum: `ids[:, None] == np.arange(V)`. Then turn the truth values into numbers with
 # `.astype(np.float32)`.
 #
 # </details>
@@ -204,15 +209,16 @@ cases = [(np.array([2, 0, 3]), 4), (np.array([5, 5]), 7), (np.array([0]), 1)]
 check("00.3", one_hot, one_hot_spec, cases)
 
 # %% [markdown]
-# ### Exercise 00.4: the chosen ones
+# ### Exercise 00.4: the score of the next token
 # difficulty ●●○○○ · 4 minutes
 #
-# For each token t there is a row of `scores` (T, V), and an id `ids[t]` that really came next. Pick out
-# `scores[t, ids[t]]` for every t: (T,). Perplexity is computed from nothing else.
+# For each token t there is a row of `scores` (T, V), and the id `ids[t]` of the token that really came next. Select
+# `scores[t, ids[t]]` for every t: (T,). Perplexity is computed from these numbers alone.
 #
 # <details><summary>Hint</summary>
 #
-# Two index arrays of the same length are walked through *together*: `scores[rows, columns]`. Which rows?
+# Two index arrays of the same length are used *in pairs*: `scores[rows, columns]` takes the first row with the first
+# column, and so on. Which rows do you need?
 #
 # </details>
 
@@ -238,8 +244,8 @@ check("00.4", chosen, chosen_spec, cases)
 # %% [markdown]
 # ## Einsum: name the axes
 #
-# `einsum` makes the letters part of the program. Letters that stand on both sides stay; a letter that is missing at
-# the right is summed over. One rule covers products, sums, transposes and everything attention needs.
+# `einsum` makes the letters part of the program. A letter on both sides of the arrow stays. A letter that is missing on
+# the right side is summed over. This one rule covers products, sums, transposes and everything that attention needs.
 
 # %%
 T, S, H, d = 3, 5, 2, 4
@@ -261,15 +267,15 @@ print(text_table(rows, keys_as_headings({"einsum": "", "in": "", "out": ""})))
 assert np.allclose(np.einsum("td,sd->ts", a, b), a @ b.T)
 
 # %% [markdown]
-# ### Exercise 00.5: everybody looks at everybody
+# ### Exercise 00.5: attention scores
 # difficulty ●●○○○ · 5 minutes
 #
-# Attention begins with a score for each head h, each new token t and each token s that it may look at: the product
-# of query `q[t, h]` and key `k[s, h]`, divided by √d. From `q` (T, H, d) and `k` (S, H, d) make (H, T, S).
+# Attention begins with a score for each head h, each new token t and each token s: the product of query `q[t, h]` and
+# key `k[s, h]`, divided by √d. From `q` (T, H, d) and `k` (S, H, d) make (H, T, S).
 #
 # <details><summary>Hint</summary>
 #
-# The last line of the table above, and `q.shape[-1]` is d.
+# Look at the last line of the table above. `q.shape[-1]` is d.
 #
 # </details>
 
@@ -298,8 +304,8 @@ check("00.5", scores, scores_spec, cases)
 # %% [markdown]
 # ## Views: two names for the same memory
 #
-# `reshape` and `transpose` copy nothing if they can: they only change how the same numbers are walked through. That is
-# why they cost nothing, and why writing into one changes the other.
+# `transpose` never copies the numbers, and `reshape` avoids it where it can. They only change the order in which the
+# same memory is read. So they cost almost nothing. But it also means that writing into one array changes the other.
 
 # %%
 flat = np.arange(6)
@@ -314,8 +320,8 @@ print("as stored     ", flat)
 print("turned, flat  ", turned.reshape(6))
 
 # %% [markdown]
-# So `reshape(3, 2)` and `.T` give the same shape and different arrays. `reshape` never changes the order of the
-# numbers, it only puts the line breaks elsewhere. This is the most common mistake with heads.
+# So `reshape(3, 2)` and `.T` give the same shape, but different arrays. `reshape` never changes the order of the
+# numbers; it only puts the line breaks in other places. Mixing up the two is the most common mistake with heads.
 #
 # ### Exercise 00.6: split into heads
 # difficulty ●●●○○ · 6 minutes
@@ -325,7 +331,7 @@ print("turned, flat  ", turned.reshape(6))
 #
 # <details><summary>Hint</summary>
 #
-# First put the line breaks where they belong, without changing the order: (T, H, d). Then exchange two axes.
+# First put the line breaks in the right places, without changing the order: (T, H, d). Then swap two axes.
 #
 # </details>
 
@@ -360,15 +366,15 @@ check("00.6", split_heads, split_heads_spec, cases)
 #
 # <details><summary>Hint</summary>
 #
-# `np.repeat(..., axis=0)` repeats each head in place: 0 0 1 1. `np.tile` would give 0 1 0 1, which has the same
-# shape. That mix-up makes a model that talks, and talks nonsense.
+# `np.repeat(..., axis=0)` repeats each head in place: 0 0 1 1. `np.tile` would give 0 1 0 1, which has the same shape.
+# With that mistake the model still produces text, but the text is nonsense.
 #
 # </details>
 
 
 # %% tags=["exercise"]
 def repeat_kv(k, H):
-    """Each key head as often as there are query heads for it: k (K, S, d) -> (H, S, d)."""
+    """Each key head, repeated once for each query head that uses it: k (K, S, d) -> (H, S, d)."""
     return np.repeat(k, H // len(k), axis=0)
 
 
@@ -385,23 +391,24 @@ sizes = ((2, 4), (2, 6), (1, 3), (3, 3))  # K, H
 check("00.7", repeat_kv, repeat_kv_spec, [(rng.standard_normal((K, 3, 4)), H) for K, H in sizes])
 
 # %% [markdown]
-# ### Exercise 00.8: nobody sees the future
+# ### Exercise 00.8: the causal mask
 # difficulty ●●●○○ · 6 minutes
 #
-# There are S tokens, and the **last** T of them are new. Write down who may look at whom: (T, S), `True` where new
-# token t may look at token s, that is at itself and at everything before it.
+# There are S tokens, and the **last** T of them are new. Each new token may look at itself and at all tokens before it.
+# Make the mask (T, S) that is `True` where new token t may look at token s.
 #
 # <details><summary>Hint</summary>
 #
-# Row t is not token t: it is token S - T + t. With the positions of the new tokens as a column, this is one
-# comparison. (A mask that starts at 0 is right for a whole text, and wrong as soon as there is a cache.)
+# Row t does not belong to token t, but to token S - T + t. Write the positions of the new tokens as a column; then the
+# mask is one comparison. (A mask whose rows start at position 0 is right for a whole text, but wrong as soon as there
+# is a cache.)
 #
 # </details>
 
 
 # %% tags=["exercise"]
 def causal_mask(T, S):
-    """Who may look at whom -> bool (T, S)."""
+    """True where new token t may look at token s -> bool (T, S)."""
     return np.arange(S) <= np.arange(S - T, S)[:, None]
 
 
@@ -419,8 +426,8 @@ check("00.8", causal_mask, causal_mask_spec, [(4, 4), (2, 5), (1, 3), (1, 1)])
 # %% [markdown]
 # ## Numbers that are too large
 #
-# `float32` ends at about 3·10³⁸, and `exp` gets there quickly. What is mathematically a share between 0 and 1 may be
-# `inf / inf` on the way.
+# The largest `float32` number is about 3·10³⁸, and `exp` reaches it quickly. A softmax is mathematically a number
+# between 0 and 1. But computed naively it may become `inf / inf`.
 
 # %%
 with np.errstate(over="ignore", invalid="ignore"):
@@ -433,20 +440,20 @@ assert np.isnan(naive).any()
 # ### Exercise 00.9: a softmax that cannot overflow
 # difficulty ●●○○○ · 5 minutes
 #
-# The softmax of each row: `exp(x_i) / Σ exp(x_j)`. It does not change when the same number is subtracted from a whole
-# row. Choose that number so that no exponential is larger than 1. The last axis is normalised; there may be several
-# axes before it.
+# Compute the softmax of each row: `exp(x_i) / Σ exp(x_j)`. It does not change when the same number is subtracted from a
+# whole row. Choose that number so that no exponential is larger than 1. The softmax is over the last axis; there may be
+# several axes before it.
 #
 # <details><summary>Hint</summary>
 #
-# Subtract the row's maximum; `axis=-1, keepdims=True`, twice.
+# Subtract the row's maximum. You need `axis=-1, keepdims=True` twice.
 #
 # </details>
 
 
 # %% tags=["exercise"]
 def softmax(x):
-    """Shares along the last axis: x (..., n) -> (..., n), in the dtype of x."""
+    """Softmax over the last axis: x (..., n) -> (..., n), in the dtype of x."""
     e = np.exp(x - x.max(axis=-1, keepdims=True))
     return e / e.sum(axis=-1, keepdims=True)
 
@@ -458,10 +465,10 @@ check("00.9", softmax, ops.softmax, [(x,) for x in examples])
 # %% [markdown]
 # This time the specification was the package's own function: what you wrote is what runs in the model.
 #
-# ## dtype: who turns whom into float64?
+# ## dtype: where does float64 come from?
 #
-# A `float32` array stays `float32` beside a Python number. Beside a `float64` *array* (or a NumPy `float64` number) it
-# does not. A single such table makes everything after it twice as large and half as fast.
+# A `float32` array combined with a Python number stays `float32`. Combined with a `float64` *array* (or a NumPy
+# `float64` number) it becomes `float64`. One such array makes everything after it twice as large and half as fast.
 
 # %%
 x32 = np.ones(3, np.float32)
@@ -481,15 +488,15 @@ assert [how for how, v in expressions.items() if v.dtype == np.float64] == [
 ]  # fmt: skip
 
 # %% [markdown]
-# The third line surprises most people: `np.sqrt(8)` is a NumPy number of type `float64`, and it counts like an array.
-# `math.sqrt(8)` is a plain Python number and does not.
+# The third line surprises most people. `np.sqrt(8)` is a NumPy number of type `float64`, and it acts like an array.
+# `math.sqrt(8)` is a plain Python number, and it does not change the dtype.
 #
-# ### Exercise 00.10: mend the leak
+# ### Exercise 00.10: fix the float64 leak
 # difficulty ●●●○○ · 6 minutes
 #
 # The function in the next cell rotates pairs of numbers by an angle that grows with the position, as Llama does with
 # its queries. Its numbers are right, but for `float32` input the result is `float64`. Write the same function so that
-# the result has the dtype of `x`, computing the angles themselves as exactly as before.
+# the result has the dtype of `x`. The angles themselves must still be computed in `float64`.
 
 
 # %%
@@ -505,8 +512,8 @@ print(leaky(np.ones((2, 2), np.float32)).dtype)
 # %% [markdown]
 # <details><summary>Hint</summary>
 #
-# Which array is `float64` first, and which is the last place where it does no harm? Cast the two tables once, when
-# they are finished: `.astype(x.dtype)`.
+# Which array is the first `float64` one, and how far may it stay `float64`? Convert the two tables once, when they are
+# finished: `.astype(x.dtype)`.
 #
 # </details>
 
@@ -532,7 +539,7 @@ check("00.10", rotated, rotated_spec, cases)
 # ## Change something
 #
 # Here is `centred` again, with the mistake from above. Change `n` and see when NumPy notices, and when it does not.
-# Then repair it with the fewest characters.
+# Then repair it by changing as few characters as possible.
 
 # %%
 n = 4
@@ -546,14 +553,14 @@ except ValueError as error:
 # %% [markdown]
 # ## Your own checkpoint
 #
-# The letters are enough to read the table of contents of a real model. The function below prints the shapes of one
-# layer, and takes a (T, D) array through them. Put a Hugging Face folder (or a downloaded `org/name`) between the
-# quotation marks to see another model.
+# With these letters you can read the list of weights of a real model. The function below prints the shapes of one
+# layer, and checks that arrays of T rows fit them. To see another model, put a Hugging Face folder (or a downloaded
+# `org/name`) between the quotation marks.
 
 
 # %%
 def shapes_of(model, T=3):
-    """Print one layer's matrices with their letters, and check that each fits what comes before it."""
+    """Print one layer's matrices with their letters, and check their shapes."""
     c, layer = model.config, model.layers[0]
     D, F, d = c.hidden_size, c.intermediate_size, c.head_dim
     H, K = c.num_attention_heads, c.num_key_value_heads
@@ -582,15 +589,16 @@ if CHECKPOINT:
 # %% [markdown]
 # ## Recap
 #
-# Shapes are aligned at the right, and ones are stretched. `einsum` sums over what is missing at the right of its
-# arrow. `reshape` keeps the order and `transpose` changes it, both without a copy where they can. And dtypes leak
-# through tables and NumPy numbers, never through Python numbers. A shape error that raises is a gift: those that fit by
-# accident are why every function here is checked on sizes that differ.
+# Broadcasting aligns shapes at the right and repeats axes of size 1. `einsum` sums over the letters that are missing at
+# the right of its arrow. `reshape` keeps the order of the numbers and `transpose` changes it, and both avoid copies
+# where they can. `float64` spreads through arrays and NumPy numbers, never through Python numbers. A shape error that
+# raises is easy to fix. The dangerous ones are shapes that fit by accident: this is why every function here is checked
+# on different sizes.
 #
 # ## Where to go next
 #
-# - [01 · From text to arrays](01_from_text_to_arrays.ipynb): where the ids and the weights come from.
-#   [The map](map.ipynb) shows the whole way.
+# - [01 · From text to arrays](01_from_text_to_arrays.ipynb): where the ids and the weights come from. [The
+#   map](map.ipynb) shows the whole course.
 # - Read `causal_mask` in [attention.py](../minillm/transformer/attention.py) and `softmax` in
 #   [ops.py](../minillm/transformer/ops.py): you have just written both.
 # - NumPy's own pages on [broadcasting](https://numpy.org/doc/stable/user/basics.broadcasting.html) and

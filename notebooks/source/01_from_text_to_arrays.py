@@ -1,13 +1,14 @@
 # %% [markdown]
 # # 01 · From text to arrays
 #
-# A model knows no letters and no files. It is given whole numbers, and it multiplies arrays. This notebook walks both
-# ways that lead there, by hand: from a text to token ids, and from the bytes of a checkpoint to matrices.
+# A model does not know letters or files. Its input is a list of integers, and it multiplies arrays. This notebook
+# follows, by hand, the two ways that lead there: from a text to token ids, and from the bytes of a checkpoint to
+# matrices.
 #
 # Afterwards you can
 #
 # 1. follow a word through the merges of byte-pair encoding, to ids and back, and say where bytes come in;
-# 2. read a safetensors file with nothing but `open` and `json`;
+# 2. read a safetensors file with only `open` and `json`;
 # 3. turn bfloat16, the type of nearly every published checkpoint, into `float32` with one shift.
 
 # %%
@@ -52,14 +53,14 @@ print(text_table([{"position": t, "id": i, "token": repr(label)}
 assert model.tokenizer.decode(ids) == TEXT
 
 # %% [markdown]
-# Three things to see. The first id has no text: it is BOS, which the tokenizer puts in front of every text. Most
-# tokens carry the space *before* them. And the frog is not one token but several, each of them unreadable alone. We
-# will come back to it.
+# Notice three things. The first id has no text: it is BOS (beginning of sequence), which the tokenizer puts in front of
+# every text. Most tokens include the space *before* them. And the frog is not one token but several, and none of them
+# can be read alone. We will come back to the frog.
 #
 # ## What is in tokenizer.json
 #
-# The tokenizer is a JSON file. Two parts of it matter: the **vocabulary**, a name for each id, and the **merges**, an
-# ordered list of pairs.
+# The tokenizer is a JSON file. Two parts of it matter here: the **vocabulary** (a name for each id) and the **merges**
+# (an ordered list of pairs).
 
 # %%
 fields = json.loads((model.folder / "tokenizer.json").read_text(encoding="utf-8"))
@@ -84,12 +85,13 @@ assert kinds["one byte"] == 256
 assert kinds["made by a merge"] == len(pairs)  # every merge makes exactly one token
 
 # %% [markdown]
-# The order of the merges is all that was learned: the pair that was most frequent in the training text comes first,
-# then the most frequent one after that merge, and so on (Sennrich et al. 2016). A pair's place in the list is its rank.
+# The order of the merges is what the tokenizer learned from its training text. The most frequent pair comes first, then
+# the pair that was most frequent after that merge, and so on (Sennrich et al. 2016). A pair's place in the list is its
+# rank.
 #
 # ## Byte-pair encoding, with every merge visible
 #
-# First the text is cut into words, each with the space before it. No merge ever crosses such a border.
+# First the text is cut into words, each with the space before it. No merge ever crosses the border between two words.
 
 # %%
 WORDS = re.compile(r" ?[^\s]+|\s+(?!\S)|\s")
@@ -100,8 +102,8 @@ print(words)
 assert "".join(words) == TEXT
 
 # %% [markdown]
-# Then each word begins as single characters. Again and again, the neighbours with the best rank become one piece,
-# until no two neighbours are in the list.
+# Each word starts as single characters. Then, step by step, the two neighbours with the lowest rank are merged into one
+# piece, until no two neighbours are in the list of merges.
 
 # %%
 RANK = {tuple(pair): rank for rank, pair in enumerate(pairs)}
@@ -122,11 +124,11 @@ def stages(word):
 show(merges(stages(" brother")))
 
 # %% [markdown]
-# Read the figure from the top. In each line one pair has become a piece (filled); a piece can only be made after its
-# two halves. The last line holds the tokens.
+# Read the figure from the top. In each line one pair has been merged into one piece (filled). The last line holds the
+# tokens.
 #
-# A dozen lines of Python are not the fast library that minillm calls. But they give the same tokens, on every word of
-# the calibration text that has no rare characters:
+# These dozen lines of Python are slower than the library that minillm calls. But they give the same tokens, for every
+# word of the calibration text that has no rare characters:
 
 # %%
 vocabulary_of = {index: name for name, index in vocabulary.items()}
@@ -141,8 +143,8 @@ print(f"the same pieces for all of {len(different_words)} different words")
 # %% [markdown]
 # ## Where bytes come in
 #
-# A vocabulary of this size has no frog. What has no token of its own is spelled in **bytes**, the UTF-8 bytes of the
-# character, one token each. So every text can be encoded, and nothing is ever unknown.
+# A vocabulary of this size has no token for a frog. A character without a token of its own is written as its UTF-8
+# **bytes**, one token for each byte. So every text can be encoded, and no character is ever unknown.
 
 # %%
 frog = model.tokenizer.encode("🐸", bos=False)
@@ -156,14 +158,14 @@ print(text_table(rows, keys_as_headings({"characters": "d", "bytes": "d", "token
 assert all(row["tokens"] <= row["bytes"] for row in rows)  # always: a token is at least one byte
 
 # %% [markdown]
-# The price of a text is its number of tokens. What looks like the training text is cheap, what does not is dear; at
-# worst every byte is a token. That is why perplexities of different tokenizers cannot be compared, and bits per byte
-# can.
+# The cost of a text is its number of tokens. A text that is similar to the training text needs few tokens, and another
+# text needs many. In the worst case every byte is a token. This is why perplexities of different tokenizers cannot be
+# compared, but bits per byte can.
 #
 # ## A broken round trip
 #
-# Decoding one token at a time goes wrong as soon as a character needs several. A byte that is no whole character
-# becomes `�`, the replacement character, and what it was is lost.
+# Decoding one token at a time fails as soon as one character needs several tokens. A byte that is not a whole character
+# becomes `�`, the replacement character, and the original byte is lost.
 
 # %%
 one_by_one = "".join(model.tokenizer.decode([i]) for i in ids)
@@ -172,17 +174,17 @@ print("all at once ", model.tokenizer.decode(ids))
 assert one_by_one != TEXT and one_by_one.count("\ufffd") == len(frog)
 
 # %% [markdown]
-# ### Exercise 01.1: mend the round trip
+# ### Exercise 01.1: repair the round trip
 # difficulty ●●○○○ · 8 minutes
 #
 # Write the decoder: from the *names* of tokens to text. A name is either the text itself (`" time"`), or a byte,
-# written `<0xF0>`. Neighbouring bytes belong together. A byte that is left over, no part of a character,
-# becomes `\ufffd`. Names in, a string out.
+# written `<0xF0>`. Bytes that follow each other belong together. A byte that is not part of a character becomes
+# `\ufffd`. The input is a list of names, the result a string.
 #
 # <details><summary>Hint</summary>
 #
-# Do not decode piece by piece: turn everything into bytes first, `name.encode()` or `bytes([int(name[3:5], 16)])`,
-# join, and decode once: `.decode("utf-8", errors="replace")`.
+# Do not decode piece by piece. First turn every name into bytes, with `name.encode()` or `bytes([int(name[3:5], 16)])`.
+# Then join them and decode once: `.decode("utf-8", errors="replace")`.
 #
 # </details>
 
@@ -208,8 +210,8 @@ cases = [([vocabulary_of[i] for i in ids_of_one],) for ids_of_one in encoded]
 check("01.1", text_of, text_of_spec, [*cases, (["<0xF0>", "a"],)])
 
 # %% [markdown]
-# While a model is writing, the tokens come one at a time. minillm's `TextStream` holds back what is not a whole
-# character yet, so you never see half of one.
+# While a model generates text, the tokens come one at a time. minillm's `TextStream` waits until a character is
+# complete, so you never see half of one.
 
 # %%
 stream = model.tokenizer.stream()
@@ -218,8 +220,8 @@ print([stream.push(i) for i in model.tokenizer.encode("a 🐸!", bos=False)])
 # %% [markdown]
 # ## From ids to rows
 #
-# An id is a row number. The embedding is a matrix (V, D), and the text becomes the rows of its ids: (T, D). With this
-# the model begins, and letters are never seen again.
+# An id is a row number. The embedding is a matrix (V, D), and the text becomes the rows of its ids: (T, D). This is
+# where the model begins. From here on there are only numbers.
 
 # %%
 rows = model.embed_tokens[ids]
@@ -231,7 +233,7 @@ assert rows.shape == (len(ids), model.config.hidden_size)
 #
 # ## From bytes to arrays
 #
-# A checkpoint is a folder. The weights are in `model.safetensors`, and we will open it with nothing but Python.
+# A checkpoint is a folder. The weights are in `model.safetensors`, and we open it with plain Python.
 
 # %%
 path = model.folder / "model.safetensors"
@@ -240,8 +242,8 @@ files = [{"file": file.name, "bytes": file.stat().st_size} for file in sorted(mo
 print(text_table(files, keys_as_headings({"file": "", "bytes": ",d"})))
 
 # %% [markdown]
-# The format fits on a postcard: 8 bytes with the length n of the header (unsigned, little-endian), n bytes of JSON,
-# then the arrays.
+# The format is short: 8 bytes with the length n of the header (unsigned, little-endian), n bytes of JSON, then the
+# arrays.
 
 # %%
 n = int.from_bytes(raw[:8], "little")
@@ -254,8 +256,8 @@ metadata = header.pop("__metadata__", {})
 assert set(header) == set(model.config.tensor_shapes())
 
 # %% [markdown]
-# Each entry says how the numbers are written, the shape, and from where to where they lie, counted from the end of the
-# header. Here is the file as a picture.
+# Each entry of the header gives the number format, the shape, and the first and last position of the numbers, counted
+# from the end of the header. Here is the file as a picture.
 
 # %%
 start = 8 + n
@@ -268,11 +270,11 @@ for name in (*by_place[:2], by_place[-1]):
 show(file_layout(parts, len(raw)))
 
 # %% [markdown]
-# ### Exercise 01.2: where does it lie?
+# ### Exercise 01.2: where are a tensor's numbers?
 # difficulty ●●○○○ · 8 minutes
 #
-# From the bytes of a whole safetensors file and a tensor's name, say where its numbers are: `(begin, end)`, counted
-# from the start of the **file**.
+# Given the bytes of a whole safetensors file and the name of a tensor, find where its numbers are: `(begin, end)`,
+# counted from the start of the **file**.
 #
 # <details><summary>Hint</summary>
 #
@@ -306,8 +308,8 @@ cases = [(small, "a"), (small, "b"), (raw, by_place[0]), (raw, by_place[-1])]
 check("01.2", locate, locate_spec, cases)
 
 # %% [markdown]
-# minillm's own reader does the same. Most of its lines say no: a file comes from a stranger, and everything is checked
-# before a single array is made.
+# minillm's own reader does the same. Most of its lines are checks: the file may be damaged or harmful, so everything is
+# checked before any array is made.
 
 # %%
 show_source(read_header)
@@ -316,7 +318,7 @@ show_source(read_header)
 # ## bfloat16: the upper half of a float32
 #
 # The header says BF16, which NumPy does not know. A `float32` has 1 sign bit, 8 bits of exponent, 23 of fraction. A
-# `bfloat16` is simply its upper 16 bits: the same range, fewer digits.
+# `bfloat16` is its upper 16 bits: the same range, but fewer digits.
 
 # %%
 name = by_place[0]
@@ -329,13 +331,13 @@ show(bf16_bits(value))
 # ### Exercise 01.3: bfloat16 by hand
 # difficulty ●●●○○ · 8 minutes
 #
-# Turn an array of 16-bit patterns (`uint16`, any shape) into the `float32` numbers that they stand for: put 16 zero
-# bits below them, and look at the result as `float32`.
+# Turn an array of 16-bit patterns (`uint16`, any shape) into the `float32` numbers that they represent: append 16 zero
+# bits below each of them, and read the result as `float32`.
 #
 # <details><summary>Hint</summary>
 #
-# A `uint16` shifted by 16 is empty: widen first, `.astype(np.uint32)`. And it is `.view(np.float32)`, which keeps the
-# bits, not `.astype(np.float32)`, which keeps the number.
+# A `uint16` shifted by 16 bits is zero, so convert it first: `.astype(np.uint32)`. At the end use `.view(np.float32)`,
+# which keeps the bits, and not `.astype(np.float32)`, which keeps the number.
 #
 # </details>
 
@@ -366,8 +368,9 @@ easy = np.array([0x3F80, 0x4000, 0x4040], np.uint16)
 check("01.3", widened, widened_spec, [(easy,), (odd,), (bits[:20].copy(),)])
 
 # %% [markdown]
-# The specification does it the long way, from sign, exponent and fraction. The shift is what the loader does, a piece
-# at a time so that no second copy of a large file is held. And it is exact: nothing is rounded on the way *in*.
+# The specification computes the number from sign, exponent and fraction. The loader uses the shift, one piece at a
+# time, so that it never holds a second copy of a large file. The conversion is exact: nothing is rounded when a file is
+# *read*.
 
 # %%
 ours = widened_spec(bits[:20])
@@ -375,8 +378,8 @@ assert np.array_equal(ours, model.embed_tokens[:20])
 print("the embedding's first rows from the raw bytes: equal to the model's, bit for bit")
 
 # %% [markdown]
-# Something *was* rounded when the file was written. Eight significant bits leave a relative error of at most 2⁻⁸, about
-# two and a half decimal digits. Models are trained to live with that.
+# But the numbers were rounded when the file was *written*. Eight significant bits mean a relative error of at most 2⁻⁸,
+# which is about two and a half decimal digits. In practice models work well with that precision.
 
 # %%
 rng = np.random.default_rng(0)
@@ -389,8 +392,8 @@ assert 2**-9 < error.max() <= 2**-8
 # %% [markdown]
 # ## Change something
 #
-# Find a text with more tokens than characters, then one of at least ten characters with as few tokens as you can.
-# Change `MINE` and run the cell again.
+# Find a text with more tokens than characters. Then find a text of at least ten characters with as few tokens as
+# possible. Change `MINE` and run the cell again.
 
 # %%
 MINE = "antidisestablishmentarianism"
@@ -402,13 +405,13 @@ assert model.tokenizer.decode(mine) == MINE
 # %% [markdown]
 # ## Your own checkpoint
 #
-# The same questions to any folder: how dear are the texts, and how are the numbers stored? Larger vocabularies need
-# fewer tokens; compare.
+# Ask the same questions about any folder: how many tokens do the texts need, and how are the numbers stored? Larger
+# vocabularies need fewer tokens. Compare.
 
 
 # %%
 def portrait(model):
-    """Print what a model's tokenizer makes of some texts, and which types its tensors have."""
+    """Print how many tokens a model's tokenizer needs for some texts, and the dtypes of its tensors."""
     rows = []
     for sample in ("the little girl", "photosynthesis", "naïve café", "猫が好き", "🐸🐸"):
         tokens = len(model.tokenizer.encode(sample, bos=False))
@@ -432,10 +435,11 @@ if CHECKPOINT:
 # %% [markdown]
 # ## Recap
 #
-# A text is cut into words, the words into characters, and ranked merges put characters together again; what has no
-# token is spelled in bytes, so decoding must wait for whole characters. Ids pick rows of the embedding. Weights come
-# from a file that is a length, a JSON header and numbers, mostly bfloat16, which is `float32` without its lower half.
-# All of this is exact: the same bytes always give the same arrays, and the same text the same ids.
+# A text is cut into words and the words into characters; then ranked merges join characters again. A character without
+# a token is written in bytes, so decoding must wait for whole characters. The ids select rows of the embedding. Weights
+# come from a file that holds a length, a JSON header and numbers. Most are bfloat16, which is `float32` without its
+# lower half. All of this is exact: the same bytes always give the same arrays, and the same text always gives the same
+# ids.
 #
 # ## Where to go next
 #

@@ -1,13 +1,14 @@
 # %% [markdown]
 # # 02 · One block, one token at a time
 #
-# A transformer is one block, repeated. If you know what happens inside one block, you know the model. In this
-# notebook we stop after every step of the first block, look at the numbers, and compute them again ourselves.
+# A transformer repeats the same kind of block many times. If you know what happens inside one block, you know the
+# model. In this notebook we stop after every step of the first block, look at the numbers, and compute them again
+# ourselves.
 #
 # Afterwards you can
 #
 # 1. name the steps of a block in order, and say the shape after each;
-# 2. compute RMSNorm, rotary positions, attention and SwiGLU yourself, and prove that you are right;
+# 2. compute RMSNorm, rotary positions, attention and SwiGLU yourself, and check your results;
 # 3. say what a *neuron* of the feed-forward network is, which is what all later notebooks are about.
 
 # %%
@@ -33,10 +34,10 @@ from minillm.transformer.rope import frequencies, rope_table, rotate_halves
 show(you_are_here("transformer"))
 
 # %% [markdown]
-# ## One prompt, and everything the model did with it
+# ## One prompt, and every intermediate result
 #
-# We take one short sentence and keep it for the whole notebook. We load the model in `float64`, so that two ways
-# of computing the same thing agree to many digits, and a real mistake cannot hide behind rounding.
+# We use one short sentence in the whole notebook. The model is loaded in `float64`. Then two ways of computing the same
+# value agree to many digits, and rounding cannot hide a real mistake.
 
 # %%
 model = minillm.load("default", dtype="float64")
@@ -46,8 +47,8 @@ rows = [{"position": p, "id": ids[p], "token": repr(tokens[p])} for p in range(l
 print(text_table(rows, keys_as_headings({"position": "d", "id": "d", "token": ""})))
 
 # %% [markdown]
-# Token 0 has no text of its own (`#1` is its id); every text begins with it. Now the trick that makes every step
-# visible: the model's source calls `tap(name, value)` at each intermediate result, and a `Trace` keeps what comes by.
+# Token 0 has no text of its own (`#1` is its id); every text begins with it. How can we see every step? The model's
+# source calls `tap(name, value)` at each intermediate result, and a `Trace` keeps a copy of each value.
 
 # %%
 with Trace(keep=["embed", "blocks.0.*"]) as trace:
@@ -57,15 +58,16 @@ assert np.array_equal(logits, model.forward(ids))  # looking changes nothing, no
 trace.show()
 
 # %% [markdown]
-# This is the whole lesson in one table, from top to bottom in the order in which it is computed. The letters in
-# `dims` mean the same everywhere in minillm. The next cell says what they are here, and checks every single shape.
+# This table is the whole lesson. From top to bottom it lists the steps in the order in which they are computed. The
+# letters in `dims` mean the same everywhere in minillm. The next cell says what they are here, and checks every single
+# shape.
 
 # %%
 config = model.config
 T, D, F = len(ids), config.hidden_size, config.intermediate_size
 H, K, d = config.num_attention_heads, config.num_key_value_heads, config.head_dim
 letters = {
-    "T": (T, "tokens that go through now"),
+    "T": (T, "new tokens in this pass"),
     "S": (T, "positions they may look at"),
     "D": (D, "numbers per token (hidden size)"),
     "H": (H, "query heads"),
@@ -87,16 +89,16 @@ for name, value in trace.items():
 print(trace.explain("blocks.0.resid_mid"))
 
 # %% [markdown]
-# ## The residual stream: a desk that everybody writes on
+# ## The residual stream: every step adds to it
 #
-# Each token has one row of `D` numbers, the *residual stream*. The attention and the feed-forward network (FFN)
-# never replace it. Each reads a normed copy, computes something, and **adds** it.
+# Each token has one row of `D` numbers, the *residual stream*. Attention and the feed-forward network (FFN) never
+# replace this row. Each of them reads a normalised copy, computes a result, and **adds** it to the row.
 
 # %%
 show_source(block)
 
 # %% [markdown]
-# So three of the steps are nothing but bookkeeping. We check that, bit for bit.
+# So three of the steps are only additions or copies. We check that, bit for bit.
 
 # %%
 step = {name.removeprefix("blocks.0."): value for name, value in trace.items()}
@@ -111,10 +113,10 @@ for name in ("resid_pre", "attn.out", "resid_mid", "mlp.out", "resid_post"):
     print(f"  {name:<12}", np.array2string(step[name][t, :6], precision=3, suppress_small=True))
 
 # %% [markdown]
-# ## RMSNorm: the same loudness for every token
+# ## RMSNorm: the same size for every token
 #
-# Rows of the stream differ in size. RMSNorm divides each row by its root mean square, then multiplies each of the
-# `D` places by a learned weight.
+# The rows of the stream have different sizes. RMSNorm divides each row by its root mean square. Then it multiplies each
+# of the `D` numbers by a learned weight.
 
 # %%
 show(you_are_here("attn.norm"))
@@ -140,8 +142,9 @@ rows = [{"token": repr(tokens[p]), "before": rms(h[p]), "normed": rms(plain[p]),
 print(text_table(rows, keys_as_headings({"token": "", "before": ".3f", "normed": ".3f", "times weight": ".3f"})))
 
 # %% [markdown]
-# Why the small number `eps` inside the root? A row of zeros would be divided by zero. For ordinary rows it does
-# almost nothing: multiply the row by 1000, and the result stays the same. For a tiny row it does matter.
+# Why is there a small number `eps` inside the root? Without it, a row of zeros would be divided by zero. For ordinary
+# rows `eps` changes almost nothing: when the row is multiplied by 1000, the result stays the same. For a very small row
+# it does matter.
 
 # %%
 row = h[t]
@@ -161,14 +164,14 @@ assert np.array_equal(rms_norm(np.zeros(D), np.ones(D), layer.eps), np.zeros(D))
 # `my_rms_norm(x, weight, eps)` takes rows `x (..., n)` and `weight (n,)`, and gives `(..., n)`.
 #
 # <details><summary>Hint</summary>
-# The mean is over the last axis only: <code>axis=-1, keepdims=True</code> keeps the shape so that the division
+# The mean is over the last axis only: <code>axis=-1, keepdims=True</code> keeps the axis so that the division
 # broadcasts. And <code>eps</code> goes inside the root.
 # </details>
 
 
 # %% tags=["exercise"]
 def my_rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
-    """Scale each row to root mean square 1, then by the weight: x (..., n), weight (n,) -> (..., n)."""
+    """Scale each row to root mean square 1, then multiply by the weight: x (..., n), weight (n,) -> (..., n)."""
     mean_square = (x**2).mean(axis=-1, keepdims=True)
     return x / np.sqrt(mean_square + eps) * weight
 
@@ -184,10 +187,10 @@ check("02.1", my_rms_norm, rms_norm, [
 ])  # fmt: skip
 
 # %% [markdown]
-# ## Queries, keys, values: three readings of the same row
+# ## Queries, keys, values: three products of the same row
 #
-# Each token asks a question (*query*), shows what it can be found by (*key*), and says what it would hand over
-# (*value*). All three are one matrix product each, cut into heads of `d` numbers.
+# Each token has a *query* (what it looks for), a *key* (what it can be found by) and a *value* (what it gives to the
+# tokens that look at it). Each of the three is one matrix product, split into heads of `d` numbers.
 
 # %%
 q = (x @ layer.q_proj.T).reshape(T, H, d)
@@ -198,8 +201,8 @@ for name, mine in (("q", q), ("k", k), ("v", v)):
     print(f"{name}: x {x.shape} @ weight.T  ->  {mine.shape}")
 
 # %% [markdown]
-# There are more query heads than key/value heads: neighbouring queries share one key head and one value head
-# (*grouped-query attention*). Fewer keys and values have to be kept while text is generated; notebook 04 counts
+# There are more query heads than key/value heads: neighbouring query heads share one key head and one value head
+# (*grouped-query attention*). So fewer keys and values have to be stored while text is generated. Notebook 04 counts
 # the bytes.
 
 # %%
@@ -210,9 +213,10 @@ print(text_table(rows, keys_as_headings({"query head": "d", "reads key/value hea
 # %% [markdown]
 # ## RoPE: a position is an angle
 #
-# So far nothing says *where* a token stands. RoPE (rotary position embedding) takes the `d` numbers of a head as
-# `d/2` points in the plane and turns each point. At position $p$, pair $j$ is turned by the angle
-# $p\,\theta^{-2j/d}$. The first pair turns fast, the last one hardly moves, like the hands of a clock.
+# So far nothing depends on the *position* of a token. RoPE (rotary position embedding) takes the `d` numbers of a head
+# as `d/2` points in the plane and rotates each point. At position $p$, pair $j$ is rotated by the angle
+# $p\,\theta^{-2j/d}$. From position to position the first pair rotates fast and the last one hardly moves, like the
+# hands of a clock.
 
 # %%
 cos, sin = rope_table(config.rope, config.max_position_embeddings, model.dtype)
@@ -225,16 +229,16 @@ rows = [{"pair": f"({j}, {j + d // 2})", "positions for one full turn": 1 / turn
 print(text_table(rows, keys_as_headings({"pair": "", "positions for one full turn": ",.0f"})))
 
 # %% [markdown]
-# Which two numbers make a pair? In Hugging Face's files, number $j$ and number $j + d/2$. The paper pairs
-# neighbours instead. Mixing the two up is the most famous bug of all; you will hunt it in notebook 03.
+# Which two numbers make a pair? In Hugging Face's files, number $j$ and number $j + d/2$. The paper pairs neighbours
+# instead. Mixing up the two is a famous bug; you will look for it in notebook 03.
 
 # %%
 show_source(rotate_halves)
 
 # %% [markdown]
-# **On paper, for d = 4.** There are two pairs, $(x_0, x_2)$ and $(x_1, x_3)$, with the speeds $f_0 = 1$ and
-# $f_1 = \theta^{-1/2}$. Write $c_j = \cos(p f_j)$ and $s_j = \sin(p f_j)$. Turning a point $(a, b)$ by an angle
-# gives $(a c - b s,\; b c + a s)$, so
+# **On paper, for d = 4.** There are two pairs, $(x_0, x_2)$ and $(x_1, x_3)$, with the frequencies $f_0 = 1$ and $f_1 =
+# \theta^{-1/2}$. Write $c_j = \cos(p f_j)$ and $s_j = \sin(p f_j)$. Rotating a point $(a, b)$ by an angle gives $(a c -
+# b s,\; b c + a s)$, so
 #
 # $$
 # R(p)\,x =
@@ -260,10 +264,10 @@ assert np.allclose(rotate_halves(points, cos4, sin4)[:, 0], by_matrix, rtol=0, a
 print(np.array2string(rotation_matrix(3, 10000.0), precision=3, suppress_small=True))
 
 # %% [markdown]
-# **The property that makes it useful.** A rotation keeps lengths, and turning back by $p$ then forward by $s$ is
-# turning by $s - p$. So $R(p)q \cdot R(s)k = q \cdot R(s-p)k$: the product of a query at $p$ with a key at $s$
-# depends only on how far apart they are. We take a real query and a real key of our sentence and put them at
-# different places.
+# **The property that makes it useful.** A rotation keeps lengths, and rotating back by $p$ and then forward by $s$ is
+# the same as rotating by $s - p$. So $R(p)q \cdot R(s)k = q \cdot R(s-p)k$: the product of a query at $p$ with a key at
+# $s$ depends only on the distance between them. We take a real query and a real key of our sentence and put them at
+# different positions.
 
 # %%
 one_q, one_k = q[t, 0], k[t - 1, 0]
@@ -288,20 +292,20 @@ assert np.ptp([row["key at 0"] for row in rows]) > 1e-3
 # ### Exercise 02.2: RoPE for any d
 # difficulty ●●●○○ · 15 minutes
 #
-# Goal: turn one head's vector. `my_rope(x, position, theta)` takes `x (d,)` with even `d`, a position and the base
-# `theta`, and gives the turned vector `(d,)`. Pairs are `(j, j + d/2)`, and pair `j` turns by
-# `position * theta ** (-2 * j / d)`.
+# Goal: rotate one head's vector. `my_rope(x, position, theta)` takes `x (d,)` with even `d`, a position and the base
+# `theta`, and gives the rotated vector `(d,)`. Pairs are `(j, j + d/2)`, and pair `j` is rotated by `position * theta
+# ** (-2 * j / d)`.
 #
 # <details><summary>Hint</summary>
-# Split the vector: <code>a, b = x[:d // 2], x[d // 2:]</code>. All angles at once are
-# <code>position * theta ** (-2 * np.arange(d // 2) / d)</code>. Turn the pairs, and put the halves together again
-# with <code>np.concatenate</code>. Begin with d = 4 and the matrix above.
+# Split the vector: <code>a, b = x[:d // 2], x[d // 2:]</code>. All angles at once are <code>position * theta ** (-2 *
+# np.arange(d // 2) / d)</code>. Rotate the pairs, and join the halves again with <code>np.concatenate</code>. Start
+# with d = 4 and the matrix above.
 # </details>
 
 
 # %% tags=["exercise"]
 def my_rope(x: np.ndarray, position: int, theta: float) -> np.ndarray:
-    """Turn the pairs (j, j + d/2) of one head's vector: x (d,) -> (d,)."""
+    """Rotate the pairs (j, j + d/2) of one head's vector: x (d,) -> (d,)."""
     d = len(x)
     angle = position * theta ** (-2 * np.arange(d // 2) / d)
     a, b = x[: d // 2], x[d // 2 :]
@@ -316,7 +320,7 @@ def rope_by_the_package(x, position, theta):
 
 rng = np.random.default_rng(1)
 check("02.2", my_rope, rope_by_the_package, [
-    (rng.standard_normal(4), 0, 10000.0),  # position 0: nothing turns
+    (rng.standard_normal(4), 0, 10000.0),  # position 0: no rotation
     (rng.standard_normal(4), 3, 10000.0),  # the matrix above
     (rng.standard_normal(6), 11, 100.0),  # another d, another base
     (q[t, 0], t, config.rope.theta),  # a real query of our sentence
@@ -324,10 +328,10 @@ check("02.2", my_rope, rope_by_the_package, [
 ])  # fmt: skip
 
 # %% [markdown]
-# ## Scores and pattern: who looks at whom
+# ## Scores and pattern: which token looks at which
 #
-# The score of a query and a key is their product, divided by $\sqrt d$. A token must not look at what comes after
-# it, so those scores are removed (the *causal mask*). Softmax turns the rest into shares that add up to one: the
+# The score of a query and a key is their product, divided by $\sqrt d$. A token must not look at the tokens after it,
+# so their scores are removed (the *causal mask*). Softmax turns the other scores into weights that add up to one: the
 # *pattern*.
 
 # %%
@@ -349,20 +353,20 @@ rows = [{"position": s, "token": repr(tokens[s]), "score": scores[t, s], "patter
 print(text_table(rows, keys_as_headings({"position": "d", "token": "", "score": ".2f", "pattern": ".1%"})))
 
 # %% [markdown]
-# The scores of later tokens are there, since they are recorded before the mask, but their share is exactly zero.
-# Each head has a pattern of its own. In the figure, each row is a token that looks, each column a token that is
-# looked at; the upper right corner is the future.
+# The table shows scores of later tokens, because the scores are recorded before the mask. But the weight of a later
+# token in the pattern is exactly zero. Each head has its own pattern. In the figure, each row is a token that looks,
+# and each column is a token that is looked at. The upper right corner is the future.
 
 # %%
 show(attention_pattern(step["attn.pattern"], tokens))
 
 # %%
 assert np.allclose(step["attn.pattern"].sum(axis=-1), 1)
-assert not step["attn.pattern"][:, ~not_later].any()  # nobody looks ahead
+assert not step["attn.pattern"][:, ~not_later].any()  # no token looks ahead
 assert np.array_equal(step["attn.pattern"][:, 0, 0], np.ones(H))  # the first token has only itself
 
 # %% [markdown]
-# Deeper blocks have learned other habits. Change the number below and look at a few.
+# Deeper blocks have learned other patterns. Change the number below and look at some of them.
 
 # %%
 BLOCK = config.num_hidden_layers // 2
@@ -372,8 +376,8 @@ with Trace(keep=f"blocks.{BLOCK}.attn.pattern") as deeper:
 show(attention_pattern(deeper[f"blocks.{BLOCK}.attn.pattern"], tokens))
 
 # %% [markdown]
-# With its pattern, each head mixes the values of the tokens it looks at. The result `z` has `d` numbers per head.
-# The last matrix, `o_proj`, puts the heads together again and gives a row of `D` numbers to add to the stream.
+# With its pattern as weights, each head computes a weighted sum of the values. The result `z` has `d` numbers per head.
+# The last matrix, `o_proj`, combines the heads and gives a row of `D` numbers, which is added to the stream.
 
 # %%
 z = [step["attn.pattern"][i] @ step["attn.v"][:, i // group] for i in range(H)]  # H times (T, d)
@@ -383,17 +387,17 @@ assert np.allclose(z.reshape(T, H * d) @ layer.o_proj.T, step["attn.out"], rtol=
 show_source(attend, attention)
 
 # %% [markdown]
-# minillm's own version treats all heads at once, and can go on from a cache; nothing else is new in it.
+# minillm's own version computes all heads at once, and it can continue from a cache. Otherwise it does the same.
 
 # %% [markdown]
 # ## Change something
 #
-# A tap may also hand back *another* value, and the model goes on with it. Here we silence one
-# head of this block at a time (its `z` becomes zero) and see what that does to the next word.
+# A tap may also return *another* value, and the model continues with it. Here we switch off one head of this block at a
+# time (its `z` becomes zero) and see how the prediction of the next word changes.
 
 
 # %%
-def silence(head: int):
+def switch_off(head: int):
     """An edit that sets one head's z to zero."""
 
     def edit(z: np.ndarray) -> np.ndarray:
@@ -406,7 +410,7 @@ def silence(head: int):
 best = int(logits[-1].argmax())
 rows = [{"silent head": "none", "probability": softmax(logits[-1])[best]}]
 for i in range(H):
-    with Trace(keep="logits", edits={"blocks.0.attn.z": silence(i)}) as changed:
+    with Trace(keep="logits", edits={"blocks.0.attn.z": switch_off(i)}) as changed:
         model.forward(ids, tap=changed)
     rows.append({"silent head": str(i), "probability": softmax(changed["logits"][-1])[best]})
 print(f"probability that {model.tokenizer.decode([best])!r} comes next")
@@ -416,8 +420,8 @@ assert len({row["probability"] for row in rows}) == H + 1  # every head says som
 # %% [markdown]
 # ## SwiGLU: a sum over neurons
 #
-# The second half of the block works on each token alone. It is a sum over `F` *neurons*. Neuron $j$ owns three
-# vectors of `D` numbers: row $j$ of the gate matrix, row $j$ of the up matrix, and column $j$ of the down matrix:
+# The second half of the block works on each token alone. It is a sum over `F` *neurons*. Neuron $j$ has three vectors
+# of `D` numbers: row $j$ of the gate matrix, row $j$ of the up matrix, and column $j$ of the down matrix:
 #
 # $$ y = \sum_{j=1}^{F} \underbrace{\mathrm{silu}(x \cdot \mathrm{gate}_j)\,(x \cdot \mathrm{up}_j)}_{\mathrm{mid}_j}
 # \;\mathrm{down}_j $$
@@ -429,9 +433,9 @@ show(you_are_here("mlp.mid"))
 show_source(swiglu)
 
 # %% [markdown]
-# The gate decides whether the neuron speaks at all: SiLU lets large numbers through and presses negative ones
-# towards zero. `up` says with which sign and strength. Their product, `mid`, is the coefficient with which the
-# neuron's column is added. Here are the loudest neurons for our token.
+# The gate decides whether the neuron is active: SiLU keeps large positive numbers almost unchanged and moves negative
+# ones close to zero. `up` sets the sign and the strength. Their product, `mid`, is the coefficient of the neuron's
+# column in the sum. Here are the neurons that add most for our token.
 
 # %%
 x_mlp = step["mlp.norm"][t]
@@ -449,9 +453,9 @@ columns = {"neuron": "d"} | dict.fromkeys(("gate_pre", "gate", "up", "mid", "add
 print(text_table(rows, keys_as_headings(columns)))
 
 # %% [markdown]
-# Adding up the columns one by one gives what the matrix product gives. But the order is ours to choose: if
-# we begin with the loudest neurons, how soon are we close? The error is the length of what is missing, as a share of
-# the length of the full output.
+# Adding up the columns one by one gives the same result as the matrix product. But now we can choose the order. If we
+# begin with the neurons that add most, how many do we need to come close? The error is the length of the missing part,
+# divided by the length of the full output.
 
 # %%
 full = step["mlp.out"][t]
@@ -468,9 +472,9 @@ print(text_table(rows, keys_as_headings({"neurons": "d", "of all": ".0%", "missi
 assert rows[-1]["missing"] < 1e-12 and rows[3]["missing"] < rows[0]["missing"] < 1
 
 # %% [markdown]
-# Remember this table. A neuron that is left out needs none of its three vectors, so they need not be read from
-# memory. How many can be left out, how to know them in advance, and what it costs in quality: that is the rest of
-# this course.
+# Remember this table. When a neuron is left out, its three vectors need not be read from memory. How many neurons can
+# be left out? How can we know in advance which ones? What does it cost in quality? These are the questions of the rest
+# of this course.
 #
 # ### Exercise 02.3: SwiGLU
 # difficulty ●●○○○ · 10 minutes
@@ -479,8 +483,8 @@ assert rows[-1]["missing"] < 1e-12 and rows[3]["missing"] < rows[0]["missing"] <
 # `down (D, F)`, and gives `(T, D)`. `silu(a) = a / (1 + exp(-a))` is imported above; write it yourself if you like.
 #
 # <details><summary>Hint</summary>
-# The matrices are stored as (out, in), so each product is <code>x @ matrix.T</code>. Three products, one SiLU, one
-# elementwise multiplication.
+# The matrices are stored as (out, in), so each product is <code>x @ matrix.T</code>. You need three products, one SiLU
+# and one elementwise multiplication.
 # </details>
 
 
@@ -493,7 +497,7 @@ def my_swiglu(x: np.ndarray, gate: np.ndarray, up: np.ndarray, down: np.ndarray)
 
 # %% tags=["check"]
 def swiglu_by_neurons(x, gate, up, down):
-    """The sum of the text: neuron after neuron, token after token."""
+    """The sum over neurons from above, one neuron and one token at a time."""
     y = np.zeros((len(x), len(down)))
     for t in range(len(x)):
         for j in range(len(gate)):
@@ -512,8 +516,7 @@ check("02.3", my_swiglu, swiglu_by_neurons, [
 # %% [markdown]
 # ## The whole block in six lines
 #
-# All the pieces again, one after the other, only with the functions that you have seen. The result is what the
-# model computed.
+# Here are all the steps again, with the functions that you have seen. The result equals what the model computed.
 
 # %%
 cos, sin = rope_table(config.rope, T, model.dtype)
@@ -528,7 +531,7 @@ print("resid_post", h.shape, "equals the model's, bit for bit")
 # %% [markdown]
 # ## Your own checkpoint
 #
-# Put the path of a Hugging Face folder here (Llama, Mistral, Qwen2, Qwen3 or Phi-3), and look into its first block.
+# Put the path of a Hugging Face folder here (Llama, Mistral, Qwen2, Qwen3 or Phi-3), and look at its first block.
 
 # %%
 CHECKPOINT = ""
@@ -545,16 +548,16 @@ if CHECKPOINT:
 # %% [markdown]
 # ## Recap
 #
-# Every token has a row in the residual stream. A block reads a normed copy of it twice and adds to it twice.
-# Attention is the only place where tokens meet: queries are compared with keys, both turned by their position, so
-# that only the distance counts; the future is masked; the shares mix values. The feed-forward network works on each
-# token alone and is a sum over neurons, each with a coefficient `mid`. Most of what follows in this course is about
-# which of these coefficients matter.
+# Every token has a row in the residual stream. A block reads a normalised copy of it twice and adds to it twice.
+# Attention is the only step in which tokens exchange information. Queries are compared with keys; both are rotated by
+# their position, so only the distance matters. The future is masked, and the pattern gives the weights for a sum of
+# values. The feed-forward network works on each token alone. It is a sum over neurons, each with a coefficient `mid`.
+# Most of the course is about the question which of these coefficients matter.
 #
 # ## What next
 #
-# [03 · The whole model equals PyTorch](03_the_whole_model_equals_pytorch.ipynb): all blocks together, and how to
-# find a mistake in them. With `minillm grade` you can hand in attention, and six more functions, in a file of your own.
+# [03 · The whole model equals PyTorch](03_the_whole_model_equals_pytorch.ipynb): all blocks together, and how to find a
+# mistake in them. With `minillm grade` you can test your own attention, and six more functions, written in one file.
 #
 # **Papers.** RMSNorm: arXiv 1910.07467, section 4. RoPE: arXiv 2104.09864, section 3.2. Attention: arXiv 1706.03762,
 # section 3.2. Grouped queries: arXiv 2305.13245, section 2.2. SwiGLU: arXiv 2002.05202, section 2.

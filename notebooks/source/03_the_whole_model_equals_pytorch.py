@@ -1,9 +1,9 @@
 # %% [markdown]
 # # 03 · The whole model equals PyTorch
 #
-# A language model with a mistake in it does not crash. It writes, a little worse than it should, and nobody
-# notices for months. In this notebook we put the whole model together, and then learn to find mistakes: by
-# comparing every step of two implementations, and asking where they part *first*.
+# A language model with a bug usually does not crash. It writes text that is a little worse than it should be, and the
+# bug may stay unnoticed for a long time. In this notebook we put the whole model together. Then we learn to find bugs:
+# we compare every step of two implementations, and look for the *first* step that differs.
 #
 # Afterwards you can
 #
@@ -43,8 +43,8 @@ show(you_are_here())
 # %% [markdown]
 # ## From ids to logits
 #
-# The whole model is short: look up a row for each token, run the blocks one after the other, norm once more, and
-# compare the result with every token of the vocabulary.
+# The whole model is short. Look up a row for each token, run the blocks one after the other, normalise once more, and
+# compute a score for every token of the vocabulary.
 
 # %%
 show_source(Llama.hidden, Llama.forward)
@@ -68,9 +68,9 @@ print("Tom gave Lily a red ball. ...")
 print(text_table(rows, keys_as_headings({"next token": "", "probability": ".1%"})))
 
 # %% [markdown]
-# The last matrix, the *head*, has one row per token of the vocabulary, exactly like the embedding. Small models save
-# it: the head **is** the embedding matrix (*tied*). A token is likely next when its own embedding points where the
-# last row points.
+# The last matrix, the *head*, has one row per token of the vocabulary, exactly like the embedding. Small models often
+# save this matrix: they use the embedding matrix as the head (a *tied* head). A token is then a likely next token when
+# its embedding points in the same direction as the last row of the stream.
 
 # %%
 print("tied, says the config:", config.tie_word_embeddings)
@@ -88,19 +88,19 @@ print(text_table(rows, keys_as_headings({"part": "", "parameters": ",d", "share"
 # ### Exercise 03.1: count the parameters
 # difficulty ●●○○○ · 10 minutes
 #
-# Goal: know the model well enough to say its size from `config.json` alone. `my_parameters(config)` gives the number
-# of weights of a Llama (no biases). Use `config.vocab_size`, `.hidden_size`, `.intermediate_size`,
-# `.num_hidden_layers`, `.num_attention_heads`, `.num_key_value_heads`, `.head_dim`, `.tie_word_embeddings`.
+# Goal: compute the size of the model from `config.json` alone. `my_parameters(config)` gives the number of weights of a
+# Llama (no biases). Use `config.vocab_size`, `.hidden_size`, `.intermediate_size`, `.num_hidden_layers`,
+# `.num_attention_heads`, `.num_key_value_heads`, `.head_dim`, `.tie_word_embeddings`.
 #
 # <details><summary>Hint</summary>
-# One block: two norms of D, queries H·d by D, keys and values K·d by D each, the output D by H·d, and three FFN
-# matrices of F by D. Then the embedding V by D, once or twice, and one last norm.
+# One block has two norms of D, queries H·d by D, keys and values K·d by D each, the output D by H·d, and three FFN
+# matrices of F by D. Then there is the embedding V by D, once or twice, and one last norm.
 # </details>
 
 
 # %% tags=["exercise"]
 def my_parameters(config: ModelConfig) -> int:
-    """How many weights a Llama without biases has."""
+    """Number of weights of a Llama without biases."""
     D, F, V = config.hidden_size, config.intermediate_size, config.vocab_size
     queries = config.num_attention_heads * config.head_dim
     keys = config.num_key_value_heads * config.head_dim
@@ -125,9 +125,9 @@ check("03.1", my_parameters, parameters_in_the_file, [
 # %% [markdown]
 # ## A second opinion: the same model without NumPy
 #
-# Is our model right? The text it writes cannot say. We need a second implementation that shares no line with the
-# first. So here is the whole of Llama again in plain Python: no arrays, only lists and loops. Slow, but there is
-# nothing in it that one could not check by hand. First the small functions, of one token each.
+# Is our model right? We cannot tell from the text that it writes. We need a second implementation that shares no code
+# with the first. So here is Llama again in plain Python: no arrays, only lists and loops. It is slow, but every step
+# can be checked by hand. First come the small functions, each for one token.
 
 
 # %%
@@ -146,7 +146,7 @@ def norm(x, weight, eps):
 
 
 def turn(x, position, theta):
-    """RoPE of one head: the pair (j, j + d/2) is a complex number, and turning it is a multiplication."""
+    """RoPE of one head: the pair (j, j + d/2) is a complex number, and rotating it is a multiplication."""
     half = len(x) // 2
     angles = [position * theta ** (-j / half) for j in range(half)]
     turned = [complex(x[j], x[j + half]) * cmath.rect(1, angle) for j, angle in enumerate(angles)]
@@ -154,7 +154,7 @@ def turn(x, position, theta):
 
 
 def look(q, keys, values):
-    """One head of one token: the shares that it gives to the tokens so far, and the mix of their values."""
+    """One head of one token: its attention weights for the tokens so far, and the weighted sum of their values."""
     scores = [matrix([k], q)[0] / math.sqrt(len(q)) for k in keys]
     powers = [math.exp(score - max(scores)) for score in scores]
     shares = [power / math.fsum(powers) for power in powers]
@@ -162,8 +162,8 @@ def look(q, keys, values):
 
 
 # %% [markdown]
-# Now the model. It reads one token after the other. A token looks at the keys that are there already, so no mask is
-# needed. `keep` puts every intermediate under the name that the package gives it.
+# Now the model. It reads one token after the other. A token looks only at the keys that exist already, so no mask is
+# needed. `keep` stores every intermediate result under the name that the package uses.
 
 
 # %%
@@ -222,11 +222,11 @@ def plain_llama(config, weights, ids) -> dict[str, np.ndarray]:
 
 weights = load_weights(model.folder, config, np.float64)
 plain = plain_llama(config, weights, ids)
-print(f"{len(plain)} steps computed with nothing but Python numbers")
+print(f"{len(plain)} steps computed with Python numbers alone")
 
 # %% [markdown]
-# Now the tool of this notebook. `compare` walks through two traces in the order of execution. For each step it takes
-# the largest difference, divided by the largest value, and it names the first step that is not within the tolerance.
+# Now the tool of this notebook. `compare` goes through two traces in the order of execution. For each step it divides
+# the largest difference by the largest value. It names the first step for which this is larger than the tolerance.
 
 # %%
 with Trace() as healthy:
@@ -238,8 +238,8 @@ assert result.first is None and len(plain) == len(healthy) - config.num_hidden_l
 show(error_per_step(result))
 
 # %% [markdown]
-# The two agree to about the last digit that a `float64` has. They do not agree *exactly*, and that is fine: they add
-# up the same numbers in another order, and each addition rounds.
+# The two agree to about the last digit of a `float64`. They do not agree *exactly*, and that is fine. They add the same
+# numbers in another order, and each addition rounds.
 
 # %%
 a, b, c = 0.1, 0.2, 0.3
@@ -250,8 +250,8 @@ assert (a + b) + c != a + (b + c)
 # %% [markdown]
 # ## How close is close enough?
 #
-# It depends on the numbers one computes with. The same model in `float32` has fewer digits, so the same comparison
-# finds larger differences. The steps of the ladder:
+# It depends on the precision of the numbers. The same model in `float32` has fewer digits, so the same comparison finds
+# larger differences:
 
 # %%
 with Trace() as again:
@@ -282,8 +282,8 @@ for dtype in (np.float64, np.float32):
 show(error_per_step(compare(single, healthy)))
 
 # %% [markdown]
-# Why bother with `float64` at all, if the model runs in `float32`? Because rounding can hide a mistake. Below, `eps`
-# of every norm is wrong by very little, then by more and more. Which comparison notices?
+# Why do we use `float64` at all, if the model runs in `float32`? Because rounding can hide a mistake. Below, the `eps`
+# of every norm is wrong, first by very little, then by more and more. Which comparison notices it?
 
 # %%
 rows = []
@@ -305,8 +305,8 @@ assert all(row["float64"] == "blocks.0.attn.norm" for row in rows[1:])
 #
 # ## And PyTorch?
 #
-# The project keeps files of every step of small random models, computed by PyTorch in `float64`. They need no
-# PyTorch to be read. We load the model's weights from such a file, run minillm, and compare.
+# The project keeps files of every step of small random models, computed by PyTorch in `float64`. You do not need
+# PyTorch to read them. We load a model's weights from such a file, run minillm, and compare.
 
 # %%
 places = [Path.cwd(), *Path.cwd().parents, *Path(minillm.__file__).parents]
@@ -328,8 +328,8 @@ else:
     assert against_torch.first is None and list(by_torch) == list(trace)
 
 # %% [markdown]
-# If you have PyTorch and transformers installed, the next cell asks them for the model of this notebook, in
-# `float32` as they run it. The hidden states after each block and the logits have to agree.
+# If PyTorch and transformers are installed, the next cell runs the model of this notebook with them, in `float32`. The
+# hidden states after each block and the logits must agree.
 
 # %%
 if any(importlib.util.find_spec(name) is None for name in ("torch", "transformers")):
@@ -353,11 +353,11 @@ else:
     assert np.array_equal(reference["logits"].argmax(-1), logits.argmax(-1))  # the same next tokens
 
 # %% [markdown]
-# ## Four patients
+# ## Four models with a bug
 #
-# Now the hunt. The next cell makes four copies of our model and plants one mistake in each: a wrong `eps` in the
-# norms, the wrong pairs in RoPE, a mask that is off by one, a head that should be tied and is not. They are called
-# A, B, C and D, in no particular order. **Run the cell, but do not read it yet.**
+# Now we look for bugs. The next cell makes four copies of our model and puts one mistake into each: a wrong `eps` in
+# the norms, the wrong pairs in RoPE, a mask that is off by one, a head that should be tied but is not. We call the
+# copies *patients*: A, B, C and D, in no particular order. **Run the cell, but do not read it yet.**
 
 
 # %% tags=["folded"]
@@ -374,13 +374,13 @@ def copy_of_the_model(edits=None, changes=None, other_weights=None):
 
 
 def wrong_pairs(turned):
-    """Turn back what was turned in halves, and turn neighbours instead."""
+    """Undo the rotation of halves, and rotate neighbours instead."""
     cos, sin = rope_table(config.rope, len(turned), turned.dtype)
     return rotate_interleaved(rotate_halves(turned, cos, -sin), cos, sin)
 
 
 def mask_off_by_one():
-    """Edits that remember the scores and mask them again, with one position of the future in sight."""
+    """Edits that remember the scores and mask them again, with one future position left visible."""
     seen = {}
 
     def remember(scores):
@@ -408,8 +408,8 @@ assert compare(patients["C"](ids), plain).first == "logits"
 assert compare(patients["D"](ids), plain).first == "blocks.0.attn.rot_q"
 
 # %% [markdown]
-# First, do what everybody does: let them write, and look whether it reads well. Would you have known which of them
-# are ill? And *where* to look in the code?
+# First, do what most people do: let the models write, and read the text. Would you have known which of them have a bug?
+# And would you know *where* to look in the code?
 
 
 # %%
@@ -430,15 +430,15 @@ same = sum(row["writes"] == rows[0]["writes"] for row in rows[1:])
 print(f"\n{same} of the 4 patients write, word for word, what the healthy model writes")
 
 # %% [markdown]
-# ### Exercise 03.2: the heart of `compare`
+# ### Exercise 03.2: the core of `compare`
 # difficulty ●●○○○ · 10 minutes
 #
-# Goal: write the tool yourself. `my_first_difference(ours, theirs, tolerance)` takes two mappings from step names to
+# Goal: write this tool yourself. `my_first_difference(ours, theirs, tolerance)` takes two mappings from step names to
 # arrays of equal shapes. It goes through the names in the order of `ours` and skips those that `theirs` does not have.
 # It gives the name of the first step with `max|ours - theirs| / max|theirs| > tolerance`, or `None` where all agree.
 #
 # <details><summary>Hint</summary>
-# A loop over <code>ours.items()</code> with one <code>if</code> and an early <code>return</code>. After the loop,
+# Write a loop over <code>ours.items()</code> with an early <code>return</code> where a step differs. After the loop,
 # <code>return None</code>.
 # </details>
 
@@ -474,13 +474,13 @@ check("03.2", my_first_difference, first_by_the_package, [
 # ### Exercise 03.3: four diagnoses
 # difficulty ●●●○○ · 10 minutes
 #
-# Goal: for each patient, the first step that is wrong; `plain` is the reference. `my_diagnosis(patient)` takes `"A"`,
-# `"B"`, `"C"` or `"D"` and gives the name of a step, for example `"blocks.3.mlp.gate"`. Then say to yourself which of
-# the four mistakes it must be, and which line of the source you would open.
+# Goal: find the first wrong step of each patient. `plain` is the reference. `my_diagnosis(patient)` takes `"A"`, `"B"`,
+# `"C"` or `"D"` and gives the name of a step, for example `"blocks.3.mlp.gate"`. Then decide which of the four mistakes
+# it must be, and which line of the source you would open.
 #
 # <details><summary>Hint</summary>
-# <code>print(compare(patients["A"](ids), plain))</code> shows all rows and, in its last lines, what you need. The
-# answer may be as dull as <code>return {"A": "...", "B": "...", "C": "...", "D": "..."}[patient]</code>.
+# <code>print(compare(patients["A"](ids), plain))</code> shows all rows, and its last lines show what you need. The
+# answer may be as simple as <code>return {"A": "...", "B": "...", "C": "...", "D": "..."}[patient]</code>.
 # </details>
 
 
@@ -506,9 +506,9 @@ check("03.3", my_diagnosis, diagnosis_by_the_package, [("A",), ("B",), ("C",), (
 # %% [markdown]
 # ## What the curve of a bug looks like
 #
-# One more look, now that you know. In the figure of one patient, everything before the mistake lies at rounding
-# level, and one step is the cliff. What comes after it is wrong, too, but only because it was computed from
-# something wrong. **Always mend the first.**
+# Now look at the figure of one patient. All steps before the mistake differ only by rounding. At one step the error
+# jumps up. The steps after it are wrong, too, but only because they were computed from wrong values. **Always repair
+# the first wrong step.**
 
 # %%
 show(error_per_step(compare(patients["A"](ids), plain)))
@@ -516,9 +516,9 @@ show(error_per_step(compare(patients["A"](ids), plain)))
 # %% [markdown]
 # ## Change something
 #
-# A test is only as good as its text. Here are the four patients on a text of one token, of two, and on our sentence;
-# try other texts. With a single token nothing is turned (position 0 is no angle) and nobody could look ahead, so two of
-# the mistakes cannot show.
+# A test is only as good as its text. Here are the four patients on a text of one token, of two tokens, and on our
+# sentence. Try other texts. With a single token there is no rotation (the angle at position 0 is zero) and no later
+# token to look at, so two of the mistakes have no effect.
 
 # %%
 lengths = (1, 2, len(ids))
@@ -538,8 +538,8 @@ assert len(blind) == 2 and all(row["2 tokens"] == row[f"{len(ids)} tokens"] for 
 # %% [markdown]
 # ## Your own checkpoint
 #
-# Put the path of a Hugging Face Llama folder here. A small one: plain Python is slow. For a large one, take fewer
-# tokens, or the project's script `weights_scripts/dump_reference.py`, which asks PyTorch.
+# Put the path of a Hugging Face Llama folder here. Choose a small model, because plain Python is slow. For a large
+# model, use fewer tokens, or the project's script `weights_scripts/dump_reference.py`, which uses PyTorch.
 
 # %%
 CHECKPOINT = ""
@@ -558,10 +558,10 @@ if CHECKPOINT:
 # %% [markdown]
 # ## Recap
 #
-# A model is an embedding, blocks, a norm and a head, and the head may be the embedding again. Whether an
-# implementation is right, only a second one can say: compare every step in `float64`, in the order of execution, on
-# a text of more than one token. Differences at rounding level come from the order of additions. A step far above
-# that, with agreement before it, is where the mistake is.
+# A model is an embedding, blocks, a norm and a head; the head may be the embedding again. To know whether an
+# implementation is right, compare it with a second one: every step in `float64`, in the order of execution, on a text
+# of more than one token. Differences at rounding level come from the order of additions. The mistake is at the first
+# step whose difference is far above rounding level.
 #
 # ## What next
 #

@@ -1,13 +1,14 @@
 # %% [markdown]
 # # 04 · Generation and the KV cache
 #
-# A model gives probabilities for one next token. Text comes from asking again and again. Done naively, that repeats
-# almost all of the work for every token; the *KV cache* keeps what does not change. In this notebook we build that
-# loop, prove that the cache changes nothing, count what it saves and what it costs, and choose tokens by chance.
+# A model gives probabilities for one next token. To generate text, we run it again and again. A naive loop repeats
+# almost all of the work for every token. The *KV cache* stores the part that does not change. In this notebook we build
+# this loop, check that the cache does not change the result, count what it saves and what it costs, and sample tokens
+# at random.
 #
 # Afterwards you can
 #
-# 1. tell prefill from decode, and say what T and S are in each;
+# 1. explain prefill and decode, and say what T and S are in each;
 # 2. count the work and the bytes of a token, with a cache and without;
 # 3. say what temperature, top-k, top-p and min-p do to the next token.
 
@@ -35,10 +36,10 @@ from minillm.transformer.ops import softmax
 show(you_are_here("cache"))
 
 # %% [markdown]
-# ## One token, and again from the start
+# ## One token at a time, each from the start
 #
-# The simplest loop that writes text: run the model on everything so far, take the likeliest next token, append it.
-# Taking the likeliest is called *greedy*.
+# This is the simplest loop that generates text: run the model on all tokens so far, take the most likely next token,
+# and append it. Always taking the most likely token is called *greedy* decoding.
 
 # %%
 model = minillm.load("default", dtype="float64")
@@ -58,7 +59,7 @@ def naive(ids: list[int], count: int) -> list[int]:
 print(model.tokenizer.decode(naive(prompt, 30)))
 
 # %% [markdown]
-# minillm's `generate` gives the same tokens one by one, each with its text and how likely the model found it.
+# minillm's `generate` gives the same tokens one by one, each with its text and its probability.
 
 # %%
 steps = list(generate(model, prompt, max_new_tokens=30, stop_at_eos=False))
@@ -72,9 +73,9 @@ print(text_table(rows, keys_as_headings({"position": "d", "token": "", "probabil
 # %% [markdown]
 # ## What never changes
 #
-# Look at the keys and values of the prompt, once in the prompt alone and once in a longer text. They are the same:
-# a token never looks ahead, so nothing that comes later can change its row of the stream, in any block. That is all
-# the cache needs.
+# Look at the keys and values of the prompt, first in the prompt alone and then in a longer text. They are the same. A
+# token never looks ahead, so later tokens cannot change its row of the stream, in any block. This is what makes a cache
+# possible.
 
 # %%
 longer = [*prompt, *(step.token for step in steps)]
@@ -89,8 +90,8 @@ print(f"{len(alone)} arrays of keys and values: the first {len(prompt)} rows are
 
 # %% [markdown]
 # So we keep the keys and values of every block, and run only the *new* tokens through the model. Queries need not be
-# kept: a query is used once, when its token is new. Each block hands its new keys and values to the cache, and gets
-# back all of them.
+# kept, because a query is used only once, when its token is new. Each block appends its new keys and values to the
+# cache, and gets back all keys and values so far.
 
 # %%
 show_source(KVCache.append)
@@ -98,8 +99,9 @@ show_source(KVCache.append)
 # %% [markdown]
 # ## Prefill and decode: T new positions look at S
 #
-# Now two letters for lengths make sense. `T` tokens are new in this pass; they attend to `S` positions, which are
-# those in the cache and themselves. Reading the prompt is called *prefill* (T = S), writing is *decode* (T = 1).
+# Now we see why there are two letters for lengths. `T` tokens are new in this pass. They attend to `S` positions: those
+# in the cache and the new ones. Processing the prompt is called *prefill* (T = S), and generating is called *decode* (T
+# = 1).
 
 # %%
 cache = KVCache(config, capacity=len(prompt) + 3, dtype=model.dtype)
@@ -118,13 +120,13 @@ print(text_table(rows, keys_as_headings(columns)))
 # %% [markdown]
 # ## Cached = uncached = in chunks
 #
-# The claim that everything rests on: it makes no difference how a text is cut into passes. We try a few ways, and
-# look at **all** logits, not only at the text that comes out.
+# The cache is correct only if it makes no difference how a text is cut into passes. We try several ways, and compare
+# **all** logits, not only the generated text.
 
 
 # %%
 def in_passes(ids: list[int], sizes: list[int], tap=no_tap) -> np.ndarray:
-    """The logits of a text that goes through the model in passes of these sizes: (len(ids), V)."""
+    """The logits of a text that is processed in passes of these sizes: (len(ids), V)."""
     cache, start, parts = KVCache(config, len(ids), model.dtype), 0, []
     for size in sizes:
         parts.append(model.forward(ids[start : start + size], cache, tap=tap))
@@ -145,7 +147,7 @@ without = model.forward(text)
 
 
 def apart(logits: np.ndarray) -> float:
-    """The largest difference to the logits without a cache, as a share of the largest of them."""
+    """The largest difference from the logits without a cache, divided by the largest logit."""
     return float(np.abs(logits - without).max() / np.abs(without).max())
 
 
@@ -155,16 +157,16 @@ print(text_table(rows, keys_as_headings({"way": "", "passes": "d", "largest diff
 assert all(row["largest difference"] < 1e-12 for row in rows)
 
 # %% [markdown]
-# ## What it saves: work
+# ## What the cache saves: computation
 #
-# We count multiply-adds, since they do not depend on the machine. Every new token meets every weight matrix once.
-# In attention, every new token meets all S positions twice, for the score and for the mix (those that the mask removes
-# are computed, too).
+# We count multiply-adds, because they do not depend on the machine. Every new token is multiplied by every weight
+# matrix once. In attention, every new token uses all S positions twice: once for the scores and once for the weighted
+# sum of values (masked positions are computed, too).
 
 
 # %%
 def multiply_adds(config: ModelConfig, new: int, attended: int) -> int:
-    """Work of one pass with T new and S attended positions; the head is used for the last one only."""
+    """Multiply-adds of one pass with T new and S attended positions; the head is used for the last position only."""
     D, F, d = config.hidden_size, config.intermediate_size, config.head_dim
     H, K = config.num_attention_heads, config.num_key_value_heads
     matrices = 2 * D * H * d + 2 * D * K * d + 3 * D * F
@@ -186,13 +188,13 @@ curves = [{"name": name, "positions": row["token"], "multiply_adds": 1e6 * row[n
 show(work_per_token(curves))
 
 every_matrix = sum(w.size for layer in model.layers for w in vars(layer).values() if np.ndim(w) == 2)
-assert multiply_adds(config, 1, 0) == every_matrix + model.lm_head.size  # nothing to look at: each weight once
+assert multiply_adds(config, 1, 0) == every_matrix + model.lm_head.size  # no attended positions: each weight once
 assert all(row["ratio"] > row["token"] / 2 for row in rows)  # without a cache, it grows with the text
 
 # %% [markdown]
-# With a cache, a token costs one multiply-add per weight, and a little more the further the text has come. Without,
-# the work of one token grows with the length of the text. What does the clock say? That depends on the machine, so we
-# print it and claim nothing.
+# With a cache, a token costs one multiply-add per weight, plus a small part that grows with the length of the text.
+# Without a cache, all of the work for one token grows with the length of the text. And how much time does it save? That
+# depends on the machine, so we only print it.
 
 # %%
 COUNT = 60
@@ -205,24 +207,24 @@ end = time.perf_counter()
 print(f"{COUNT} tokens: without a cache {(end - middle) / (middle - begin):.1f} times as long as with it")
 
 # %% [markdown]
-# ## What it costs: bytes
+# ## What the cache costs: memory
 #
-# The cache holds, for each position, one key and one value of `d` numbers, for each key/value head, in each block.
+# The cache holds one key and one value of `d` numbers for each position, each key/value head and each block.
 #
 # ### Exercise 04.1: the bytes of a cache
 # difficulty ●○○○○ · 5 minutes
 #
-# Goal: say how large a cache is before making it. `my_cache_bytes(config, positions, bytes_per_number)` gives the
+# Goal: compute the size of a cache before it is made. `my_cache_bytes(config, positions, bytes_per_number)` gives the
 # bytes of all keys and values. You need `config.num_hidden_layers`, `.num_key_value_heads` and `.head_dim`.
 #
 # <details><summary>Hint</summary>
-# A product of six numbers, and one of them is 2.
+# The result is a product of six numbers, and one of them is 2.
 # </details>
 
 
 # %% tags=["exercise"]
 def my_cache_bytes(config: ModelConfig, positions: int, bytes_per_number: int) -> int:
-    """Bytes of the keys and values of so many positions."""
+    """Bytes of the keys and values of that number of positions."""
     numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * positions
     return numbers * bytes_per_number
 
@@ -242,8 +244,8 @@ check("04.1", my_cache_bytes, bytes_of_a_real_cache, [
 ])  # fmt: skip
 
 # %% [markdown]
-# Now you see why query heads share keys and values. The figure has the cache of this model as it is, and as it would
-# be if every query head had its own (*multi-head*), or all shared one (*multi-query*).
+# Now you see why query heads share keys and values. The figure shows the size of this model's cache. It also shows the
+# size if every query head had its own key/value head (*multi-head*), and if all shared one (*multi-query*).
 
 # %%
 H, K = config.num_attention_heads, config.num_key_value_heads
@@ -258,8 +260,8 @@ for heads in dict.fromkeys((H, K, 1)):
 show(cache_growth(rows))
 
 # %% [markdown]
-# For large models these are not small numbers. The next table puts the shape of Llama 3 8B (its published config: 32
-# blocks, 8 key/value heads, 128 numbers each) with 2 bytes per number beside ours with 4.
+# For large models the cache is not small. The next table compares Llama 3 8B (its published config: 32 blocks, 8
+# key/value heads, 128 numbers each) with 2 bytes per number and our model with 4.
 
 # %%
 shapes = {"this model, float32": (L, K, d, 4), "Llama 3 8B, bfloat16": (32, 8, 128, 2)}
@@ -275,9 +277,9 @@ assert rows[0]["bytes per position"] == KVCache(config, 1, np.float32).nbytes
 # %% [markdown]
 # ## The mask, when there is a cache
 #
-# In one pass over a whole text, row `t` of the mask lets positions `0 ... t` through: a lower triangle. With a cache
-# the rows are the `T` *new* positions, which stand at the *end* of the `S` attended ones. So the triangle sits at the
-# right end, and everything before it is in sight.
+# In one pass over a whole text, row `t` of the mask allows positions `0 ... t`: a lower triangle. With a cache, the
+# rows are the `T` *new* positions, which are the *last* of the `S` attended ones. So the triangle is at the right end,
+# and everything to the left of it is allowed.
 
 # %%
 show_source(causal_mask)
@@ -296,8 +298,8 @@ for new, attended in ((5, 5), (2, 5), (1, 5)):
 # `attended >= new`.
 #
 # <details><summary>Hint</summary>
-# Which position of the text is row 0? It is <code>attended - new</code>. Make a column of the positions of the rows, a
-# row of all positions, and compare them; broadcasting does the rest.
+# Which position of the text belongs to row 0? It is <code>attended - new</code>. Make a column with the positions of
+# the rows, and a row with all positions. Then compare them with broadcasting.
 # </details>
 
 
@@ -312,15 +314,15 @@ def my_mask(new: int, attended: int) -> np.ndarray:
 check("04.2", my_mask, causal_mask, [(1, 1), (5, 5), (1, 6), (2, 5), (4, 12)])
 
 # %% [markdown]
-# ## Break the mask, and see when it shows
+# ## Break the mask, and see which tests notice
 #
-# Three famous mistakes. To plant them, we use a tap: it keeps the scores that come by (they are recorded before the
-# mask), and when the pattern comes, hands back another one, made with the wrong mask.
+# There are three common mistakes. We insert them with a tap. It keeps the scores (they are recorded before the mask),
+# and it replaces the pattern by another one, computed with the wrong mask.
 
 
 # %%
 def with_mask(mask):
-    """A tap that masks the scores anew, with mask(T, S)."""
+    """A tap that masks the scores again, with mask(T, S)."""
     seen = {}
 
     def tap(name: str, value: np.ndarray) -> np.ndarray:
@@ -351,14 +353,15 @@ assert found[1] == found[2] == ["wrong", "wrong", "right"]
 assert found[3] == ["right", "wrong", "wrong"]
 
 # %% [markdown]
-# Read the table twice. A model without any mask writes perfect text one token at a time, because the future is not
-# there yet; only where many positions are computed at once must it be hidden. And the last mistake passes every test
-# that uses a single pass. **Only tests that cut a text in several ways see all of them.**
+# Read the table carefully. A model without any mask is right when it processes one token at a time, because there are
+# no later tokens yet. Later tokens must be hidden only where several positions are computed at once. And the last
+# mistake passes every test that uses a single pass. **Only tests that cut a text in several ways find all of these
+# mistakes.**
 #
 # ## Going back: truncate
 #
-# Since old rows never change, one can also *forget* the newest ones and go on differently. Here one prompt is read
-# once, and several continuations are tried on it.
+# Old rows never change. So we can also *remove* the newest rows and continue in another way. Here one prompt is
+# processed once, and several continuations are tried on it.
 
 # %%
 show_source(KVCache.truncate)
@@ -381,11 +384,11 @@ for word in (" dog", " box", " tree", " ball"):
 print(text_table(rows, keys_as_headings({"Lily saw a big ...": "", "then": "", "probability": ".1%"})))
 
 # %% [markdown]
-# ## Choosing by chance
+# ## Sampling
 #
-# Greedy text is always the same and tends to repeat itself. Instead one can *draw* the next token. The logits are
-# divided by the **temperature** first: below 1 the likely tokens become more likely, above 1 all come closer
-# together.
+# Greedy text is always the same, and it tends to repeat itself. Instead we can *sample* the next token at random from
+# its probabilities. First the logits are divided by the **temperature**. Below 1, the likely tokens become more likely.
+# Above 1, all probabilities become more equal.
 
 # %%
 show_source(next_probabilities)
@@ -400,16 +403,16 @@ show(sampling_bars(vocabulary, bars))
 # %%
 likeliest = {t: next_probabilities(logits, t).max() for t in (1e-6, 0.5, 1.0, 1.5, 1e6)}
 for t, p in likeliest.items():
-    print(f"temperature {t:>9g}: the likeliest token has {p:.1%}")
+    print(f"temperature {t:>9g}: the most likely token has {p:.1%}")
 assert list(likeliest.values()) == sorted(likeliest.values(), reverse=True)
 assert likeliest[1e-6] > 0.999  # towards 0: greedy
 assert np.isclose(likeliest[1e6], 1 / config.vocab_size, rtol=1e-3)  # towards infinity: any token
 
 # %% [markdown]
-# At temperature 1 the model's tail is long: each unlikely token has little mass, but there are very many of them, and
-# one wrong word derails a story. So the tail is cut off before drawing. **Top-k** keeps the k likeliest tokens,
-# **top-p** the smallest set of likeliest tokens that has at least mass p, **min-p** those at least p times as likely as
-# the likeliest.
+# At temperature 1 there is a long tail: each unlikely token has a small probability, but there are very many of them,
+# and one wrong word can spoil a story. So the tail is cut off before sampling. **Top-k** keeps the k most likely
+# tokens. **Top-p** keeps the smallest set of most likely tokens whose probabilities add up to at least p. **Min-p**
+# keeps the tokens that are at least p times as likely as the most likely one.
 
 # %%
 everything = next_probabilities(logits)
@@ -426,8 +429,8 @@ assert rows[0]["tokens left"] == config.vocab_size and rows[1]["tokens left"] ==
 assert rows[2]["mass"] >= 0.9
 
 # %% [markdown]
-# `mass` is what the tokens that are left had before the cut, and `last` the least likely of them. The figure shows
-# how the mass of the others is given to them.
+# `mass` is the sum of the probabilities that the remaining tokens had before the cut, and `last` is the least likely of
+# them. The figure shows the probabilities after the cut: they are divided by their sum, so that they add up to 1 again.
 
 # %%
 bars = {name: next_probabilities(logits, **setting) for name, setting in settings.items()}
@@ -437,19 +440,19 @@ show(sampling_bars(vocabulary, bars))
 # ### Exercise 04.3: top-p
 # difficulty ●●●○○ · 15 minutes
 #
-# Goal: `my_top_p(p, mass)` takes probabilities `p (V,)` and keeps the smallest set of likeliest tokens that together
-# have at least `mass`. All others become 0, and what is left is divided by its sum. The likeliest token always stays.
+# Goal: `my_top_p(p, mass)` takes probabilities `p (V,)` and keeps the smallest set of most likely tokens that together
+# have at least `mass`. All others become 0, and the rest is divided by its sum. The most likely token always stays.
 #
 # <details><summary>Hint</summary>
-# Sort: <code>order = np.argsort(-p)</code>. For each token in that order, how much mass comes <em>before</em> it?
-# <code>np.cumsum(p[order]) - p[order]</code>. It stays while that is less than <code>mass</code>. Work on a copy of
+# Sort: <code>order = np.argsort(-p)</code>. For each token in that order, compute the mass <em>before</em> it:
+# <code>np.cumsum(p[order]) - p[order]</code>. A token stays if this is less than <code>mass</code>. Work on a copy of
 # <code>p</code>.
 # </details>
 
 
 # %% tags=["exercise"]
 def my_top_p(p: np.ndarray, mass: float) -> np.ndarray:
-    """Keep the likeliest tokens that together have that mass, drop the rest: (V,) -> (V,), sum 1."""
+    """Keep the most likely tokens that together have that mass, drop the rest: (V,) -> (V,), sum 1."""
     order = np.argsort(-p)
     before = np.cumsum(p[order]) - p[order]
     kept = p.copy()
@@ -474,15 +477,15 @@ check("04.3", my_top_p, top_p_by_the_package, [
 # %% [markdown]
 # ## Change something
 #
-# The same seed gives the same text, so chance can be repeated. Change the settings: at which temperature does the
-# story fall apart, and how far can you go if you also set `min_p`?
+# The same seed gives the same text, so a random result can be repeated. Change the settings. At which temperature does
+# the story become nonsense? How high can the temperature be if you also set `min_p`?
 
 # %%
 TEMPERATURE, TOP_P, MIN_P = 0.8, 0.95, None
 
 
 def story(seed: int) -> str:
-    """The prompt and how it goes on when tokens are drawn."""
+    """The prompt and a sampled continuation."""
     how = {"temperature": TEMPERATURE, "top_p": TOP_P, "min_p": MIN_P}
     steps = generate(model, prompt, 40, **how, rng=np.random.default_rng(seed))
     return model.tokenizer.decode(prompt) + "".join(step.text for step in steps)
@@ -495,7 +498,7 @@ assert story(1) == story(1)
 # %% [markdown]
 # ## Your own checkpoint
 #
-# Put the path of a Hugging Face folder here: how large is its cache, and is it exact?
+# Put the path of a Hugging Face folder here. How large is its cache, and is the result with the cache the same?
 
 # %%
 CHECKPOINT = ""
@@ -512,15 +515,16 @@ if CHECKPOINT:
 # %% [markdown]
 # ## Recap
 #
-# Writing is a loop: logits, choose, append. A token never looks ahead, so keys and values can be kept; then only the
-# newest token goes through the model (T = 1) and attends to all S positions. The result is the same however a text is
-# cut into passes, if the mask counts positions from the start of the text. The cache saves a factor that grows with
-# the text, and costs bytes that grow with it. With a cache, each new token meets every weight once. On a large model
-# it is *reading the weights* that takes the time, and the next notebooks ask which of them could stay unread.
+# Generation is a loop: compute logits, choose a token, append it. A token never looks ahead, so keys and values can be
+# kept. Then only the newest token goes through the model (T is 1), and it attends to all S positions. The result does
+# not depend on how a text is cut into passes, if the mask counts positions from the start of the text. The computation
+# that the cache saves grows with the length of the text, and so does the memory that it needs. With a cache, each new
+# token uses every weight once. In a large model, *reading the weights* takes most of the time. The next notebooks ask
+# which weights need not be read.
 #
 # ## What next
 #
-# [05 · Looking at activations](05_looking_at_activations.ipynb): which neurons speak, and how often.
+# [05 · Looking at activations](05_looking_at_activations.ipynb): which neurons are active, and how often.
 #
 # **Papers.** Grouped queries: arXiv 2305.13245, section 2. Top-p: arXiv 1904.09751, section 3.1. Min-p: arXiv
 # 2407.01082, section 3. A cache that is managed in pages: arXiv 2309.06180, section 4.

@@ -1,15 +1,15 @@
 # %% [markdown]
 # # 05 · Looking at activations
 #
-# Before anything can be cut, we have to look at it. Which numbers inside the feed-forward network (FFN) are small,
-# how small, and small compared with what? In this notebook we only look; nothing is cut yet.
+# Before we cut anything, we look at the numbers. Which numbers inside the feed-forward network (FFN) are small, how
+# small are they, and small compared with what? In this notebook we only look; nothing is cut yet.
 #
 # Afterwards you can
 #
 # 1. describe the four arrays of the FFN (`gate_pre`, `gate`, `up`, `mid`), layer by layer, and say which one has
 #    heavy tails and why;
-# 2. tell *natural* sparsity (exact zeros) from values that are merely small;
-# 3. name what distorts such a picture: the layer, the first token, and an assumption that nobody tested.
+# 2. distinguish *natural* sparsity (exact zeros) from values that are only small;
+# 3. say what can mislead you: differences between layers, the first token, and assumptions that were not tested.
 
 # %%
 from statistics import NormalDist
@@ -37,9 +37,9 @@ show(you_are_here("mlp.mid"))
 # %% [markdown]
 # ## Four arrays, each with a name
 #
-# We are inside the FFN. Each of its `F` neurons computes two products with the token's row, passes one of them
-# through an activation function, and multiplies. The result, `mid`, is the neuron's *coefficient*: how much of the
-# neuron's output vector this token gets. A neuron whose `mid` is zero adds nothing.
+# We are inside the FFN. Each of its `F` neurons computes two products with the token's row. One of them goes through an
+# activation function, and the two are multiplied. The result, `mid`, is the neuron's *coefficient*: how much of the
+# neuron's output vector is added for this token. A neuron whose `mid` is zero adds nothing.
 
 # %%
 show_source(swiglu)
@@ -53,8 +53,8 @@ with Trace(keep="blocks.3.mlp.*") as trace:
 trace.show()
 
 # %% [markdown]
-# The last column counts exact zeros. Not one of these steps has any. So for this kind of model the lucky case, in
-# which most of the work can be skipped for nothing, does not exist. Everything that follows is about *small* values.
+# The last column counts exact zeros. None of these steps has any. So in this kind of model no work can be skipped for
+# free. Everything that follows is about *small* values.
 
 # %%
 for step in ("gate_pre", "gate", "up", "mid"):
@@ -64,8 +64,9 @@ print("no exact zero in any of the four")
 # %% [markdown]
 # ## A few documents, all layers
 #
-# One sentence is not a measurement. We let the model read some stories and keep the four arrays of every layer.
-# (What keeps them is a tap, a function that the model's source calls with each intermediate result; see notebook 02.)
+# One sentence is not enough for a measurement. We let the model read some stories and keep the four arrays of every
+# layer. (They are kept by a tap, a function that the model's source calls with each intermediate result; see notebook
+# 02.)
 
 # %%
 documents = as_documents(minillm.embedded_text("calibration"))[:8]
@@ -79,7 +80,7 @@ print(f"{len(documents)} documents, {len(first):,} tokens, {len(layers)} layers,
 # %% [markdown]
 # ## The shape of each distribution
 #
-# First what the two matrices give, before any activation function. One ridge per layer.
+# First we look at the products with the two matrices, before the activation function. Each layer has one curve.
 
 # %%
 show(activation_ridges([layer["gate_pre"][~first].ravel() for layer in layers], "gate_pre"))
@@ -88,8 +89,8 @@ show(activation_ridges([layer["gate_pre"][~first].ravel() for layer in layers], 
 show(activation_ridges([layer["up"][~first].ravel() for layer in layers], "up"))
 
 # %% [markdown]
-# Both look like bells. But the bells of the gate do not sit at zero: in some layers most of the values are negative,
-# so that SiLU makes them small. `up` is centred.
+# Both look like normal distributions. But the gate's distribution is not centred at zero: in some layers most of the
+# values are negative, and SiLU makes them small. `up` is centred.
 
 # %%
 negative = [float((layer["gate_pre"][~first] < 0).mean()) for layer in layers]
@@ -102,7 +103,7 @@ assert max(negative) > 0.55  # in some layer clearly more than half
 assert all(abs(p - 0.5) < 0.1 for p in positive_up)  # up: about half and half, in every layer
 
 # %% [markdown]
-# Now what comes out: the activated gate, and the product of gate and up.
+# Now the results: the gate after the activation, and the product of gate and up.
 
 # %%
 show(activation_ridges([layer["gate"][~first].ravel() for layer in layers], "gate"))
@@ -111,19 +112,19 @@ show(activation_ridges([layer["gate"][~first].ravel() for layer in layers], "gat
 show(activation_ridges([layer["mid"][~first].ravel() for layer in layers], "mid"))
 
 # %% [markdown]
-# The gate has a wall on its left: SiLU is never below about -0.28. And `mid` is a spike at zero with two long, thin
-# tails. How long, we now put into a number.
+# The gate has a sharp limit on the left: SiLU is never below about -0.28. And `mid` has a narrow peak at zero and two
+# long, thin tails. Now we measure how heavy these tails are.
 #
-# ### Exercise 05.1: how heavy is a tail?
+# ### Exercise 05.1: how heavy are the tails?
 # difficulty ●●○○○ · 10 minutes
 #
 # Goal: compute the *kurtosis*, the mean fourth power of the deviations from the mean, divided by the square of their
-# mean square. It is 3 for every normal distribution; a few very large values make it large.
-# `my_kurtosis(values)` takes an array of any shape and gives one number.
+# mean square. It is 3 for every normal distribution. A few very large values make it large. `my_kurtosis(values)` takes
+# an array of any shape and gives one number.
 #
 # <details><summary>Hint</summary>
-# Subtract the mean once. Then both the square and the fourth power are means over everything that is left:
-# <code>(d**4).mean() / (d**2).mean()**2</code>.
+# Subtract the mean once. Then take the mean of the fourth powers and the mean of the squares: <code>(d**4).mean() /
+# (d**2).mean()**2</code>.
 # </details>
 
 
@@ -136,7 +137,7 @@ def my_kurtosis(values: np.ndarray) -> float:
 
 # %% tags=["check"]
 def kurtosis(values: np.ndarray) -> float:
-    """The specification: sums over all values, one after the other."""
+    """The specification: sums over all values, one by one."""
     numbers = values.ravel().tolist()
     mean = sum(numbers) / len(numbers)
     second = sum((a - mean) ** 2 for a in numbers) / len(numbers)
@@ -155,9 +156,9 @@ check("05.1", my_kurtosis, kurtosis, [
 ])  # fmt: skip
 
 # %% [markdown]
-# The product of two independent normal numbers has a kurtosis of 9: multiplying makes tails heavy, since a product is
-# large only when both factors are. That is one reason why `mid` is special. The other is SiLU, which has already made
-# most gates small.
+# The product of two independent normal numbers has a kurtosis of 9. Multiplying makes tails heavy: most products are
+# small, and a few, with two large factors, are very large. This is one reason for the heavy tails of `mid`. The other
+# is SiLU, which has already made most gates small.
 
 # %%
 print(f"normal {kurtosis(normal):.1f}, product of two normals {kurtosis(normal * other_normal):.1f}\n")
@@ -173,14 +174,15 @@ assert min(tails["mid"]) > 9  # and heavier than a product of normals, in every 
 # %% [markdown]
 # ## Few neurons hold nearly everything
 #
-# A heavy tail means that a few large values carry the sum. The FFN's output is a sum over neurons, so this is what we
-# really want to know: if, for each token, we take only the largest coefficients, how much of their energy do we have?
+# A heavy tail means that a few large values dominate the sum. The FFN's output is a sum over neurons. So the real
+# question is: if we take only the largest coefficients of each token, how much of the energy (the sum of squares) do
+# they hold?
 #
 # ### Exercise 05.2: the share of the largest
 # difficulty ●●○○○ · 10 minutes
 #
 # Goal: for each token take the `round(share * F)` neurons with the largest `|mid|`. Which share of the token's sum of
-# squares is theirs? `my_energy_share(mid, share)` takes `mid (T, F)` and gives the mean over the tokens.
+# squares do they hold? `my_energy_share(mid, share)` takes `mid (T, F)` and gives the mean over the tokens.
 #
 # <details><summary>Hint</summary>
 # Sort the squares along the last axis. The largest ones are then at the end: <code>[:, F - count:]</code> (and not
@@ -190,7 +192,7 @@ assert min(tails["mid"]) > 9  # and heavier than a product of normals, in every 
 
 # %% tags=["exercise"]
 def my_energy_share(mid: np.ndarray, share: float) -> float:
-    """What the largest hold of each token's sum of squares: mid (T, F) -> the mean over tokens."""
+    """The share of each token's sum of squares in its largest values: mid (T, F) -> the mean over tokens."""
     squares = np.sort(mid**2, axis=-1)
     count = round(share * mid.shape[-1])
     return (squares[:, mid.shape[-1] - count :].sum(axis=-1) / squares.sum(axis=-1)).mean()
@@ -208,9 +210,9 @@ def energy_share(mid: np.ndarray, share: float) -> float:
 
 check("05.2", my_energy_share, energy_share, [
     (np.array([[3.0, 0.0, -4.0, 0.0]]), 0.25),  # 16 of 25
-    (np.ones((2, 10)), 0.3),  # all alike: the share of the neurons
+    (np.ones((2, 10)), 0.3),  # all equal: the share of the neurons
     (rng.standard_normal((5, 40)), 0.1),
-    (rng.standard_normal((5, 40)), 0.0),  # nobody
+    (rng.standard_normal((5, 40)), 0.0),  # no neuron
     (layers[2]["mid"][:20].astype(np.float64), 0.1),
 ])  # fmt: skip
 
@@ -224,16 +226,17 @@ print("share of mid's energy in the largest neurons of each token")
 print(text_table(rows, keys_as_headings({"layer": "d"} | {f"top {s:.0%}": ".1%" for s in shares})))
 
 assert all(row["top 10%"] > 0.5 for row in rows)  # a tenth holds more than half, in every layer
-assert all(row["top 50%"] > 0.95 for row in rows)  # and the smaller half holds next to nothing
+assert all(row["top 50%"] > 0.95 for row in rows)  # and the smaller half holds almost nothing
 
 # %% [markdown]
-# That is the hope behind activation sparsity: most neurons could be left out, if only we knew which. And the layers
-# differ, so we shall keep one threshold per layer.
+# This is the idea of activation sparsity: most neurons could be left out, if we knew which ones. The layers differ, so
+# we will use one threshold per layer.
 #
-# ## Weights are not like that
+# ## Weights are different
 #
-# Could one drop small *weights* instead, once and for all? We count what lies below 10 % of the root mean square, for
-# the matrices and for `mid` (there, the token's own root mean square). A normal distribution is the yardstick.
+# Could we remove small *weights* instead, once and for all tokens? We count the values below 10 % of the root mean
+# square, for the matrices and for `mid` (there, of the token's own root mean square). We compare with a normal
+# distribution.
 
 # %%
 near = 0.1
@@ -258,13 +261,14 @@ for matrix in ("gate_proj", "up_proj", "down_proj"):
 assert by["activations mid"] > 2 * normal_below(near)
 
 # %% [markdown]
-# The weights are as normal as can be: there is nothing to find. The paper argues in the same order: no zeros in the
-# weights, no zeros in the activations, but activations that crowd near zero (arXiv 2412.12178, section 3).
+# The weights are very close to normal, so they have no more small values than a normal distribution has. The paper
+# argues in the same order: there are no zeros in the weights, no zeros in the activations, but many activations are
+# close to zero (arXiv 2412.12178, section 3).
 #
 # ## Natural sparsity depends on the activation function
 #
-# With another activation function it is different. minillm ships four small twins, trained alike, that differ only in
-# that function. Exact zeros of the gate, by layer:
+# With another activation function the result is different. minillm contains four small models that were trained in the
+# same way and differ only in this function. The figure shows the exact zeros of the gate, by layer:
 
 # %%
 twins = ("default-relu", "default-relu2", "default-silu", "default-gelu")
@@ -284,11 +288,11 @@ assert min(zeros["default-relu"], zeros["default-relu2"]) > 0.2  # many exact ze
 assert max(zeros["default-silu"], zeros["default-gelu"]) < 0.01  # practically none
 
 # %% [markdown]
-# ReLU sets every negative gate to exactly zero, and training leaves many gates negative. SiLU and GELU only make them
-# small. Most published models of today use SiLU all the same. So zeros must be *made*, with a threshold, and it must be
-# asked what that costs. That is notebook 06.
+# ReLU sets every negative gate to exactly zero, and after training many gates are negative. SiLU and GELU only make
+# them small. But most published models today use SiLU. So we must *make* zeros with a threshold, and we must ask what
+# that costs. This is the topic of notebook 06.
 #
-# ## The first token is not like the others
+# ## The first token is different
 #
 # Every text begins with a token that has no text, BOS. We compare its coefficients with those of all other tokens.
 
@@ -313,16 +317,16 @@ print(text_table(rows, keys_as_headings(forms | {"rms, all / others": ".3f", "me
 
 strangest = max(rows, key=lambda row: row["rms of BOS"] / row["rms of the others"])
 squares = np.square(layers[strangest["layer"]]["mid"], dtype=np.float64).sum(axis=-1)  # (T,)
-print(f"\nstrangest in layer {strangest['layer']}: BOS is {first.mean():.1%} of the tokens", end=" ")
+print(f"\nlargest difference in layer {strangest['layer']}: BOS is {first.mean():.1%} of the tokens", end=" ")
 print(f"and has {squares[first].sum() / squares.sum():.0%} of the energy")
 assert strangest["rms of BOS"] > 1.5 * strangest["rms of the others"]
 assert all(abs(row["median, all / others"] - 1) < 0.02 for row in rows)
 
 # %% [markdown]
-# One token in hundreds can hold far more than its part of a layer's energy, so anything built from squares or from the
-# largest value may be a statement about BOS. The median does not notice it. This is one reason why thresholds are
-# *quantiles*, and why the pictures above leave BOS out. Here is the strangest layer again, BOS included, on our
-# sentence: each line is a token, each dark point a neuron whose `|mid|` is above the layer's median.
+# One token in hundreds can hold a very large part of a layer's energy. So a number that is computed from squares, or
+# from the largest value, may depend mostly on BOS. The median is hardly affected. This is one reason why thresholds are
+# *quantiles*, and why the figures above leave BOS out. Here is the layer with the largest difference again, with BOS,
+# on our sentence. Each line is a token, and each dark point is a neuron whose `|mid|` is above the layer's median.
 
 # %%
 tokens = token_labels(model, sentence)
@@ -335,61 +339,62 @@ show(neuron_raster(np.abs(trace[f"blocks.{shown}.mlp.mid"]) > median, tokens))
 # %% [markdown]
 # ## Which neurons? It depends on the token
 #
-# If it were always the same neurons, we could simply remove the others. So we ask of each neuron how often it is
-# above the median, and of each token how many of its active neurons were already active at the token before. Two
-# independent halves would share half.
+# If the same neurons were always active, we could simply remove the others. So for each neuron we ask how often it is
+# above the median. For each token we ask how many of its active neurons were also active at the token before. Two
+# independent random halves would share half of their neurons.
 
 # %%
 rows = []
 for i, layer in enumerate(layers):
     size = np.abs(layer["mid"])
     active = size > np.median(size)  # (T, F)
-    often = active[~first].mean(axis=0)  # (F,) how often each neuron is active
+    frequencies = active[~first].mean(axis=0)  # (F,) how often each neuron is active
     neighbours = ~first[1:] & ~first[:-1]  # not across two documents
     both = (active[1:] & active[:-1])[neighbours].sum() / active[1:][neighbours].sum()
     per_token = active[~first].mean(axis=1)
     rows.append({
-        "layer": i, "rarest neuron": often.min(), "most frequent": often.max(),
+        "layer": i, "rarest neuron": frequencies.min(), "most frequent": frequencies.max(),
         "shared with token before": both,
         "fewest in a token": per_token.min(), "most in a token": per_token.max(),
     })  # fmt: skip
 print(text_table(rows, keys_as_headings({"layer": "d"} | dict.fromkeys(list(rows[0])[1:], ".0%"))))
 
-assert all(row["most frequent"] > 0.55 for row in rows)  # some neurons are favourites
+assert all(row["most frequent"] > 0.55 for row in rows)  # some neurons are active more often than others
 assert all(0.4 < row["shared with token before"] < 0.8 for row in rows)  # but no fixed set
 assert all(row["most in a token"] - row["fewest in a token"] > 0.1 for row in rows)  # unequal shares
 
 # %% [markdown]
-# There are favourites, but no fixed set. The neurons that matter change from token to token, which is why somebody has
-# to *predict* them (notebook 07). And with one threshold per layer, tokens keep very different numbers of neurons.
+# Some neurons are active more often than others, but there is no fixed set. The important neurons change from token to
+# token, so they must be *predicted* (notebook 07). And with one threshold per layer, different tokens keep very
+# different numbers of neurons.
 #
-# ## An assumption on trial
+# ## Testing an assumption
 #
-# Quantiles need many values. It is tempting to assume a shape instead. TEAL (arXiv 2408.14690) takes the distribution
-# to be symmetric about zero; then half of what may be cut lies below zero, half above, and the threshold for a
-# sparsity $s$ is simply the quantile at $0.5 + s/2$ of the values *with their sign*.
+# Quantiles need many values. It would be easier to assume a shape of the distribution. TEAL (arXiv 2408.14690) assumes
+# that the distribution is symmetric about zero. Then half of the values that are cut lie below zero and half above. So
+# the threshold for a sparsity $s$ is the quantile at $0.5 + s/2$ of the values *with their sign*.
 #
 # ### Exercise 05.3: the symmetric threshold
 # difficulty ●○○○○ · 5 minutes
 #
 # Goal: `my_symmetric_threshold(values, sparsity)` gives the quantile of the signed values at `0.5 + sparsity / 2`
-# (values of any shape, linear between two of them, as `np.quantile` does).
+# (values of any shape; between two values it is interpolated linearly, as `np.quantile` does).
 #
 # <details><summary>Hint</summary>
-# <code>np.quantile</code> takes an array of any shape when no axis is named.
+# <code>np.quantile</code> takes an array of any shape when no axis is given.
 # </details>
 
 
 # %% tags=["exercise"]
 def my_symmetric_threshold(values: np.ndarray, sparsity: float) -> float:
-    """The threshold that cuts that share if the values are symmetric about 0: any shape -> a number."""
+    """The threshold that cuts this share if the values are symmetric about 0: any shape -> a number."""
     level = 0.5 + sparsity / 2
     return float(np.quantile(values, level))
 
 
 # %% tags=["check"]
 def symmetric_threshold(values: np.ndarray, sparsity: float) -> float:
-    """The specification: in order of size, the value at that place, in a straight line between two."""
+    """The specification: sort the values, then interpolate linearly between the two at that place."""
     ordered = sorted(values.ravel().tolist())
     place = (0.5 + sparsity / 2) * (len(ordered) - 1)
     low = int(place)
@@ -406,8 +411,8 @@ check("05.3", my_symmetric_threshold, symmetric_threshold, [
 ])  # fmt: skip
 
 # %% [markdown]
-# Now the trial. We ask for half and count what is really cut. Three ways to the threshold: the quantile of the
-# magnitudes themselves, the symmetric rule, and a normal distribution with the same standard deviation.
+# Now the test. We ask for one half and count what is really cut. We compute the threshold in three ways: from the
+# quantile of the magnitudes, with the symmetric rule, and from a normal distribution with the same standard deviation.
 
 # %%
 target, found = 0.5, []
@@ -435,25 +440,24 @@ print(text_table(rows, keys_as_headings({"step": "", "threshold from": "", "leas
 
 
 def worst(step: str, way: str) -> float:
-    """The largest miss of the target in any layer."""
+    """The largest distance from the target in any layer."""
     return max(abs(row[way] - target) for row in found if row["step"] == step)
 
 
 assert all(worst(step, "quantile of |values|") < 0.001 for step in ("gate_pre", "up", "mid"))
 assert max(worst("up", "symmetric"), worst("mid", "symmetric")) < 0.05  # the rule is right
-assert worst("gate_pre", "symmetric") > 0.1  # the gate's bell is not at 0: the rule is wrong
+assert worst("gate_pre", "symmetric") > 0.1  # the gate is not centred at 0: the rule is wrong
 assert min(row["normal"] for row in found if row["step"] == "mid") > 0.65  # far more than half
 
 # %% [markdown]
-# Both assumptions can be right and can be badly wrong, and nothing warns you. The symmetric rule is fine for `up` and
-# `mid`, and off by far for the gate. The normal rule on `mid` promises half and cuts far more, because the few huge values
-# blow up the standard deviation. Hence a rule for the rest of this course: **write down the target and what was
-# achieved.**
+# An assumption about the shape can be right or badly wrong, and there is no warning. The symmetric rule is good for
+# `up` and `mid`, and far wrong for the gate. The normal rule on `mid` promises one half and cuts far more, because a
+# few very large values make the standard deviation large. So there is a rule for the rest of this course: **write down
+# the target and what was achieved.**
 #
 # ## Change something
 #
-# Choose another step, another layer, another yardstick. Does your favourite layer keep its shape when the text is not a
-# story at all? Put any text here.
+# Choose another step or another text. Do the layers look the same when the text is not a story?
 
 # %%
 STEP, TEXT = "mid", "int main(void) { return 0; } // 12 + 30 = 42; x[i] += y[i] * 0.5;"
@@ -467,7 +471,8 @@ print(text_table(rows, keys_as_headings({"layer": "d", "stories": ".2f", "this t
 # %% [markdown]
 # ## Your own checkpoint
 #
-# Put the path of a Hugging Face folder here, and see the same portrait of it: tails, concentration, the first token.
+# Put the path of a Hugging Face folder here, and see the same measurements for it: tails, concentration, the first
+# token.
 
 # %%
 CHECKPOINT = ""
@@ -490,11 +495,12 @@ if CHECKPOINT:
 # %% [markdown]
 # ## In one paragraph
 #
-# A SwiGLU model has no zeros to skip, neither in its weights nor in its activations. Its weights are nearly normal, and
-# so are the two products before the activation, though the gate's bell is off centre. The coefficient `mid` is different: a
-# product of a squashed gate and `up`, with tails so heavy that a tenth of the neurons holds most of each token's
-# energy. Which neurons these are depends on layer and token. The first token is an outlier that spoils means, not
-# quantiles, and a shape that is assumed instead of measured may cut far more, or far less, than it says.
+# A SwiGLU model has no zeros to skip, neither in its weights nor in its activations. Its weights are nearly normal. So
+# are the two products before the activation, but the gate's distribution is not centred at zero. The coefficient `mid`
+# is different. It is the product of the activated gate and `up`, and its tails are so heavy that a tenth of the neurons
+# holds most of each token's energy. Which neurons these are depends on the layer and the token. The first token is an
+# outlier that changes means, but not quantiles. A threshold from an assumed shape may cut far more, or far less, than
+# it promises.
 #
 # **Go on** with [06 · Thresholds and what they cost](06_thresholds_and_what_they_cost.ipynb).
 #
@@ -502,5 +508,5 @@ if CHECKPOINT:
 # Mirzadeh et al., arXiv 2310.04564. The symmetric threshold: TEAL, arXiv 2408.14690, section 4. Gated units: arXiv
 # 2002.05202.
 #
-# **Source.** `minillm/transformer/ffn.py`, `minillm/sparsity/allocate.py` (`sample_values`),
+# **Source.** `minillm/transformer/ffn.py`, `minillm/sparsity/magnitudes.py` (`sample_values`),
 # `minillm/study/distributions.py`, `natural.py`.

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 06 · Thresholds and what they cost
 #
-# Notebook 05 found many small activations and no zeros. Now we make zeros: what is below a threshold is cut. Where
+# Notebook 05 found many small activations, but no zeros. Now we make zeros: every value below a threshold is cut. Where
 # does the threshold come from, what is saved, and what does it cost?
 #
 # Afterwards you can
@@ -9,7 +9,7 @@
 # 1. turn "cut half" into one number per layer, and write the cut feed-forward network (FFN) yourself;
 # 2. read a sparsity figure: which array was cut, what was achieved, how many neurons that is, and how many weights
 #    need not be read;
-# 3. compare two methods fairly, and say why the winner depends on what is held equal.
+# 3. compare two methods fairly, and say why the result depends on what is held equal.
 
 # %%
 import warnings
@@ -42,18 +42,18 @@ show(you_are_here("sparsity"))
 # %% [markdown]
 # ## A policy is one line
 #
-# All methods of this family do the same: look at an array, compare it with a threshold, set what is small to zero.
-# They differ in *which* array they look at. In minillm such a rule is called a *policy*.
+# All methods of this family do the same: they compare an array with a threshold, and set small values to zero. They
+# differ in *which* array they compare. In minillm such a rule is called a *policy*.
 
 # %%
 rows = [{"policy": p.name, "keeps": in_words(p.tensors, p.comparison)} for p in POLICIES.values()]
 print(text_table(rows, keys_as_headings({"policy": "", "keeps": ""})))
 
 # %% [markdown]
-# We shall follow three of them. `dhar` is the rule of the paper that this project is about (arXiv 2412.12178): it cuts
-# three arrays, the gate before its activation, `up`, and the FFN's output. `cats` looks at the activated gate, `mid` at
-# the product of gate and up. (`in_gate` and `in_up` are the FFN's input; `neuron_norm` is `|mid|` times the length of
-# the neuron's output vector.)
+# We use three of them. `dhar` is the rule of the paper that this project is about (arXiv 2412.12178). It cuts three
+# arrays: the gate before its activation, `up`, and the FFN's output. `cats` compares the activated gate, and `mid`
+# compares the product of gate and up. (`in_gate` and `in_up` are the FFN's input; `neuron_norm` is `|mid|` times the
+# length of the neuron's output vector.)
 
 # %%
 show_source(Policy.kept)
@@ -62,7 +62,7 @@ show_source(Policy.kept)
 show_source(masked_swiglu)
 
 # %% [markdown]
-# The function computes everything and then sets zeros. It saves nothing, which makes it easy to trust: with all
+# The function computes everything and then sets values to zero. It saves no work, but it is easy to check: with all
 # thresholds at zero it gives the dense result, bit for bit.
 
 # %%
@@ -78,8 +78,8 @@ print("thresholds of zero: equal to the dense FFN, bit for bit")
 # ### Exercise 06.1: write the cut yourself
 # difficulty ●●○○○ · 10 minutes
 #
-# Goal: SwiGLU as CATS cuts it. A neuron is kept where `|silu(gate)| > threshold`; all others add nothing.
-# `my_thresholded_swiglu(x, w_gate, w_up, w_down, threshold)` takes `x (T, D)`, `w_gate` and `w_up (F, D)`,
+# Goal: write SwiGLU with the rule of CATS. A neuron is kept where `|silu(gate)| > threshold`. All other neurons add
+# nothing. `my_thresholded_swiglu(x, w_gate, w_up, w_down, threshold)` takes `x (T, D)`, `w_gate` and `w_up (F, D)`,
 # `w_down (D, F)` and a number, and gives `(T, D)`.
 #
 # <details><summary>Hint</summary>
@@ -118,9 +118,10 @@ check("06.1", my_thresholded_swiglu, cut_by_the_package, [
 ], rtol=1e-5)  # fmt: skip
 
 # %% [markdown]
-# ## Play with it
+# ## Try it
 #
-# One threshold for all layers, on `|mid|`. Move it: what happens to the mask, to the FFN's output, and to the story?
+# Here is one threshold on `|mid|` for all layers. Move the slider. What happens to the mask, to the FFN's output, and
+# to the story?
 
 # %%
 threshold_slider(model, "Once upon a time, there was a", layer=3)
@@ -128,24 +129,25 @@ threshold_slider(model, "Once upon a time, there was a", layer=3)
 # %% [markdown]
 # ## Where the threshold comes from
 #
-# Layers differ in scale, so one number for all is a poor choice. The paper asks for a *share* instead: in each layer,
-# cut the smallest half (or 30 %, or ...) of the magnitudes seen on a calibration text. That is a quantile.
+# Layers have different scales, so one number for all layers is a poor choice. The paper uses a *share* instead: in each
+# layer, cut the smallest half (or 30 %, or ...) of the magnitudes on a calibration text. The threshold is then a
+# quantile.
 #
 # ### Exercise 06.2: the threshold of a share
 # difficulty ●●○○○ · 10 minutes
 #
-# Goal: `my_threshold(values, sparsity)` gives the quantile of `|values|` at `sparsity` (any shape; linear between two
-# values, as `np.quantile` does). And for a sparsity of 0 the threshold is 0, so that *nothing* is cut.
+# Goal: `my_threshold(values, sparsity)` gives the quantile of `|values|` at `sparsity` (any shape; between two values
+# it is interpolated linearly, as `np.quantile` does). For a sparsity of 0 the threshold is 0, so that *nothing* is cut.
 #
 # <details><summary>Hint</summary>
-# <code>np.quantile(np.abs(values), 0)</code> is the smallest magnitude, and not 0. With a rule that keeps only what is
-# <i>above</i> the threshold, that would cut a value.
+# <code>np.quantile(np.abs(values), 0)</code> is the smallest magnitude, and not 0. A rule that keeps only values
+# <i>above</i> the threshold would then cut this value.
 # </details>
 
 
 # %% tags=["exercise"]
 def my_threshold(values: np.ndarray, sparsity: float) -> float:
-    """The magnitude below which that share of the values lies, and 0 for 0: any shape -> a number."""
+    """The magnitude below which this share of the values lies; 0 for a share of 0: any shape -> a number."""
     if sparsity == 0:
         return 0.0
     return float(np.quantile(np.abs(values), sparsity))
@@ -153,7 +155,7 @@ def my_threshold(values: np.ndarray, sparsity: float) -> float:
 
 # %% tags=["check"]
 def threshold_of(values: np.ndarray, sparsity: float) -> float:
-    """The specification: count from the smallest, and go a straight line between two values."""
+    """The specification: sort the magnitudes, then interpolate linearly between two of them."""
     if sparsity == 0:
         return 0.0
     ordered = sorted(abs(v) for v in values.ravel().tolist())
@@ -172,7 +174,7 @@ check("06.2", my_threshold, threshold_of, [
 ])  # fmt: skip
 
 # %% [markdown]
-# Now for the whole model. Two texts, from the start: **thresholds are found on one and judged on the other.**
+# Now the whole model. From the start we use two texts: **thresholds are computed on one text and tested on the other.**
 # `minillm.calibrate` does what you have just written, for every layer in one pass. We check one layer by hand.
 
 # %%
@@ -191,14 +193,14 @@ print(f"\nSiLU is never below {lowest:.3f}; {below_zero:.0%} of all gates are ne
 assert all(found["gate"] < -lowest for found in thresholds.layers)
 
 # %% [markdown]
-# These numbers look alike, and the last line says why: most gates are negative, and there SiLU leaves only the narrow
-# strip between its lowest value and 0. A threshold in that strip ranks many neurons by tiny differences, which is a
-# weakness of looking at the gate alone.
+# These numbers are similar, and the last line says why. Most gates are negative, and there SiLU has only values in the
+# narrow range between its lowest value and 0. A threshold in this range decides about many neurons by tiny differences.
+# This is a weakness of using the gate alone.
 #
 # ## What does "50 %" mean?
 #
-# It depends on the policy, so a percentage alone says nothing. Every `Thresholds` object carries a description, and
-# every run with a cut model can be counted by a `SparsityMeter`. Let all three policies cut 50 % in their own sense.
+# It depends on the policy, so a percentage alone says little. Every `Thresholds` object carries a description, and a
+# `SparsityMeter` counts what a cut model really does. Here each of the three policies cuts 50 %, each in its own sense.
 
 # %%
 spec = minillm.calibrate(model, calibration[:2], policy="dhar", sparsity=0.5).spec
@@ -223,13 +225,13 @@ assert row_of["dhar"]["neuron_sparsity"] > 0.6  # but the paper's rule far more 
 assert all(abs(row_of[p]["neuron_sparsity"] - 0.5) < 0.05 for p in ("cats", "mid"))
 
 # %% [markdown]
-# Two accountings stand in this table.
+# This table counts in two ways.
 #
-# * **Neuron sparsity**: the share of (token, neuron) pairs that add nothing. `dhar` loses a neuron if its gate *or* its
-#   up is small, and two halves overlap only in part.
-# * **Weight reads**: which rows of gate and up and which columns of down must be fetched from memory. `mid` knows its
-#   mask only after gate *and* up are computed, so it reads both in full. `cats` and `dhar` read the gate in full, and
-#   then only the rows of `up` that are still of interest.
+# * **Neuron sparsity**: the share of (token, neuron) pairs that add nothing. `dhar` cuts a neuron if its gate *or* its
+#   up is small. These two halves overlap only in part, so more than half of the neurons are cut.
+# * **Weight reads**: the share of the rows of gate and up, and of the columns of down, that must be read from memory.
+#   `mid` knows its mask only after gate *and* up are computed, so it reads both in full. `cats` and `dhar` read the
+#   gate in full, and then only the rows of `up` that are still needed.
 
 # %%
 for row in half:
@@ -260,28 +262,29 @@ assert dhar[-1]["perplexity"] > 1.01 * dhar[1]["perplexity"]  # 50 % costs more 
 assert sum(increase[name] > 0.5 for name in PUBLISHED) == 1  # expensive for one of the three
 
 # %% [markdown]
-# Large models are said to tolerate more sparsity than small ones (arXiv 2509.00454). The line above says what we see
-# here; it is one small model, on simple stories. What the figure does show for every model: "50 %" is not free, and for
-# one of the three published ones it is expensive. And remember that these "50 %" are far more than half of the neurons.
+# It has been reported that large models tolerate more sparsity than small ones (arXiv 2509.00454). The line above shows
+# our result, for one small model on simple stories. The figure shows that "50 %" has a cost for every model, and for
+# one of the three published ones the cost is high. And remember that these "50 %" are far more than half of the
+# neurons.
 #
 # ## The same runs, two axes
 #
-# Now all runs of the three policies together. First against neuron sparsity.
+# Now we plot all runs of the three policies together, first against neuron sparsity.
 
 # %%
 show(cost_of_cuts([*dhar, *cats[1:], *mid[1:]]))
 
 # %% [markdown]
-# And now the *same runs* against the weights that are read per token. Nothing was computed anew.
+# And now the *same runs* against the share of the weights that are read per token.
 
 # %%
 show(cost_of_cuts([*dhar, *cats[1:], *mid[1:]], "read_exact"))
 
 # %% [markdown]
-# In the first picture `mid` is the lowest curve, in the second it runs into a wall: it saves only columns of `down`, a
-# third of the weights at most. To compare in earnest we must hold one quantity equal. `by="neuron"` searches for the
-# thresholds at which the neuron sparsity is the same for all, `by="reads"` for those at which the same share of the
-# weights is left unread.
+# In the first figure `mid` is the lowest curve. In the second figure it stops early, because it saves only columns of
+# `down`, at most a third of the weights. For a fair comparison one quantity must be equal. `by="neuron"` searches for
+# thresholds that give all policies the same neuron sparsity. `by="reads"` searches for thresholds that leave the same
+# share of the weights unread.
 
 # %%
 by_neuron = sweep(model, calibration, test, ("dhar", "cats", "mid"), (0.7,), by="neuron")
@@ -302,17 +305,19 @@ assert min(ratios["neuron"]) > 0  # at equal neuron sparsity mid is best
 assert max(ratios["reads"]) < -0.05  # at equal reads it is worst, by far
 
 # %% [markdown]
-# **The order turns round.** Per neuron, `mid` chooses best, because it knows most. Per weight read it is the worst,
-# because knowing is what it pays for. Neither table is wrong; they answer different questions. The way out of the
-# dilemma is to know the mask *without* reading, which is what a predictor is for (notebook 07).
+# **The order is reversed.** At equal neuron sparsity `mid` is best, because it uses the most information. At equal
+# weight reads it is worst, because it must read gate and up to get this information. Neither result is wrong; they
+# answer different questions. The solution is to know the mask *without* reading these weights. This is what a predictor
+# is for (notebook 07).
 #
-# The intervals come from drawing documents anew, the same ones for both policies. With so few documents they are wide.
+# The intervals come from resampling the documents (bootstrap), with the same documents for both policies. With so few
+# documents they are wide.
 #
 # ## Another text
 #
-# Do thresholds that were found on one text fit another? Below, three shares that should all be one half: of the
-# calibration text, of the test text, and of the test text in the *cut* model, in which each layer sees what the layers
-# before it have changed.
+# Do thresholds from one text fit another text? Below are three shares that should all be one half: on the calibration
+# text, on the test text, and on the test text in the *cut* model, where the earlier layers have changed each layer's
+# input.
 
 # %%
 mid_half = minillm.calibrate(model, calibration, policy="mid", sparsity=0.5)
@@ -334,8 +339,9 @@ assert all(abs(row["calibration text"] - 0.5) < 0.001 for row in rows)
 assert all(abs(row[key] - 0.5) < 0.05 for row in rows for key in ("test text", "test text, cut model"))
 
 # %% [markdown]
-# The target is met exactly where it was set, and nearly elsewhere. What if we score the very text that the thresholds
-# come from, as some published pipelines do? minillm notices, because thresholds carry the hashes of their documents.
+# On the calibration text the target is met exactly, and on the other two almost. What happens if we test on the same
+# text that the thresholds come from, as some published pipelines do? minillm warns, because thresholds carry the hashes
+# of their documents.
 
 # %%
 with warnings.catch_warnings(record=True) as notes:
@@ -346,22 +352,22 @@ print("warning:", notes[0].message)
 from_test = minillm.calibrate(model, test, policy="mid", sparsity=0.5)
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    flattered = minillm.perplexity(model, test, ffn=minillm.sparse_ffn(model, from_test))
+    same_text = minillm.perplexity(model, test, ffn=minillm.sparse_ffn(model, from_test))
 print("perplexity of the test text, with thresholds")
 print(f"  from the calibration text  {score.perplexity:.3f}")
-print(f"  from the test text itself  {flattered.perplexity:.3f}")
-assert abs(np.log(flattered.perplexity / score.perplexity)) < 0.02
+print(f"  from the test text itself  {same_text.perplexity:.3f}")
+assert abs(np.log(same_text.perplexity / score.perplexity)) < 0.02
 
 # %% [markdown]
-# Here it makes little difference: one number per layer can hardly learn a text by heart. A trained predictor can
-# (notebook 08), so we keep the texts apart always.
+# Here it makes little difference, because one number per layer can hardly memorise a text. A trained predictor can
+# (notebook 08). So we always keep the texts separate.
 #
-# ## Choosing by the damage: CETT
+# ## Choosing by the output error: CETT
 #
-# A share is a crude target: it takes the same from each layer, whatever that does. CETT (arXiv 2411.02335) asks how
-# much of the FFN's *output* is lost. Neuron $j$ adds $n_j = m_j\,d_j$, with $d_j$ its column of `down`. If all neurons
-# with $\lVert n_j\rVert < t$ are left out, what is lost is the length of the sum of their $n_j$, divided by the length
-# of the whole output; the mean of that over tokens is CETT.
+# A share is a simple target: it cuts the same share of every layer, whatever the effect is. CETT (arXiv 2411.02335)
+# measures how much of the FFN's *output* is lost. Neuron $j$ adds $n_j = m_j\,d_j$, where $d_j$ is its column of
+# `down`. Leave out all neurons with $\lVert n_j\rVert < t$. The loss is the length of the sum of their $n_j$, divided
+# by the length of the whole output. CETT is the mean of this loss over the tokens.
 #
 # ### Exercise 06.3: CETT
 # difficulty ●●●○○ · 15 minutes
@@ -369,15 +375,15 @@ assert abs(np.log(flattered.perplexity / score.perplexity)) < 0.02
 # Goal: `my_cett(mid, w_down, threshold)` takes `mid (T, F)`, `w_down (D, F)` and a number, and gives one number.
 #
 # <details><summary>Hint</summary>
-# The length of $n_j$ is $|m_j|$ times the norm of column $j$:
-# <code>np.abs(mid) * np.linalg.norm(w_down, axis=0)</code>. With the other coefficients set to 0, one product with
-# <code>w_down.T</code> gives all the lost sums.
+# The length of $n_j$ is $|m_j|$ times the norm of column $j$: <code>np.abs(mid) * np.linalg.norm(w_down,
+# axis=0)</code>. Set the coefficients of the kept neurons to 0; then one product with <code>w_down.T</code> gives all
+# the lost sums.
 # </details>
 
 
 # %% tags=["exercise"]
 def my_cett(mid: np.ndarray, w_down: np.ndarray, threshold: float) -> float:
-    """The share of the output that is lost without the short neurons: mid (T, F) -> a number."""
+    """The share of the output that is lost when short contributions are left out: mid (T, F) -> a number."""
     length = np.abs(mid) * np.linalg.norm(w_down, axis=0)  # (T, F)
     lost = np.where(length < threshold, mid, 0) @ w_down.T  # (T, D)
     return float(np.mean(np.linalg.norm(lost, axis=-1) / np.linalg.norm(mid @ w_down.T, axis=-1)))
@@ -416,7 +422,8 @@ for place in (50, 200, 800):
     print(f"threshold {grid[place]:.3f}: CETT {curve[place]:.1%}")
 
 # %% [markdown]
-# Now each layer may lose the same share of its output. How many neurons that is comes out differently in each layer.
+# Now each layer may lose the same share of its output. The number of neurons that are cut is then different in each
+# layer.
 
 # %%
 by_cett = minillm.calibrate(model, calibration[:1], policy="cett", sparsity=0.2, by="cett")
@@ -431,20 +438,20 @@ assert max(cut) - min(cut) > 0.05
 # %% [markdown]
 # ## Which tokens?
 #
-# One more thing hides behind a percentage: is *every* token cut? TEAL's released evaluation, for one, leaves the first
-# half of each prompt dense. Others cut only while new text is generated. The same threshold then costs less, and the
-# "50 %" holds only for some of the tokens.
+# There is one more question behind a percentage: is *every* token cut? For example, TEAL's released evaluation leaves
+# the first half of each prompt dense. Other methods cut only while new text is generated. The same threshold then costs
+# less, and the "50 %" is true only for some of the tokens.
 #
 # ### Exercise 06.4: cut from a position on
 # difficulty ●●●○○ · 10 minutes
 #
-# Goal: an FFN that is dense for positions before `start` and cut from there on. `my_cut_from(x, layer, position, ffn,
-# start)` takes `x (T, D)` whose first row stands at `position`, and `ffn(x, layer, position)` for the cut part; for the
-# dense part use `swiglu(x, layer)`. It gives `(T, D)`.
+# Goal: write an FFN that is dense at positions before `start` and cut from there on. `my_cut_from(x, layer, position,
+# ffn, start)` takes `x (T, D)` whose first row is at `position`, and `ffn(x, layer, position)` for the cut part; for
+# the dense part use `swiglu(x, layer)`. It gives `(T, D)`.
 #
 # <details><summary>Hint</summary>
-# Row <code>i</code> stands at <code>position + i</code>, so <code>max(0, start - position)</code> rows are dense (or
-# fewer, if there are not so many). Put both parts together with <code>np.concatenate</code>; a part may be empty.
+# Row <code>i</code> is at <code>position + i</code>, so the first <code>max(0, start - position)</code> rows are dense
+# (or all rows, if there are fewer). Join both parts with <code>np.concatenate</code>; a part may be empty.
 # </details>
 
 
@@ -475,9 +482,9 @@ check("06.4", my_cut_from, cut_from, [
 ], rtol=1e-5)  # fmt: skip
 
 # %% [markdown]
-# Three scopes for the same thresholds (`cats`, 70 % of the gate): every token; from the middle of each text on, about
-# as TEAL does; and only the last part, as if the rest had been a long prompt. For speed, the package's function cuts
-# all rows and we take the dense ones for the beginning.
+# We use the same thresholds (`cats`, 70 % of the gate) with three token scopes: every token; from the middle of each
+# text on, similar to TEAL; and only the last part, as if the rest were a long prompt. To be fast, we compute all rows
+# cut and all rows dense, and then take the dense rows for the beginning.
 
 # %%
 by_gate = minillm.calibrate(model, calibration, policy="cats", sparsity=0.7)
@@ -509,17 +516,17 @@ costs = [row["vs dense"] for row in rows]
 assert costs[0] > costs[1] > costs[2]
 
 # %% [markdown]
-# So a figure without its token scope cannot be compared with another. In minillm the scope is part of every
-# description; it is always "every token, prompt and continuation alike".
+# So two sparsity numbers can be compared only if their token scopes are the same. In minillm the scope is part of every
+# description. It is always "every token, prompt and continuation alike".
 #
 # ## Change something
 #
-# Do the layers really need thresholds of their own? Give each layer those of another one, and see. (Then try to break
-# something else: one layer only, or the thresholds of another text.)
+# Does each layer really need its own threshold? Give each layer the threshold of another one, and see. (Then try
+# something else: change one layer only, or use the thresholds of another text.)
 
 # %%
 turned = replace(by_gate, layers=by_gate.layers[::-1])  # the first layer gets the last one's threshold
-for name, found in (("their own", by_gate), ("turned round", turned)):
+for name, found in (("their own", by_gate), ("reversed", turned)):
     meter = SparsityMeter()
     result = minillm.perplexity(model, test[:3], ffn=minillm.sparse_ffn(model, found), tap=meter)
     by_layer = meter.report().layer_sparsity
@@ -529,8 +536,8 @@ for name, found in (("their own", by_gate), ("turned round", turned)):
 # %% [markdown]
 # ## Your own checkpoint
 #
-# Put the path of a Hugging Face folder here. It gets the paper's rule at two levels, on our little texts; a real model
-# wants a real text.
+# Put the path of a Hugging Face folder here. The cell applies the paper's rule at two levels, on our short texts. For a
+# real model, use a real text.
 
 # %%
 CHECKPOINT = ""
@@ -544,16 +551,16 @@ if CHECKPOINT:
 # %% [markdown]
 # ## In one paragraph
 #
-# A policy looks at an array and cuts what is below a threshold; the threshold is a quantile of that array's magnitudes
-# on a calibration text, one per layer. "50 %" of an array is not 50 % of the neurons, and not 50 % of the weights. At
-# equal neuron sparsity `mid` is best, since it knows most; at equal weight reads it is worst, since knowing costs
-# reads. Thresholds carry over to another text of the same kind, nearly. And a figure must say which array, which
-# tokens, what was asked for and what was achieved.
+# A policy compares an array with a threshold and cuts the values below it. The threshold is a quantile of the array's
+# magnitudes on a calibration text, one per layer. "50 %" of an array is not 50 % of the neurons, and not 50 % of the
+# weights. At equal neuron sparsity `mid` is best, because it uses the most information. At equal weight reads it is
+# worst, because it must read gate and up for this information. The thresholds fit another text of the same kind almost
+# as well. And a sparsity number must come with its array, its tokens, its target, and the value that was achieved.
 #
 # **Go on** with [07 · Predicting before computing](07_predicting_before_computing.ipynb).
 #
-# **Papers.** The rule and figure 8: Dhar et al., arXiv 2412.12178, equations 3 to 7. CATS: arXiv 2404.08763. CETT: Sparsing Law, arXiv 2411.02335, section 3. TEAL: arXiv 2408.14690, section 4. Tolerance and size:
-# arXiv 2509.00454.
+# **Papers.** The rule and figure 8: Dhar et al., arXiv 2412.12178, equations 3 to 7. CATS: arXiv 2404.08763. CETT:
+# Sparsing Law, arXiv 2411.02335, section 3. TEAL: arXiv 2408.14690, section 4. Tolerance and size: arXiv 2509.00454.
 #
 # **Source.** `minillm/sparsity/policies.py`, `masked.py`, `calibrate.py`, `spec.py`, `allocate.py`,
 # `minillm/study/sweep.py`.

@@ -1,14 +1,15 @@
 # %% [markdown]
 # # 07 · Predicting before computing
 #
-# Notebook 06 ended in a dilemma: to know which neurons matter, one has to compute them, and then most of their weights
-# have been read already. A *predictor* says it beforehand, cheaply and not quite right. How cheap, and how right?
+# Notebook 06 ended with a problem: to know which neurons matter, we have to compute them, and then most of their
+# weights have already been read. A *predictor* says it in advance, at a low cost but with errors. How low is the cost,
+# and how many errors are there?
 #
 # Afterwards you can
 #
 # 1. measure a predictor by recall, precision, selected share, bytes, and by perplexity with the predictor in the loop;
-# 2. name the guesses that any predictor must beat, and the bound that none can pass;
-# 3. build one without any training: a poor copy of the layer, of low rank or of few bits.
+# 2. name the baselines that any predictor must beat, and the oracle, which is the upper bound;
+# 3. build a predictor without training: a small, inexact copy of the layer, of low rank or with few bits.
 
 # %%
 import numpy as np
@@ -39,8 +40,8 @@ show(you_are_here("predictors"))
 # %% [markdown]
 # ## The question, and its true answer
 #
-# Three texts that share no document: one to make predictors from, one to set them (and the thresholds), one to judge
-# them. The truth is the mask of policy `mid`: 30 % of the neurons are *active*, the rest may go.
+# We use three texts that share no document: one to fit predictors, one to set their cutoffs (and the thresholds), and
+# one to test them. The truth is the mask of policy `mid`: 30 % of the neurons are *active*, and the others may be cut.
 
 # %%
 model = minillm.load("default")
@@ -54,9 +55,9 @@ dense = minillm.perplexity(model, test)
 print(dense)
 
 # %% [markdown]
-# A predictor is anything that gives each neuron a *score* before the layer is computed. The neurons whose score is
-# above the layer's cutoff are selected, and only those are computed. This is the whole interface. Of its methods two
-# matter here: `predict` before the layer, and `observe` after it.
+# A predictor gives each neuron a *score* before the layer is computed. The neurons whose score is above the layer's
+# cutoff are selected, and only those are computed. Two methods of the interface matter here: `predict` is called before
+# the layer, and `observe` after it.
 
 # %%
 show_source(Predictor)
@@ -64,29 +65,29 @@ show_source(Predictor)
 # %% [markdown]
 # ## Recall and precision
 #
-# ### Exercise 07.1: two ways to be wrong
+# ### Exercise 07.1: recall and precision
 # difficulty ●○○○○ · 5 minutes
 #
-# Goal: *recall* is the share of the active neurons that were selected; *precision* is the share of the selected
-# neurons that are active. `my_recall_precision(selected, active)` takes two bool arrays of one shape and gives the two
-# numbers, in this order. Where there is nothing to divide by, the number is 0.
+# Goal: *recall* is the share of the active neurons that were selected; *precision* is the share of the selected neurons
+# that are active. `my_recall_precision(selected, active)` takes two bool arrays of one shape and gives the two numbers,
+# in this order. Where the divisor is zero, the result is 0.
 #
 # <details><summary>Hint</summary>
-# Both have the same numerator, <code>(selected &amp; active).sum()</code>. Dividing by <code>max(1, count)</code> takes
-# care of the empty case.
+# Both have the same numerator, <code>(selected &amp; active).sum()</code>. Dividing by <code>max(1, count)</code>
+# handles the empty case.
 # </details>
 
 
 # %% tags=["exercise"]
 def my_recall_precision(selected: np.ndarray, active: np.ndarray) -> tuple[float, float]:
-    """(share of the active that is selected, share of the selected that is active)."""
+    """(share of the active neurons that are selected, share of the selected neurons that are active)."""
     both = (selected & active).sum()
     return both / max(1, active.sum()), both / max(1, selected.sum())
 
 
 # %% tags=["check"]
 def recall_precision(selected: np.ndarray, active: np.ndarray) -> tuple[float, float]:
-    """The specification: by sets of places."""
+    """The specification: with sets of positions."""
     chosen, wanted = set(np.flatnonzero(selected).tolist()), set(np.flatnonzero(active).tolist())
     both = len(chosen & wanted)
     return both / len(wanted) if wanted else 0.0, both / len(chosen) if chosen else 0.0
@@ -97,20 +98,20 @@ truth = rng.random((20, 50)) < 0.3
 check("07.1", my_recall_precision, recall_precision, [
     (np.array([True, True, False, False]), np.array([True, False, True, True])),
     (rng.random((20, 50)) < 0.5, truth),
-    (np.ones((20, 50), bool), truth),  # select all: perfect recall, at a price
+    (np.ones((20, 50), bool), truth),  # select all: perfect recall, but no saving
     (np.zeros((20, 50), bool), truth),  # select nothing
     (truth, truth),
 ])  # fmt: skip
 
 # %% [markdown]
-# The third case is the first lesson: **recall alone means nothing.** Whoever selects everything finds everything. So we
-# fix how much may be selected, the same for all, and only then compare.
+# The third case shows something important: **recall alone means nothing.** A predictor that selects every neuron has a
+# recall of one. So we give all predictors the same selected share, and only then compare them.
 #
-# ## What must be beaten, and what cannot be
+# ## Baselines and the upper bound
 #
-# The *oracle* has the true coefficients as scores. It reads everything to know, so it is no method, but a bound. On the
-# other side stand three guesses that never look at the token: chance; the neurons that are most often active (static);
-# and those that were active at the token before.
+# The *oracle* uses the true coefficients as scores. It has to read everything to know them, so it is not a method but
+# an upper bound. The three baselines do not look at the current token: random selection (chance), the neurons that are
+# most often active (static), and the neurons that were active at the previous token.
 
 # %%
 show_source(Oracle.predict, Static.predict, PreviousToken.predict)
@@ -136,12 +137,12 @@ for name in ("static", "previous-token"):
 assert all(row["perplexity"] > 1.5 * row_of["oracle"]["perplexity"] for row in rows[1:])
 
 # %% [markdown]
-# The oracle shows that 30 % of the neurons are nearly enough, if they are the right ones. The guesses are worth little
-# here, although two of them have a better recall than chance. Does better recall at least mean better perplexity?
+# The oracle shows that 30 % of the neurons are nearly enough, if they are the right ones. The baselines do badly here,
+# although two of them have a better recall than chance. Does better recall at least mean better perplexity?
 
 # %%
 worse = [
-    f"{b['predictor']} has more recall than {a['predictor']}, and yet the higher perplexity"
+    f"{b['predictor']} has a higher recall than {a['predictor']}, but also a higher perplexity"
     for a in rows[1:]
     for b in rows[1:]
     if b["recall"] > a["recall"] and b["perplexity"] > a["perplexity"]
@@ -149,15 +150,15 @@ worse = [
 print("\n".join(worse) or "yes, for these three")
 
 # %% [markdown]
-# If the cell above names a pair, do not be surprised. Recall counts neurons, and all neurons alike. But notebook 05
-# showed that a few coefficients carry most of the output, and missing one of those is not the same as missing one just
-# above the threshold. **Recall is a proxy. What counts is perplexity with the predictor in the loop**, where the error
-# of each layer is what the next one has to live with.
+# If the cell above names a pair, do not be surprised. Recall counts all neurons equally. But notebook 05 showed that a
+# few coefficients make up most of the output. Missing one of those is worse than missing a neuron just above the
+# threshold. **Recall is a proxy. What counts is perplexity with the predictor in the loop**, where the error of each
+# layer changes the input of the next one.
 #
-# ## One layer under the lens
+# ## One layer in detail
 #
-# From here on we make predictors from the weights alone. To see what is going on, we first take one layer by itself:
-# its inputs `x` on the test text, its true mask, and its coefficients.
+# From here on we make predictors from the weights, without training. First we look at one layer by itself: its inputs
+# `x` on the test text, its true mask, and its coefficients.
 
 # %%
 inputs, masks = examples(model, thresholds, test)  # per layer x (n, D) and mask (n, F), cut model
@@ -180,23 +181,25 @@ print(text_table(guessed, keys_as_headings({"scores": ""} | forms)))
 assert guessed[0]["energy"] > 0.9
 
 # %% [markdown]
-# The column `energy` is the missing piece: how much of the sum of squares of `mid` the selection holds. (The oracle
-# selects exactly 30 % here, and on this text a little more or less is active, so even its recall may miss 100 %.)
+# The column `energy` adds what recall does not show: the share of the sum of squares of `mid` that the selection holds.
+# (The oracle selects exactly 30 % here. On this text a little more or less may be active, so even its recall may be
+# below 100 %.)
 #
 # ## A copy of low rank
 #
-# A neuron's coefficient is `silu(x . gate) * (x . up)`. A cheap approximation of the two matrices gives an approximate
-# coefficient, and its size is the score. First idea: replace `W (F, D)` by a product `A B` of rank `r`, with `A (F, r)`
-# and `B (r, D)`. The best such product comes from the singular value decomposition (SVD).
+# A neuron's coefficient is `silu(x . gate) * (x . up)`. An approximation of the two matrices gives an approximate
+# coefficient, and its size is the score. The first idea is to replace `W (F, D)` by a product `A B` of rank `r`, with
+# `A (F, r)` and `B (r, D)`. The best such product comes from the singular value decomposition (SVD).
 #
 # ### Exercise 07.2: low-rank scores
 # difficulty ●●○○○ · 10 minutes
 #
 # Goal: `my_low_rank_scores(x, gate_a, gate_b, up_a, up_b)` gives `|silu(x G^T) * (x U^T)|` with `G = gate_a @ gate_b`
-# and `U = up_a @ up_b`, as `(T, F)`. Do not build `G` and `U`: go through the `r` numbers in the middle.
+# and `U = up_a @ up_b`, as `(T, F)`. Do not compute `G` and `U`; compute the `r` numbers in the middle first.
 #
 # <details><summary>Hint</summary>
-# $x\,(AB)^T = (x\,B^T)\,A^T$. The brackets decide what it costs: two thin products, and no matrix of the full size.
+# $x\,(AB)^T = (x\,B^T)\,A^T$. The brackets decide the cost: there are two small products, and no matrix of the full
+# size.
 # </details>
 
 
@@ -226,8 +229,8 @@ check("07.2", my_low_rank_scores, low_rank_scores, [
 ])  # fmt: skip
 
 # %% [markdown]
-# What is it worth? The factors of both matrices hold `2 r (F + D)` numbers instead of `2 F D`. So beyond a certain rank
-# the copy is larger than what it copies.
+# How good is it? The factors of both matrices hold `2 r (F + D)` numbers instead of `2 F D`. So above a certain rank
+# the copy is larger than the original.
 
 # %%
 L, D, F = shape_of(model)
@@ -251,26 +254,26 @@ for rank in (16, 32):
     assert at[rank, "W and its inputs"] > at[rank, "W alone"]  # knowing where the inputs lie helps
 
 # %% [markdown]
-# These matrices are not of low rank: at a small rank much is missing. It helps to know the inputs,
-# because then the rank is spent on directions that occur. But one can also save differently: keep *all* directions, and
-# spend fewer bits on each number.
+# These matrices do not have low rank: at a small rank much is lost. It helps to know the inputs, because then the rank
+# is used for directions that really occur. But we can also save in another way: keep *all* directions, and use fewer
+# bits for each number.
 #
-# ## A copy of few bits
+# ## A copy with few bits
 #
-# So the second idea: all the weights, but coarsely. With 4 bits there are 16 values per row, evenly spaced:
-# `scale * (code - 7.5)`, with `code` from 0 to 15. Two codes fit into one byte.
+# The second idea is to keep all the weights, but with a low precision. With 4 bits there are 16 evenly spaced values
+# per row: `scale * (code - 7.5)`, with `code` from 0 to 15. Two codes fit into one byte.
 #
 # ### Exercise 07.3: 4 bits, packed
 # difficulty ●●●○○ · 15 minutes
 #
 # Goal: `my_pack4(weight, scale)` takes `weight (F, D)` with even `D` and `scale (F,)`. Round `weight / scale + 7.5` to
-# the nearest whole number from 0 to 15, and pack two neighbours into one byte: the first in the *low* four bits. It
-# gives `uint8 (F, D // 2)`.
+# the nearest integer from 0 to 15, and pack two neighbours into one byte, with the first in the *low* four bits. The
+# result is `uint8 (F, D // 2)`.
 #
 # <details><summary>Hint</summary>
 # <code>np.clip(np.round(...), 0, 15).astype(np.uint8)</code> gives the codes. <code>codes[:, 0::2]</code> are the first
-# of each pair, and <code>codes[:, 1::2] &lt;&lt; 4</code> are the second ones, moved up by four bits; <code>|</code>
-# puts both together.
+# of each pair, and <code>codes[:, 1::2] &lt;&lt; 4</code> are the second ones, shifted up by four bits; <code>|</code>
+# combines both.
 # </details>
 
 
@@ -310,9 +313,9 @@ print(f"largest error of a weight: {missed.max():.2f} of a step")
 assert missed.max() <= 0.5001  # rounding: at most half a step
 
 # %% [markdown]
-# A *shadow* is such a copy of gate and up, in all layers. minillm's packs any number of bits, and looks for better
-# scales than the full range. Beside it the crudest copy of all, a single bit: the *sign* of each weight of the gate
-# (SparseInfer, arXiv 2411.12692), compared with the signs of the inputs.
+# A *shadow* is such a copy of gate and up, in all layers. minillm's version packs any number of bits, and searches for
+# better scales than the full range. We compare it with the smallest copy of all, which has a single bit: the *sign* of
+# each weight of the gate (SparseInfer, arXiv 2411.12692), compared with the signs of the inputs.
 
 # %%
 show_source(Shadow.predict)
@@ -333,16 +336,16 @@ print("\nbest first, by recall: " + ", ".join(row["predictor"] for row in by_rec
 print("best first, by energy: " + ", ".join(row["predictor"] for row in by_energy))
 
 at = {row["predictor"]: row for row in rows}
-assert at["shadow 4-bit"]["recall"] > at[svd.name]["recall"] + 0.05  # coarse beats low rank
+assert at["shadow 4-bit"]["recall"] > at[svd.name]["recall"] + 0.05  # few bits are better than low rank
 assert at["shadow 4-bit"]["bytes"] < at[svd.name]["bytes"]  # with fewer bytes
 assert at["shadow 8-bit"]["recall"] > at["shadow 4-bit"]["recall"] > at["shadow 2-bit"]["recall"]
 
 # %% [markdown]
-# If the two orders differ, you see again what recall hides: a copy may be wrong about many small neurons and right about
-# the few large ones.
+# If the two orders differ, you see again what recall does not show: a copy may be wrong for many small neurons and
+# right for the few large ones.
 #
-# Now precision against recall, when each of them may select more and more: from few neurons (left) to many (right). The
-# oracle's corner is where both are perfect.
+# Now we plot precision against recall, while each predictor selects more and more neurons: from few (left) to many
+# (right). In the upper right corner, both are perfect.
 
 # %%
 steps = (0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 0.95)
@@ -354,7 +357,7 @@ for name, predictor in candidates.items():
 show(precision_recall(rows))
 
 # %% [markdown]
-# And is that so in every layer? Recall at the same selected share, by layer.
+# Is this the same in every layer? Here is the recall at the same selected share, by layer.
 
 # %%
 rows = []
@@ -371,9 +374,9 @@ assert all(row["shadow 4-bit"] > row[svd.name] for row in rows)
 # %% [markdown]
 # ## In the loop
 #
-# Now in earnest: all layers, each predictor with its own mistakes, on text that none of them has seen. `times` counts a
-# predictor's increase of perplexity in increases of the oracle; `reads` are the FFN bytes touched per token, the
-# predictor's own tables included, as a share of all FFN bytes as they are stored.
+# Now the real test: all layers, each predictor with its own errors, on text that none of them has seen. `times` is the
+# predictor's increase of perplexity divided by the oracle's. `reads` is the number of FFN bytes read per token, the
+# predictor's own tables included, as a share of all stored FFN bytes.
 
 # %%
 contestants = (sign, svd, shadows[2], shadows[4])
@@ -393,15 +396,15 @@ assert max(row["perplexity"] for row in in_loop) < min(row_of[p.name]["perplexit
 assert loop["shadow 4-bit"]["perplexity"] < 1.05 * loop["oracle"]["perplexity"]  # nearly as good
 
 # %% [markdown]
-# All of them beat the guesses by far. A shadow of 4 bits comes close to the oracle. It is not free, though: it has to
-# be read for every token. That is why `reads` is larger than the selected share, and why the last figure of this
-# notebook sets perplexity against *bytes*.
+# All of them are far better than the baselines. A shadow with 4 bits comes close to the oracle. But it is not free: it
+# has to be read for every token. So `reads` is larger than the selected share, and the last figure of this notebook
+# shows perplexity against *bytes*.
 #
-# ## More recall, please
+# ## The price of recall
 #
-# A user of PowerInfer trained a predictor with a higher recall than the released one, and then the whole was *slower*
-# (issue 124 of that project). With our table the riddle is easy: keep the truth as it is, and let the 2-bit shadow
-# select more.
+# A user of PowerInfer trained a predictor with a higher recall than the released one, and then the system was *slower*
+# (issue 124 of that project). Our table can explain it: keep the truth as it is, and let the 2-bit shadow select more
+# neurons.
 
 # %%
 more = [loop["shadow 2-bit"]]
@@ -411,13 +414,13 @@ for fraction in (0.5, 0.7):
 columns = {"selected": ".0%", "recall": ".1%", "precision": ".1%", "reads": ".0%", "perplexity": ".2f"}
 print(text_table(more, keys_as_headings(columns)))
 
-assert more[0]["recall"] < more[1]["recall"] < more[2]["recall"]  # recall can be bought
-assert more[0]["reads"] < more[1]["reads"] < more[2]["reads"]  # and this is the price
+assert more[0]["recall"] < more[1]["recall"] < more[2]["recall"]  # selecting more raises recall
+assert more[0]["reads"] < more[1]["reads"] < more[2]["reads"]  # but it also raises reads
 assert more[0]["precision"] > more[1]["precision"] > more[2]["precision"]
 
 # %% [markdown]
-# So a recall must never stand alone: the selected share, and the bytes, belong beside it. The fair picture has bytes
-# on its axis, everything included.
+# So recall should never be reported alone, but always with the selected share and the bytes. A fair figure has all
+# bytes on its axis, the predictor's own included.
 
 # %%
 curves = [*in_loop[:1], loop["shadow 4-bit"], *more, loop[svd.name]]
@@ -427,14 +430,14 @@ for predictor in (Oracle(model), shadows[4], svd):
 show(cost_of_predictors(curves, dense.perplexity))
 
 # %% [markdown]
-# Read it from left to right: for the same bytes, lower is better. The oracle's curve is where a predictor would be that
-# costs nothing and never errs. Which shadow is worth its bytes depends on how the weights are stored: our model keeps
-# 16 bits per weight, so 4 bits for two of the three matrices are a good part of it.
+# For the same bytes, lower is better. The oracle's curve shows a perfect predictor that costs nothing. Which shadow is
+# worth its bytes depends on how the weights are stored. Our model stores 16 bits per weight, so 4 bits for two of the
+# three matrices are a considerable part of it.
 #
 # ## How it is counted
 #
-# Recall and precision in the tables of whole models come from a tap that sees both masks of every layer. It counts what
-# you counted in exercise 07.1.
+# For whole models, recall and precision come from a tap that gets both masks of every layer. It counts what you counted
+# in exercise 07.1.
 
 # %%
 show_source(PredictionMeter.__call__)
@@ -442,8 +445,8 @@ show_source(PredictionMeter.__call__)
 # %% [markdown]
 # ## Change something
 #
-# A shadow can also be made with the inputs in mind, as the low-rank copy was: then each row is rounded so that its
-# error on *real* inputs is small. Does that pay at 2 bits? At 4? Or try it with another layer.
+# A shadow can also use the inputs, as the low-rank copy did: then each row is rounded so that its error on *real*
+# inputs is small. Does this help at 2 bits? At 4 bits? You can also try another layer.
 
 # %%
 BITS = 2
@@ -457,7 +460,8 @@ print(text_table(rows, keys_as_headings({"rounding": ""} | forms)))
 # %% [markdown]
 # ## Your own checkpoint
 #
-# Put the path of a Hugging Face folder here. Half of the neurons, four predictors, a short text.
+# Put the path of a Hugging Face folder here. The cell selects half of the neurons, on a short text, with several
+# predictors.
 
 # %%
 CHECKPOINT = ""
@@ -473,17 +477,17 @@ if CHECKPOINT:
 # %% [markdown]
 # ## In one paragraph
 #
-# A predictor scores neurons before they are computed; a cutoff says how many are selected. Recall, precision and the
-# selected share belong together, and none of them replaces perplexity with the predictor in the loop, since the neurons
-# that are missed are not all alike. Guesses that do not look at the token fail here. Copies of the layer work, without
-# any training: many coarse weights are better than few exact directions, and four bits come close to knowing. The price
-# is the copy itself, which every token has to read.
+# A predictor gives scores to neurons before they are computed, and a cutoff decides how many are selected. Recall,
+# precision and the selected share belong together. None of them replaces perplexity with the predictor in the loop,
+# because some missed neurons matter more than others. Baselines that do not look at the token fail here. Copies of the
+# layer work without any training. All weights at a low precision are better than a few exact directions, and four bits
+# come close to the oracle. The price is the copy itself, which must be read for every token.
 #
 # **Go on** with [08 · Learning a predictor](08_learning_a_predictor.ipynb).
 #
 # **Papers.** Predictors for contextual sparsity: Deja Vu, arXiv 2310.17157, sections 3 and 4. Signs: SparseInfer, arXiv
 # 2411.12692. The same neurons as at the token before: LLM in a Flash, arXiv 2312.11514, section 3. Hot neurons:
-# PowerInfer, arXiv 2312.12456. Rounding with the inputs in mind: GPTQ, arXiv 2210.17323.
+# PowerInfer, arXiv 2312.12456. Rounding that takes the inputs into account: GPTQ, arXiv 2210.17323.
 #
-# **Source.** `minillm/sparsity/predicted.py`, `minillm/predictors/base.py`, `oracle.py`, `baselines.py`,
-# `training_free.py`, `minillm/study/prediction.py`.
+# **Source.** `minillm/predictors/protocol.py`, `select.py`, `oracle.py`, `baselines.py`, `quantise.py`, `copies.py`,
+# `minillm/study/prediction.py`.

@@ -1,15 +1,15 @@
 # %% [markdown]
 # # 08 · Learning a predictor
 #
-# Notebook 07 made predictors from the weights. Deja Vu (arXiv 2310.17157) *trains* them: two thin matrices per layer
-# learn, from examples, which neurons will be active. We train one in NumPy, with gradients written by hand, and then
-# test it as hard as the others.
+# Notebook 07 made predictors from the weights. Deja Vu (arXiv 2310.17157) *trains* them: two low-rank matrices per
+# layer learn from examples which neurons will be active. We train such a predictor in NumPy, with gradients written by
+# hand. Then we test it in the same way as the others.
 #
 # Afterwards you can
 #
-# 1. write the loss of a yes-or-no prediction and its gradient, and prove the gradient with finite differences;
-# 2. train with Adam, and know what to do when most answers are "no";
-# 3. keep a test honest: split by document, choose by what is selected, judge by perplexity.
+# 1. write the loss of a yes-or-no prediction and its gradient, and check the gradient with finite differences;
+# 2. train with Adam, and say what to do when most answers are "no";
+# 3. make a fair test: split by document, compare at the same selected share, and measure perplexity.
 
 # %%
 import time
@@ -41,7 +41,8 @@ show(you_are_here("mlp.scores"))
 # ## Examples
 #
 # An example is a pair: the input of a layer at one token, and the mask of policy `mid` at that token. Both come from
-# the *cut* model, because that is what the predictor will see in use. As in notebook 07, 30 % of all are active.
+# the *cut* model, because the predictor will be used in the cut model. As in notebook 07, 30 % of the neurons are
+# active.
 
 # %%
 model = minillm.load("default")
@@ -62,9 +63,10 @@ print(f"layer {LAYER}: x {x.shape}, y {y.shape}, {y.mean():.1%} of the answers a
 # %% [markdown]
 # ## The model and its loss
 #
-# For each neuron a number $z$, large for "yes": $z = xAB + c$, with thin matrices $A$ and $B$ of rank $r$. The
-# probability is $p = 1/(1 + e^{-z})$, and the loss is the *binary cross entropy* (BCE): $-\ln p$ where the answer is
-# yes, $-\ln(1-p)$ where it is no, the latter with a weight $w_0$; then the mean over all tokens and neurons.
+# For each neuron the predictor computes a number $z$, which is large for "yes": $z = xAB + c$, with matrices $A$ and
+# $B$ of rank $r$. The probability is $p = 1/(1 + e^{-z})$, and the loss is the *binary cross entropy* (BCE): $-\ln p$
+# where the answer is yes, and $-\ln(1-p)$, multiplied by a weight $w_0$, where it is no. The loss is the mean over all
+# tokens and neurons.
 
 # %%
 show_source(loss_and_gradients)
@@ -73,7 +75,7 @@ show_source(loss_and_gradients)
 
 
 def bce(z: np.ndarray, y: np.ndarray, negative: float = 1.0) -> float:
-    """The mean weighted cross entropy, straight from the formula: z, y (T, F) -> a number."""
+    """The mean weighted cross entropy, as in the formula: z, y (T, F) -> a number."""
     p = 1 / (1 + np.exp(-z))
     return float(np.mean(np.where(y, -np.log(p), -negative * np.log(1 - p))))
 
@@ -89,13 +91,13 @@ print(f"loss {loss:.4f}, by the package and by the formula")
 # ### Exercise 08.1: the gradient of the loss
 # difficulty ●●●○○ · 15 minutes
 #
-# Goal: by how much does the loss grow with each $z$? `my_bce_gradient(z, y, negative)` takes `z (T, F)`, `y (T, F)`
-# bool and the weight $w_0$ of the answer no, and gives the derivatives `(T, F)`. (The loss is a mean over *all*
-# entries.)
+# Goal: compute the derivative of the loss with respect to each $z$. `my_bce_gradient(z, y, negative)` takes `z (T, F)`,
+# `y (T, F)` bool and the weight $w_0$ of the answer "no", and gives the derivatives `(T, F)`. (The loss is a mean over
+# *all* entries.)
 #
 # <details><summary>Hint</summary>
-# The derivative of $-\ln p$ by $z$ is $p - 1$, and that of $-\ln(1-p)$ is $p$. Both are $p - y$. Then the weight, and
-# the division by the number of entries.
+# The derivative of $-\ln p$ with respect to $z$ is $p - 1$, and that of $-\ln(1-p)$ is $p$. Both are $p - y$. Then
+# multiply by the weight, and divide by the number of entries.
 # </details>
 
 
@@ -108,7 +110,7 @@ def my_bce_gradient(z: np.ndarray, y: np.ndarray, negative: float) -> np.ndarray
 
 # %% tags=["check"]
 def by_differences(z: np.ndarray, y: np.ndarray, negative: float) -> np.ndarray:
-    """The specification: move each z a little up and down, and see what the loss does."""
+    """The specification: move each z a little up and down, and measure the change of the loss."""
     found, step = np.zeros_like(z), 1e-5
     for place in np.ndindex(z.shape):
         up, down = z.copy(), z.copy()
@@ -129,9 +131,10 @@ check("08.1", my_bce_gradient, by_differences, [
 # %% [markdown]
 # ## The gradient check
 #
-# From there to $A$, $B$ and $c$ it is one matrix product each; the source above has them in three lines. A gradient
-# that is wrong by a factor still goes *somewhat* downhill, so training alone does not show the mistake. Finite
-# differences do. This is the most useful test in machine learning, and it needs `float64`.
+# The gradients of $A$, $B$ and $c$ follow from it with a few products and sums; the source above has them in three
+# lines. With a gradient that is wrong by a factor, the loss may still go down, so training alone does not show the
+# mistake. Finite differences do show it. This is one of the most useful tests in machine learning, and it needs
+# `float64`.
 
 # %%
 worst = {}
@@ -152,8 +155,8 @@ for name, error in worst.items():
 # %% [markdown]
 # ## Adam
 #
-# Plain gradient descent takes steps as long as the gradient. Adam (arXiv 1412.6980) divides by the root of a running
-# mean of squares, so that every parameter moves at about the same speed:
+# Plain gradient descent takes steps that are proportional to the gradient. Adam (arXiv 1412.6980) divides a running
+# mean of the gradient by the root of a running mean of its squares. So the steps of all parameters have a similar size:
 #
 # $$m \leftarrow m + (1-\beta_1)(g - m),\quad v \leftarrow v + (1-\beta_2)(g^2 - v),\quad
 # p \leftarrow p - \eta\,\frac{m/(1-\beta_1^t)}{\sqrt{v/(1-\beta_2^t)} + \epsilon}$$
@@ -165,8 +168,8 @@ for name, error in worst.items():
 # and $\beta_1 = 0.9$, $\beta_2 = 0.999$, $\epsilon = 10^{-8}$. Do not change the arguments.
 #
 # <details><summary>Hint</summary>
-# First the new <code>m</code> and <code>v</code>, then <code>p</code> with them. Without the division by
-# $1 - \beta^t$ the first steps would be far too small, since both averages begin at zero.
+# First compute the new <code>m</code> and <code>v</code>, then use them for <code>p</code>. The divisions by
+# $1 - \beta^t$ correct for the fact that both averages start at zero.
 # </details>
 
 
@@ -183,7 +186,7 @@ def my_adam_step(
 
 # %% tags=["check"]
 def adam_step(p, g, m, v, t, lr):
-    """The specification: the package's Adam, taken up at step t."""
+    """The specification: the package's Adam, started at step t."""
     adam = Adam({"p": p.copy()}, lr)
     adam.m["p"], adam.v["p"], adam.t = m.copy(), v.copy(), t - 1
     adam.step({"p": g})
@@ -201,7 +204,7 @@ check("08.2", my_adam_step, adam_step, [
 # %% [markdown]
 # ## Most answers are no
 #
-# Before training, a warning about a popular number. How good is a predictor that always says no?
+# Before training, here is a warning about a common measure. How good is a predictor that always says no?
 
 # %%
 guess = {"always no": np.zeros_like(y_held), "always yes": np.ones_like(y_held),
@@ -214,9 +217,10 @@ print(text_table(rows, keys_as_headings({"answer": "", "accuracy": ".0%", "recal
 assert rows[0]["accuracy"] > 0.6 and rows[0]["recall"] == 0  # accurate, and good for nothing
 
 # %% [markdown]
-# *Accuracy* rewards saying no. The same temptation is in the loss, so the package gives "no" a smaller weight, about
-# the share of active neurons: then both answers weigh about the same in all. What does the weight change? We train one
-# layer twice, by the package's own loop, which is shown below, and once look at $p > 1/2$, once at the best 30 % of the scores.
+# *Accuracy* rewards saying no. The loss has the same problem. So the package gives "no" a smaller weight, about the
+# share of active neurons; then both answers count in a similar way. What does the weight change? We train one layer
+# twice, with the package's own training loop, which is shown below. Then we look at the neurons with $p > 1/2$, and at
+# the best 30 % of the scores.
 
 # %%
 rows = []
@@ -233,15 +237,15 @@ print(text_table(rows, keys_as_headings({"trained with": ""} | dict.fromkeys(lis
 
 assert rows[1]["p > 1/2"] > rows[0]["p > 1/2"] + 0.1  # the weight moves the probabilities
 best_of, yes_of = ([row[key] for row in rows] for key in ("recall of the best 30 %", "p > 1/2"))
-assert abs(best_of[1] - best_of[0]) < 0.3 * (yes_of[1] - yes_of[0])  # the order much less
+assert abs(best_of[1] - best_of[0]) < 0.3 * (yes_of[1] - yes_of[0])  # the order changes much less
 
 # %% [markdown]
-# The weight moves *where* the predictor says yes. It changes the order of the neurons much less, and the order is all
-# we use, since the cutoff is a quantile. A recall at $p > 1/2$ would have told us two different stories.
+# The weight changes *how often* the predictor says yes. It changes the order of the neurons much less, and we use only
+# the order, because the cutoff is a quantile. The recall at $p > 1/2$ would be very different in the two cases.
 #
-# ## Learning, and learning by heart
+# ## Learning and overfitting
 #
-# Now a large predictor (full rank) on few documents, for many epochs. Watch the two curves.
+# Now we train a large predictor (full rank) on few documents, for many epochs. Compare the two curves.
 
 # %%
 count = 700  # tokens, about three documents
@@ -266,23 +270,23 @@ assert known[-1] < unknown[-1] - 0.02  # it knows its own documents better
 assert known[-1] < known[0]
 
 # %% [markdown]
-# On its own documents it gets better and better. On others it stops improving, or gets worse. Which is why the package's
-# own training loop keeps the parameters of the epoch that was best on held-out documents, and ends after three epochs
-# without gain.
+# On its training documents the predictor gets better and better. On other documents it stops improving, or gets worse:
+# it overfits. So the package's training loop keeps the parameters of the epoch that was best on held-out documents, and
+# stops after three epochs without improvement (early stopping).
 
 # %%
 show_source(first_guess)
 show_source(train_layer)
 
 # %% [markdown]
-# But then the held-out text must be *another* text.
+# But this works only if the held-out text is really *another* text.
 #
 # ### Exercise 08.3: split by document
 # difficulty ●●○○○ · 10 minutes
 #
 # Goal: `my_split(document, share)` takes, for each token, the number of its document `(n,)`, and gives a bool array
-# `(n,)`: True for the tokens of the last documents, so many documents as make up `share` of all *documents* (rounded,
-# at least one). No document may be on both sides.
+# `(n,)`: True for the tokens of the last documents. The number of these documents is `share` times the number of all
+# *documents* (rounded, at least one). No document may be on both sides.
 #
 # <details><summary>Hint</summary>
 # <code>np.unique(document)</code> gives the numbers in order; <code>np.isin(document, those)</code> marks their tokens.
@@ -299,7 +303,7 @@ def my_split(document: np.ndarray, share: float) -> np.ndarray:
 
 # %% tags=["check"]
 def split_by_document(document: np.ndarray, share: float) -> np.ndarray:
-    """The specification: one document after the other."""
+    """The specification: document by document."""
     numbers = sorted(set(document.tolist()))
     count = max(1, round(share * len(numbers)))
     kept_back = numbers[len(numbers) - count :]
@@ -314,10 +318,10 @@ check("08.3", my_split, split_by_document, [
 ])  # fmt: skip
 
 # %% [markdown]
-# What goes wrong if we split by *token* instead, every fourth token at random? Then each held-out token has neighbours
-# in the training set: the same story, the same names, nearly the same input. We train on eight documents, once without
-# a random quarter of the tokens, once without the last two documents. Then both are judged on **the very same tokens**,
-# which neither has been trained on, and on ten fresh documents.
+# What goes wrong if we split by *token* instead, and hold out a random quarter of the tokens? Then each held-out token
+# has neighbours in the training set: the same story, the same names, nearly the same input. We train on eight
+# documents, once without a random quarter of the tokens, and once without the last two documents. Then we test both
+# predictors on **the same tokens**, which neither was trained on, and on ten new documents.
 
 # %%
 inputs_fresh, masks_fresh = examples(model, thresholds, fresh)
@@ -341,20 +345,20 @@ for how, away in (("by token", by_token), ("by document", by_document)):
 print(f"loss; the same tokens: {(by_token & by_document).sum()}")
 print(text_table(rows, keys_as_headings({"split": "", "the same tokens": ".4f", "fresh documents": ".4f"})))
 
-assert rows[0]["the same tokens"] < rows[1]["the same tokens"] - 0.002  # by token looks better
-assert abs(rows[0]["fresh documents"] - rows[1]["fresh documents"]) < 0.004  # and the predictor is not
+assert rows[0]["the same tokens"] < rows[1]["the same tokens"] - 0.002  # the split by token looks better
+assert abs(rows[0]["fresh documents"] - rows[1]["fresh documents"]) < 0.004  # but the predictor is not better
 
 # %% [markdown]
-# On fresh documents the two predictors are about equally good. On the same held-out tokens the one that has seen their
-# neighbours looks better: split by token, and your figure is too good. This is called leakage, and it needs no bad
-# intention, just a random shuffle. minillm's `train` refuses held-out documents that are among the training documents,
-# and a predictor remembers the hashes of what made it.
+# On new documents the two predictors are about equally good. On the same held-out tokens, the predictor that has seen
+# their neighbours looks better. So a split by token gives a result that is too good. This is called leakage, and it
+# happens easily: a random shuffle is enough. minillm's `train` refuses held-out documents that are among the training
+# documents, and a predictor stores the hashes of the documents that it was made from.
 #
 # ## One cutoff, or the same number for each token?
 #
-# Scores are not a selection. Should each token get the neurons above one cutoff, or always its best $k$? (Somebody
-# asked this about Deja Vu, issue 22.) We ask the oracle's scores and our last predictor's, with the same number of
-# neurons selected in all.
+# Scores are not yet a selection. Should each token get the neurons above one cutoff, or always its best $k$? (A user
+# asked this about Deja Vu, issue 22.) We compare both for the oracle's scores and for our last predictor's, with the
+# same total number of selected neurons.
 
 # %%
 z = logits(p, x_fresh)
@@ -379,8 +383,9 @@ assert recall["oracle", "one cutoff"] > recall["oracle", "top k per token"]
 assert counts.max() > 1.5 * counts.min()  # tokens need very different numbers
 
 # %% [markdown]
-# Tokens need very different numbers of neurons. The same `k` for all gives too few to some and too many to others, even
-# with perfect scores. On the other hand it fixes the work per token, which a machine may like. minillm uses a cutoff.
+# Tokens need very different numbers of neurons. The same `k` for all tokens is too small for some and too large for
+# others, even with perfect scores. On the other hand, it makes the work per token constant, which is easier for some
+# hardware. minillm uses a cutoff.
 #
 # ## All layers, end to end
 #
@@ -392,7 +397,8 @@ learned = train(model, thresholds, training, held, rank=32, epochs=6, rng=np.ran
 print(f"{learned.name}: {learned.nbytes:,} bytes, trained in {time.perf_counter() - began:.0f} seconds")
 
 # %% [markdown]
-# Beside it: the two guesses that it must beat, and the 2-bit shadow of notebook 07, which needs no training.
+# We compare it with the two baselines that it must beat, and with the 2-bit shadow of notebook 07, which needs no
+# training.
 
 # %%
 shadow = Shadow.fit(model, 2)
@@ -418,10 +424,11 @@ better = "better" if ours["perplexity"] < shadows_own["perplexity"] else "worse"
 print(f"perplexity, learned against the 2-bit shadow: {better}")
 
 # %% [markdown]
-# Learning beats the guesses. Whether it also beats a coarse copy of the layer is printed above. There is a reason to
-# doubt it for SwiGLU: Deja Vu was made for ReLU networks, where a neuron is active when *one* product is positive. Here
-# a product of two must be large, and `up` may have either sign. A score that is linear in `x` cannot be large for both.
-# Let us see what it knows about the two factors, and what the true mask has to do with them.
+# The learned predictor beats the baselines. Whether it also beats a low-precision copy of the layer is printed above.
+# For SwiGLU there is a reason to doubt it. Deja Vu was made for ReLU networks, where a neuron is active when *one*
+# product is positive. Here a product of two factors must be large, and `up` may have either sign. A score that is
+# linear in `x` cannot be large for both signs. Let us measure how the score, and how the true mask, depends on the two
+# factors.
 
 # %%
 
@@ -434,7 +441,7 @@ def correlation(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def recall_of(scores: np.ndarray, truth: np.ndarray) -> float:
-    """Recall of the highest scores, as many as FRACTION of all."""
+    """Recall of the highest scores, when FRACTION of all neurons are selected."""
     return (truth & (scores > np.quantile(scores, 1 - FRACTION))).sum() / truth.sum()
 
 
@@ -456,13 +463,13 @@ print(text_table(rows_by_layer, keys_as_headings({"layer": "d"} | forms)))
 missing = np.mean([row["mask, |up|"] - row["score, |up|"] for row in rows_by_layer])
 assert missing > 0.1  # the mask depends on |up| more than the score does
 won = sum(row["by |up| alone"] > row["recall by score"] for row in rows_by_layer)
-print(f"\n|up| alone, with no look at the gate, finds more in {won} of {len(rows_by_layer)} layers")
+print(f"\n|up| alone, without the gate, has a higher recall in {won} of {len(rows_by_layer)} layers")
 
 # %% [markdown]
-# The score has found the gate's part (compare the first two columns). The mask depends on `|up|` as well, and there the
-# score is behind. A shadow, poor as it is, multiplies both.
+# The score has learned the part of the gate (compare the first two columns). The mask also depends on `|up|`, and the
+# score has learned less of this part. A shadow has a low precision, but it multiplies both factors.
 #
-# The last picture sets everything against bytes per token, as in notebook 07.
+# The last figure shows perplexity against bytes per token, as in notebook 07.
 
 # %%
 curves = [row for row in rows if row["predictor"] not in ("static", "previous-token")]
@@ -474,8 +481,9 @@ show(cost_of_predictors(curves, dense.perplexity))
 # %% [markdown]
 # ## Change something
 #
-# More documents, another rank, more epochs? Learned predictors are hungry: this cell trains on the documents that have
-# not been used yet as well. Set `MORE` to a number of documents (up to 30) and compare the recall with the table above.
+# Try more documents, another rank, or more epochs. Learned predictors need much data. This cell can also train on
+# documents that were not used yet: set `MORE` to a number of documents (up to 30) and compare the recall with the table
+# above.
 
 # %%
 MORE, RANK = 0, 32
@@ -489,8 +497,8 @@ if MORE:
 # %% [markdown]
 # ## Your own checkpoint
 #
-# Put the path of a Hugging Face folder here. It trains a small predictor on four documents: enough to see it work, not
-# enough to judge it.
+# Put the path of a Hugging Face folder here. The cell trains a small predictor on four documents. This is enough to see
+# that it works, but not enough to judge it.
 
 # %%
 CHECKPOINT = ""
@@ -511,16 +519,17 @@ if CHECKPOINT:
 # %% [markdown]
 # ## In one paragraph
 #
-# A learned predictor is a logistic regression through a thin waist, one per layer. Its gradient is a few lines, and
-# finite differences prove it. Because most answers are no, accuracy is worthless, and a weight in the loss moves the
-# probabilities rather than the order. It learns its own documents by heart, and a split by token hides that. One cutoff
-# per layer lets each token have what it needs. In the loop it beats guessing; but a linear score cannot be large for both
-# signs of `up`, and a coarse copy of the layer can.
+# A learned predictor is a logistic regression with a low-rank weight matrix, one per layer. Its gradient is a few lines
+# of code, and finite differences check it. Most answers are no, so accuracy is not a useful measure. A weight in the
+# loss changes the probabilities more than the order. The predictor overfits its training documents, and a split by
+# token hides that. With one cutoff per layer, each token can get a different number of neurons. In the loop the learned
+# predictor beats the baselines. But a linear score cannot be large for both signs of `up`, while a low-precision copy
+# of the layer can.
 #
 # **Go on** with [09 · The prefetch buffer](09_the_prefetch_buffer.ipynb).
 #
-# **Papers.** Deja Vu: arXiv 2310.17157, sections 3 and 4, and issue 22 of its code (threshold or top-k). Adam: arXiv 1412.6980,
-# algorithm 1. Cosine schedule: arXiv 1608.03983, equation 5. A predictor across the whole network: ShadowLLM, arXiv
-# 2406.16635.
+# **Papers.** Deja Vu: arXiv 2310.17157, sections 3 and 4, and issue 22 of its code (threshold or top-k). Adam: arXiv
+# 1412.6980, algorithm 1. Cosine schedule: arXiv 1608.03983, equation 5. A predictor across the whole network:
+# ShadowLLM, arXiv 2406.16635.
 #
-# **Source.** `minillm/optim.py`, `minillm/predictors/learned.py`, `base.py`, `minillm/study/prediction.py`.
+# **Source.** `minillm/optim.py`, `minillm/predictors/learned.py`, `cutoffs.py`, `minillm/study/prediction.py`.

@@ -1,14 +1,15 @@
 # %% [markdown]
 # # 09 · The prefetch buffer
 #
-# Most neurons of a token can stay where they are, if somebody knows which (notebooks 07 and 08). Now the weights lie in
-# a *slow* memory, a disk or the host of a GPU, and a small *fast* memory stands before it. What should it keep?
+# For each token most neurons need not be loaded, if a predictor says which ones are needed (notebooks 07 and 08). Now
+# the weights are in a *slow* memory: a disk, or the main memory of a computer with a GPU. A small *fast* memory, the
+# buffer, holds some of them. Which neurons should it keep?
 #
 # Afterwards you can
 #
 # 1. follow one token through a buffer, event by event: hit, miss, keep, evict, prefetch, waste;
-# 2. judge a rule of what to keep by what it must be held against: the least recently used, a random set, the optimum;
-# 3. say what knowing the neurons saves in bytes and in time, and from which size of the buffer on it no longer matters.
+# 2. judge an eviction policy by comparing it with LRU, with a random set, and with the optimum;
+# 3. say how many bytes and how much time prediction saves, and from which buffer size on it no longer matters.
 
 # %%
 from itertools import combinations
@@ -42,8 +43,8 @@ show(you_are_here("prefetch"))
 # %% [markdown]
 # ## One token, by hand
 #
-# A layer with eight neurons, and a fast memory with room for three. Four tokens come; each needs two or three neurons.
-# `follow` gives the buffer this script, and `step()` takes it on by one event.
+# Take one layer with eight neurons, and a fast memory with room for three. There are four tokens, and each needs two or
+# three neurons. `follow` gives the buffer this script, and `step()` advances it by one event.
 
 # %%
 needs = [[0, 1, 2], [1, 2, 5], [5, 6], [0, 1]]
@@ -58,9 +59,10 @@ while (event := buffer.step()) is not None and event.token < 2:  # two tokens, a
     print(f"token {event.token}  {event.kind:<8}{str(list(event.neurons)):<12}the buffer keeps {kept}")
 
 # %% [markdown]
-# Token 0 finds an empty buffer: three *misses*, which have to be fetched while the layer waits, and all three are kept.
-# Token 1 needs 1 and 2 again: two *hits* that cost nothing. Neuron 5 is a miss, and there is room for three only, so
-# something must go: neuron 0, the least recently used. That rule is called LRU. The rest of the script:
+# At token 0 the buffer is empty. There are three *misses*: these neurons have to be fetched while the layer waits, and
+# all three are kept. Token 1 needs neurons 1 and 2 again: two *hits*, which cost nothing. Neuron 5 is a miss. There is
+# room for three neurons only, so one must be evicted: neuron 0, the least recently used. This eviction policy is called
+# LRU. Here is the rest of the script:
 
 # %%
 buffer.run()
@@ -73,19 +75,19 @@ assert traffic.requested.sum() == asked == traffic.hit.sum() + traffic.missed.su
 assert traffic.hit_rate == 0.4
 
 # %% [markdown]
-# Token 3 shows what LRU does badly: neuron 0 was given up just before it was needed again. Nobody could know. Or could
-# they? That is what this notebook is about. The heart of the buffer is one rule for all keepers: give each neuron a
-# *value*, and keep those of the largest value.
+# Token 3 shows a weakness of LRU: neuron 0 was evicted shortly before it was needed again. Could we have known this in
+# advance? This is the question of this notebook. All eviction policies of the buffer have the same form: they give each
+# neuron a *value*, and keep the neurons with the largest values.
 
 # %%
 show_source(PrefetchBuffer.settle, lru)
 
 # %% [markdown]
-# ## Somebody guesses
+# ## Prefetching
 #
-# A *prefetch* orders neurons before they are asked for. If they are needed, they have arrived; if not, they were
-# fetched for nothing: *wasted*. Below, two layers, and a guess for each layer that is ordered while the layer before it
-# is at work. Press the buttons, and watch what is on its way.
+# A *prefetch* loads neurons before they are requested. If they are needed, they have already *arrived*. If not, the
+# work was *wasted*. Below there are two layers, and a guess for each layer. The guessed neurons are fetched while the
+# layer before is computed. Press the buttons, and watch which neurons are on their way.
 
 # %%
 rng = np.random.default_rng(0)
@@ -113,13 +115,13 @@ assert a.hit.sum() == b.hit.sum()  # a guess changes when something is fetched, 
 assert a.missed.sum() < b.missed.sum() and a.prefetched.sum() + a.missed.sum() >= b.missed.sum()
 
 # %% [markdown]
-# **Guessing does not raise the hit rate, and it never lowers the bytes.** It turns misses, for which the layer waits,
-# into arrivals, for which it need not. So prefetching is judged by stalls and by bytes. Remember that when a system
-# advertises its hit rate.
+# **Prefetching does not raise the hit rate, and it never lowers the number of bytes.** It turns misses, for which the
+# layer waits, into arrivals, for which it need not wait. So prefetching is measured by stalls and by bytes. Remember
+# this when a system reports only its hit rate.
 #
 # ## A real trace
 #
-# Which neurons does a real text need? Record it once: policy `mid`, half of the neurons per token.
+# Which neurons does a real text need? We record them once, with policy `mid` and half of the neurons.
 
 # %%
 model = minillm.load("default")
@@ -147,8 +149,9 @@ labels = token_labels(model, model.tokenizer.encode(test[0])[:30])
 show(neuron_raster(needed[:30, 3, :120], labels))
 
 # %% [markdown]
-# A buffer lives from repetition. How much is there? Of the neurons that a token needs, the token before needed this
-# share; two random sets of the same sizes would have about as many in common as the density says.
+# A buffer helps only if neurons are needed repeatedly. How much repetition is there? The table shows which share of the
+# neurons that a token needs was also needed by the previous token. For random sets of the same size, this share would
+# be about the density.
 
 # %%
 both = (needed[1:] & needed[:-1]).sum(axis=(0, 2)) / needed[1:].sum(axis=(0, 2))  # (L,)
@@ -163,8 +166,9 @@ assert gain < 0.3
 # difficulty ●●●○○ · 20 minutes
 #
 # Goal: LRU for one layer. `my_lru(trace, capacity)` takes a trace `(T, N)` of bools and gives the number of hits of
-# each token, `(T,)`. The buffer is empty at first. After each token, of the neurons that were kept or just needed, the
-# `capacity` most recently used stay; among equally recent ones those that were kept before, then those of lower index.
+# each token, `(T,)`. The buffer is empty at first. After each token, take the neurons that were kept or just needed,
+# and keep the `capacity` most recently used of them. Among equally recent ones, prefer those that were kept before,
+# then those with the lower index.
 #
 # <details><summary>Hint</summary>
 # Keep an array <code>last</code>, the last token that needed each neuron, and a bool array <code>kept</code>. Sort the
@@ -174,7 +178,7 @@ assert gain < 0.3
 
 # %% tags=["exercise"]
 def my_lru(trace: np.ndarray, capacity: int) -> np.ndarray:
-    """How many of each token's neurons an LRU buffer holds: trace (T, N) bool -> hits (T,)."""
+    """Number of hits of each token in an LRU buffer: trace (T, N) bool -> hits (T,)."""
     last, kept, hits = np.full(trace.shape[1], -1), np.zeros(trace.shape[1], bool), []
     for t, wanted in enumerate(trace):
         hits.append(int((wanted & kept).sum()))
@@ -203,17 +207,17 @@ check("09.1", my_lru, hits_of, [
 # %% [markdown]
 # ## What is a good hit rate?
 #
-# Suppose the buffer keeps a *fixed* set of C neurons, drawn at random among the N. Which share of the requests does it
-# hit, on average over all sets that could have been drawn?
+# Suppose the buffer keeps a *fixed* set of C neurons, chosen at random from the N. Which share of the requests are
+# hits, on average over all possible sets?
 #
-# ### Exercise 09.2: the hit rate of no knowledge
+# ### Exercise 09.2: the hit rate of a random set
 # difficulty ●●○○○ · 10 minutes
 #
-# Goal: `my_mean_hit_rate(trace, capacity)` for a trace `(T, N)`: the hit rate (hits over requests), averaged over all
-# sets of `capacity` neurons. Try it by trying all sets; then look for the answer that needs no loop.
+# Goal: `my_mean_hit_rate(trace, capacity)` takes a trace `(T, N)` and gives the hit rate (hits divided by requests),
+# averaged over all sets of `capacity` neurons. First try all sets; then look for a formula without a loop.
 #
 # <details><summary>Hint</summary>
-# In how many of all sets is one given neuron? Its share is the same for every neuron. So what does the trace matter?
+# Which share of all sets contains one given neuron? This share is the same for every neuron. So does the trace matter?
 # </details>
 
 
@@ -239,9 +243,9 @@ check("09.2", my_mean_hit_rate, mean_hit_rate, [
 ])  # fmt: skip
 
 # %% [markdown]
-# **Capacity over N is the zero of every hit rate.** "Half of the requests hit" means nothing if half of the neurons are
-# in the buffer. And LRU? If requests come one by one, uniform and independent, the past says nothing about the future,
-# and LRU gets the same. Try it:
+# **Capacity divided by N is the baseline of every hit rate.** "Half of the requests are hits" means nothing if half of
+# the neurons are in the buffer. And LRU? If the requests are uniform and independent, the past says nothing about the
+# future, and LRU has the same hit rate. Try it:
 
 # %%
 uniform = np.zeros((4000, 1, 40), bool)  # one request per token
@@ -255,8 +259,9 @@ for capacity in (4, 10, 20, 30):
 # %% [markdown]
 # ## The optimum
 #
-# The other end of the scale. If the whole future is known, the best rule is Belady's (1966): keep what is needed
-# *soonest*, and what is never needed again not at all. On a recorded trace the future is known.
+# The optimum is the upper bound. If the whole future is known, the best policy is Belady's (1966): keep the neurons
+# that are needed *soonest*, and do not keep neurons that are never needed again. On a recorded trace the future is
+# known.
 
 # %%
 show_source(belady)
@@ -265,8 +270,8 @@ show_source(belady)
 # ### Exercise 09.3: Belady's rule
 # difficulty ●●●●○ · 20 minutes
 #
-# Goal: `my_belady(trace, capacity)` for a trace `(T, N)`: the total number of hits that the best keeper could have. It
-# may keep or let go anything that it has or that was just needed.
+# Goal: `my_belady(trace, capacity)` takes a trace `(T, N)` and gives the total number of hits of the best possible
+# policy. After each token it may keep or evict any neuron that it holds or that was just needed.
 #
 # <details><summary>Hint</summary>
 # After token t, the next use of neuron j is the first row of <code>trace[t + 1:]</code> in which it is True. Sort the
@@ -276,7 +281,7 @@ show_source(belady)
 
 # %% tags=["exercise"]
 def my_belady(trace: np.ndarray, capacity: int) -> int:
-    """The most hits that any keeper could have: trace (T, N) bool -> a number."""
+    """The largest number of hits of any eviction policy: trace (T, N) bool -> a number."""
     kept, hits = np.zeros(trace.shape[1], bool), 0
     for t, wanted in enumerate(trace):
         hits += int((wanted & kept).sum())
@@ -304,11 +309,12 @@ check("09.3", my_belady, most_hits, [
 ])  # fmt: skip
 
 # %% [markdown]
-# ## Replay: every rule, every size
+# ## Replay: every policy, every size
 #
-# What a token needs does not depend on the buffer, so the recorded trace can be replayed through any rule at any size,
-# without the model. Beside LRU: LFU (the most often used), a window (LLM in a Flash: what the last four tokens needed),
-# a hot set (PowerInfer: the most frequent on *another* text), a random set, and Belady.
+# The neurons that a token needs do not depend on the buffer. So the recorded trace can be replayed with any policy and
+# any size, without the model. Besides LRU we use LFU (keep the most frequently used), a window (LLM in a Flash: keep
+# what the last four tokens needed), a hot set (PowerInfer: keep the most frequent neurons of *another* text), a random
+# set, and Belady.
 
 # %%
 work = work_of(model, bytes_per_number=2)  # the checkpoint stores bfloat16
@@ -334,14 +340,15 @@ best_rule = max(quarter[name]["hit_rate"] for name in ("lru", "lfu", "window-4",
 assert quarter["belady"]["hit_rate"] - best_rule > best_rule - quarter["random"]["hit_rate"]
 
 # %% [markdown]
-# On this model no rule is far from a random set, and the optimum is far from all of them: with half of the neurons
-# active, and different ones for each token, the past says little. A buffer alone saves about its own size. **What saves
-# bytes here is knowing which neurons are needed at all**: compare the curves at capacity 0 with the dense line.
+# On this model every policy is close to a random set, and the optimum is far from all of them. Half of the neurons are
+# active, and they change from token to token, so the past says little about the future. A buffer alone saves about its
+# own share of the bytes. **Here the bytes are saved by knowing which neurons are needed at all**: compare the curves at
+# capacity 0 with the dense line.
 #
 # ## Time
 #
-# Bytes are not seconds yet. `clock.py` plays the traffic on a device with two lanes, one that computes and one that
-# fetches, each doing one thing at a time. The devices are round figures of their kind; put in your own.
+# Bytes are not yet seconds. `clock.py` simulates the traffic on a device with two units: one computes and one fetches,
+# and each does one thing at a time. The numbers of the devices are typical, rounded values; you can use your own.
 
 # %%
 columns = {"name": "", "bandwidth": ".2g", "latency": ".2g", "rate": ".2g"}
@@ -353,7 +360,7 @@ few = needed[:2, :4]  # two tokens, four layers
 history = kept_history(few, 96, "lru")
 asked_late = traffic_of(few, history)
 asked_early = traffic_of(few, history, few)  # with perfect guesses
-slow = Device("slow computing", bandwidth=2e9, latency=1e-7, rate=2e9)  # both lanes take about as long
+slow = Device("slow computing", bandwidth=2e9, latency=1e-7, rate=2e9)  # both units take about as long
 show(gantt(simulate(asked_late, slow, work).intervals))
 
 # %%
@@ -373,14 +380,16 @@ assert rows[0]["time saved"] > 0.1
 assert all(row["time saved"] < 0.1 for row in rows[1:])
 
 # %% [markdown]
-# Same bytes, another time: in the second figure the next layer's neurons come while this one computes. But only if
-# computing takes about as long as fetching. On the real devices one token computes very little per byte, the fetching
-# lane is always busy, and **knowing early hides almost nothing; knowing at all saves half**.
+# The bytes are the same, but the time is different: in the second figure the next layer's neurons are fetched while
+# this layer computes. This helps only if computing takes about as long as fetching. On real devices one token needs
+# very little computation per byte, so the fetching unit is always busy. **Knowing the neurons early hides almost
+# nothing; knowing them at all saves half.**
 #
-# ## All of it in one table
+# ## Everything in one table
 #
-# Three ways to know: the oracle (one layer early), a real predictor (the shadow of notebook 07: four bits per weight,
-# known when the layer is reached), and the token before as a guess of what to prefetch. And nobody: all neurons.
+# We compare three sources of knowledge: the oracle (one layer early), a real predictor (the shadow of notebook 07 with
+# four bits per weight, known when the layer is reached), and the previous token as a guess for prefetching. The
+# baseline has no knowledge: it loads all neurons.
 
 # %%
 workshop = Workshop(model, thresholds, training, held)
@@ -396,28 +405,28 @@ print(text_table([row for row in waited if row["capacity"] in (0, 96, 192)], col
 
 at = {(row["way"], row["capacity"]): row for row in waited}
 assert at[OWN, 0]["kB"] < 0.6 * at[ALL, 0]["kB"]  # knowing saves about half
-assert at["shadow 4-bit", 0]["perplexity"] < 1.05 * at["oracle", 0]["perplexity"]  # a guess knows almost as much
+assert at["shadow 4-bit", 0]["perplexity"] < 1.05 * at["oracle", 0]["perplexity"]  # the predictor is almost as good
 assert at[f"{OWN}, guess: previous-token", 0]["kB"] > at[OWN, 0]["kB"]  # a poor guess costs bytes
-assert at["oracle", 96]["stall ms"] < at[OWN, 96]["stall ms"]  # a perfect one hides what can be hidden
+assert at["oracle", 96]["stall ms"] < at[OWN, 96]["stall ms"]  # a perfect guess hides what can be hidden
 
 # %% [markdown]
-# The predictor's own tables have to lie in fast memory, too; `minillm prefetch table` prints them in a column.
+# The predictor's own tables must also be in fast memory; `minillm prefetch table` prints their size in a column.
 #
-# ### Exercise 09.4: where prediction stops mattering
+# ### Exercise 09.4: when prediction no longer matters
 # difficulty ●●○○○ · 10 minutes
 #
-# Goal: the smallest capacity from which on a guess saves less than 1 % of the time, *there and at every larger one*.
-# `my_enough(capacities, plain, guessed)` takes capacities in ascending order and the seconds per token without and with
-# guesses; it gives a capacity, or None where there is no such one.
+# Goal: find the smallest capacity at which a guess saves less than 1 % of the time, *there and at every larger
+# capacity*. `my_enough(capacities, plain, guessed)` takes capacities in ascending order and the seconds per token
+# without and with guesses; it gives a capacity, or None if there is no such capacity.
 #
 # <details><summary>Hint</summary>
-# Go from the largest capacity down, and stop at the first one at which <code>guessed &lt; 0.99 * plain</code>.
+# Start at the largest capacity and go down. Stop at the first one at which <code>guessed &lt; 0.99 * plain</code>.
 # </details>
 
 
 # %% tags=["exercise"]
 def my_enough(capacities: list[int], plain: list[float], guessed: list[float]) -> int | None:
-    """The capacity from which on guessing saves less than 1 % of the time; None if it always saves more."""
+    """The capacity from which on a guess saves less than 1 % of the time; None if it saves more at the largest."""
     found = None
     for capacity, slow, fast in reversed(list(zip(capacities, plain, guessed, strict=True))):
         if fast < 0.99 * slow:
@@ -446,18 +455,18 @@ check("09.4", my_enough, enough_of, [
 ])  # fmt: skip
 
 # %% [markdown]
-# There are two questions in one. Does it matter that the neurons are known *early*? And does it matter that they are
-# known at all, against fetching everything that is not there? The package answers both:
+# There are two questions here. Does it matter that the neurons are known *early*? And does it matter that they are
+# known at all, compared with fetching all neurons that are not in the buffer? The package answers both:
 
 # %%
 for sentence in when_it_matters(waited):
     print(f"- {sentence}.")
 
 # %% [markdown]
-# ## Do not wait
+# ## Skip what is missing
 #
-# So far a miss was waited for, and the output is that of the same mask without any buffer. Check it: an FFN that really
-# computes from the rows in its fast memory, and from nothing else.
+# So far the layer waits for every miss, and the output is the same as with the same mask and no buffer. We check this
+# with an FFN that computes only from the rows in its fast memory.
 
 # %%
 small = PrefetchBuffer(layers, neurons, 96, "lru", log=False)
@@ -467,11 +476,11 @@ buffered = BufferedFFN(policy_selector(model, thresholds), small)
 difference = np.abs(model.forward(ids, ffn=buffered) - model.forward(ids, ffn=ffn)).max()
 print(f"largest difference of the logits {difference:.1e}; {buffered.bytes_read:,} bytes copied into the fast memory")
 fetched = int(small.traffic().missed.sum())
-assert difference < 1e-3  # rounding: the sums have another order
+assert difference < 1e-3  # rounding: another order of the sums
 assert buffered.bytes_read == fetched * work_of(model).neuron_bytes  # float32 here, as loaded
 
 # %% [markdown]
-# Or the layer goes on *without* what is missing. Then there is no stall, and another output:
+# Instead, the layer can continue *without* the missing neurons. Then there is no stall, but the output changes:
 
 # %%
 priced = {"misses": "", "capacity": "d", "kB": ",.0f", "stall ms": ".2f", "perplexity": ",.1f"}
@@ -481,13 +490,13 @@ dropped = [row for row in rows if row["miss"] == "drop"]
 assert dropped[0]["perplexity"] > dropped[-1]["perplexity"] > at["shadow 4-bit", neurons]["perplexity"]
 
 # %% [markdown]
-# Even with room for every neuron something is missing: at the beginning the buffer is empty, and what is dropped at its
-# first use is part of the price.
+# Even with room for every neuron something is lost: at the beginning the buffer is empty, and each neuron is missing at
+# its first use.
 #
 # ## Change something
 #
-# Other rules, another density, another order of the tokens? Here is a longer window, and the same trace with its tokens
-# shuffled: what is left is what does not depend on the order.
+# Try other policies, another density, or another order of the tokens. Here is a longer window, and the same trace with
+# its tokens shuffled. The hit rate of the shuffled trace does not depend on the order of the text.
 
 # %%
 shuffled = needed[rng.permutation(tokens)]
@@ -500,7 +509,7 @@ print(text_table(rows, keys_as_headings({"keeper": "", "as written": ".3f", "shu
 # %% [markdown]
 # ## Your own checkpoint
 #
-# Put the path of a Hugging Face folder here: the same table, for the free mask alone.
+# Put the path of a Hugging Face folder here, and see the same table, with the oracle's mask only.
 
 # %%
 CHECKPOINT = ""
@@ -514,17 +523,18 @@ if CHECKPOINT:
 # %% [markdown]
 # ## In one paragraph
 #
-# A buffer keeps some neurons in fast memory; what is asked for and there is a hit, the rest is fetched while the layer
-# waits. A rule of what to keep stands between a random set, which hits capacity over N, and Belady's optimum, which
-# knows the future. Guessing early neither raises the hit rate nor lowers the bytes; it hides fetching behind computing,
-# as far as there is computing to hide it behind. Knowing which neurons are needed at all is what saves bytes, until
-# everything fits.
+# A buffer keeps some neurons in fast memory. A requested neuron that is in the buffer is a hit; any other is fetched
+# while the layer waits. An eviction policy lies between a random set, whose hit rate is capacity divided by N, and
+# Belady's optimum, which knows the future. Prefetching neither raises the hit rate nor lowers the bytes. It lets
+# fetching and computing overlap, as far as there is enough computing. Bytes are saved by knowing which neurons are
+# needed at all, until everything fits into the buffer.
 #
-# **This is the end of the way** from shapes to prefetch; [the map](map.ipynb) shows it whole. Two things go on from
-# here on the command line: `minillm prefetch real` does all this with a real disk and real seconds, and
-# `minillm prefetch blocks` asks whether neighbours should be fetched together.
+# **This is the end of the course**, from shapes to prefetching; [the map](map.ipynb) shows all of it. You can continue
+# on the command line: `minillm prefetch real` measures the same with a real disk and real seconds, and `minillm
+# prefetch blocks` asks whether neighbouring neurons should be fetched together.
 #
 # **Papers.** The window and bundles of a neuron's rows: LLM in a Flash, arXiv 2312.11514, sections 3.1 and 3.2. Hot and
 # cold neurons: PowerInfer, arXiv 2312.12456, section 4. The optimum: Belady, IBM Systems Journal 5 (2), 1966.
 #
-# **Source.** `minillm/prefetch/buffer.py`, `clock.py`, `replay.py`, `feedforward.py`; `minillm/study/prefetching.py`.
+# **Source.** `minillm/prefetch/buffer.py`, `eviction.py`, `clock.py`, `replay.py`, `feedforward.py`;
+# `minillm/study/buffers.py`.

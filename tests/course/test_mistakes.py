@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from minillm.course.assignment import cases_of
-from minillm.course.check import difference
+from minillm.course.differences import difference
 from minillm.course.mistakes import MISTAKES, RIGHT, Call, diagnose, in_double
 
 
@@ -20,15 +20,15 @@ def calls(name: str, found: list) -> list[Call]:
 @pytest.mark.parametrize("name", MISTAKES)
 def test_without_a_mistake_it_is_the_golden(name):
     found = calls(name, results(name, RIGHT[name]))
-    assert [difference(c.found, in_double(c.expected), c.rtol) for c in found] == [(1.0, "")] * len(found)
-    narrow = [c._replace(found=c.expected) for c in found]
+    assert [difference(c.result, in_double(c.expected), c.rtol) for c in found] == [(1.0, "")] * len(found)
+    narrow = [c._replace(result=c.expected) for c in found]
     assert diagnose(name, narrow) == ""
 
 
 @pytest.mark.parametrize(("name", "words", "wrong"), [(n, w, f) for n, all_of in MISTAKES.items() for w, f in all_of])
 def test_each_mistake_is_wrong_somewhere_and_is_not_taken_for_another(name, words, wrong):
     found = calls(name, results(name, wrong))
-    assert any(difference(c.found, in_double(c.expected), c.rtol)[1] for c in found)
+    assert any(difference(c.result, in_double(c.expected), c.rtol)[1] for c in found)
     assert diagnose(name, found).startswith(words)
 
 
