@@ -30,7 +30,8 @@ ORDER = """
     bench/turns bench/model bench/sparse bench/disk
     show/canvas show/primer show/map show/explain show/results show/html show/page
     course/check course/mistakes course/assignment course/notebook
-    cli/flags cli/demo cli/model cli/cut cli/predict cli/prefetch cli/study cli/course cli/bench cli/main
+    cli/flags cli/shared cli/demo cli/model cli/cut cli/predict cli/disk cli/prefetch cli/study cli/course cli/bench
+    cli/main
     __main__
 """.split()
 HEAVY = {"torch", "transformers"}
