@@ -1,13 +1,34 @@
-"""TODO."""
+"""The command that measures speed: whole models in memory, and sparse FFNs in memory or on disk."""
+
+from __future__ import annotations
 
 import argparse
 import json
 
 from ..errors import MinillmError
+from . import flags
+
+
+def add(commands: flags.Commands) -> None:
+    """Add the command of this file."""
+    bench = flags.command(
+        commands, "bench", command_bench,
+        flags.flag("--model", "-m", help="decode, perplexity, start: measure this model, not a random one"),
+        flags.flag("--sparsity", type=flags.shares, help="ffn, disk: shares left out, with commas"),
+        flags.threads("BLAS threads (default: 1)"),
+    )  # fmt: skip
+    bench.add_argument("what", choices=("decode", "perplexity", "start", "ffn", "disk"))
+    bench.add_argument(
+        "--shape", nargs="+", metavar="SHAPE",
+        help="of random weights: 260K, 15M (default) or 110M; ffn, disk: also 1B (default), or D F, as in 2048 5632",
+    )  # fmt: skip
+    bench.add_argument("--groups", type=flags.wholes, help="ffn, disk: neurons per block, with commas")
+    bench.add_argument("--layers", type=flags.positive, help="disk: layers in the folder that is written (default: 4)")
+    bench.add_argument("--rounds", type=flags.positive, default=7, help="of measuring all in turns (default: 7)")
 
 
 def command_bench(a: argparse.Namespace) -> int:
-    """Measure speed, in turns: decoding, scoring and starting beside a limit and a rival; sparse FFNs (ffn, disk).
+    """Measure speed, in turns with a limit and a rival: decode, perplexity, start, and sparse FFNs (ffn, disk).
 
     ffn: a share of the neurons against all of them, in memory. disk: the same, read from a folder of bundles.
     """

@@ -1,26 +1,32 @@
-"""TODO."""
+"""The demo: what the model is, one prompt continued dense and cut, and what cuts, predictors and a buffer cost.
+
+Every part is measured by one function and printed by another, so that ``--json`` gives the same figures. All scores are
+of documents that no threshold and no predictor has seen.
+"""
+
+from __future__ import annotations
 
 import argparse
 import json
 import time
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import TYPE_CHECKING, NamedTuple
 
-from .flags import (
-    DEMO_CALIBRATION,
-    DEMO_POLICIES,
-    DEMO_PREDICTION,
-    DEMO_TOKENS,
-    load_model,
-    new_tokens,
-    prompt_ids,
-    say,
-    two_texts,
-    wrapped,
-)
+from . import flags
+from .flags import DEMO_CALIBRATION, DEMO_POLICIES, DEMO_PREDICTION, DEMO_TOKENS
+from .shared import load_model, new_tokens, prompt_ids, say, two_texts, wrapped
+
+if TYPE_CHECKING:
+    from ..sparsity.thresholds import Thresholds
+    from ..transformer.model import Llama
 
 DEMO_PREDICTORS = ("chance", "static", "previous-token", "shadow-4")
-DEMO_BUFFER = 400  # replayed through a buffer
+DEMO_BUFFER = 400  # tokens replayed through a buffer
 DEMO_DEVICE = "laptop NVMe"
 SHARES = (0.3, 0.5, 0.7)
+PLAN = [(policy, share, "neuron") for share in SHARES for policy in DEMO_POLICIES]
+PLAN += [("dhar", share, "tensor") for share in (0.3, 0.5)]
 CUT_COLUMNS = {
     "policy": ("policy", ""), "target": ("target", ""), "neuron_sparsity": ("neurons cut", ".3f"),
     "read_exact": ("read", ".3f"), "read_known_mask": ("known", ".3f"), "perplexity": ("perplexity", ".3f"),
@@ -32,31 +38,72 @@ PREDICTED_COLUMNS = {
     "vs_dense": ("vs dense", ".3f"), "times_oracle": ("x oracle", ".2f"),
 }  # fmt: skip
 BUFFER_COLUMNS = {
-    "way": ("who knows", ""), "unbuffered": ("unbuffered", ",.0f"), "kB": ("kB", ",.0f"),
+    "way": ("selected by", ""), "unbuffered": ("no buffer", ",.0f"), "kB": ("kB", ",.0f"),
     "belady kB": ("belady", ",.0f"), "random kB": ("random", ",.0f"), "hit_rate": ("hit rate", ".3f"),
     "stall": ("stall", ".1%"), "stall ms": ("stall ms", ".2f"),
 }  # fmt: skip
 
 
-def command_demo(a: argparse.Namespace) -> int:
-    """What the model is, one prompt continued dense and cut, and what the cuts cost."""
-    from tqdm.auto import tqdm
+class Given(NamedTuple):
+    """What the demo works with: a model, a prompt as ids, the number of new tokens, and two sets of documents."""
 
-    from ..predictors.select import sparse_ffn
-    from ..sparsity.calibrate import calibrate
-    from ..sparsity.magnitudes import collect
-    from ..sparsity.policies import policy_named
-    from ..sparsity.spec import in_words
-    from ..study.buffers import Way, buffer_rows, way_of
-    from ..study.describe import PART_COLUMNS, describe, headline
-    from ..study.prediction import prediction_rows
-    from ..study.score import row, score_cut
-    from ..tables import text_table
-    from ..transformer.evaluation import perplexity
+    model: Llama
+    ids: list[int]
+    new: int
+    calibration: list[str]
+    test: list[str]
+    context: int
+
+
+Cut = Callable[[str, float, str], "Thresholds"]  # (policy, sparsity, by) -> thresholds
+
+
+def add(commands: flags.Commands) -> None:
+    """Add the command of this file."""
+    parents = flags.model(), flags.text(), flags.prompt(), flags.length(), flags.context(), flags.running()
+    flags.command(commands, "demo", command_demo, *parents)
+
+
+def command_demo(a: argparse.Namespace) -> int:
+    """Show what the model is, continue a prompt dense and cut, and measure what the cuts cost."""
+    from ..study.describe import describe, headline
+
+    started = time.perf_counter()
+    given = given_by(a)
+    if not a.json:
+        print_model(given.model, a.prompt)
+    cut, texts = cutter(given), {}
+    for policy, text in continuations(given, cut):
+        texts[policy] = text
+        if not a.json:
+            print(wrapped(" ".join(text.split()) or "(nothing)", f"  {policy:<7}"), flush=True)
+    if not a.json:
+        about = "at equal shares of neurons, then the paper's rule (dhar) at its own percentages of each tensor:"
+        print("\n" + wrapped(f"What the cuts cost, {about}") + "\n", flush=True)
+    rows = cost_rows(given, cut)
+    mid = cut("mid", 0.5, "neuron")
+    predicted, buffered = predictor_and_buffer_rows(given, mid)
+    seconds = time.perf_counter() - started
+    if a.json:
+        result = {"model": headline(given.model), "parts": describe(given.model), "prompt": a.prompt}
+        result |= {"continuations": texts, "rows": rows, "predictors": predicted, "buffer": buffered}
+        print(json.dumps(result | {"seconds": seconds}, indent=1))
+        return 0
+    print_costs(rows, given, bool(a.text))
+    print_predicted(predicted)
+    print_buffer(buffered)
+    say(f"{seconds:.1f} s")
+    return 0
+
+
+# ---- measuring -------------------------------------------------------------------------------------------------------
+
+
+def given_by(a: argparse.Namespace) -> Given:
+    """The model, the prompt and the texts of the command line. Raises MinillmError for a prompt that is too long."""
     from ..transformer.generation import generate
     from ..transformer.texts import as_documents, default_context, first_tokens
 
-    started = time.perf_counter()
     model = load_model(a)
     ids = prompt_ids(model, a.prompt)
     count = new_tokens(a, model, ids, 40)
@@ -64,63 +111,99 @@ def command_demo(a: argparse.Namespace) -> int:
     calibration, test = map(as_documents, two_texts(a.text))
     context = a.context or default_context(model)
     calibration = first_tokens(model, calibration, DEMO_CALIBRATION, context)
-    test = first_tokens(model, test, DEMO_TOKENS, context)
-    parts = describe(model)
-    if not a.json:
-        print(wrapped(headline(model)) + "\n")
-        print(text_table(parts, PART_COLUMNS))
-        about = "continued greedily by the dense model, then with half of the neurons cut by each policy:"
-        print("\n" + wrapped(f"The prompt {a.prompt!r}, {about}") + "\n", flush=True)
+    return Given(model, ids, count, calibration, first_tokens(model, test, DEMO_TOKENS, context), context)
 
-    magnitudes = collect(model, calibration, context=context)
 
-    def cut(policy: str, sparsity: float, by: str):
-        return calibrate(model, calibration, policy, sparsity, context, by, magnitudes=magnitudes)
+def cutter(given: Given) -> Cut:
+    """A function that finds thresholds; magnitudes are collected once, and equal thresholds are found once."""
+    from ..sparsity.calibrate import calibrate
+    from ..sparsity.magnitudes import collect
 
-    half = {policy: cut(policy, 0.5, "neuron") for policy in DEMO_POLICIES}
-    continuations = {}
+    magnitudes = collect(given.model, given.calibration, context=given.context)
+
+    @cache
+    def cut(policy: str, sparsity: float, by: str) -> Thresholds:
+        about = given.calibration, policy, sparsity, given.context, by
+        return calibrate(given.model, *about, magnitudes=magnitudes)
+
+    return cut
+
+
+def continuations(given: Given, cut: Cut) -> Iterator[tuple[str, str]]:
+    """The prompt continued by the dense model, then with half of the neurons cut by each policy: (policy, text)."""
+    from ..predictors.select import sparse_ffn
+    from ..transformer.ffn import FeedForward, swiglu
+    from ..transformer.generation import generate
+
     for policy in ("dense", *DEMO_POLICIES):
-        ffn = {"ffn": sparse_ffn(model, half[policy])} if policy != "dense" else {}
-        continuations[policy] = "".join(step.text for step in generate(model, ids, count, **ffn))
-        if not a.json:
-            print(wrapped(" ".join(continuations[policy].split()) or "(nothing)", f"  {policy:<7}"), flush=True)
+        dense = policy == "dense"
+        ffn: FeedForward = swiglu if dense else sparse_ffn(given.model, cut(policy, 0.5, "neuron"))
+        yield policy, "".join(step.text for step in generate(given.model, given.ids, given.new, ffn=ffn))
 
-    if not a.json:
-        about = "at equal shares of neurons, then the paper's rule (dhar) at its own percentages of each tensor:"
-        print("\n" + wrapped(f"What the cuts cost, {about}") + "\n", flush=True)
-    plan = [(policy, share, "neuron") for share in SHARES for policy in DEMO_POLICIES]
-    plan += [("dhar", share, "tensor") for share in (0.3, 0.5)]
-    dense = perplexity(model, test, "documents", context)
-    rows = [row(model, dense, dense)]
-    for policy, sparsity, by in tqdm(plan, desc="policies", leave=False, delay=2, disable=None):
-        thresholds = half[policy] if (sparsity, by) == (0.5, "neuron") else cut(policy, sparsity, by)
-        rows.append(score_cut(model, test, thresholds, dense))
-    few = first_tokens(model, test, DEMO_PREDICTION, context)
-    making = tqdm(total=1 + len(DEMO_PREDICTORS), desc="predictors", leave=False, delay=2, disable=None)
-    predicted, made = [], {}
-    known = model, calibration, few, DEMO_PREDICTORS, 0.5, half["mid"]
-    for line in prediction_rows(*known, context=context, made=made):
-        predicted.append(line)
-        making.update()
-    making.close()
+
+def cost_rows(given: Given, cut: Cut) -> list[dict]:
+    """The cost of the dense model, then of each cut of PLAN."""
+    from tqdm.auto import tqdm
+
+    from ..study.score import row, score_cut
+    from ..transformer.evaluation import perplexity
+
+    dense = perplexity(given.model, given.test, "documents", given.context)
+    rows = [row(given.model, dense, dense)]
+    for policy, sparsity, by in tqdm(PLAN, desc="policies", leave=False, delay=2, disable=None):
+        rows.append(score_cut(given.model, given.test, cut(policy, sparsity, by), dense))
+    return rows
+
+
+def predictor_and_buffer_rows(given: Given, mid: Thresholds) -> tuple[list[dict], list[dict]]:
+    """Predictors that select half of the neurons, and a small buffer: for all neurons, the oracle and the last one."""
+    from tqdm.auto import tqdm
+
+    from ..predictors.protocol import Predictor
+    from ..study.buffers import Way, buffer_rows, way_of
+    from ..study.prediction import prediction_rows
+    from ..transformer.texts import first_tokens
+
+    model, context = given.model, given.context
+    few, fewer = (first_tokens(model, given.test, tokens, context) for tokens in (DEMO_PREDICTION, DEMO_BUFFER))
+    made: dict[str, Predictor] = {}
+    plan = model, given.calibration, few, DEMO_PREDICTORS, 0.5, mid
+    making = prediction_rows(*plan, context=context, made=made)
+    count = 1 + len(DEMO_PREDICTORS)  # the oracle comes first
+    predicted = list(tqdm(making, total=count, desc="predictors", leave=False, delay=2, disable=None))
     ways = [Way(), way_of(made[DEMO_PREDICTORS[-1]])]
-    fewer = first_tokens(model, test, DEMO_BUFFER, context)
-    buffered = list(buffer_rows(model, half["mid"], fewer, ways, shares=(0, 0.25), device=DEMO_DEVICE, context=context))
-    seconds = time.perf_counter() - started
-    if a.json:
-        result = {"model": headline(model), "parts": parts, "prompt": a.prompt, "continuations": continuations}
-        result |= {"rows": rows, "predictors": predicted, "buffer": buffered, "seconds": seconds}
-        print(json.dumps(result, indent=1))
-        return 0
-    shown = [line | {"target": line["by"] and f"{line['by']} {line['target']:.0%}"} for line in rows]
+    return predicted, list(buffer_rows(model, mid, fewer, ways, shares=(0, 0.25), device=DEMO_DEVICE, context=context))
+
+
+# ---- printing --------------------------------------------------------------------------------------------------------
+
+
+def print_model(model: Llama, prompt: str) -> None:
+    """What the model is, and what follows: the prompt."""
+    from ..study.describe import PART_COLUMNS, describe, headline
+    from ..tables import text_table
+
+    print(wrapped(headline(model)) + "\n")
+    print(text_table(describe(model), PART_COLUMNS))
+    about = "continued greedily by the dense model, then with half of the neurons cut by each policy:"
+    print("\n" + wrapped(f"The prompt {prompt!r}, {about}") + "\n", flush=True)
+
+
+def print_costs(rows: list[dict], given: Given, own_text: bool) -> None:
+    """What the cuts cost, and what each policy keeps."""
+    from ..sparsity.policies import policy_named
+    from ..sparsity.spec import in_words
+    from ..tables import text_table
+
+    shown = [row | {"target": row["by"] and f"{row['by']} {row['target']:.0%}"} for row in rows]
     print(text_table(shown, CUT_COLUMNS) + "\n")
+    tokens, count = rows[0]["tokens"], len(given.calibration)
+    too_few = "" if tokens >= DEMO_TOKENS else f" (the text holds no more; {DEMO_TOKENS:,} are better)"
+    source = "other documents of the same file" if own_text else "documents of the embedded calibration text"
     print(
         wrapped(
-            f"Scored: {rows[0]['tokens']:,} tokens"
-            + ("" if rows[0]["tokens"] >= DEMO_TOKENS else f" (the text holds no more; {DEMO_TOKENS:,} are better)")
-            + f", protocol documents, context {context}, BOS {rows[0]['bos']}. "
-            f"Thresholds from {len(calibration)} {'other ' if a.text else ''}document{'s'[: len(calibration) > 1]} of "
-            + ("the same file." if a.text else "the embedded calibration text.")
+            f"Scored: {tokens:,} tokens{too_few}, protocol documents, context {given.context}, BOS {rows[0]['bos']}. "
+            f"Thresholds: from {count} {source}."
         )
     )
     rules = [policy_named(policy) for policy in DEMO_POLICIES]
@@ -132,42 +215,44 @@ def command_demo(a: argparse.Namespace) -> int:
             "policy computes its own mask; known: when the mask is known beforehand."
         )
     )
-    about = "Who can know beforehand? Half of the neurons, selected by each before the layer is read:"
+
+
+def print_predicted(rows: list[dict]) -> None:
+    """What it costs to select neurons by a prediction."""
+    from ..tables import text_table
+
+    about = "Can the neurons be predicted? Each predictor selects half of them before the layer is read:"
     print("\n" + wrapped(about) + "\n")
-    shown = [line | {"vs_dense": line["perplexity"] / line["dense"]} for line in predicted]
+    shown = [row | {"vs_dense": row["perplexity"] / row["dense"]} for row in rows]
     print(text_table(shown, PREDICTED_COLUMNS) + "\n")
     print(
         wrapped(
-            f"Scored: {predicted[0]['tokens']:,} tokens, dense {predicted[0]['dense']:.3f}. Recall: of the neurons "
-            "that matter most (the mask of mid), those that were selected; who misses nearly as many as chance leaves "
-            "little of the model, and its perplexity shows it. Own: bytes of the predictor's tables; read: what a "
-            "token touches, tables included; both as shares of the FFN's bytes as stored. The oracle has no tables "
-            "and reads nothing to know. x oracle: the increase of perplexity over that of the oracle. More: minillm "
-            "predict eval."
+            f"Scored: {rows[0]['tokens']:,} tokens, dense {rows[0]['dense']:.3f}. Recall: share of the neurons that "
+            "matter most (the mask of mid) that were selected; with a recall near chance, little of the model is left, "
+            "and its perplexity shows it. Own: bytes of the predictor's tables; read: what a token reads, tables "
+            "included; both as shares of the FFN's bytes as stored. The oracle has no tables and reads nothing to "
+            "know. x oracle: the increase of perplexity over that of the oracle. More: minillm predict eval."
         )
     )
-    print_buffer(buffered)
-    say(f"{seconds:.1f} s")
-    return 0
 
 
 def print_buffer(rows: list[dict]) -> None:
-    """The demo's last table: kB per token without and with a small buffer, for each way to know the neurons."""
+    """The last table: kB per token without and with a small buffer, for each way to select the neurons."""
     from ..tables import text_table
 
     kept = f"the {rows[1]['capacity']} last used neurons of a layer"
-    about = f"What is then fetched from slow memory, by need, without a buffer and with one that keeps {kept}:"
+    about = f"What is then fetched from slow memory when it is needed, without a buffer and with one that keeps {kept}:"
     print("\n" + wrapped(about) + "\n")
     names = {"all neurons": "dense", "mask of mid": "oracle"}
     shown = [
-        line | {"way": names.get(line["way"], line["way"]), "unbuffered": without["kB"]}
-        for without, line in zip(rows[::2], rows[1::2], strict=True)
+        row | {"way": names.get(row["way"], row["way"]), "unbuffered": without["kB"]}
+        for without, row in zip(rows[::2], rows[1::2], strict=True)
     ]
     print(text_table(shown, BUFFER_COLUMNS) + "\n")
     print(
         wrapped(
-            f"kB: FFN weights fetched per token, as stored (mean of {rows[0]['tokens']:,}); belady, random: had the "
-            "buffer kept what is best, knowing the future, or a fixed random set. Stall: waiting for what is fetched, "
-            f"on a simulated {rows[0]['device']}. More: minillm prefetch table."
+            f"kB: FFN weights fetched per token, as stored (mean of {rows[0]['tokens']:,}); belady, random: with a "
+            "buffer that keeps what is best, knowing the future, or a fixed random set. Stall: waiting for what is "
+            f"fetched, on a simulated {rows[0]['device']}. More: minillm prefetch table."
         )
     )

@@ -1,205 +1,212 @@
-"""TODO."""
+"""The flags that commands share, as argparse parents, and the types that turn a word into a value.
+
+A parent is a small parser without --help. A command takes as many as it needs, and adds what it alone has:
+
+    sub = command(commands, "inspect", command_inspect, model(), text(), figure(), running())
+    sub.add_argument("--natural", action="store_true")
+
+So a flag has one meaning, one type and one default wherever it appears; where a command must say more about it, the
+parent takes another help text. Nothing here imports NumPy: BLAS reads its number of threads when it is loaded.
+"""
+
+from __future__ import annotations
 
 import argparse
-import shutil
-import sys
-import textwrap
+from collections.abc import Callable
 from contextlib import contextmanager
-from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from ..errors import MinillmError
-from ..loading.embedded import embedded_text
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]  # what ArgumentParser.add_subparsers returns
 
+# Those of sparsity/policies.py, written out because that module imports NumPy; a test holds the two together.
 POLICIES = ("dhar", "cats", "mid", "cett", "teal", "wina", "countdown", "griffin", "topk", "topp")
 DEMO_POLICIES = ("dhar", "cats", "mid")
 PREDICTORS = (
     "chance", "static", "previous-token", "sign", "svd", "shadow-2", "shadow-3", "shadow-4", "up-4", "refined-3",
     "learned", "learned-ahead", "ahead-4", "library", "clusters",
 )  # fmt: skip
+TEXT = 'UTF-8 text; documents end at lines "<|endoftext|>" (default: the embedded text)'
 DEMO_PROMPT = "Once upon a time"
 DEMO_TOKENS = 20_000  # scored per row of the demo's table
-DEMO_PREDICTION = 3_000  # scored per predictor, which takes several passes for each
-DEMO_CALIBRATION = 3_000  # read for its thresholds, several times over: each search for a share is a few passes
+DEMO_PREDICTION = 3_000  # scored per predictor, each of which takes several passes
+DEMO_CALIBRATION = 3_000  # read for thresholds, several times: each search for a share is a few passes
+
+# ---- types -----------------------------------------------------------------------------------------------------------
 
 
-def say(*words: object) -> None:
-    """Print on stderr: what is not the result."""
-    print(*words, file=sys.stderr, flush=True)
-
-
-def read_text(path: str) -> str:
-    """The text of a UTF-8 file; one sentence for a file that is missing, empty or of another encoding."""
+@contextmanager
+def expecting(what: str, word: str):
+    """Turn a ValueError inside into argparse's error, which says what was expected."""
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise MinillmError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError as error:
-        raise MinillmError(f"{path}: byte {error.start} is not UTF-8, expected a UTF-8 text") from None
-    if not text.strip():
-        raise MinillmError(f"{path}: is empty, expected a text")
-    return text
+        yield
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"found {word!r}, expected {what}") from None
 
 
-def text_or_embedded(path: str | None, name: str) -> str:
-    """The text of --text, or the embedded one of that name, which is then said."""
-    if path:
-        return read_text(path)
-    text = embedded_text(name)
-    say(f"text: the embedded {name} text")
-    return text
-
-
-def two_texts(path: str | None, calibration: str | None = None) -> tuple[str | list[str], str | list[str]]:
-    """What to calibrate on and what to score: the parts of --text alone, else two texts, embedded where not given."""
-    from ..transformer.texts import split_text
-
-    if path and not calibration:
-        return split_text(read_text(path))
-    return text_or_embedded(calibration, "calibration"), text_or_embedded(path, "test")
-
-
-def check_output(path: str) -> None:
-    """Refuse, before the work and not after it, a name that cannot be written; what is there stays as it is."""
-    target = Path(path)
-    try:
-        # A device or a pipe would be replaced by a file: everything is written beside its target and then renamed.
-        if not target.name or (target.exists() and not target.is_file()):
-            raise MinillmError(f"{path!r}: is not a regular file, expected the name of a file to write")
-        beside = target.with_name(target.name + ".partial")
-        beside.touch()
-        beside.unlink()
-    except OSError as error:
-        raise MinillmError(f"{path}: cannot be written ({error.strerror})") from None
-
-
-def wrapped(text: str, first: str = "") -> str:
-    """Text in lines that fit the terminal (at most 100 columns), the first one led by ``first``."""
-    width = max(40, min(100, shutil.get_terminal_size().columns))
-    return textwrap.fill(text, width, initial_indent=first, subsequent_indent=" " * len(first), break_on_hyphens=False)
-
-
-def load_model(arguments: argparse.Namespace):
-    """The model of --model in the dtype of --dtype."""
-    import numpy as np
-
-    import minillm
-
-    # glibc hands the memory of each layer's scores back to the system and asks for it anew, page by page, until it has
-    # once seen a larger block freed (mallopt(3): the dynamic M_MMAP_THRESHOLD). This is that block; nothing touches it.
-    # The demo: 40 thousand page faults instead of 4.8 million, a seventh less time. Elsewhere it does nothing.
-    np.empty(31 << 20, np.uint8)
-    return minillm.load(arguments.model, dtype=arguments.dtype)
-
-
-def load_ffn(arguments: argparse.Namespace, model):
-    """The FeedForward of --thresholds, or the dense one."""
-    from ..predictors.select import sparse_ffn
-    from ..sparsity.thresholds import Thresholds
-    from ..transformer.ffn import swiglu
-
-    if not arguments.thresholds:
-        if arguments.predictor:
-            raise MinillmError("--predictor needs --thresholds of policy mid, which say what is true")
-        return swiglu
-    thresholds = Thresholds.load(arguments.thresholds)
-    if arguments.predictor:
-        from ..predictors.files import load_predictor
-
-        predictor = load_predictor(arguments.predictor)
-        say(f"neurons selected by {arguments.predictor}: {predictor.name}, {predictor.nbytes:,} bytes")
-        return sparse_ffn(model, thresholds, predictor=predictor, form=arguments.form)
-    ffn = sparse_ffn(model, thresholds, form=arguments.form)
-    say(f"cut by {arguments.thresholds}: {thresholds.spec}")
-    return ffn
-
-
-def prompt_ids(model, prompt: str) -> list[int]:
-    """The ids of a prompt; an empty one will do where the tokenizer adds a BOS."""
-    ids = model.tokenizer.encode(prompt)
-    if not ids:
-        raise MinillmError("the prompt is empty and this tokenizer adds no BOS, expected at least one character")
-    return ids
-
-
-def new_tokens(arguments: argparse.Namespace, model, ids: list[int], default: int) -> int:
-    """-n, or as many of ``default`` as the context has room for (one, where it has none: ``generate`` says so)."""
-    room = model.config.max_position_embeddings - len(ids)
-    return arguments.max_new_tokens or max(1, min(default, room))
-
-
-def enough_documents(models: list, text: str, tokens: int, context: int | None) -> list[str]:
-    """The first documents of an embedded text, as many as hold that many tokens for each of the models."""
-    from ..transformer.texts import as_documents, first_tokens
-
-    documents = as_documents(text)
-    count = max(len(first_tokens(model, documents, tokens, context)) for model in models)
-    if count < len(documents):
-        say(f"text: of {len(documents)} documents the first {count}, which hold {tokens:,} tokens")
-    return documents[:count]
-
-
-def mid_thresholds(a: argparse.Namespace):
-    """The thresholds of --thresholds, or None."""
-    from ..sparsity.thresholds import Thresholds
-
-    return Thresholds.load(a.thresholds) if a.thresholds else None
-
-
-def write_figure(figure, path: str) -> None:
-    """Write a figure, and say on stderr what it shows."""
-    from ..show.canvas import alt_text, save_figure
-
-    save_figure(figure, path)
-    say(f"figure: {path}: {alt_text(figure)}")
-
-
-def share(text: str) -> float:
+def share(word: str) -> float:
     """A share from 0 to below 1."""
-    with expecting("a share from 0 to below 1", text):
-        value = float(text)
+    with expecting("a share from 0 to below 1", word):
+        value = float(word)
         if not 0 <= value < 1:
             raise ValueError
     return value
 
 
-def whole(text: str, least: int = 0) -> int:
+def whole(word: str, least: int = 0) -> int:
     """A whole number of at least ``least``."""
-    with expecting(f"a whole number of at least {least}", text):
-        value = int(text)
+    with expecting(f"a whole number of at least {least}", word):
+        value = int(word)
         if value < least:
             raise ValueError
     return value
 
 
-def positive(text: str) -> int:
+def positive(word: str) -> int:
     """A whole number of at least 1."""
-    return whole(text, 1)
+    return whole(word, 1)
 
 
-@contextmanager
-def expecting(what: str, found: str):
-    """Turn a ValueError inside into argparse's error, which says what was expected."""
-    try:
-        yield
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"found {found!r}, expected {what}") from None
-
-
-def shares(text: str) -> list[float]:
+def shares(word: str) -> list[float]:
     """Shares separated by commas."""
-    return [share(part) for part in text.split(",")]
+    return [share(part) for part in word.split(",")]
 
 
-def shares_to_all(text: str) -> list[float]:
-    """Shares separated by commas, 1 among them allowed."""
-    return [1.0 if part.strip() in ("1", "1.0") else share(part) for part in text.split(",")]
+def shares_to_all(word: str) -> list[float]:
+    """Shares separated by commas; 1 is allowed."""
+    return [1.0 if part.strip() in ("1", "1.0") else share(part) for part in word.split(",")]
 
 
-def wholes(text: str) -> list[int]:
+def wholes(word: str) -> list[int]:
     """Whole numbers of at least 1, separated by commas."""
-    return [positive(part) for part in text.split(",")]
+    return [positive(part) for part in word.split(",")]
 
 
-def names(text: str) -> list[str]:
+def names(word: str) -> list[str]:
     """Names separated by commas."""
-    return [part.strip() for part in text.split(",")]
+    return [part.strip() for part in word.split(",")]
+
+
+# ---- parents ---------------------------------------------------------------------------------------------------------
+
+
+def flag(*words: str, **options: Any) -> argparse.ArgumentParser:
+    """A parent with one flag: the arguments of ``add_argument``."""
+    parent = argparse.ArgumentParser(add_help=False)
+    parent.add_argument(*words, **options)
+    return parent
+
+
+def model() -> argparse.ArgumentParser:
+    """--model: one of the embedded models, a folder, or a name in the hub's cache."""
+    about = "embedded (default, default-relu, ...), a Hugging Face folder, or org/name[@revision] in the hub's cache"
+    return flag("--model", "-m", default="default", help=about)
+
+
+def text(about: str = TEXT) -> argparse.ArgumentParser:
+    """--text: a file to read."""
+    return flag("--text", metavar="FILE", help=about)
+
+
+def prompt(about: str = "the text to continue", required: bool = False) -> argparse.ArgumentParser:
+    """--prompt: a short text on the command line."""
+    about += "" if required else f" (default: {DEMO_PROMPT!r})"
+    return flag("--prompt", "-p", default=DEMO_PROMPT, required=required, help=about)
+
+
+def length() -> argparse.ArgumentParser:
+    """--max-new-tokens: the length of a continuation."""
+    return flag("--max-new-tokens", "-n", type=positive, help="number of tokens to generate")
+
+
+def seed(about: str = "of the random numbers (default: 0)") -> argparse.ArgumentParser:
+    """--seed: of everything that is drawn at random."""
+    return flag("--seed", "-s", type=whole, default=0, help=about)
+
+
+def sampling() -> argparse.ArgumentParser:
+    """How the next token is chosen."""
+    parent = argparse.ArgumentParser(add_help=False, parents=[length()])
+    parent.add_argument("--temperature", "--temp", type=float, default=0.0, help="0 (the default) is greedy")
+    parent.add_argument("--top-k", type=positive, help="draw from the k most likely tokens")
+    parent.add_argument("--top-p", type=float, help="draw from the fewest tokens whose probabilities reach this sum")
+    parent.add_argument("--min-p", type=float, help="draw from tokens at least this share as likely as the first")
+    return argparse.ArgumentParser(add_help=False, parents=[parent, seed()])
+
+
+def cutting() -> argparse.ArgumentParser:
+    """Of every command that can run a cut model: which neurons are computed, and how."""
+    parent = argparse.ArgumentParser(add_help=False)
+    parent.add_argument("--thresholds", metavar="FILE", help="cut with these thresholds (ours or the paper's JSON)")
+    parent.add_argument("--predictor", metavar="FILE", help="select neurons with this predictor (of `minillm predict`)")
+    parent.add_argument(
+        "--form", choices=("masked", "gathered"), default="masked",
+        help="how a cut FFN is computed: all of it and then masked, or the kept neurons alone (default: masked)",
+    )  # fmt: skip
+    return parent
+
+
+def by() -> argparse.ArgumentParser:
+    """--by: the unit of --sparsity."""
+    return flag(
+        "--by", choices=("tensor", "neuron", "reads", "cett", "ppl"), default="tensor",
+        help="what --sparsity counts: a share of each cut tensor, of the neurons, of the weights not read, of the "
+        "output lost (policy cett), or the increase of perplexity (default: tensor)",
+    )  # fmt: skip
+
+
+def protocol() -> argparse.ArgumentParser:
+    """--protocol: how a text becomes runs of tokens."""
+    about = "score each document by itself, or the text as one stream (default: documents)"
+    return flag("--protocol", choices=("documents", "stream"), default="documents", help=about)
+
+
+def context() -> argparse.ArgumentParser:
+    """--context: the longest run of tokens."""
+    about = "longest run of tokens (default: the smaller of the model's longest text and 2048)"
+    return flag("--context", type=positive, help=about)
+
+
+def output(about: str, required: bool = False) -> argparse.ArgumentParser:
+    """--output: a file to write."""
+    return flag("--output", "-o", metavar="FILE", required=required, help=about)
+
+
+def figure(about: str = "also draw it: a .png or .svg (needs matplotlib)") -> argparse.ArgumentParser:
+    """--figure: a drawing to write."""
+    return flag("--figure", metavar="FILE", help=about)
+
+
+def threads(about: str) -> argparse.ArgumentParser:
+    """--threads: of BLAS."""
+    return flag("--threads", type=positive, help=about)
+
+
+def running() -> argparse.ArgumentParser:
+    """Of every command that runs a model: in which precision, on how many cores."""
+    dtype = flag(
+        "--dtype", choices=("float32", "float64"), default="float32", help="precision of the weights (default: float32)"
+    )
+    cores = threads("BLAS threads (default: 1 for models below 200 MB, else BLAS decides)")
+    return argparse.ArgumentParser(add_help=False, parents=[dtype, cores])
+
+
+def calibration(about: str) -> argparse.ArgumentParser:
+    """--calibration: the text that thresholds and predictors are made from."""
+    return flag("--calibration", metavar="FILE", help=about)
+
+
+def rank(about: str = "of svd and learned (default: a quarter of the hidden size)") -> argparse.ArgumentParser:
+    """--rank: the inner size of a predictor."""
+    return flag("--rank", type=positive, help=about)
+
+
+def command(
+    commands: Commands, name: str, run: Callable[[argparse.Namespace], int], *parents: argparse.ArgumentParser
+) -> argparse.ArgumentParser:
+    """Add a command with the flags of its parents, and --json. Its help is the docstring of the function it runs."""
+    as_json = flag("--json", action="store_true", help="print the result as JSON")
+    about = run.__doc__ or ""
+    sub = commands.add_parser(name, help=about.partition("\n")[0], description=about, parents=[*parents, as_json])
+    sub.set_defaults(run=run)
+    return sub

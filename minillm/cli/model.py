@@ -1,13 +1,19 @@
-"""TODO."""
+"""Commands that run or show one model: generate, perplexity, inspect, trace, compare, download.
+
+Each of them is dense unless --thresholds (and --predictor) say what to cut, and prints the same figures in both cases.
+"""
+
+from __future__ import annotations
 
 import argparse
 import json
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ..errors import MinillmError
-from .flags import (
-    DEMO_TOKENS,
+from . import flags
+from .shared import (
     load_ffn,
     load_model,
     new_tokens,
@@ -18,6 +24,46 @@ from .flags import (
     wrapped,
     write_figure,
 )
+
+if TYPE_CHECKING:
+    from ..transformer.model import Llama
+
+
+def add(commands: flags.Commands) -> None:
+    """Add the commands of this file."""
+    cut, run = flags.cutting(), flags.running()
+    prompt, sampling = flags.prompt(required=True), flags.sampling()
+    flags.command(commands, "generate", command_generate, flags.model(), prompt, sampling, cut, run)
+
+    protocol, context = flags.protocol(), flags.context()
+    flags.command(commands, "perplexity", command_perplexity, flags.model(), flags.text(), cut, protocol, context, run)
+
+    text = flags.text("the text to count on (default: the embedded one)")
+    inspect = flags.command(commands, "inspect", command_inspect, flags.model(), text, flags.figure(), run)
+    inspect.add_argument("--natural", action="store_true", help="share of zeros and near-zeros per layer on a text")
+    inspect.add_argument(
+        "--distributions", action="store_true", help="sizes of weights and activations, per layer on a text"
+    )
+
+    trace = flags.command(
+        commands, "trace", command_trace, flags.model(), flags.prompt("the text to trace"),
+        flags.text("a file to use instead of --prompt"), cut, flags.output("write an .npz for `minillm compare`"), run,
+    )  # fmt: skip
+    trace.add_argument(
+        "--keep", action="append", metavar="PATTERN", help='steps to keep, as in "blocks.0.mlp.*"; repeatable'
+    )
+    trace.add_argument("--explain", metavar="STEP", help="explain a step, and do nothing else")
+
+    compare = flags.command(commands, "compare", command_compare)
+    compare.add_argument("ours", metavar="OURS.npz")
+    compare.add_argument("theirs", metavar="THEIRS.npz")
+    compare.add_argument("--rtol", type=float, help="tolerance (default: 1e-10 where both are float64, else 1e-5)")
+
+    download = flags.command(commands, "download", command_download)
+    download.add_argument("repository", metavar="ORG/NAME[@REVISION]")
+
+
+# ---- generate and perplexity -----------------------------------------------------------------------------------------
 
 
 def command_generate(a: argparse.Namespace) -> int:
@@ -30,25 +76,27 @@ def command_generate(a: argparse.Namespace) -> int:
     ids = prompt_ids(model, a.prompt)
     count = new_tokens(a, model, ids, 100)
     ffn = load_ffn(a, model)
-    sampling = {"temperature": a.temperature, "top_k": a.top_k, "top_p": a.top_p, "min_p": a.min_p}
-    steps = generate(model, ids, count, **sampling, rng=np.random.default_rng(a.seed), ffn=ffn)
+    rng = np.random.default_rng(a.seed)
+    stream = generate(
+        model, ids, count, temperature=a.temperature, top_k=a.top_k, top_p=a.top_p, min_p=a.min_p, rng=rng, ffn=ffn
+    )
     how = "greedy" if a.temperature == 0 else f"temperature {a.temperature:g}"
     say(f"{how}, seed {a.seed}, prompt of {len(ids)} tokens")
     if not a.json:
         print(a.prompt, end="", flush=True)
-    started, found = time.perf_counter(), []
-    for step in steps:
-        found.append(step)
+    started, steps = time.perf_counter(), []
+    for step in stream:
+        steps.append(step)
         if not a.json:
             print(step.text, end="", flush=True)
     seconds = time.perf_counter() - started
     if a.json:
-        text = "".join(step.text for step in found)
-        tokens, logprobs = [s.token for s in found], [s.logprob for s in found]
+        text = "".join(step.text for step in steps)
+        tokens, logprobs = [s.token for s in steps], [s.logprob for s in steps]
         print(json.dumps({"prompt": a.prompt, "text": text, "tokens": tokens, "logprobs": logprobs, "seed": a.seed}))
     else:
         print()
-    say(f"{len(found)} tokens in {seconds:.2f} s, {len(found) / seconds:.0f} per second (prompt included)")
+    say(f"{len(steps)} tokens in {seconds:.2f} s, {len(steps) / seconds:.0f} per second (prompt included)")
     return 0
 
 
@@ -62,11 +110,9 @@ def command_perplexity(a: argparse.Namespace) -> int:
     score = perplexity(model, text_or_embedded(a.text, "test"), a.protocol, a.context, ffn, meter)
     report = meter.report()
     if a.json:
-        fields = {
-            k: getattr(score, k)
-            for k in ("protocol", "context", "bos", "nll", "tokens", "bytes", "perplexity", "bits_per_byte")
-        }
-        fields |= {k: getattr(report, k) for k in ("neuron_sparsity", "read_exact", "read_known_mask", "union_density")}
+        of_score = ("protocol", "context", "bos", "nll", "tokens", "bytes", "perplexity", "bits_per_byte")
+        of_report = ("neuron_sparsity", "read_exact", "read_known_mask", "union_density")
+        fields = {key: getattr(score, key) for key in of_score} | {key: getattr(report, key) for key in of_report}
         print(json.dumps({"model": model.name, "dtype": str(model.dtype), "thresholds": a.thresholds} | fields))
         return 0
     print(score)
@@ -80,83 +126,66 @@ def command_perplexity(a: argparse.Namespace) -> int:
     return 0
 
 
+# ---- inspect ---------------------------------------------------------------------------------------------------------
+
+
 def command_inspect(a: argparse.Namespace) -> int:
-    """What a checkpoint is: config, parts, tensors; on request its natural zeros, and how large its values are."""
+    """Show a checkpoint: config, parts, tensors; on request its natural zeros and the sizes of its values."""
     from dataclasses import asdict
 
     from ..loading.checkpoint import checkpoint_tensors
-    from ..study.describe import PART_COLUMNS, describe, headline
-    from ..tables import keys_as_headings, text_table
+    from ..study.describe import describe
 
-    wanted = a.natural or (a.text and not a.distributions), a.distributions
+    count_zeros, count_sizes = a.natural or bool(a.text and not a.distributions), a.distributions
     if a.figure:
         from ..show.canvas import check_figure
 
         check_figure(a.figure)
-        if sum(map(bool, wanted)) != 1:
+        if count_zeros == count_sizes:
             raise MinillmError("--figure draws what --natural or --distributions counts, expected one of the two")
     model = load_model(a)
-    natural = natural_rows(model, a.text, a.figure) if wanted[0] else []
-    distributions = distribution_rows(model, a.text, a.figure) if wanted[1] else {}
-    tensors = [
+    natural = natural_rows(model, a.text, a.figure) if count_zeros else []
+    distributions = distribution_rows(model, a.text, a.figure) if count_sizes else {}
+    tensors: list[dict[str, Any]] = [
         {"tensor": t.name, "dtype": t.dtype, "shape": list(t.shape), "bytes": t.nbytes, "file": Path(t.path).name}
-        for t in checkpoint_tensors(model.folder).values()
+        for t in (checkpoint_tensors(model.folder) if model.folder else {}).values()
     ]
     if a.json:
         result = {"model": model.name, "config": asdict(model.config), "parts": describe(model), "tensors": tensors}
         print(json.dumps(result | ({"natural": natural} if natural else {}) | distributions))
         return 0
-    print(wrapped(headline(model)) + "\n")
-    print(text_table(describe(model), PART_COLUMNS) + "\n")
-    for key, value in asdict(model.config).items():
-        print(f"{key:<26}{value}")
-    if model.has_tokenizer:
-        print(f"{'BOS that is put in front':<26}{list(model.tokenizer.bos_ids)}")
-    for tensor in tensors:
-        tensor["shape"] = " x ".join(map(str, tensor["shape"]))
-    columns = keys_as_headings({"tensor": "", "dtype": "", "shape": "", "bytes": ",", "file": ""})
-    print("\n" + text_table(tensors, columns))
+    print_model(model, asdict(model.config), tensors)
     if natural:
-        print(f"\nNatural sparsity: nothing is cut, {natural[0]['tokens']:,} tokens, BOS included.\n")
-        print(text_table(natural, keys_as_headings({"layer": "d"} | dict.fromkeys(list(natural[0])[2:], ".4f"))))
-        about = "Zeros are exact. Below 1 % (10 %): of the root mean square of the gates of the same token and layer."
-        print("\n" + wrapped(about))
+        print_natural(natural)
     if distributions:
         print_distributions(**distributions)
     return 0
 
 
-def counted_documents(model, path: str | None) -> list[str]:
-    """As much of a text as the demo scores."""
-    from ..transformer.texts import as_documents, first_tokens
+def print_model(model: Llama, config: dict[str, Any], tensors: list[dict[str, Any]]) -> None:
+    """What the model is in one line, its parts, its config and its tensors."""
+    from ..study.describe import PART_COLUMNS, describe, headline
+    from ..tables import keys_as_headings, text_table
 
-    return first_tokens(model, as_documents(text_or_embedded(path, "test")), DEMO_TOKENS)
-
-
-def natural_rows(model, path: str | None, figure: str | None) -> list[dict]:
-    """Natural sparsity per layer on a text, and its figure where one is asked for."""
-    from ..study.natural import natural_sparsity
-
-    rows = natural_sparsity(model, counted_documents(model, path))
-    if figure:
-        from ..show.results_distributions import natural_by_layer
-
-        write_figure(natural_by_layer({model.name: rows}), figure)
-    return rows
+    print(wrapped(headline(model)) + "\n")
+    print(text_table(describe(model), PART_COLUMNS) + "\n")
+    for key, value in config.items():
+        print(f"{key:<26}{value}")
+    if model.has_tokenizer:
+        print(f"{'BOS before every text':<26}{list(model.tokenizer.bos_ids)}")
+    shown = [tensor | {"shape": " x ".join(map(str, tensor["shape"]))} for tensor in tensors]
+    columns = keys_as_headings({"tensor": "", "dtype": "", "shape": "", "bytes": ",", "file": ""})
+    print("\n" + text_table(shown, columns))
 
 
-def distribution_rows(model, path: str | None, figure: str | None) -> dict[str, list[dict]]:
-    """Tables of weight and activation magnitudes, and the activations' figure where one is asked for."""
-    from ..study import distributions
+def print_natural(rows: list[dict]) -> None:
+    """Zeros and near-zeros per layer, with what one must know to read them."""
+    from ..tables import keys_as_headings, text_table
 
-    magnitudes = distributions.activation_magnitudes(model, counted_documents(model, path))
-    if figure:
-        from ..show.results_distributions import magnitudes_figure
-
-        curves = {step: distributions.curve(magnitudes, step) for step in magnitudes.layers[0]}
-        write_figure(magnitudes_figure(curves, model.name), figure)
-    weights = distributions.weight_magnitudes(model)
-    return {"weight_magnitudes": weights, "activation_magnitudes": distributions.activation_rows(magnitudes)}
+    print(f"\nNatural sparsity: nothing is cut, {rows[0]['tokens']:,} tokens, BOS included.\n")
+    print(text_table(rows, keys_as_headings({"layer": "d"} | dict.fromkeys(list(rows[0])[2:], ".4f"))))
+    about = "Zeros are exact. Below 1 % (10 %): of the root mean square of the gates of the same token and layer."
+    print("\n" + wrapped(about))
 
 
 def print_distributions(weight_magnitudes: list[dict], activation_magnitudes: list[dict]) -> None:
@@ -170,9 +199,45 @@ def print_distributions(weight_magnitudes: list[dict], activation_magnitudes: li
     normal = " and ".join(f"{normal_below(near):.4f}" for near in NEAR)
     about = "Zeros are exact. Below 1 % (10 %): of the matrix's own root mean square (rms)"
     print(wrapped(f"{about}; of a normal distribution {normal} would lie there."))
-    print("\nMagnitudes of the FFN's activations: the share up to a magnitude, and the median.\n")
+    print("\nMagnitudes of the FFN's activations: shares below a magnitude, and the median.\n")
     columns = {"step": "", "layer": "d"} | dict.fromkeys(list(activation_magnitudes[0])[2:], ".3f")
     print(text_table(activation_magnitudes, keys_as_headings(columns | {"median": ".4f"})))
+
+
+def counted_documents(model: Llama, path: str | None) -> list[str]:
+    """As much of a text as the demo scores."""
+    from ..transformer.texts import as_documents, first_tokens
+
+    return first_tokens(model, as_documents(text_or_embedded(path, "test")), flags.DEMO_TOKENS)
+
+
+def natural_rows(model: Llama, path: str | None, figure: str | None) -> list[dict]:
+    """Natural sparsity per layer on a text; also draws it where a figure is wanted."""
+    from ..study.natural import natural_sparsity
+
+    rows = natural_sparsity(model, counted_documents(model, path))
+    if figure:
+        from ..show.results_distributions import natural_by_layer
+
+        write_figure(figure, natural_by_layer({model.name: rows}))
+    return rows
+
+
+def distribution_rows(model: Llama, path: str | None, figure: str | None) -> dict[str, list[dict]]:
+    """Tables of weight and activation magnitudes; also draws the activations' where a figure is wanted."""
+    from ..study import distributions
+
+    magnitudes = distributions.activation_magnitudes(model, counted_documents(model, path))
+    if figure:
+        from ..show.results_distributions import magnitudes_figure
+
+        curves = {step: distributions.curve(magnitudes, step) for step in magnitudes.layers[0]}
+        write_figure(figure, magnitudes_figure(curves, model.name))
+    weights = distributions.weight_magnitudes(model)
+    return {"weight_magnitudes": weights, "activation_magnitudes": distributions.activation_rows(magnitudes)}
+
+
+# ---- traces ----------------------------------------------------------------------------------------------------------
 
 
 def command_trace(a: argparse.Namespace) -> int:
@@ -181,8 +246,8 @@ def command_trace(a: argparse.Namespace) -> int:
     from ..trace import Trace
 
     if a.explain is not None:
-        text = explain(a.explain)
-        print(json.dumps({"step": a.explain, **step_info(a.explain)._asdict()}) if a.json else text)
+        text, info = explain(a.explain), step_info(a.explain)
+        print(json.dumps({"step": a.explain} | (info._asdict() if info else {})) if a.json else text)
         return 0
     model = load_model(a)
     ids = prompt_ids(model, read_text(a.text) if a.text else a.prompt)
@@ -203,10 +268,7 @@ def command_compare(a: argparse.Namespace) -> int:
     from ..trace import compare
 
     result = compare(a.ours, a.theirs, a.rtol)
-    if a.json:
-        print(json.dumps(result.asdict()))
-    else:
-        print(result)
+    print(json.dumps(result.asdict()) if a.json else result)
     return 0 if result.first is None else 1
 
 

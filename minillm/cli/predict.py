@@ -1,16 +1,17 @@
-"""TODO."""
+"""Commands about predictors: predict train makes one and writes it, predict eval scores many beside the oracle."""
+
+from __future__ import annotations
 
 import argparse
 import json
 import time
 
 from ..errors import MinillmError
-from .flags import (
-    DEMO_TOKENS,
-    PREDICTORS,
+from . import flags
+from .shared import (
     enough_documents,
+    given_thresholds,
     load_model,
-    mid_thresholds,
     say,
     text_or_embedded,
     two_texts,
@@ -25,6 +26,32 @@ COLUMNS = {
     "multiply_adds": ("multiply-adds", ",.0f"), "perplexity": ("perplexity", ".3f"), "increase": ("increase", ".3f"),
     "times_oracle": ("x oracle", ".2f"), "kl": ("KL", ".4f"),
 }  # fmt: skip
+
+
+def add(commands: flags.Commands) -> None:
+    """Add the command of this file."""
+    predictors = (
+        "comma-separated (default: train: learned; eval: most of them): files, or chance, static, previous-token, "
+        "sign, svd, shadow-BITS, up-BITS (with the layer's own gate), ahead-BITS (one layer ahead), learned, "
+        "learned-ahead, refined-BITS, library, clusters"
+    )
+    predict = flags.command(
+        commands, "predict", command_predict, flags.model(),
+        flags.text("train: the text to learn from; eval: the text to score (default: the embedded ones)"),
+        flags.flag("--predictor", type=flags.names, metavar="NAMES", help=predictors),
+        flags.flag(
+            "--thresholds", metavar="FILE", help="the truth: thresholds of policy mid (default: found for --sparsity)"
+        ),
+        flags.flag(
+            "--sparsity", type=flags.shares, default="0.5",
+            help="1 - the selected share of the neurons; eval: several, with commas (default: 0.5)",
+        ),
+        flags.protocol(), flags.context(), flags.seed(),
+        flags.output("train: the predictor's file (.safetensors); eval: rows as .csv or .json, after every row"),
+        flags.figure(), flags.running(), flags.rank(),
+        flags.calibration("text to make predictors from (default: the first 40 %% of --text, or the embedded one)"),
+    )  # fmt: skip
+    predict.add_argument("what", choices=("train", "eval"))
 
 
 def command_predict(a: argparse.Namespace) -> int:
@@ -48,7 +75,7 @@ def predict_train(a: argparse.Namespace) -> int:
         raise MinillmError("predict train makes one predictor, expected one --predictor and one --sparsity")
     model, (name,), (sparsity,) = load_model(a), wanted, a.sparsity
     training, held = split_text(text_or_embedded(a.text or a.calibration, "calibration"), TRAINING_SHARE)
-    thresholds = mid_thresholds(a) or calibrate(model, held, "mid", sparsity, a.context, "neuron")
+    thresholds = given_thresholds(a) or calibrate(model, held, "mid", sparsity, a.context, "neuron")
     started = time.perf_counter()
     predictor = Workshop(model, thresholds, training, held, a.context, a.rank, a.seed).make(name)
     fit_cutoffs(model, predictor, thresholds, held, 1 - sparsity, a.context)
@@ -70,7 +97,7 @@ def predict_train(a: argparse.Namespace) -> int:
 def predict_eval(a: argparse.Namespace) -> int:
     """Score predictors at the same selected fraction; a row each, the oracle first."""
     from ..study.prediction import prediction_rows, verdict
-    from ..tables import check_ending, json_rows, save_rows, text_table
+    from ..tables import check_ending, json_rows, save_rows
 
     if a.output:
         check_ending(a.output)
@@ -82,8 +109,9 @@ def predict_eval(a: argparse.Namespace) -> int:
     model = load_model(a)
     calibration, test = two_texts(a.text, a.calibration)
     if not a.text:
-        test = enough_documents([model], test, DEMO_TOKENS, a.context)
-    rows, thresholds, wanted = [], mid_thresholds(a), a.predictor or PREDICTORS
+        test = enough_documents([model], test, flags.DEMO_TOKENS, a.context)
+    rows: list[dict] = []
+    thresholds, wanted = given_thresholds(a), a.predictor or flags.PREDICTORS
     for sparsity in a.sparsity:
         given = (calibration, test, wanted, sparsity, thresholds, a.protocol, a.context, a.rank, a.seed)
         for row in prediction_rows(model, *given):
@@ -92,11 +120,19 @@ def predict_eval(a: argparse.Namespace) -> int:
             if a.output:
                 save_rows(a.output, rows)
     if a.figure:
-        write_figure(cost_of_predictors(rows, rows[0]["dense"]), a.figure)
+        write_figure(a.figure, cost_of_predictors(rows, rows[0]["dense"]))
     verdicts = {1 - s: verdict([row for row in rows if row["fraction"] == 1 - s]) for s in a.sparsity}
     if a.json:
         print(f'{{"rows": {json_rows(rows)},\n"verdict": {json.dumps({f"{f:g}": v for f, v in verdicts.items()})}}}')
-        return 0
+    else:
+        print_predictors(rows, verdicts)
+    return 0
+
+
+def print_predictors(rows: list[dict], verdicts: dict[float, list[str]]) -> None:
+    """A table and its verdicts for each selected fraction, and what the columns mean."""
+    from ..tables import text_table
+
     for fraction, sentences in verdicts.items():
         print(f"Dense {rows[0]['dense']:.3f}; {fraction:.0%} of the neurons selected:\n")
         print(text_table([row for row in rows if row["fraction"] == fraction], COLUMNS) + "\n")
@@ -105,10 +141,9 @@ def predict_eval(a: argparse.Namespace) -> int:
         print()
     about = (
         f"{rows[0]['tokens']:,} tokens, protocol {rows[0]['protocol']}, context {rows[0]['context']}, BOS "
-        f"{rows[0]['bos']}. Truth: {rows[0]['truth']}. Metrics pooled over tokens, mean over layers. Own bytes: the "
-        "predictor's tables, and their share of the FFNs' bytes. Reads: bytes touched per token, tables included, as a "
-        "share of the FFNs' bytes as stored; the oracle's are those of a mask known for nothing. KL: nats per token, "
-        "from the dense model."
+        f"{rows[0]['bos']}. Truth: {rows[0]['truth']}. Metrics are pooled over tokens, then averaged over layers. Own "
+        "bytes: the predictor's tables, and their share of the FFNs' bytes. Reads: bytes touched per token, tables "
+        "included, as a share of the FFNs' bytes as stored; the oracle knows its mask without reading anything. KL: "
+        "nats per token, from the dense model."
     )
     print(wrapped(about))
-    return 0

@@ -16,7 +16,7 @@ import tiny
 from loopback_hub import COMMIT, LoopbackHub
 
 import minillm
-from minillm.cli import flags
+from minillm.cli import flags, model
 from minillm.cli import flags as flags_module
 from minillm.cli import main as cli
 from minillm.cli.main import main
@@ -592,7 +592,7 @@ def test_without_memory_there_is_a_sentence_and_no_traceback(run, monkeypatch):
     def greedy(arguments):
         np.empty(1 << 62, np.uint8)
 
-    monkeypatch.setattr(cli, "command_inspect", greedy)
+    monkeypatch.setattr(model, "command_inspect", greedy)
     status, out, err = run("inspect", "-m", "m")
     assert (status, out) == (1, "") and "not enough memory" in one_sentence(err)
 
