@@ -94,6 +94,15 @@ def test_every_file_that_is_named_exists():
         assert (ROOT / name).exists() or (ROOT / "minillm" / name).exists(), name
 
 
+def test_every_link_leads_to_a_heading_or_a_file():
+    headings = re.findall(r"^#+ (.+)$", FENCED.sub("", README), re.M)
+    anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    targets = [t for t in re.findall(r"\]\(([^)\s]+)\)", README) if not t.startswith("https://")]
+    assert len(targets) > 3
+    for target in targets:
+        assert target[1:] in anchors if target.startswith("#") else (ROOT / target).exists(), target
+
+
 def test_every_extra_and_marker_that_is_named_exists():
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     for extra in re.findall(r"\.\[([\w,]+)\]", README):
