@@ -12,7 +12,9 @@ for library in ("OMP", "OPENBLAS", "MKL"):
 
 
 def pytest_addoption(parser):
-    parser.addoption("--shared", default=None, metavar="DIR", help="published models and texts (default: ../shared)")
+    # With "--shared DIR" and no test path, pytest takes DIR for the root of the tests: the form with = is safe.
+    where = "published models and texts (default: ../shared); write --shared=DIR"
+    parser.addoption("--shared", default=None, metavar="DIR", help=where)
     parser.addoption("--no-skips", action="store_true", help="a skipped test is a failure (continuous integration)")
     parser.addoption("--notebook-runs", type=int, default=1, metavar="N", help="run each notebook N times in a row")
 

@@ -68,11 +68,39 @@ def test_there_are_two_commands_that_do_everything_and_ci_runs_the_second_letter
         assert done.stdout == tests + "\n"
 
 
+@pytest.mark.skipif(os.name != "posix", reason="a shell script")
+def test_ci_works_in_a_copy_beside_shared_and_removes_it_after_a_failure_too(tmp_path):
+    checkout, temporary = tmp_path / "checkout", tmp_path / "temporary"
+    for folder in (checkout / ".ci", checkout / ".venv", tmp_path / "shared", temporary):
+        folder.mkdir(parents=True)
+    (checkout / ".venv" / "mine").touch()
+    (tmp_path / "shared" / "text").write_text("a text that is shared")
+    command = "python3 -m venv --help > .venv && pwd && cat ../shared/text && exit 7"
+    (checkout / "README.md").write_text(f"**Run the tests**\n\n```sh\n{command}\n```\n")
+    (checkout / ".ci" / "run").write_bytes((ROOT / ".ci" / "run").read_bytes())
+    before = sorted(checkout.rglob("*"))
+    environment = os.environ | {"TMPDIR": str(temporary), "GIT_CEILING_DIRECTORIES": str(tmp_path)}
+    script = str(checkout / ".ci" / "run")
+    done = subprocess.run(["bash", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 7, done.stderr
+    assert str(temporary) in done.stdout and done.stdout.endswith("a text that is shared")
+    assert sorted(checkout.rglob("*")) == before and not list(temporary.iterdir())
+
+
 def test_every_file_that_is_named_exists():
     named = set(re.findall(r"\b[\w/]+\.py\b", README)) | {".ci/run", "LICENSE"}
     assert len(named) > 4
     for name in named:
         assert (ROOT / name).exists() or (ROOT / "minillm" / name).exists(), name
+
+
+def test_every_link_leads_to_a_heading_or_a_file():
+    headings = re.findall(r"^#+ (.+)$", FENCED.sub("", README), re.M)
+    anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    targets = [t for t in re.findall(r"\]\(([^)\s]+)\)", README) if not t.startswith("https://")]
+    assert len(targets) > 3
+    for target in targets:
+        assert target[1:] in anchors if target.startswith("#") else (ROOT / target).exists(), target
 
 
 def test_every_extra_and_marker_that_is_named_exists():

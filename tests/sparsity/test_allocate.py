@@ -88,7 +88,7 @@ def test_a_sample_is_the_first_positions_of_the_dense_pass(model):
 
 @pytest.mark.parametrize("policy", ["cett", pytest.param("mid", marks=pytest.mark.slow)])
 def test_perplexity_grows_by_the_share_that_was_asked_for(policy):
-    model, documents = embedded(), some_stories()
+    model, documents = embedded(), some_stories()[:1]
     thresholds = calibrate(model, documents, policy, 0.02, by="ppl")
     dense = perplexity(model, documents)
     with pytest.warns(UserWarning, match="calibrated on"):
