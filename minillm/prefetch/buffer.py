@@ -69,7 +69,8 @@ class PrefetchBuffer:
         if self.start.shape != (layers, neurons) or self.start.sum(axis=1).max(initial=0) > self.capacity:
             found = f"start is {list(self.start.shape)} with up to {self.start.sum(axis=-1).max(initial=0)} neurons"
             raise MinillmError(f"{found}, expected {[layers, neurons]} with at most {self.capacity} per layer")
-        self._log, self._script, self._from_last = log, iter(()), np.arange(neurons)[::-1]
+        self._log, self._from_last = log, np.arange(neurons)[::-1]
+        self._script: Iterator[Event] = iter(())
         self.reset()
 
     def reset(self) -> None:
@@ -79,7 +80,7 @@ class PrefetchBuffer:
         self.count = np.zeros((self.layers, self.neurons), np.int64)  # how many tokens needed it
         self.time = np.zeros(self.layers, np.int64)  # the token that the next request of a layer belongs to
         self.waiting = np.zeros((self.layers, self.neurons), bool)  # prefetched for the next request
-        self.found: Request | None = None  # the last request
+        self.served: Request | None = None  # the last request
         self.events: list[Event] = []
         self._number = 0
         self._counts: list[list[tuple[int, ...]]] = [[] for _ in range(self.layers)]
@@ -87,24 +88,24 @@ class PrefetchBuffer:
 
     # -- one thing at a time; (kind, mask) is what an event is made of
 
-    def _order(self, layer: int, neurons: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    def _order(self, layer: int, neurons: np.ndarray | Sequence[int]) -> Iterator[tuple[str, np.ndarray]]:
         new = self._mask(neurons) & ~self.held[layer] & ~self.waiting[layer]
         self.waiting[layer] |= new
         yield "prefetch", new
 
-    def _serve(self, layer: int, neurons: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    def _serve(self, layer: int, neurons: np.ndarray | Sequence[int]) -> Iterator[tuple[str, np.ndarray]]:
         wanted, held, waiting = self._mask(neurons), self.held[layer].copy(), self.waiting[layer].copy()
         yield "request", wanted
         kept, missed = self.settle(layer, wanted), wanted & ~held & ~waiting
-        found = Request(wanted, wanted & held, wanted & waiting, missed, waiting & ~wanted, missed & ~kept)
-        self.found = found
+        request = Request(wanted, wanted & held, wanted & waiting, missed, waiting & ~wanted, missed & ~kept)
+        self.served = request
         self._requests[layer].append(np.packbits(wanted))
-        self._counts[layer].append(tuple(int(np.count_nonzero(mask)) for mask in found))
-        yield "hit", found.hit
-        yield "arrived", found.arrived
-        yield "miss", found.missed
+        self._counts[layer].append(tuple(int(np.count_nonzero(mask)) for mask in request))
+        yield "hit", request.hit
+        yield "arrived", request.arrived
+        yield "miss", request.missed
         self.waiting[layer] = False
-        yield "wasted", found.wasted
+        yield "wasted", request.wasted
         self.held[layer] &= kept
         yield "evict", held & ~kept
         self.held[layer] = kept
@@ -173,7 +174,8 @@ class PrefetchBuffer:
         for kind, mask in self._serve(layer, neurons):
             if self._log:
                 self._note(layer, token, kind, mask)
-        return self.found
+        assert self.served is not None  # _serve sets it
+        return self.served
 
     def follow(self, trace: np.ndarray, guesses: np.ndarray | None = None, lookahead: str = "layer") -> None:
         """Take a trace (T, L, N) bool as the script of ``step`` and ``run``, token by token and layer by layer.
@@ -219,7 +221,7 @@ class PrefetchBuffer:
     def trace(self) -> np.ndarray:
         """What was asked for so far, (T, L, N) bool: another keeper can be tried on it. Raises as ``traffic`` does."""
         self._check_whole()
-        return unpacked(self._requests, self.neurons)
+        return unpacked([np.array(rows, np.uint8) for rows in self._requests], self.neurons)
 
     def _check_whole(self) -> None:
         lengths = [len(counts) for counts in self._counts]

@@ -72,18 +72,20 @@ def write_bundle(source: Llama | str | Path, out: str | Path, group: int = 32, d
     group or dtype is out of range, the model came from no folder (and so has no config.json to copy).
     """
     model = source if isinstance(source, Llama) else Llama.from_folder(source)
-    if model.folder is None:
+    folder = model.folder
+    if folder is None:
         raise BundleError("the model was not loaded from a folder, expected one with a config.json to copy")
 
     def copy(beside: Path) -> None:
         for name in COPIED:
-            if (model.folder / name).is_file():
-                shutil.copyfile(model.folder / name, beside / name)
+            if (folder / name).is_file():
+                shutil.copyfile(folder / name, beside / name)
 
     def rows() -> Iterator[np.ndarray]:
         for layer in model.layers:
             matrices = (layer.gate_proj, layer.up_proj, layer.down_proj)
-            yield bundled(*(matrix.astype(np.float32, copy=False) for matrix in matrices), group)  # (3 F, D)
+            gate, up, down = (matrix.astype(np.float32, copy=False) for matrix in matrices)
+            yield bundled(gate, up, down, group)  # (3 F, D)
 
     rest = {name: _tensor_of(model, name) for name in _rest_shapes(model.config)}
     return _write_folder(Path(out), model.config, group, dtype, copy, rest, rows())
@@ -262,10 +264,9 @@ def resident_llama(bundle: Bundle, dtype: str | type = "float32") -> Llama:
     that a FeedForward that wants them fails at once: give ``forward`` one that fetches (prefetch/reader.py).
     Raises BundleError.
     """
-    dtype, maps, weights = np.dtype(dtype), {}, {}
+    maps: dict[Path, np.ndarray] = {}
     with _as_bundle_errors():
-        for name, info in bundle.rest.items():
-            weights[name] = read_tensor(info, dtype, maps)
+        weights = {name: read_tensor(info, np.dtype(dtype), maps) for name, info in bundle.rest.items()}
     config = bundle.config
     for i in range(config.num_hidden_layers):
         for part, rows in (("gate", config.intermediate_size), ("up", config.intermediate_size),
@@ -279,9 +280,9 @@ def whole_llama(bundle: Bundle, dtype: str | type = "float32") -> Llama:
 
     Raises BundleError, and MemoryError where it does not fit.
     """
-    model, matrices = resident_llama(bundle, dtype), ("gate_proj", "up_proj", "down_proj")
-    model.layers = [
-        replace(layer, **dict(zip(matrices, read_layer(bundle, layer.index, dtype), strict=True)))
-        for layer in model.layers
-    ]
+    model, layers = resident_llama(bundle, dtype), []
+    for layer in model.layers:
+        gate, up, down = read_layer(bundle, layer.index, dtype)
+        layers.append(replace(layer, gate_proj=gate, up_proj=up, down_proj=down))
+    model.layers = layers
     return model

@@ -97,8 +97,8 @@ class FastMemory:
     def layer_of(self, layer: Layer, neurons: np.ndarray) -> Layer:
         """The layer that has these neurons (n,) alone, all of them from here; biases are small and stay resident."""
         gate, up, down = (array[self.slot[neurons]] for array in self.arrays)  # (n, D) each
-        biases = {name: at_rows(getattr(layer, name), neurons) for name in ("gate_bias", "up_bias")}
-        return replace(layer, gate_proj=gate, up_proj=up, down_proj=down.T, **biases)
+        gate_bias, up_bias = at_rows(layer.gate_bias, neurons), at_rows(layer.up_bias, neurons)
+        return replace(layer, gate_proj=gate, up_proj=up, down_proj=down.T, gate_bias=gate_bias, up_bias=up_bias)
 
 
 class BufferedFFN:

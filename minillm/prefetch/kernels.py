@@ -63,7 +63,7 @@ def coefficients(
 
 def _combined(g: np.ndarray, u: np.ndarray, neurons: np.ndarray | slice, weights: NeuronMajor | Layer) -> np.ndarray:
     """act(g + b) (u + c); g and u are overwritten."""
-    if weights.gate_bias is not None:
+    if weights.gate_bias is not None and weights.up_bias is not None:  # a family has both or neither
         g += weights.gate_bias[neurons]
         u += weights.up_bias[neurons]
     g = weights.act(g)

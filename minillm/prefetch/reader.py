@@ -37,12 +37,16 @@ PLACES = 1024 if hasattr(os, "sysconf") else 16  # of one preadv: Linux's and ma
 
 
 def runs_of(blocks: Sequence[int]) -> list[tuple[int, int]]:
-    """Neighbours together: ascending numbers -> [(first, one past the last), ...]."""
-    blocks = np.asarray(blocks)
-    if not blocks.size:
+    """Runs of neighbours: ascending numbers -> [(first, one past the last), ...].
+
+    >>> runs_of([2, 3, 4, 7])
+    [(2, 5), (7, 8)]
+    """
+    numbers = np.asarray(blocks)
+    if not numbers.size:
         return []
-    breaks = np.flatnonzero(np.diff(blocks) != 1) + 1
-    return [(int(run[0]), int(run[-1]) + 1) for run in np.split(blocks, breaks)]
+    breaks = np.flatnonzero(np.diff(numbers) != 1) + 1
+    return [(int(run[0]), int(run[-1]) + 1) for run in np.split(numbers, breaks)]
 
 
 class BundleReader:
@@ -56,13 +60,13 @@ class BundleReader:
     """
 
     def __init__(
-        self, bundle: Bundle, dtype: str | type = np.float32, buffer: PrefetchBuffer | None = None,
+        self, bundle: Bundle, dtype: str | type | np.dtype = np.float32, buffer: PrefetchBuffer | None = None,
         portable: bool = False, announce: bool = True,
     ):  # fmt: skip
         self.bundle, self.dtype, self.buffer = bundle, np.dtype(dtype), buffer
         self.portable = portable or not hasattr(os, "preadv")
         self.announce = announce
-        self.bytes_read = self.reads = self.seconds = 0
+        self.bytes_read, self.reads, self.seconds = 0, 0, 0.0
         self._stored = DTYPES[STORED[bundle.dtype]]
         self._raw = [np.empty((1, bundle.config.hidden_size), self._stored) for _ in range(3)]  # gate, up, down rows
         self._wide = self._raw if self._stored == self.dtype else [array.astype(self.dtype) for array in self._raw]
@@ -78,7 +82,7 @@ class BundleReader:
                 raise BundleError(f"{found}, expected {list(shape)} layers and blocks of this bundle")
             for layer, start in enumerate(buffer.held):
                 self._read(layer, np.flatnonzero(start))
-                self._keep(layer, np.flatnonzero(start))
+                self._keep(layer, np.flatnonzero(start), buffer)
 
     def close(self) -> None:
         """Close the files."""
@@ -108,11 +112,11 @@ class BundleReader:
         started = time.perf_counter()
         if self.buffer is not None:
             self.buffer.request(layer, blocks)
-        rows = self._read(layer, blocks)
+        gate, up, down = self._read(layer, blocks)
         if self.buffer is not None:
-            self._keep(layer, blocks)
+            self._keep(layer, blocks, self.buffer)
         self.seconds += time.perf_counter() - started
-        return rows
+        return gate, up, down
 
     def will_need(self, layer: int, blocks: np.ndarray) -> None:
         """Ask the system to begin reading these blocks, and do not wait; nothing happens where it cannot."""
@@ -209,9 +213,9 @@ class BundleReader:
                 if got:  # the system may stop anywhere
                     views[at] = views[at][got:]
 
-    def _keep(self, layer: int, blocks: np.ndarray) -> None:
+    def _keep(self, layer: int, blocks: np.ndarray, buffer: PrefetchBuffer) -> None:
         """Hold what the buffer keeps of the blocks just read (as stored: BF16 takes half), and let go of the rest."""
-        held, kept = self._held[layer], self.buffer.held[layer]
+        held, kept = self._held[layer], buffer.held[layer]
         for b in [b for b in held if not kept[b]]:
             del held[b]
         start, group, count = 0, self.bundle.group, self.bundle.config.intermediate_size

@@ -55,7 +55,7 @@ def recorded_mid(
 
 def neuron_energy(mid: np.ndarray, layer: Layer) -> np.ndarray:
     """m_j^2 ||down_j||^2, not yet divided by the token's sum.  mid (T, F)  ->  (T, F)."""
-    return mid**2 * np.vecdot(layer.down_proj, layer.down_proj, axis=0)
+    return mid**2 * np.vecdot(layer.down_proj.T, layer.down_proj.T)
 
 
 def energy_shares(mid: np.ndarray, layer: Layer) -> np.ndarray:
@@ -93,7 +93,9 @@ def clustered(energy: np.ndarray, group: int, rng: np.random.Generator, share: f
     if kept_count(blocks, share) == blocks:
         return order  # everything is kept in any order
     K = kept_count(blocks, share) + 1  # with the first of the two blocks below, which hold no neuron and spare all
-    extra = np.broadcast_to(np.float32([[2], [0]]), (2, tokens))  # special cases: one is always kept, the other never
+    extra = np.broadcast_to(
+        np.array([[2], [0]], np.float32), (2, tokens)
+    )  # special cases: one is always kept, the other never
     sums = np.concatenate([block_energy(energy, order, group).T.astype(np.float32), extra])  # E (B + 2, T)
     energy = np.ascontiguousarray(energy.T, np.float32)  # (F, T): a neuron's values side by side
 
@@ -108,7 +110,8 @@ def clustered(energy: np.ndarray, group: int, rng: np.random.Generator, share: f
         skip = skip + (low >= np.take_along_axis(cut, skip[None], axis=0)[0])
         return np.take_along_axis(cut, skip[None], axis=0)[0]
 
-    cut, settled, moves, every = around_the_cut(), {}, [0] * blocks, True
+    settled: dict[tuple[int, int], tuple[int, int]] = {}  # blocks -> their moves when the two were last looked at
+    cut, moves, every = around_the_cut(), [0] * blocks, True
     for _ in range(SWEEPS):
         exchanged = False
         for b, c in combinations(range(blocks), 2):

@@ -6,6 +6,7 @@ import ctypes
 import mmap
 import os
 import sys
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -41,7 +42,7 @@ def system_reads() -> SystemReads | None:
     return SystemReads(int(fields[b"rchar"]), int(fields[b"read_bytes"]), len(text))
 
 
-def cached_share(path: str | os.PathLike) -> float:
+def cached_share(path: str | Path) -> float:
     """The share of a file's pages that lie in the system's memory now, by mincore(2): 0 is cold. Linux and macOS.
 
     (Linux shows a file's owner the truth, and strangers a 1.) Raises Unsupported where the system lacks the call.

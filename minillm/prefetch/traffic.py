@@ -94,7 +94,7 @@ def event_rows(events: Sequence[Event]) -> list[dict]:
     ]  # fmt: skip
 
 
-def unpacked(rows: Sequence[Sequence[np.ndarray]], neurons: int) -> np.ndarray:
+def unpacked(rows: Sequence[np.ndarray], neurons: int) -> np.ndarray:
     """Per layer, masks as packed bits  ->  (T, L, N) bool."""
     bits = np.array(rows, np.uint8).reshape(len(rows), -1, -(-neurons // 8))  # (L, T, N / 8 rounded up)
     return np.unpackbits(bits, axis=2, count=neurons).astype(bool).transpose(1, 0, 2)
