@@ -39,7 +39,7 @@ import numpy as np
 from ..errors import MinillmError
 from ..sparsity.spec import SparsitySpec
 from ..trace import Tap, no_tap
-from ..transformer.blocks import block
+from ..transformer.blocks import Positions, block
 from ..transformer.ffn import FeedForward, swiglu
 from ..transformer.layer import Layer
 from ..transformer.model import Llama
@@ -265,4 +265,4 @@ def layer_by_layer(
 def _through(model: Llama, layer: Layer, h: np.ndarray, tap: Tap = no_tap) -> np.ndarray:
     """One dense block on a whole run: h (T, D) -> (T, D)."""
     cos, sin = rope_table(model.config.rope, len(h), model.dtype)
-    return block(h, layer, cos, sin, 0, None, swiglu, tap)
+    return block(h, layer, Positions(0, cos, sin), swiglu, tap)
