@@ -41,7 +41,7 @@ from ..prefetch.reader import BundleReader
 from ..prefetch.reorder import kept_count
 from ..prefetch.system import Unsupported, system_reads
 from ..sparsity.selected import Recorded
-from ..study.disk import every_neuron, made_cold
+from ..study.disk import drop_page_cache, every_neuron
 from ..tables import Columns, text_table
 from ..transformer.layer import Layer
 from .shapes import config_at, fields_of
@@ -202,7 +202,7 @@ def cold_or_error(reader: BundleReader, attempts: int = 3) -> float:
     Pages that another process is just writing back or reading may stay, so it is tried a few times.
     """
     for attempt in range(attempts):
-        share = made_cold(reader)
+        share = drop_page_cache(reader)
         if share is None or not hasattr(os, "posix_fadvise"):
             raise Unsupported("this system does not let its cache be emptied and shown, expected Linux")
         if share <= COLD:

@@ -160,19 +160,21 @@ def predictor_and_buffer_rows(given: Given, mid: Thresholds) -> tuple[list[dict]
     from tqdm.auto import tqdm
 
     from ..predictors.protocol import Predictor
-    from ..study.buffers import Way, buffer_rows, way_of
-    from ..study.prediction import prediction_rows
-    from ..transformer.texts import first_tokens
+    from ..prefetch.replay import ReplaySettings
+    from ..study.buffers import FetchPlan, buffer_rows, plan_of
+    from ..study.prediction import PredictionSettings, prediction_rows
+    from ..transformer.texts import Sample, first_tokens
 
     model, context = given.model, given.context
     few, fewer = (first_tokens(model, given.test, tokens, context) for tokens in (DEMO_PREDICTION, DEMO_BUFFER))
     made: dict[str, Predictor] = {}
-    plan = model, given.calibration, few, DEMO_PREDICTORS, 0.5, mid
-    making = prediction_rows(*plan, context=context, made=made)
+    plan = model, given.calibration, Sample(few, context=context), DEMO_PREDICTORS
+    making = prediction_rows(*plan, PredictionSettings(0.5, mid), made)
     count = 1 + len(DEMO_PREDICTORS)  # the oracle comes first
     predicted = list(tqdm(making, total=count, desc="predictors", leave=False, delay=2, disable=None))
-    ways = [Way(), way_of(made[DEMO_PREDICTORS[-1]])]
-    return predicted, list(buffer_rows(model, mid, fewer, ways, shares=(0, 0.25), device=DEMO_DEVICE, context=context))
+    plans = [FetchPlan(), plan_of(made[DEMO_PREDICTORS[-1]])]
+    settings = ReplaySettings(shares=(0, 0.25), device=DEMO_DEVICE)
+    return predicted, list(buffer_rows(model, mid, Sample(fewer, context=context), plans, settings))
 
 
 # ---- printing --------------------------------------------------------------------------------------------------------

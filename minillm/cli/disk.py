@@ -21,9 +21,8 @@ if TYPE_CHECKING:
 
     from ..predictors.protocol import Predictor
     from ..prefetch.bundle import Bundle
-    from ..study.disk import Way
+    from ..study.disk import DiskPlan, Reading
     from ..transformer.model import Llama
-    from ..transformer.texts import Run
 
 REAL_TOKENS = 200  # scored by `prefetch real`, one at a time and once per row
 REAL_WORDS = (
@@ -45,14 +44,6 @@ class Loaded(NamedTuple):
     model: Llama
     whole: Llama | None
     why_not: str
-
-
-class Reading(NamedTuple):
-    """What is read, token by token: texts to score (new = 0), or one prompt to be continued by ``new`` tokens."""
-
-    texts: list[Run]
-    new: int
-    context: int
 
 
 def add(commands: flags.Commands) -> None:
@@ -110,10 +101,10 @@ def prefetch_real(a: argparse.Namespace) -> int:
     loaded = load_real(a)
     reading = reading_of(a, loaded.model)
     if loaded.whole is None:
-        ways, frequencies = ways_without_model(a, loaded.bundle), None
+        plans, frequencies = plans_without_model(a, loaded.bundle), None
     else:
-        ways, frequencies = ways_with_model(a, loaded.bundle, loaded.whole, reading)
-    rows = real_rows(a, loaded, reading, ways, frequencies)
+        plans, frequencies = plans_with_model(a, loaded.bundle, loaded.whole, reading)
+    rows = real_rows(a, loaded, reading, plans, frequencies)
     if a.output:
         save_rows(a.output, rows)
     if a.json:
@@ -152,18 +143,17 @@ def load_real(a: argparse.Namespace) -> Loaded:
 
 def reading_of(a: argparse.Namespace, model: Llama) -> Reading:
     """The text of --text, to be scored, or else the prompt, to be continued."""
-    from ..study.disk import cut_after
-    from ..transformer.texts import Run, default_context, runs
+    from ..study.disk import Reading, cut_after
+    from ..transformer.texts import Run, runs
 
-    context = a.context or default_context(model)
     if a.text:
         _, test = two_texts(a.text, a.calibration)
-        return Reading(cut_after(runs(model, test, "documents", context), a.tokens or REAL_TOKENS), 0, context)
+        return Reading(cut_after(runs(model, test, "documents", a.context), a.tokens or REAL_TOKENS))
     ids = prompt_ids(model, a.prompt) if model.has_tokenizer else [model.config.bos_token_id or 0]
-    return Reading([Run(ids, len(ids), 0, 0)], new_tokens(a, model, ids, 40), context)
+    return Reading([Run(ids, len(ids), 0, 0)], new_tokens(a, model, ids, 40))
 
 
-def ways_without_model(a: argparse.Namespace, bundle: Bundle) -> list[Way]:
+def plans_without_model(a: argparse.Namespace, bundle: Bundle) -> list[DiskPlan]:
     """Plans of fetching under --memory: everything, and predictors that need nothing but their file."""
     import numpy as np
 
@@ -173,7 +163,7 @@ def ways_without_model(a: argparse.Namespace, bundle: Bundle) -> list[Way]:
     from ..prefetch.bundle import resident_llama
     from ..study import disk
 
-    config, ways = bundle.config, [disk.EVERYTHING]
+    config, plans = bundle.config, [disk.EVERYTHING]
     for name in a.predictor or []:
         predictor: Predictor
         if name == "chance":  # uniform numbers, whose quantiles are known
@@ -183,13 +173,13 @@ def ways_without_model(a: argparse.Namespace, bundle: Bundle) -> list[Way]:
             raise MinillmError(f"--memory leaves no room to make {name}, expected a predictor's file, or chance")
         else:
             check_fits(predictor := load_predictor(name), resident_llama(bundle))
-        ways.append(disk.way_of(predictor, bundle, 1 - a.sparsity))
-    return ways
+        plans.append(disk.plan_of(predictor, bundle, 1 - a.sparsity))
+    return plans
 
 
-def ways_with_model(
+def plans_with_model(
     a: argparse.Namespace, bundle: Bundle, whole: Llama, reading: Reading
-) -> tuple[list[Way], np.ndarray | None]:
+) -> tuple[list[DiskPlan], np.ndarray | None]:
     """Plans of fetching: everything, the oracle, predictors; and each block's frequency where ``hot`` asks for it."""
     from ..predictors.cutoffs import fit_cutoffs
     from ..predictors.protocol import check_fits
@@ -197,54 +187,54 @@ def ways_with_model(
     from ..sparsity.calibrate import calibrate
     from ..study import disk
     from ..study.prediction import TRAINING_SHARE
-    from ..transformer.texts import as_documents, first_tokens, runs, split_text
+    from ..transformer.texts import as_documents, default_context, first_tokens, runs, split_text
 
-    context, share = reading.context, 1 - a.sparsity
+    context, share = a.context or default_context(whole), 1 - a.sparsity
     text = two_texts(a.text, a.calibration)[0] if a.text else text_or_embedded(a.calibration, "calibration")
     known = first_tokens(whole, as_documents(text), flags.DEMO_CALIBRATION, context)
     thresholds = given_thresholds(a) or calibrate(whole, known, "mid", a.sparsity, context, "neuron")
     training, held = split_text(known, TRAINING_SHARE)
     ffn = disk.oracle_ffn(whole, bundle, thresholds, share)
-    ways = [disk.EVERYTHING, disk.oracle(whole, bundle, ffn, reading.texts, reading.new)]
+    plans = [disk.EVERYTHING, disk.oracle(whole, bundle, ffn, reading)]
     workshop = Workshop(whole, thresholds, training, held, context, a.rank, a.seed)
     for name in a.predictor or ["shadow-4"]:
         check_fits(predictor := workshop.make(name), whole)
         if predictor.cutoffs is None and bundle.group == 1:
             fit_cutoffs(whole, predictor, thresholds, held, share, context)
-        ways.append(disk.way_of(predictor, bundle, share))
+        plans.append(disk.plan_of(predictor, bundle, share))
     if "hot" not in (a.keepers or []):
-        return ways, None
-    return ways, disk.block_frequencies(whole, bundle, ffn, runs(whole, known, "documents", context))
+        return plans, None
+    return plans, disk.block_frequencies(whole, bundle, ffn, runs(whole, known, "documents", context))
 
 
 def real_rows(
-    a: argparse.Namespace, loaded: Loaded, reading: Reading, ways: list[Way], frequencies: np.ndarray | None
+    a: argparse.Namespace, loaded: Loaded, reading: Reading, plans: list[DiskPlan], frequencies: np.ndarray | None
 ) -> list[dict[str, Any]]:
     """The dense model in memory where it is there, then each plan without and with buffers, not ahead and ahead."""
     from ..study import disk
 
-    model, bundle, texts, new = loaded.model, loaded.bundle, reading.texts, reading.new
+    model, bundle = loaded.model, loaded.bundle
     rows, resident = [], None
 
     def keep(row: dict[str, Any], result: disk.Result) -> None:
-        if new:
+        if reading.new:
             row["text"] = model.tokenizer.decode(result.guesses[0]) if model.has_tokenizer else None
         rows.append(row)
 
     if loaded.whole:
-        row, resident = disk.resident_row(loaded.whole, texts, new)
+        row, resident = disk.resident_row(loaded.whole, reading)
         keep(row, resident)
-    buffers = [(keeper, share) for share in a.capacity or [0, 0.5] if share for keeper in a.keepers or ["lru"]]
-    for way in ways:
-        for keeper, share in [(None, 0), *(buffers if way is not disk.EVERYTHING else [])]:
-            if keeper == "belady" and loaded.whole and way.trace is None:
+    buffers: list[disk.DiskBuffer | None] = [None]
+    for share in a.capacity or [0, 0.5]:
+        if share:
+            count = round(share * bundle.blocks)
+            buffers += [disk.DiskBuffer(name, count, frequencies, a.seed) for name in a.keepers or ["lru"]]
+    for plan in plans:
+        for buffered in buffers if plan is not disk.EVERYTHING else [None]:
+            if buffered and buffered.eviction == "belady" and loaded.whole and plan.trace is None:
                 continue  # only the oracle knows the future
             for ahead in (False, True):
-                row, result = disk.fetched_row(
-                    model, bundle, texts, new, way, ahead, keeper=keeper, capacity=round(share * bundle.blocks),
-                    hot_frequencies=frequencies, seed=a.seed, resident=resident,
-                )  # fmt: skip
-                keep(row, result)
+                keep(*disk.fetched_row(model, bundle, reading, plan._replace(ahead=ahead), buffered, resident))
     return rows
 
 

@@ -96,8 +96,9 @@ def predict_train(a: argparse.Namespace) -> int:
 
 def predict_eval(a: argparse.Namespace) -> int:
     """Score predictors at the same selected fraction; a row each, the oracle first."""
-    from ..study.prediction import prediction_rows, verdict
+    from ..study.prediction import PredictionSettings, prediction_rows, verdict
     from ..tables import check_ending, json_rows, save_rows
+    from ..transformer.texts import Sample
 
     if a.output:
         check_ending(a.output)
@@ -113,8 +114,9 @@ def predict_eval(a: argparse.Namespace) -> int:
     rows: list[dict] = []
     thresholds, wanted = given_thresholds(a), a.predictor or flags.PREDICTORS
     for sparsity in a.sparsity:
-        given = (calibration, test, wanted, sparsity, thresholds, a.protocol, a.context, a.rank, a.seed)
-        for row in prediction_rows(model, *given):
+        settings = PredictionSettings(sparsity, thresholds, a.rank, a.seed)
+        sample = Sample(test, a.protocol, a.context)
+        for row in prediction_rows(model, calibration, sample, wanted, settings):
             rows.append(row)
             say(f"{row['predictor']} at {row['fraction']:.2f}: perplexity {row['perplexity']:.3f}")
             if a.output:

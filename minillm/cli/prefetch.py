@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from ..sparsity.thresholds import Thresholds
-    from ..study.buffers import Way
+    from ..study.buffers import FetchPlan
     from ..tables import Columns
     from ..transformer.model import Llama
 
@@ -157,38 +157,34 @@ def prefetch_simulate(a: argparse.Namespace, model: Llama, thresholds: Threshold
 
 def known_neurons(
     a: argparse.Namespace, model: Llama, thresholds: Thresholds, texts: Texts, wanted: Iterable[str]
-) -> tuple[list[Way], np.ndarray]:
-    """The wanted ways to know a token's neurons (study/buffers.py), and each neuron's frequency (L, F)."""
+) -> tuple[list[FetchPlan], np.ndarray]:
+    """Plans to know a token's neurons (study/buffers.py), and each neuron's frequency (L, F)."""
     from ..predictors.select import sparse_ffn
-    from ..predictors.workshop import Workshop
     from ..prefetch.record import frequencies, record
-    from ..study.buffers import ways_of
-    from ..study.prediction import TRAINING_SHARE
-    from ..transformer.texts import runs, split_text
+    from ..study.buffers import plans_of
+    from ..study.prediction import PredictionSettings, workshop_of
+    from ..transformer.texts import runs
 
-    training, held = split_text(texts.calibration, TRAINING_SHARE)
-    workshop = Workshop(model, thresholds, training, held, texts.context, a.rank, a.seed)
-    ways = ways_of(workshop, list(wanted), a.sparsity)
+    settings = PredictionSettings(a.sparsity, thresholds, a.rank, a.seed)
+    workshop = workshop_of(model, texts.calibration, settings, texts.context)
+    plans = plans_of(workshop, list(wanted), a.sparsity)
     ffn = sparse_ffn(model, thresholds)
     known = runs(model, texts.calibration, "documents", texts.context)
-    return ways, frequencies(record(model, ffn, known).needed)
+    return plans, frequencies(record(model, ffn, known).needed)
 
 
 def prefetch_replay(a: argparse.Namespace, model: Llama, thresholds: Thresholds, texts: Texts) -> int:
     """Eviction policies times capacities times predictors on one recorded text."""
-    from ..prefetch.replay import KEEPERS, ROW_COLUMNS, SHARES
+    from ..prefetch.replay import EVICTIONS, ROW_COLUMNS, SHARES, ReplaySettings
     from ..study.buffers import prefetch_rows, when_it_matters
     from ..tables import check_ending, json_rows, keys_as_headings, save_rows, text_table
+    from ..transformer.texts import Sample
 
     if a.output:
         check_ending(a.output)
-    ways, counted = known_neurons(a, model, thresholds, texts, a.predictor or [])
-    rows = list(
-        prefetch_rows(
-            model, thresholds, texts.test, ways, shares=a.capacity or SHARES, keepers=a.keepers or KEEPERS,
-            device=a.device, hot_frequencies=counted, miss=a.miss, context=texts.context, seed=a.seed,
-        )
-    )  # fmt: skip
+    plans, counted = known_neurons(a, model, thresholds, texts, a.predictor or [])
+    settings = ReplaySettings(a.keepers or EVICTIONS, a.capacity or SHARES, a.device, counted, a.miss, seed=a.seed)
+    rows = list(prefetch_rows(model, thresholds, Sample(texts.test, context=texts.context), plans, settings))
     if a.output:
         save_rows(a.output, rows)
     if a.figure:
@@ -222,17 +218,17 @@ def draw_replay(rows: list[dict], path: str) -> None:
 
 def prefetch_table(a: argparse.Namespace, model: Llama, thresholds: Thresholds, texts: Texts) -> int:
     """What a buffer is worth with each way to know the neurons: hits, bytes, stall and perplexity in one table."""
-    from ..prefetch.replay import SHARES
+    from ..prefetch.replay import SHARES, ReplaySettings
     from ..study.buffers import TABLE_COLUMNS, TABLE_PREDICTORS, buffer_rows, when_it_matters
     from ..tables import check_ending
+    from ..transformer.texts import Sample
 
     if a.output:
         check_ending(a.output)
-    ways, counted = known_neurons(a, model, thresholds, texts, a.predictor or TABLE_PREDICTORS)
-    making = buffer_rows(
-        model, thresholds, texts.test, ways, shares=a.capacity or SHARES, device=a.device, dropping=ways[1:2],
-        hot_frequencies=counted, context=texts.context, seed=a.seed,
-    )  # fmt: skip
+    plans, counted = known_neurons(a, model, thresholds, texts, a.predictor or TABLE_PREDICTORS)
+    settings = ReplaySettings(shares=a.capacity or SHARES, device=a.device, hot_frequencies=counted, seed=a.seed)
+    sample = Sample(texts.test, context=texts.context)
+    making = buffer_rows(model, thresholds, sample, plans, settings, dropping=plans[1:2])
 
     def report(row: dict) -> None:
         say(f"{row['way']}, misses {row['misses']}, {row['capacity']} neurons: {row['kB']:,.0f} kB per token")
@@ -258,15 +254,19 @@ def prefetch_blocks(a: argparse.Namespace, model: Llama, texts: Texts) -> int:
 
     from ..study import blocks
     from ..tables import check_ending
+    from ..transformer.texts import Sample
 
     if a.output:
         check_ending(a.output)
     speeds = blocks.read_speeds(a.speed) if a.speed else None
     if not speeds:
         say("speed: the table in prefetch/kernels.py; --speed takes what `minillm bench ffn --json` measures here")
+    settings, sample = (
+        blocks.BlockSettings(a.groups or blocks.GROUPS, seed=a.seed),
+        Sample(texts.test, context=texts.context),
+    )
     making = blocks.joint_rows(
-        model, texts.calibration, texts.test, speeds, groups=a.groups or blocks.GROUPS,
-        sparsities=a.sparsity or blocks.SPARSITIES, context=texts.context, seed=a.seed,
+        model, texts.calibration, sample, speeds, settings, a.sparsity or blocks.SPARSITIES
     )  # fmt: skip
     rows = kept(tqdm(making, desc="blocks", unit="row", leave=False, disable=None), a.output)
     if a.figure:

@@ -7,25 +7,12 @@ has kept a set R_{t-1} of at most C from the tokens before. Then
     arrived  A_t & P_t, not kept           prefetched for this token before it was needed
     miss     the rest of A_t               has to be fetched while the layer waits
     wasted   P_t, not in A_t               prefetched and not needed
-    R_t is a part of R_{t-1} | A_t,  |R_t| <= C             what the keeper chooses to hold on to
+    R_t is a part of R_{t-1} | A_t,  |R_t| <= C             what the eviction policy keeps
 
 What is fetched for the token of the moment lies in a working space beside the C kept neurons, whether it is kept
 afterwards or not, so a set larger than C can be computed, and C = 0 is no buffer at all. It follows that prefetching
 changes *when* something is fetched, and adds waste, but never what is kept: its worth shows in stalls and bytes, and
-the hit rate (|hits| / |requested|) is the keeper's alone.
-
-**A keeper is one number per neuron; the C largest stay.** With t_j the last token that needed j and n_j how many did:
-
-    lru         t_j                                   the least recently used goes
-    lfu         n_j, then t_j                         the least frequently used goes; a neuron's count outlives its stay
-    window-k    t_j, if j was needed in the last k    LLM in a Flash (arXiv 2312.11514): the union of the last k sets
-    hot         1 for the most frequent, fixed        PowerInfer (arXiv 2312.12456): counted on a calibration text
-    random      1 for a random set, fixed             hit rate C / N on any trace, in the mean: what no rule should miss
-    belady      -(next token that needs j)            Belady 1966 with bypass: needs the future; no rule can do better
-
-Among equals those stay that are kept already, then those of lower index. With bypass means that what was needed now
-need not be kept. That belady is best: keeping j from one use to the next is an interval that earns one hit, at most C
-intervals may overlap, and dropping the one that ends last whenever there are too many leaves the most of them.
+the hit rate (|hits| / |requested|) is the eviction policy's alone.
 """
 
 from __future__ import annotations
@@ -36,7 +23,7 @@ import numpy as np
 
 from ..errors import MinillmError
 from ..predictors.protocol import LOOKAHEADS
-from .eviction import Keeper, Layers, keeper_named
+from .eviction import Eviction, Layers, eviction_named
 from .traffic import Event, Request, Traffic, after, first, unpacked
 
 
@@ -44,16 +31,16 @@ class PrefetchBuffer:
     """Which neurons lie in fast memory: a set of at most ``capacity`` kept ones per layer, and what is under way.
 
     layers, neurons: L and N. capacity: per layer, in neurons, or in bytes with unit="bytes" (rounded down to whole
-    neurons of bytes_per_neuron). keeper: a Keeper, or the name of one that needs nothing else. start (L, N) bool: what
-    is kept before the first token, in place of the keeper's own. log: whether prefetch and request write down their
-    events (in ``events``); step and run always do.
+    neurons of bytes_per_neuron). eviction: an Eviction, or the name of one that needs nothing else. start (L, N) bool:
+    what is kept before the first token, in place of the policy's own. log: whether prefetch and request write down
+    their events (in ``events``); step and run always do.
 
     Each layer counts its own requests as tokens; they may come token by token or a layer at a time. The state may be
     looked at: held, last, count (L, N), time (L,). Raises MinillmError for a start larger than the capacity.
     """
 
     def __init__(
-        self, layers: int, neurons: int, capacity: int, keeper: Keeper | str = "lru", *,
+        self, layers: int, neurons: int, capacity: int, eviction: Eviction | str = "lru", *,
         bytes_per_neuron: int = 1, unit: str = "neurons", start: np.ndarray | None = None, log: bool = True,
     ):  # fmt: skip
         if unit not in ("neurons", "bytes"):
@@ -63,8 +50,8 @@ class PrefetchBuffer:
             raise MinillmError(f"{found}, expected at least 0 and at least 1")
         self.layers, self.neurons, self.bytes_per_neuron = layers, neurons, bytes_per_neuron
         self.capacity = min(neurons, capacity // bytes_per_neuron if unit == "bytes" else capacity)
-        self.keeper = keeper_named(keeper) if isinstance(keeper, str) else keeper
-        start = self.keeper.start if start is None else start
+        self.eviction = eviction_named(eviction) if isinstance(eviction, str) else eviction
+        start = self.eviction.start if start is None else start
         self.start = np.zeros((layers, neurons), bool) if start is None else np.array(start, bool)
         if self.start.shape != (layers, neurons) or self.start.sum(axis=1).max(initial=0) > self.capacity:
             found = f"start is {list(self.start.shape)} with up to {self.start.sum(axis=-1).max(initial=0)} neurons"
@@ -119,7 +106,7 @@ class PrefetchBuffer:
         """
         self.last[layer] = np.where(wanted, self.time[layer][..., None], self.last[layer])
         self.count[layer] += wanted
-        value = self.keeper.value(self, layer)
+        value = self.eviction.value(self, layer)
         self.time[layer] += 1
         held = self.held[layer]
         candidates = (held | wanted) & (value >= 0)
@@ -169,7 +156,7 @@ class PrefetchBuffer:
         return new
 
     def request(self, layer: int, neurons: np.ndarray | Sequence[int]) -> Request:
-        """Ask for a token's neurons of a layer (a mask or indices), and let the keeper choose what stays."""
+        """Ask for a token's neurons of a layer (a mask or indices), and let the eviction policy choose what stays."""
         token = int(self.time[layer])
         for kind, mask in self._serve(layer, neurons):
             if self._log:
@@ -219,7 +206,7 @@ class PrefetchBuffer:
         return Traffic(*counts.transpose(2, 1, 0))
 
     def trace(self) -> np.ndarray:
-        """What was asked for so far, (T, L, N) bool: another keeper can be tried on it. Raises as ``traffic`` does."""
+        """What was asked for so far, (T, L, N) bool: another policy can be tried on it. Raises as ``traffic`` does."""
         self._check_whole()
         return unpacked([np.array(rows, np.uint8) for rows in self._requests], self.neurons)
 

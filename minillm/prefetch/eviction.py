@@ -1,4 +1,18 @@
-"""TODO."""
+"""Eviction policies: the rules of what a small buffer keeps.
+
+**A policy is one number per neuron; the C largest stay.** With t_j the last token that needed j and n_j how many did:
+
+    lru         t_j                                   the least recently used goes
+    lfu         n_j, then t_j                         the least frequently used goes; a neuron's count outlives its stay
+    window-k    t_j, if j was needed in the last k    LLM in a Flash (arXiv 2312.11514): the union of the last k sets
+    hot         1 for the most frequent, fixed        PowerInfer (arXiv 2312.12456): counted on a calibration text
+    random      1 for a random set, fixed             hit rate C / N on any trace, in the mean: what no rule should miss
+    belady      -(next token that needs j)            Belady 1966 with bypass: needs the future; no rule can do better
+
+Among equals those stay that are kept already, then those of lower index. With bypass means that what was needed now
+need not be kept. That belady is best: keeping j from one use to the next is an interval that earns one hit, at most C
+intervals may overlap, and dropping the one that ends last whenever there are too many leaves the most of them.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +41,7 @@ class Usage(Protocol):
 
 
 @dataclass(frozen=True)
-class Keeper:
+class Eviction:
     """A rule of what to keep: value(buffer, layer) gives a whole number per neuron, (N,), or (l, N) for l layers.
 
     The largest stay; a negative one never does. start (L, N): what lies in the buffer before the first token, if the
@@ -39,37 +53,37 @@ class Keeper:
     start: np.ndarray | None = None
 
 
-def lru() -> Keeper:
+def lru() -> Eviction:
     """Keep the most recently used."""
-    return Keeper("lru", lambda buffer, layer: buffer.last[layer] + 1)
+    return Eviction("lru", lambda buffer, layer: buffer.last[layer] + 1)
 
 
-def lfu() -> Keeper:
+def lfu() -> Eviction:
     """Keep the most often used since the beginning; of equal ones, the more recent."""
-    return Keeper("lfu", lambda buffer, layer: (buffer.count[layer] << 24) + buffer.last[layer] + 1)
+    return Eviction("lfu", lambda buffer, layer: (buffer.count[layer] << 24) + buffer.last[layer] + 1)
 
 
-def window(tokens: int) -> Keeper:
+def window(tokens: int) -> Eviction:
     """Keep what any of the last ``tokens`` tokens needed (arXiv 2312.11514); the most recent where that is too much."""
 
     def value(buffer: Usage, layer: Layers) -> np.ndarray:
         last = buffer.last[layer]
         return np.where(last > buffer.time[layer][..., None] - tokens, last + 1, -1)
 
-    return Keeper(f"window-{tokens}", value)
+    return Eviction(f"window-{tokens}", value)
 
 
-def static(name: str, sets: np.ndarray) -> Keeper:
+def static(name: str, sets: np.ndarray) -> Eviction:
     """Keep the same set for ever: sets (L, N) bool, which is in the buffer from the start."""
-    return Keeper(name, lambda buffer, layer: np.where(sets[layer], 1, -1), sets)
+    return Eviction(name, lambda buffer, layer: np.where(sets[layer], 1, -1), sets)
 
 
-def hot(frequencies: np.ndarray, capacity: int) -> Keeper:
+def hot(frequencies: np.ndarray, capacity: int) -> Eviction:
     """Keep the most frequent (arXiv 2312.12456): frequencies (L, N), counted on a text other than the one replayed."""
     return static("hot", largest(np.asarray(frequencies), capacity))
 
 
-def random_set(layers: int, neurons: int, capacity: int, rng: np.random.Generator) -> Keeper:
+def random_set(layers: int, neurons: int, capacity: int, rng: np.random.Generator) -> Eviction:
     """Keep a random set: what any knowledge at all has to beat."""
     return static("random", largest(rng.random((layers, neurons)), capacity))
 
@@ -83,7 +97,7 @@ def next_uses(trace: np.ndarray) -> np.ndarray:
     return table
 
 
-def belady(trace: np.ndarray) -> Keeper:
+def belady(trace: np.ndarray) -> Eviction:
     """Keep what is needed soonest, on the recorded trace (T, L, N) bool that will be replayed.
 
     Raises MinillmError when another request comes than the trace foretold.
@@ -98,14 +112,16 @@ def belady(trace: np.ndarray) -> Keeper:
         soon = following[now, layer].astype(np.int64)
         return np.where(soon < len(trace), len(trace) - soon, -1)
 
-    return Keeper("belady", value)
+    return Eviction("belady", value)
 
 
-def keeper_named(name: str) -> Keeper:
-    """The keeper of a name that needs nothing else: lru, lfu, window-K. Raises MinillmError for any other."""
+def eviction_named(name: str) -> Eviction:
+    """The eviction policy of a name that needs nothing else: lru, lfu, window-K. Raises MinillmError for any other."""
     if name in ("lru", "lfu"):
         return {"lru": lru, "lfu": lfu}[name]()
     kind, _, tokens = name.partition("-")
     if kind == "window" and tokens.isdecimal():
         return window(int(tokens))
-    raise MinillmError(f"keeper {name!r} is unknown, expected lru, lfu, window-K, or a Keeper that is told more")
+    raise MinillmError(
+        f"eviction policy {name!r} is unknown, expected lru, lfu or window-K, or an Eviction that knows more"
+    )

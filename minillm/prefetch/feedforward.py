@@ -6,7 +6,7 @@ that needs the neurons J,
 
     fetch what of J is not there            3 D numbers each, counted as they are copied
     y = swiglu(x, the layer of J alone)     W_gate[J], W_up[J], W_down[:, J], all taken from the fast memory
-    give up the rows that the buffer's keeper does not keep
+    give up the rows that the buffer's eviction policy does not keep
 
 so the formula is the dense one (ffn.py), on a layer that has only these neurons. In ascending order of J it is the same
 computation as the gathered FFN of a known mask, and equal to it bit for bit.

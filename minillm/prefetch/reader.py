@@ -164,7 +164,7 @@ class BundleReader:
             self._raw = [np.empty((total, array.shape[1]), array.dtype) for array in self._raw]
             self._wide = self._raw if same else [np.empty(array.shape, self.dtype) for array in self._raw]
         starts = dict(zip(blocks, np.cumsum([0, *sizes]).tolist(), strict=False))
-        places = [memoryview(array).cast("B") for array in self._raw]
+        places = [array.data.cast("B") for array in self._raw]
         row = self._raw[0].strides[0]  # bytes
 
         missing = runs_of([b for b in blocks if b not in held])

@@ -1,8 +1,8 @@
 """Replay: record once which neurons each token needs, then try every buffer on the record without the model.
 
 What a token needs does not depend on the buffer (as long as misses are waited for), so one pass of the model gives the
-trace A (T, L, N), and where a predictor takes part its guesses P (T, L, N), too. Each row then says what one keeper at
-one capacity C makes of it, and beside it, from the same contents at the start and without any guess,
+trace A (T, L, N), and where a predictor takes part its guesses P (T, L, N), too. Each row then says what one eviction
+policy at one capacity C makes of it, and beside it, from the same contents at the start and without any guess,
 
     lru       the rule that anybody would try first
     belady    the best that any rule could do (with bypass)
@@ -18,23 +18,27 @@ session, and the buffer stays warm between them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from ..errors import MinillmError
 from .buffer import PrefetchBuffer
 from .clock import Device, Work, device_named, simulate
-from .eviction import Keeper, belady, hot, keeper_named, lru, random_set
+from .eviction import Eviction, belady, eviction_named, hot, lru, random_set
 from .traffic import Traffic
 
-KEEPERS = ("lru", "lfu", "window-4", "hot", "random", "belady")
+EVICTIONS = ("lru", "lfu", "window-4", "hot", "random", "belady")
 SHARES = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)  # of a layer's neurons
 
 
-def kept_history(trace: np.ndarray, capacity: int, keeper: Keeper | str, start: np.ndarray | None = None) -> np.ndarray:
+def kept_history(
+    trace: np.ndarray, capacity: int, eviction: Eviction | str, start: np.ndarray | None = None
+) -> np.ndarray:
     """What is kept before each token, and after the last: trace (T, L, N) bool -> (T + 1, L, N) bool."""
     tokens, layers, neurons = trace.shape
-    buffer = PrefetchBuffer(layers, neurons, capacity, keeper, start=start)
+    buffer = PrefetchBuffer(layers, neurons, capacity, eviction, start=start)
     history, every = np.empty((tokens + 1, layers, neurons), bool), np.arange(layers)
     history[0] = buffer.held
     for t in range(tokens):
@@ -67,73 +71,97 @@ def working_space(traffic: Traffic, lookahead: str = "layer") -> int:
     return int((own + after).max(initial=0))
 
 
-def keeper_of(
-    name: str, capacity: int, shape: tuple[int, ...], hot_frequencies: np.ndarray | None, seed: int
-) -> Keeper:
-    """The keeper of a name, told what it needs. shape (..., L, N). Raises MinillmError where that is missing."""
-    if name == "hot":
-        found = "none" if hot_frequencies is None else list(np.shape(hot_frequencies))
-        if found != list(shape[-2:]):
-            raise MinillmError(f"keeper hot: frequencies are {found}, expected {list(shape[-2:])}, of another text")
-        return hot(hot_frequencies, capacity)
-    if name == "random":
-        return random_set(*shape[-2:], capacity, np.random.default_rng(seed))
-    return keeper_named(name)
+@dataclass(frozen=True, eq=False)
+class ReplaySettings:
+    """How traces are replayed.
+
+    evictions: names of eviction policies. shares: capacities, as shares of a layer's neurons. device: of the clock.
+    hot_frequencies (L, N): how often each neuron is needed on another text, for the policy hot, which is left out
+    without them. miss: "wait" or "drop". bytes_per_number: of a weight in slow memory; None: as in the model. seed: of
+    the random set.
+    """
+
+    evictions: Sequence[str] = EVICTIONS
+    shares: Sequence[float] = SHARES
+    device: str | Device = "laptop NVMe"
+    hot_frequencies: np.ndarray | None = None
+    miss: str = "wait"
+    bytes_per_number: int | None = None
+    seed: int = 0
+
+    def names(self) -> list[str]:
+        """The eviction policies that have what they need to know."""
+        return [name for name in self.evictions if name != "hot" or self.hot_frequencies is not None]
+
+    def eviction(self, name: str, capacity: int, layers: int, neurons: int) -> Eviction:
+        """The eviction policy of a name, given what it needs. Raises MinillmError where that is missing."""
+        if name == "hot":
+            frequencies = self.hot_frequencies
+            found = "none" if frequencies is None else list(frequencies.shape)
+            if frequencies is None or found != [layers, neurons]:
+                expected = f"expected {[layers, neurons]}, of another text"
+                raise MinillmError(f"eviction policy hot: frequencies are {found}, {expected}")
+            return hot(frequencies, capacity)
+        if name == "random":
+            return random_set(layers, neurons, capacity, np.random.default_rng(self.seed))
+        return eviction_named(name)
 
 
 def replay(
-    trace: np.ndarray,
-    work: Work,
-    capacities: Sequence[int],
-    keepers: Sequence[str] = KEEPERS,
-    *,
-    device: str | Device = "laptop NVMe",
-    guessed: np.ndarray | None = None,
-    lookahead: str = "layer",
-    hot_frequencies: np.ndarray | None = None,
-    seed: int = 0,
-) -> Iterator[dict]:
-    """One row for each capacity (neurons per layer) and keeper, baselines beside it (module docstring).
+    trace: np.ndarray, work: Work, capacities: Sequence[int], settings: ReplaySettings | None = None,
+    guessed: np.ndarray | None = None, lookahead: str = "layer",
+) -> Iterator[dict]:  # fmt: skip
+    """One row for each capacity (neurons per layer) and eviction policy, baselines beside it (module docstring).
 
-    trace, guessed: (T, L, N) bool, as recorded. lookahead: when the guesses are known. hot_frequencies (L, N): of
-    another text, for the keeper hot; without them it is left out. Misses are waited for. Raises MinillmError.
+    trace, guessed: (T, L, N) bool, as recorded. lookahead: when the guesses are known. Misses are waited for. Raises
+    MinillmError.
     """
-    device, layers, neurons = device_named(device), trace.shape[1], trace.shape[2]
-    keepers = [name for name in keepers if name != "hot" or hot_frequencies is not None]
+    settings = settings or ReplaySettings()
+    device, layers, neurons = device_named(settings.device), trace.shape[1], trace.shape[2]
     best = belady(trace)
     for capacity in sorted({min(capacity, neurons) for capacity in capacities}):
-        fixed = keeper_of("random", capacity, trace.shape, None, seed)
+        fixed = settings.eviction("random", capacity, layers, neurons)
         chance = traffic_of(trace, kept_history(trace, capacity, fixed))
         known: dict[tuple[str, bytes], np.ndarray] = {}  # the same start, the same history
 
-        def history(keeper: Keeper, start: np.ndarray, capacity=capacity, known=known) -> np.ndarray:
-            key = keeper.name, start.tobytes()
+        def history(eviction: Eviction, start: np.ndarray, capacity=capacity, known=known) -> np.ndarray:
+            key = eviction.name, start.tobytes()
             if key not in known:
-                known[key] = kept_history(trace, capacity, keeper, start)
+                known[key] = kept_history(trace, capacity, eviction, start)
             return known[key]
 
-        for name in keepers:
-            keeper = best if name == "belady" else keeper_of(name, capacity, trace.shape, hot_frequencies, seed)
-            start = np.zeros((layers, neurons), bool) if keeper.start is None else keeper.start
-            own = traffic_of(trace, history(keeper, start), guessed)
+        for name in settings.names():
+            eviction = best if name == "belady" else settings.eviction(name, capacity, layers, neurons)
+            start = np.zeros((layers, neurons), bool) if eviction.start is None else eviction.start
+            own = traffic_of(trace, history(eviction, start), guessed)
             beside = {rival.name: traffic_of(trace, history(rival, start)) for rival in (lru(), best)}
             beside["random"] = chance
             yield {
                 "keeper": name,
-                **_figures(own, work, device, capacity, neurons, lookahead, int(start.sum())),
+                **figures_of(Replayed(own, capacity, neurons, int(start.sum()), lookahead), work, device),
                 "guesses": None if guessed is None else lookahead,
-                **_baselines(beside, work, device),
+                **baseline_figures(beside, work, device),
             }
 
 
-def _figures(
-    traffic: Traffic, work: Work, device: Device, capacity: int, neurons: int, lookahead: str, preloaded: int,
-    miss: str = "wait",
-) -> dict:  # fmt: skip
+class Replayed(NamedTuple):
+    """A traffic, and the buffer behind it: capacity and neurons per layer, how many neurons lay in it at the start,
+    when guesses are known, and what a miss means."""
+
+    traffic: Traffic
+    capacity: int
+    neurons: int
+    preloaded: int
+    lookahead: str = "layer"
+    miss: str = "wait"
+
+
+def figures_of(replayed: Replayed, work: Work, device: Device) -> dict:
     """The figures of one traffic: capacity, hits, bytes, time."""
+    traffic, capacity, neurons, preloaded, lookahead, miss = replayed
     layers = traffic.requested.shape[1]
     dense = layers * neurons * work.neuron_bytes
-    found = traffic.figures(work.neuron_bytes, miss)
+    figures = traffic.figures(work.neuron_bytes, miss)
     timeline = simulate(traffic, device, work, lookahead=lookahead, miss=miss)
     return {
         "capacity": capacity,
@@ -141,9 +169,9 @@ def _figures(
         "kept_bytes": layers * capacity * work.neuron_bytes,
         "preloaded_bytes": preloaded * work.neuron_bytes,
         "working_bytes": working_space(traffic, lookahead) * work.neuron_bytes,
-        **found,
+        **figures,
         "dense_bytes": dense,
-        "reads": found["bytes_per_token"] / dense,
+        "reads": figures["bytes_per_token"] / dense,
         "device": device.name,
         "miss": miss,
         **timeline.figures(),
@@ -151,18 +179,18 @@ def _figures(
     }
 
 
-def _baselines(beside: dict[str, Traffic], work: Work, device: Device) -> dict[str, float]:
+def baseline_figures(beside: dict[str, Traffic], work: Work, device: Device) -> dict[str, float]:
     """Hit rate, bytes and seconds per token, and stall of the baselines (honesty: every row carries them)."""
-    found = {name: traffic.hit_rate for name, traffic in beside.items()}
+    figures = {name: traffic.hit_rate for name, traffic in beside.items()}
     for name, traffic in beside.items():
         timeline = simulate(traffic, device, work).figures()
-        found[f"{name}_bytes"] = traffic.figures(work.neuron_bytes)["bytes_per_token"]
-        found[f"{name}_seconds"], found[f"{name}_stall"] = timeline["seconds_per_token"], timeline["stall_share"]
-    return found
+        figures[f"{name}_bytes"] = traffic.figures(work.neuron_bytes)["bytes_per_token"]
+        figures[f"{name}_seconds"], figures[f"{name}_stall"] = timeline["seconds_per_token"], timeline["stall_share"]
+    return figures
 
 
 ROW_COLUMNS = {  # for text_table
-    "keeper": ("keeper", ""), "capacity": ("capacity", "d"), "hit_rate": ("hit rate", ".3f"), "lru": ("lru", ".3f"),
+    "keeper": ("eviction", ""), "capacity": ("capacity", "d"), "hit_rate": ("hit rate", ".3f"), "lru": ("lru", ".3f"),
     "belady": ("belady", ".3f"), "random": ("random", ".3f"), "bytes_per_token": ("bytes per token", ",.0f"),
     "lru_bytes": ("lru bytes", ",.0f"), "belady_bytes": ("belady bytes", ",.0f"),
     "random_bytes": ("random bytes", ",.0f"), "wasted_bytes": ("wasted bytes", ",.0f"),
@@ -175,15 +203,15 @@ ROW_COLUMNS = {  # for text_table
 def enough(demand: Sequence[dict], guessing: Sequence[dict], tolerance: float = 0.01) -> int | None:
     """The capacity from which on prediction stops mattering: where guessing saves less than ``tolerance`` of the time.
 
-    demand, guessing: rows of one keeper, without and with guesses. ->  the smallest capacity from which on that holds
-    at every larger one, too; None where it never does. Raises MinillmError for rows of different capacities.
+    demand, guessing: rows of one eviction policy, without and with guesses. ->  the smallest capacity from which on
+    that holds at every larger one, too; None where it never does. Raises MinillmError for rows of different capacities.
     """
     plain, guessed = ({row["capacity"]: row["seconds_per_token"] for row in rows} for rows in (demand, guessing))
     if set(plain) != set(guessed) or len(plain) != len(demand) or len(guessed) != len(guessing):
-        raise MinillmError("expected rows of one keeper each, with the same capacities")
-    found = None
+        raise MinillmError("expected rows of one eviction policy each, with the same capacities")
+    smallest = None
     for capacity in sorted(plain, reverse=True):
         if guessed[capacity] < (1 - tolerance) * plain[capacity]:
             break
-        found = capacity
-    return found
+        smallest = capacity
+    return smallest

@@ -28,7 +28,7 @@ class Event(NamedTuple):
 class Request(NamedTuple):
     """What became of one request: masks (N,) of the neurons asked for and of where they were found.
 
-    passed: those of the missed ones that the keeper does not keep.
+    passed: those of the missed ones that the eviction policy does not keep.
     """
 
     requested: np.ndarray

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,9 @@ from ..prefetch.kernels import expected_speedup
 from ..prefetch.reorder import BlockOracle, clustered, dropped_means, energy_shares, recorded_mid, retained
 from ..transformer.evaluation import perplexity
 from ..transformer.model import Llama
+from ..transformer.texts import Sample
 
+GROUPS, SPARSITIES = (1, 4, 8, 16, 32), (0.3, 0.5, 0.7, 0.9)
 BLOCK_COLUMNS = {
     "group": ("group", "d"), "order": ("order", ""), "kept_energy": ("kept energy", ".2%"),
     "perplexity": ("perplexity", ".4f"), "increase": ("increase", ".2%"),
@@ -22,22 +25,31 @@ BLOCK_COLUMNS = {
 }  # fmt: skip
 
 
+@dataclass(frozen=True)
+class BlockSettings:
+    """groups: neurons per block. tokens: of the calibration text that neurons are clustered on, which takes minutes.
+    seed: of the clustering's random start."""
+
+    groups: Sequence[int] = GROUPS
+    tokens: int = 2000
+    seed: int = 0
+
+
 def block_rows(
-    model: Llama, calibration: str | Sequence[str], test: str | Sequence[str], groups: Sequence[int],
-    share: float = 0.5, context: int | None = None, tokens: int = 4000, seed: int = 0,
-) -> list[dict]:  # fmt: skip
+    model: Llama, calibration: str | Sequence[str], test: Sample, settings: BlockSettings, share: float = 0.5
+) -> list[dict]:
     """Perplexity of keeping that share of each token's blocks, as stored and clustered: rows under BLOCK_COLUMNS.
 
     kept_energy is on the calibration text, perplexity on the test text, once with nothing in a block's place and once
     with its neurons' means; increase is over the dense model. Blocks of one neuron have no order.
     """
-    rows, dense = [], perplexity(model, test, context=context).perplexity
-    mids = recorded_mid(model, calibration, tokens, context)
+    rows, dense = [], perplexity(model, *test).perplexity
+    mids = recorded_mid(model, calibration, settings.tokens, test.context)
     measured = [energy_shares(mid, layer) for mid, layer in zip(mids, model.layers, strict=True)]
-    for group in groups:
+    for group in settings.groups:
         kinds = {"stored": [np.arange(model.config.intermediate_size)] * len(model.layers)}
         if group > 1:
-            rng = np.random.default_rng(seed)
+            rng = np.random.default_rng(settings.seed)
             kinds["clustered"] = [clustered(energy, group, rng, share) for energy in measured]
         for kind, orders in kinds.items():
             kept = np.mean([retained(e, order, group, share) for e, order in zip(measured, orders, strict=True)])
@@ -45,13 +57,12 @@ def block_rows(
             means = [dropped_means(*each, group, share) for each in zip(mids, model.layers, orders, strict=True)]
             for suffix, used in (("", None), ("_with_means", means)):
                 ffn = BlockOracle(group, share, orders, used).ffn()
-                found = perplexity(model, test, context=context, ffn=ffn).perplexity
+                found = perplexity(model, *test, ffn=ffn).perplexity
                 row |= {f"perplexity{suffix}": found, f"increase{suffix}": found / dense - 1}
             rows.append(row)
     return rows
 
 
-GROUPS, SPARSITIES = (1, 4, 8, 16, 32), (0.3, 0.5, 0.7, 0.9)
 DEAR = 0.3  # of perplexity: nobody would choose that
 LIMITS = (0.01, 0.05, 0.10)  # increases of perplexity that one may be willing to pay
 
@@ -85,26 +96,19 @@ def read_speeds(path: str | Path) -> list[dict]:
 
 
 def joint_rows(
-    model: Llama,
-    calibration: str | Sequence[str],
-    test: str | Sequence[str],
-    speeds: Sequence[dict] | None = None,
-    *,
-    groups: Sequence[int] = GROUPS,
-    sparsities: Sequence[float] = SPARSITIES,
-    context: int | None = None,
-    tokens: int = 2000,
-    seed: int = 0,
-) -> Iterator[dict]:
+    model: Llama, calibration: str | Sequence[str], test: Sample, speeds: Sequence[dict] | None = None,
+    settings: BlockSettings | None = None, sparsities: Sequence[float] = SPARSITIES,
+) -> Iterator[dict]:  # fmt: skip
     """Rows of the page (keys in the module's docstring): four for each block size and sparsity, two for single neurons.
 
-    speeds: rows of ``read_speeds``; None takes the table of kernels.py. tokens: of the calibration text that neurons
-    are clustered on, which takes minutes. Each sparsity has its own order, as a bundle written for it would.
+    speeds: rows of ``read_speeds``; None takes the table of kernels.py. Each sparsity has its own order, as a bundle
+    written for it would.
     """
+    settings = settings or BlockSettings()
     where = "the table in kernels.py" if speeds is None else "minillm bench ffn"
-    speeds = expected_speeds(groups, sparsities) if speeds is None else speeds
+    speeds = expected_speeds(settings.groups, sparsities) if speeds is None else speeds
     for sparsity in sparsities:
-        for row in block_rows(model, calibration, test, groups, 1 - sparsity, context, tokens, seed):
+        for row in block_rows(model, calibration, test, settings, 1 - sparsity):
             fastest = _fastest(speeds, row["group"], sparsity)
             for means, suffix in ((False, ""), (True, "_with_means")):
                 found, increase = row[f"perplexity{suffix}"], row[f"increase{suffix}"]

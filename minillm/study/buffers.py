@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -13,11 +14,20 @@ from ..predictors.protocol import Predictor, check_fits
 from ..predictors.select import Predicted
 from ..predictors.workshop import Workshop
 from ..prefetch.buffer import PrefetchBuffer
-from ..prefetch.clock import Device, device_named, work_of
+from ..prefetch.clock import Work, device_named, work_of
 from ..prefetch.eviction import belady, lru
 from ..prefetch.feedforward import BufferedFFN
 from ..prefetch.record import Recorder
-from ..prefetch.replay import KEEPERS, SHARES, _baselines, _figures, enough, keeper_of, kept_history, replay, traffic_of
+from ..prefetch.replay import (
+    Replayed,
+    ReplaySettings,
+    baseline_figures,
+    enough,
+    figures_of,
+    kept_history,
+    replay,
+    traffic_of,
+)
 from ..sparsity.selected import SelectedFFN, check_truth
 from ..sparsity.sparse import policy_selector
 from ..sparsity.thresholds import Thresholds
@@ -25,12 +35,13 @@ from ..tables import keys_as_headings
 from ..transformer.evaluation import perplexity
 from ..transformer.ffn import Selector
 from ..transformer.model import Llama, shape_of
+from ..transformer.texts import Sample
 from .prediction import ffn_bytes
 
 ROLES = ("select", "prefetch", "both")
 
 
-class Way(NamedTuple):
+class FetchPlan(NamedTuple):
     """How the neurons of a token come to be known.
 
     predictor None: the policy's own mask, free of charge and at the last moment. role: what a predictor's mask is for.
@@ -69,98 +80,100 @@ class Way(NamedTuple):
             return policy_selector(model, thresholds), own
         return own, own if role == "both" else None
 
+    def own_work(self, layers: int) -> float:
+        """Multiply-adds of the predictor per layer and token, on average; 0 for one that is free."""
+        predictor = self.predictor
+        if predictor is None or predictor.free:
+            return 0.0
+        return float(np.mean([predictor.multiply_adds(i) for i in range(layers)]))
+
+    def about(self) -> dict:
+        """Who says what is needed, for a row."""
+        predictor = self.predictor
+        return {
+            "predictor": "policy's own mask" if predictor is None else predictor.name,
+            "role": self.role,
+            "own_bytes": 0 if predictor is None else predictor.nbytes,
+        }
+
 
 def prefetch_rows(
-    model: Llama,
-    thresholds: Thresholds,
-    documents: str | Sequence[str],
-    ways: Sequence[Way] = (Way(),),
-    *,
-    shares: Sequence[float] = SHARES,
-    keepers: Sequence[str] = KEEPERS,
-    device: str | Device = "laptop NVMe",
-    hot_frequencies: np.ndarray | None = None,
-    miss: str = "wait",
-    protocol: str = "documents",
-    context: int | None = None,
-    bytes_per_number: int | None = None,
-    seed: int = 0,
-) -> Iterator[dict]:
-    """Replay's rows for a model: each way, keeper and capacity (shares of N), with the perplexity that goes with it.
+    model: Llama, thresholds: Thresholds, sample: Sample, plans: Sequence[FetchPlan] = (FetchPlan(),),
+    settings: ReplaySettings | None = None,
+) -> Iterator[dict]:  # fmt: skip
+    """Replay's rows for a model: each plan, capacity and eviction policy, with the perplexity that goes with it.
 
-    miss "wait": the documents are scored once per way, and that pass is the record. miss "drop": what is dropped
-    changes what follows, so they are scored anew for each row, by an FFN that computes from the buffer alone; belady,
-    which needs the future, has no row of its own there, and the baselines are those of the row's own requests.
-    bytes_per_number: of a weight in slow memory. A predictor's own bytes are resident and its work counts (an oracle's
-    is free). Raises MinillmError, also for a predictor that is to guess before it can (its lookaheads).
+    miss "wait": the sample is scored once per plan, and that pass is the record. miss "drop": what is dropped changes
+    what follows, so it is scored anew for each row, by an FFN that computes from the buffer alone; belady, which needs
+    the future, has no row of its own there, and the baselines are those of the row's own requests. A predictor's own
+    bytes are resident and its work counts (an oracle's is free). Raises MinillmError, also for a predictor that is to
+    guess before it can (its lookaheads).
     """
+    settings = settings or ReplaySettings()
     layers, _, neurons = shape_of(model)
-    device, dense = device_named(device), perplexity(model, documents, protocol, context).perplexity
-    capacities = sorted({round(share * neurons) for share in shares})
-    for way in ways:
-        predictor = way.predictor
-        select, guess = way.selectors(model, thresholds)
-        free = predictor is None or predictor.free
-        own_work = 0 if free else np.mean([predictor.multiply_adds(i) for i in range(layers)])
-        work = work_of(model, bytes_per_number, predictor=own_work)
-        about = {
-            "model": model.name,
-            "predictor": "policy's own mask" if predictor is None else predictor.name,
-            "role": way.role,
-            "own_bytes": 0 if predictor is None else predictor.nbytes,
-            "dense_perplexity": dense,
-        }
-        if miss == "wait":
-            recorder = Recorder.of(model)
-            score = perplexity(model, documents, protocol, context, SelectedFFN(select, guess=guess), recorder)
-            rows = replay(
-                recorder.needed, work, capacities, keepers, device=device, guessed=recorder.guessed,
-                lookahead=way.lookahead, hot_frequencies=hot_frequencies, seed=seed,
-            )  # fmt: skip
-            for row in rows:
-                yield about | {"perplexity": score.perplexity} | row
+    dense = perplexity(model, *sample).perplexity
+    capacities = sorted({round(share * neurons) for share in settings.shares})
+    for plan in plans:
+        selectors = plan.selectors(model, thresholds)
+        work = work_of(model, settings.bytes_per_number, predictor=plan.own_work(layers))
+        about = {"model": model.name, **plan.about(), "dense_perplexity": dense}
+        if settings.miss == "drop":
+            for capacity in capacities:
+                for name in settings.names():
+                    if name != "belady":
+                        buffer = PrefetchBuffer(
+                            layers, neurons, capacity, settings.eviction(name, capacity, layers, neurons), log=False
+                        )  # fmt: skip
+                        score = perplexity(model, *sample, BufferedFFN(selectors[0], buffer, "drop", selectors[1]))
+                        row = dropped_row(buffer, name, plan, work, settings)
+                        yield about | {"perplexity": score.perplexity} | row
             continue
-        names = [name for name in keepers if name != "belady" and (name != "hot" or hot_frequencies is not None)]
-        for capacity, name in ((capacity, name) for capacity in capacities for name in names):
-            keeper = keeper_of(name, capacity, (layers, neurons), hot_frequencies, seed)
-            buffer = PrefetchBuffer(layers, neurons, capacity, keeper, log=False)
-            score = perplexity(model, documents, protocol, context, BufferedFFN(select, buffer, miss, guess))
-            trace, start = buffer.trace(), buffer.start
-            chance = keeper_of("random", capacity, trace.shape, None, seed)
-            rivals = ((lru(), start), (belady(trace), start), (chance, None))
-            beside = {r.name: traffic_of(trace, kept_history(trace, capacity, r, begin)) for r, begin in rivals}
-            yield {
-                **about,
-                "perplexity": score.perplexity,
-                "keeper": name,
-                **_figures(buffer.traffic(), work, device, capacity, neurons, way.lookahead, int(start.sum()), miss),
-                "guesses": None if way.role == "select" else way.lookahead,
-                **_baselines(beside, work, device),
-            }
+        recorder = Recorder.of(model)
+        score = perplexity(model, *sample, SelectedFFN(selectors[0], guess=selectors[1]), recorder)
+        rows = replay(recorder.needed, work, capacities, settings, recorder.guessed, plan.lookahead)
+        for row in rows:
+            yield about | {"perplexity": score.perplexity} | row
+
+
+def dropped_row(
+    buffer: PrefetchBuffer, name: str, plan: FetchPlan, work: Work, settings: ReplaySettings
+) -> dict:  # fmt: skip
+    """The row of a buffer that has served a text with misses dropped; its baselines wait, on the same requests."""
+    trace, start, capacity, device = buffer.trace(), buffer.start, buffer.capacity, device_named(settings.device)
+    chance = settings.eviction("random", capacity, buffer.layers, buffer.neurons)
+    rivals = ((lru(), start), (belady(trace), start), (chance, None))
+    beside = {r.name: traffic_of(trace, kept_history(trace, capacity, r, begin)) for r, begin in rivals}
+    own = Replayed(buffer.traffic(), capacity, buffer.neurons, int(start.sum()), plan.lookahead, "drop")
+    return {
+        "keeper": name,
+        **figures_of(own, work, device),
+        "guesses": None if plan.role == "select" else plan.lookahead,
+        **baseline_figures(beside, work, device),
+    }
 
 
 TABLE_PREDICTORS = ("shadow-4", "learned", "ahead-4", "previous-token", "oracle")
 ALL, OWN = "all neurons", "mask of mid"
 
 
-def way_of(predictor: Predictor) -> Way:
+def plan_of(predictor: Predictor) -> FetchPlan:
     """How a predictor is used best: what can guess early does, and what selects badly only prefetches."""
     early = predictor.lookaheads
     if not predictor.selects:
-        return Way(predictor, "prefetch", early[-1])
-    return Way(predictor, "both", early[0]) if early else Way(predictor)
+        return FetchPlan(predictor, "prefetch", early[-1])
+    return FetchPlan(predictor, "both", early[0]) if early else FetchPlan(predictor)
 
 
-def ways_of(workshop: Workshop, names: Sequence[str], sparsity: float) -> list[Way]:
-    """The policy's own mask, then a way for each name of a predictor, with cutoffs for 1 - sparsity of the neurons."""
-    ways = [Way()]
+def plans_of(workshop: Workshop, names: Sequence[str], sparsity: float) -> list[FetchPlan]:
+    """The policy's own mask, then a plan for each name of a predictor, with cutoffs for 1 - sparsity of the neurons."""
+    plans = [FetchPlan()]
     for name in names:
         predictor = workshop.make(name)
         if predictor.cutoffs is None:
             given = workshop.model, predictor, workshop.thresholds, workshop.held
             fit_cutoffs(*given, 1 - sparsity, workshop.context)
-        ways.append(way_of(predictor))
-    return ways
+        plans.append(plan_of(predictor))
+    return plans
 
 
 def stored_size(model: Llama) -> int:
@@ -170,37 +183,27 @@ def stored_size(model: Llama) -> int:
 
 
 def buffer_rows(
-    model: Llama,
-    thresholds: Thresholds,
-    documents: str | Sequence[str],
-    ways: Sequence[Way] = (Way(),),
-    *,
-    shares: Sequence[float] = SHARES,
-    device: str | Device = "laptop NVMe",
-    dropping: Sequence[Way] = (),
-    hot_frequencies: np.ndarray | None = None,
-    context: int | None = None,
-    seed: int = 0,
-) -> Iterator[dict]:
-    """Rows of ``prefetch_rows`` for each way and capacity, keeper lru, under the keys of TABLE_COLUMNS besides.
+    model: Llama, thresholds: Thresholds, sample: Sample, plans: Sequence[FetchPlan] = (FetchPlan(),),
+    settings: ReplaySettings | None = None, dropping: Sequence[FetchPlan] = (),
+) -> Iterator[dict]:  # fmt: skip
+    """Rows of ``prefetch_rows`` for each plan and capacity, under the keys of TABLE_COLUMNS besides.
 
-    thresholds: of policy mid. dropping: ways that are scored again with misses that are dropped, a pass per capacity
-    for lru, and one for a hot set where its frequencies (L, N) are given. The rows of ALL come first.
+    thresholds: of policy mid. settings: its eviction policies, misses and bytes are replaced: lru, waited for, bytes as
+    the checkpoint stores its weights. dropping: plans that are scored again with misses that are dropped, a pass per
+    capacity for lru, and one for a hot set where its frequencies are given. The rows of ALL come first.
     """
     layers, _, neurons = shape_of(model)
     size, first = stored_size(model), True
-    how = {"device": device, "seed": seed}
-    for miss, some, keepers in (("wait", ways, ("lru",)), ("drop", dropping, ("lru", "hot"))):
-        for row in prefetch_rows(
-            model, thresholds, documents, some, shares=shares, keepers=keepers, miss=miss, context=context,
-            hot_frequencies=hot_frequencies, bytes_per_number=size, **how,
-        ):  # fmt: skip
+    waiting = replace(settings or ReplaySettings(), evictions=("lru",), miss="wait", bytes_per_number=size)
+    drop = replace(waiting, evictions=("lru", "hot"), miss="drop")
+    for some, how in ((plans, waiting), (dropping, drop)):
+        for row in prefetch_rows(model, thresholds, sample, some, how):
             if first:  # now it is known how many tokens there are
                 about = {key: row[key] for key in ("model", "dense_perplexity")}
                 about |= {"predictor": ALL, "role": "select", "own_bytes": 0, "perplexity": row["dense_perplexity"]}
                 asked = np.ones((row["tokens"], layers, neurons), bool)
-                capacities = [round(share * neurons) for share in shares]
-                for each in replay(asked, work_of(model, size), capacities, ("lru",), **how):
+                capacities = [round(share * neurons) for share in waiting.shares]
+                for each in replay(asked, work_of(model, size), capacities, waiting):
                     yield _readable(about | each)
                 first = False
             yield _readable(row)

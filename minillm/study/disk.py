@@ -40,8 +40,8 @@ from ..prefetch.fetched import FetchedFFN, predicted
 from ..prefetch.reader import BundleReader
 from ..prefetch.record import Recorder, frequencies, record
 from ..prefetch.reorder import BlockOracle
-from ..prefetch.replay import keeper_of
-from ..prefetch.system import Unsupported, cached_share, system_reads
+from ..prefetch.replay import ReplaySettings
+from ..prefetch.system import SystemReads, Unsupported, cached_share, system_reads
 from ..sparsity.selected import Recorded, StaticSet
 from ..sparsity.sparse import policy_ffn
 from ..sparsity.thresholds import Thresholds
@@ -54,25 +54,60 @@ from ..transformer.ops import log_softmax
 from ..transformer.texts import Run
 
 
-class Way(NamedTuple):
+class DiskPlan(NamedTuple):
     """How the bundles of a token come to be known.
 
     select(number of the text) -> what is wanted in it; None: everything. trace (T, L, B) bool: the bundles that all
-    texts ask for, where that is known beforehand (the keeper belady needs it).
+    texts ask for, where that is known beforehand (the eviction policy belady needs it). ahead: whether the next layer's
+    bundles are announced to the system one layer before.
     """
 
     name: str
     select: Callable[[int], Selector | None]
     trace: np.ndarray | None = None
+    ahead: bool = False
 
 
-EVERYTHING = Way("everything", lambda number: None)
+EVERYTHING = DiskPlan("everything", lambda number: None)
 
 
-def way_of(predictor: Predictor, bundle: Bundle, share: float) -> Way:
+class Reading(NamedTuple):
+    """What goes through the model: texts, and how many tokens each is continued by (0: the texts are scored)."""
+
+    texts: Sequence[Run]
+    new: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class DiskBuffer:
+    """A buffer of bundles in memory: an eviction policy by name, ``capacity`` bundles per layer.
+
+    hot_frequencies (L, B): how often each bundle is wanted on another text, for the policy hot. seed: of a random set.
+    """
+
+    eviction: str
+    capacity: int
+    hot_frequencies: np.ndarray | None = None
+    seed: int = 0
+
+    def buffer(self, bundle: Bundle, plan: DiskPlan) -> PrefetchBuffer:
+        """The buffer itself. Raises MinillmError: belady without a trace, hot without frequencies."""
+        layers, blocks = len(bundle.layers), bundle.blocks
+        if self.eviction == "belady":
+            if plan.trace is None:
+                found = f"eviction policy belady must know the future, which {plan.name} does not"
+                raise MinillmError(f"{found}, expected the oracle's plan")
+            rule = belady(plan.trace)
+        else:
+            settings = ReplaySettings(hot_frequencies=self.hot_frequencies, seed=self.seed)
+            rule = settings.eviction(self.eviction, self.capacity, layers, blocks)
+        return PrefetchBuffer(layers, blocks, self.capacity, rule, log=False)
+
+
+def plan_of(predictor: Predictor, bundle: Bundle, share: float) -> DiskPlan:
     """What a predictor selects: by its cutoffs where a bundle is one neuron, else that share of the bundles."""
     select = predicted(predictor, bundle.group, None if bundle.group == 1 else share)
-    return Way(predictor.name, lambda number: select)
+    return DiskPlan(predictor.name, lambda number: select)
 
 
 def oracle_ffn(model: Llama, bundle: Bundle, thresholds: Thresholds, share: float) -> FeedForward:
@@ -80,15 +115,15 @@ def oracle_ffn(model: Llama, bundle: Bundle, thresholds: Thresholds, share: floa
     return policy_ffn(model, thresholds) if bundle.group == 1 else BlockOracle(bundle.group, share).ffn()
 
 
-def oracle(model: Llama, bundle: Bundle, ffn: FeedForward, texts: Sequence[Run], new: int = 0) -> Way:
+def oracle(model: Llama, bundle: Bundle, ffn: FeedForward, reading: Reading) -> DiskPlan:
     """Run the texts with everything in memory and write down what is wanted."""
     masks = []
-    for text in texts:
+    for text in reading.texts:
         recorder = Recorder.of(model)
-        one_by_one(model, text.ids, new, ffn, recorder)
+        one_by_one(model, text.ids, reading.new, ffn, recorder)
         masks.append(recorder.needed)  # (T, L, F)
     selects = [Recorded(mask.transpose(1, 0, 2)) for mask in masks]
-    return Way("oracle", selects.__getitem__, in_blocks(np.concatenate(masks), bundle.group))
+    return DiskPlan("oracle", selects.__getitem__, in_blocks(np.concatenate(masks), bundle.group))
 
 
 def block_frequencies(model: Llama, bundle: Bundle, ffn: FeedForward, texts: Sequence[Run]) -> np.ndarray:
@@ -165,14 +200,15 @@ class Result:
         return same / sum(len(theirs) for _, theirs in pairs)
 
 
-def run_texts(model: Llama, texts: Sequence[Run], new: int, ffn: Callable[[int], FeedForward]) -> Result:
+def run_texts(model: Llama, reading: Reading, ffn: Callable[[int], FeedForward]) -> Result:
     """All texts, one after the other. With new tokens only these are guesses, else every position is."""
     result, started = Result([], 0.0, 0, 0.0), time.perf_counter()
-    for number, text in enumerate(texts):
-        guesses, nll = one_by_one(model, text.ids, new, ffn(number))
-        result.guesses.append(guesses[len(text.ids) - 1 if new else text.unscored - 1 :])
-        result.nll += float(nll[text.unscored - 1 :].sum())
-        result.scored += max(0, len(nll) - (text.unscored - 1))
+    for number, text in enumerate(reading.texts):
+        guesses, nll = one_by_one(model, text.ids, reading.new, ffn(number))
+        result.guesses.append(guesses[len(text.ids) - 1 if reading.new else text.unscored - 1 :])
+        if not reading.new:
+            result.nll += float(nll[text.unscored - 1 :].sum())
+            result.scored += max(0, len(nll) - (text.unscored - 1))
     result.seconds = time.perf_counter() - started
     return result
 
@@ -187,60 +223,59 @@ def cut_after(texts: Sequence[Run], tokens: int) -> list[Run]:
     return found
 
 
-def resident_row(model: Llama, texts: Sequence[Run], new: int) -> tuple[dict, Result]:
+def resident_row(model: Llama, reading: Reading) -> tuple[dict, Result]:
     """The dense model with everything in memory: its row, and what the others are compared with."""
     watch = Stopwatch(swiglu)
-    result = run_texts(model, texts, new, lambda number: watch)
-    return _row("resident", watch, result, result, new), result
+    result = run_texts(model, reading, lambda number: watch)
+    return _row("resident", watch, result, result), result
 
 
 def fetched_row(
-    model: Llama, bundle: Bundle, texts: Sequence[Run], new: int, way: Way, ahead: bool = False, *,
-    keeper: str | None = None, capacity: int = 0, hot_frequencies: np.ndarray | None = None, seed: int = 0,
-    resident: Result | None = None, portable: bool = False,
+    model: Llama, bundle: Bundle, reading: Reading, plan: DiskPlan, buffered: DiskBuffer | None = None,
+    resident: Result | None = None,
 ) -> tuple[dict, Result]:  # fmt: skip
     """Run the texts with the bundles on disk; the row says what it cost (module docstring).
 
-    model: ``resident_llama(bundle)``. keeper: of a buffer of ``capacity`` bundles per layer; None: no buffer.
-    resident: None where the whole model never was in memory. Raises MinillmError: belady without a trace, hot without
-    frequencies.
+    model: ``resident_llama(bundle)``. buffered: None: no buffer. resident: None where the whole model never was in
+    memory. Raises MinillmError as ``DiskBuffer.buffer`` does.
     """
-    shape, buffer = (len(bundle.layers), bundle.blocks), None
-    if keeper == "belady" and way.trace is None:
-        raise MinillmError(f"keeper belady must know the future, which {way.name} does not, expected the oracle's way")
-    if keeper:
-        rule = belady(way.trace) if keeper == "belady" else keeper_of(keeper, capacity, shape, hot_frequencies, seed)
-        buffer = PrefetchBuffer(*shape, capacity, rule, log=False)
+    buffer = buffered.buffer(bundle, plan) if buffered else None
     shares: list[float | None] = []
-    with BundleReader(bundle, model.dtype, buffer, portable) as reader:
+    with BundleReader(bundle, model.dtype, buffer) as reader:
         preloaded, reader.bytes_read, reader.seconds = reader.bytes_read, 0, 0.0
-        watch = Stopwatch(swiglu, lambda: shares.append(made_cold(reader)))
+        watch = Stopwatch(swiglu, lambda: shares.append(drop_page_cache(reader)))
 
         def ffn(number: int) -> Stopwatch:
-            select = way.select(number)
-            watch.ffn = FetchedFFN(reader, select, (select or every_neuron(bundle)) if ahead else None)
+            select = plan.select(number)
+            watch.ffn = FetchedFFN(reader, select, (select or every_neuron(bundle)) if plan.ahead else None)
             return watch
 
         before = system_reads()
-        result = run_texts(model, texts, new, ffn)
-        after = system_reads()
-        row = _row(way.name, watch, result, resident, new)
-        tokens, dense = watch.tokens, sum(info.nbytes for info in bundle.layers)
-        counted = after is not None and before is not None
-        row |= {
-            "ahead": ahead,
-            "keeper": keeper,
-            "capacity": capacity if keeper else None,
-            "cached": max(shares) if None not in shares else None,
-            "read_seconds": reader.seconds / tokens,
-            "bytes_per_token": reader.bytes_read / tokens,
-            "system_bytes": (after.given - before.given - before.itself) / tokens if counted else None,
-            "disk_bytes": (after.disk - before.disk) / tokens if counted else None,
-            "reads": reader.bytes_read / tokens / dense,
-            "hit_rate": buffer.traffic().hit_rate if buffer else None,
-            "preloaded_bytes": preloaded,
-        }
+        result = run_texts(model, reading, ffn)
+        system = bytes_between(before, system_reads())
+    tokens, dense = watch.tokens, sum(info.nbytes for info in bundle.layers)
+    cached = [share for share in shares if share is not None]
+    row = _row(plan.name, watch, result, resident) | {
+        "ahead": plan.ahead,
+        "keeper": buffered.eviction if buffered else None,
+        "capacity": buffered.capacity if buffered else None,
+        "cached": max(cached) if len(cached) == len(shares) else None,
+        "read_seconds": reader.seconds / tokens,
+        "bytes_per_token": reader.bytes_read / tokens,
+        "system_bytes": system and system[0] / tokens,
+        "disk_bytes": system and system[1] / tokens,
+        "reads": reader.bytes_read / tokens / dense,
+        "hit_rate": buffer.traffic().hit_rate if buffer else None,
+        "preloaded_bytes": preloaded,
+    }
     return row, result
+
+
+def bytes_between(before: SystemReads | None, after: SystemReads | None) -> tuple[int, int] | None:
+    """Bytes that the system gave between two readings of its counters, and of these from the disk; None without."""
+    if before is None or after is None:
+        return None
+    return after.given - before.given - before.itself, after.disk - before.disk
 
 
 def every_neuron(bundle: Bundle) -> StaticSet:
@@ -248,14 +283,14 @@ def every_neuron(bundle: Bundle) -> StaticSet:
     return StaticSet(np.ones((len(bundle.layers), bundle.config.intermediate_size), bool), "everything")
 
 
-def _row(name: str, watch: Stopwatch, result: Result, resident: Result | None, new: int) -> dict:
+def _row(name: str, watch: Stopwatch, result: Result, resident: Result | None) -> dict:
     seconds, tokens = result.seconds - watch.outside, watch.tokens
     return {
         "way": name,
         "tokens": tokens,
         "tokens_per_second": tokens / seconds,
         "ffn_seconds": watch.seconds / tokens,
-        "perplexity": float(np.exp(result.nll / result.scored)) if result.scored and not new else None,
+        "perplexity": float(np.exp(result.nll / result.scored)) if result.scored else None,
         "agreement": result.agreement(resident) if resident else None,
     }
 
@@ -288,7 +323,7 @@ def counters_agree(rows: Sequence[dict]) -> bool | None:
     return all(ours == theirs for ours, theirs in pairs) if pairs else None
 
 
-def made_cold(reader: BundleReader) -> float | None:
+def drop_page_cache(reader: BundleReader) -> float | None:
     """Empty the system's cache of the bundles, where it can be; the largest share of a file that is in it all the same.
 
     None where the system shows no such thing: then nothing is known about where the bytes come from.

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from ..loading.checkpoint import checkpoint_tensors
 from ..predictors.catalogue import EVALUATED
@@ -33,7 +34,7 @@ from ..sparsity.thresholds import Thresholds
 from ..trace import chained
 from ..transformer.evaluation import Evaluation, divergence, perplexity
 from ..transformer.model import Llama, shape_of
-from ..transformer.texts import as_documents, split_text
+from ..transformer.texts import Sample, as_documents, split_text
 
 TRAINING_SHARE = 0.75  # of the documents that are not test documents; the rest is held out
 NOTHING = 1e-3
@@ -91,38 +92,53 @@ def predictor_row(
     }
 
 
-def prediction_rows(
-    model: Llama,
-    calibration: str | Sequence[str],
-    test: str | Sequence[str],
-    names: Sequence[str] = EVALUATED,
-    sparsity: float = 0.5,
-    thresholds: Thresholds | None = None,
-    protocol: str = "documents",
-    context: int | None = None,
-    rank: int | None = None,
-    seed: int = 0,
-    made: dict[str, Predictor] | None = None,
-) -> Iterator[dict]:
-    """Make, set and score predictors at the selected fraction 1 - sparsity; yields each row as soon as it is known.
+@dataclass(frozen=True, eq=False)
+class PredictionSettings:
+    """How predictors are made: 1 - sparsity is the selected fraction of the neurons.
 
-    calibration: split here into training and held-out documents. thresholds: of policy mid, calibrated on the held-out
-    documents where None. The oracle comes first, asked for or not: the others' increase is counted in its own. Its
-    cutoffs are the thresholds, all others' are fitted to the fraction. made: takes each predictor by its name, for
-    whoever goes on with it. Raises MinillmError for an unknown name.
+    thresholds: of policy mid, the truth; None: calibrated on the held-out documents. rank: of svd and learned; None: a
+    quarter of D. seed: of whatever is drawn.
     """
+
+    sparsity: float = 0.5
+    thresholds: Thresholds | None = None
+    rank: int | None = None
+    seed: int = 0
+
+
+def workshop_of(
+    model: Llama, calibration: str | Sequence[str], settings: PredictionSettings, context: int | None = None
+) -> Workshop:
+    """What predictors are made from: the calibration text, split into training and held-out documents."""
     training, held = split_text(calibration, TRAINING_SHARE)
+    thresholds = settings.thresholds
     if thresholds is None:
-        thresholds = calibrate(model, held, "mid", sparsity, context=context, by="neuron")
-    workshop = Workshop(model, thresholds, training, held, context, rank, seed)
-    test, dense, bound = as_documents(test), perplexity(model, test, protocol, context), None
+        thresholds = calibrate(model, held, "mid", settings.sparsity, context=context, by="neuron")
+    return Workshop(model, thresholds, training, held, context, settings.rank, settings.seed)
+
+
+def prediction_rows(
+    model: Llama, calibration: str | Sequence[str], test: Sample, names: Sequence[str] = EVALUATED,
+    settings: PredictionSettings | None = None, made: dict[str, Predictor] | None = None,
+) -> Iterator[dict]:  # fmt: skip
+    """Make, set and score predictors at the selected fraction; yields each row as soon as it is known.
+
+    calibration: split here into training and held-out documents. The oracle comes first, asked for or not: the others'
+    increase is counted in its own. Its cutoffs are the thresholds, all others' are fitted to the fraction. made: takes
+    each predictor by its name, for whoever goes on with it. Raises MinillmError for an unknown name.
+    """
+    settings = settings or PredictionSettings()
+    fraction, context = 1 - settings.sparsity, test.context
+    workshop = workshop_of(model, calibration, settings, context)
+    documents, dense = as_documents(test.documents), perplexity(model, *test)
+    bound: float | None = None  # the oracle's increase
     for name in ("oracle", *(name for name in names if name != "oracle")):
         predictor = workshop.make(name)
         if made is not None:
             made[name] = predictor
         if name != "oracle":
-            fit_cutoffs(model, predictor, thresholds, held, 1 - sparsity, context)
-        row = predictor_row(model, predictor, thresholds, test, 1 - sparsity, dense)
+            fit_cutoffs(model, predictor, workshop.thresholds, workshop.held, fraction, context)
+        row = predictor_row(model, predictor, workshop.thresholds, documents, fraction, dense)
         bound = row["increase"] if bound is None else bound
         yield row | {"times_oracle": row["increase"] / bound if bound > NOTHING * row["dense"] else None}
 
@@ -150,7 +166,9 @@ def verdict(rows: Sequence[dict]) -> list[str]:
         cheapest(small, f"Of at most 1/{least} of the FFNs' float32 bytes", bound)
     cheapest([row for row in counted if "ahead" in row["predictor"]], "One layer ahead", 2.0)
     learned = next((row for row in rows if re.fullmatch(r"learned rank \d+", row["predictor"])), None)
-    for rival in (row for row in rows if learned and row["predictor"] in ("static", "previous-token")):
+    for rival in rows if learned else ():
+        if learned is None or rival["predictor"] not in ("static", "previous-token"):
+            continue
         won = {"recall": learned["recall"] > rival["recall"], "perplexity": learned["perplexity"] < rival["perplexity"]}
         words = " and ".join(f"{'beats' if better else 'does not beat'} it in {key}" for key, better in won.items())
         found.append(f"{learned['predictor']} against {rival['predictor']}, the same fraction selected: {words}")

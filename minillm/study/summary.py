@@ -20,10 +20,9 @@ from typing import Any
 import numpy as np
 
 from ..methods.base import method_named
-from ..predictors.workshop import Workshop
 from ..prefetch.clock import Interval, ffn_share, simulate, whole_token, work_of
 from ..prefetch.record import frequencies, record
-from ..prefetch.replay import KEEPERS, kept_history, traffic_of
+from ..prefetch.replay import ReplaySettings, kept_history, traffic_of
 from ..sparsity.calibrate import calibrate
 from ..sparsity.selected import SelectedFFN
 from ..sparsity.sparse import policy_ffn
@@ -31,16 +30,16 @@ from ..transformer.evaluation import perplexity
 from ..transformer.ffn import FeedForward
 from ..transformer.generation import generate
 from ..transformer.model import Llama
-from ..transformer.texts import as_documents, default_context, first_tokens, runs, split_text
+from ..transformer.texts import Sample, as_documents, default_context, first_tokens, runs
 from .bootstrap import compare_policies, with_intervals
-from .buffers import OWN, Way, buffer_rows, prefetch_rows, stored_size, ways_of, when_it_matters
+from .buffers import OWN, FetchPlan, buffer_rows, plans_of, prefetch_rows, stored_size, when_it_matters
 from .costs import HALF, POLICIES, TARGETS, WEIGHT_TARGETS, cost_rows, method_rows
 from .describe import config_rows, describe, headline
 from .distributions import activation_magnitudes, activation_rows, curve, weight_magnitudes
 from .edits import predictability
 from .natural import natural_sparsity
 from .overlap import reference
-from .prediction import TRAINING_SHARE, prediction_rows, verdict
+from .prediction import PredictionSettings, prediction_rows, verdict, workshop_of
 from .variants import made_pairs
 
 TOKENS = 6_000  # scored for each row of the cost tables
@@ -220,8 +219,8 @@ def predictor_study(work: Work, learnt: Sequence[str]) -> dict[str, Any]:
     """The fields of a Study that are about predictors."""
     judged = work.first("scored", BUDGET["predictors"], "predictors")
     rows = []
-    how = work.model, learnt, judged, PREDICTORS, HALF
-    for line in prediction_rows(*how, context=work.context, seed=work.seed):
+    sample, settings = Sample(judged, context=work.context), PredictionSettings(HALF, seed=work.seed)
+    for line in prediction_rows(work.model, learnt, sample, PREDICTORS, settings):
         rows.append(line)
         work.done(line["predictor"])
     return {"predictors": rows, "verdict": verdict(rows)}
@@ -243,43 +242,38 @@ def buffer_study(work: Work, known: Sequence[str], learnt: Sequence[str]) -> tup
     the definition of what is needed."""
     model, context = work.model, work.context
     walked = work.first("scored", BUDGET["buffer"], "buffer")
-    training, held = split_text(learnt, TRAINING_SHARE)
-    mid = calibrate(model, held, "mid", HALF, context, "neuron")
-    workshop = Workshop(model, mid, training, held, context, None, work.seed)
+    workshop = workshop_of(model, learnt, PredictionSettings(HALF, seed=work.seed), context)
+    mid = workshop.thresholds
     counted = record(model, policy_ffn(model, mid), runs(model, known, "documents", context)).needed
-    keepers = list(
-        prefetch_rows(
-            model, mid, walked, keepers=KEEPERS, hot_frequencies=frequencies(counted),
-            bytes_per_number=stored_size(model), shares=CAPACITIES, device=DEVICE, context=context, seed=work.seed,
-        )
+    sample = Sample(walked, context=context)
+    settings = ReplaySettings(
+        shares=CAPACITIES, device=DEVICE, hot_frequencies=frequencies(counted), bytes_per_number=stored_size(model),
+        seed=work.seed,
     )  # fmt: skip
+    keepers = list(prefetch_rows(model, mid, sample, settings=settings))
     work.done("keepers")
-    ways = ways_of(workshop, BUFFER_PREDICTORS, HALF)
-    rows = list(
-        buffer_rows(
-            model, mid, walked, ways, dropping=ways[1:2], shares=CAPACITIES, device=DEVICE, context=context,
-            seed=work.seed,
-        )
-    )  # fmt: skip
+    plans = plans_of(workshop, BUFFER_PREDICTORS, HALF)
+    never_hot = replace(settings, hot_frequencies=None)
+    rows = list(buffer_rows(model, mid, sample, plans, never_hot, dropping=plans[1:2]))
     work.done("ways to know")
     timelines, needed = {}, []
-    for way in (ways[0], ways[-1]):
-        select, guess = way.selectors(model, mid)
+    for plan in (plans[0], plans[-1]):
+        select, guess = plan.selectors(model, mid)
         ffn = SelectedFFN(select, guess=guess)
         seen = record(model, ffn, runs(model, walked, "documents", context), "recording")
         needed.append(seen.needed)
-        name = OWN if way.predictor is None else way.predictor.name
-        timelines[name] = last_token(model, seen.needed, seen.guessed, way)
+        name = OWN if plan.predictor is None else plan.predictor.name
+        timelines[name] = last_token(model, seen.needed, seen.guessed, plan)
     work.done("timelines")
     spec = replace(mid.spec, achieved=float(1 - needed[0].mean()))
     found = {"keepers": keepers, "ways": rows, "matters": when_it_matters(rows), "timelines": timelines}
     return found, str(spec)
 
 
-def last_token(model: Llama, needed: np.ndarray, guessed: np.ndarray | None, way: Way) -> list[Interval]:
+def last_token(model: Llama, needed: np.ndarray, guessed: np.ndarray | None, plan: FetchPlan) -> list[Interval]:
     """What the two lanes do for the last token of a record (T, L, N), with an LRU buffer of half of the neurons."""
     tokens, layers, neurons = needed.shape
     traffic = traffic_of(needed, kept_history(needed, round(HALF * neurons), "lru"), guessed)
-    own = float(np.mean([way.predictor.multiply_adds(i) for i in range(layers)])) if way.predictor else 0.0
-    timeline = simulate(traffic, DEVICE, work_of(model, stored_size(model), predictor=own), lookahead=way.lookahead)
+    work = work_of(model, stored_size(model), predictor=plan.own_work(layers))
+    timeline = simulate(traffic, DEVICE, work, lookahead=plan.lookahead)
     return timeline.of_token(tokens - 1)

@@ -33,7 +33,7 @@ from minillm.study.prediction import ffn_bytes, prediction_rows, predictor_row
 from minillm.tables import keys_as_headings, text_table
 from minillm.transformer.model import shape_of
 from minillm.transformer.ops import silu
-from minillm.transformer.texts import as_documents
+from minillm.transformer.texts import Sample, as_documents
 
 show(you_are_here("predictors"))
 
@@ -469,7 +469,7 @@ CHECKPOINT = ""
 if CHECKPOINT:
     other = minillm.load(CHECKPOINT)
     names = ("static", "sign", "shadow-4")
-    rows = list(prediction_rows(other, documents[:4], test[:1], names, 0.5, context=256))
+    rows = list(prediction_rows(other, documents[:4], Sample(test[:1], context=256), names))
     columns = {"predictor": "", "recall": ".1%", "precision": ".1%", "reads": ".0%"}
     print(f"dense perplexity {rows[0]['dense']:.2f}")
     print(text_table(rows, keys_as_headings(columns | {"perplexity": ".2f"})))

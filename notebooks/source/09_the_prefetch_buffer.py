@@ -25,7 +25,7 @@ from minillm.prefetch.clock import DEVICES, Device, simulate, work_of
 from minillm.prefetch.eviction import belady, lru
 from minillm.prefetch.feedforward import BufferedFFN
 from minillm.prefetch.record import Recorder, frequencies
-from minillm.prefetch.replay import enough, kept_history, replay, traffic_of
+from minillm.prefetch.replay import ReplaySettings, enough, kept_history, replay, traffic_of
 from minillm.prefetch.traffic import EVENT_COLUMNS, event_rows
 from minillm.show.display import show
 from minillm.show.explain_values import neuron_raster
@@ -34,9 +34,9 @@ from minillm.show.map import you_are_here
 from minillm.show.results_buffer import bytes_by_capacity, gantt, hit_rate_by_capacity
 from minillm.show.stepper import buffer_stepper
 from minillm.sparsity.sparse import policy_selector
-from minillm.study.buffers import ALL, OWN, Way, buffer_rows, ways_of, when_it_matters
+from minillm.study.buffers import ALL, OWN, buffer_rows, plans_of, when_it_matters
 from minillm.tables import keys_as_headings, text_table
-from minillm.transformer.texts import as_documents
+from minillm.transformer.texts import Sample, as_documents
 
 show(you_are_here("prefetch"))
 
@@ -318,8 +318,8 @@ check("09.3", my_belady, most_hits, [
 
 # %%
 work = work_of(model, bytes_per_number=2)  # the checkpoint stores bfloat16
-how = {"device": "laptop NVMe", "hot_frequencies": frequencies(other_text)}
-replayed = list(replay(needed, work, [0, 38, 96, 192, 288, neurons], **how))
+settings = ReplaySettings(device="laptop NVMe", hot_frequencies=frequencies(other_text))
+replayed = list(replay(needed, work, [0, 38, 96, 192, 288, neurons], settings))
 show(hit_rate_by_capacity(replayed))
 
 # %%
@@ -393,9 +393,9 @@ assert all(row["time saved"] < 0.1 for row in rows[1:])
 
 # %%
 workshop = Workshop(model, thresholds, training, held)
-ways = ways_of(workshop, ["shadow-4", "previous-token", "oracle"], 0.5)
-shares = (0, 0.25, 0.5, 0.75, 1)
-rows = list(buffer_rows(model, thresholds, test, ways, shares=shares, dropping=ways[1:2]))
+plans = plans_of(workshop, ["shadow-4", "previous-token", "oracle"], 0.5)
+settings = ReplaySettings(shares=(0, 0.25, 0.5, 0.75, 1))
+rows = list(buffer_rows(model, thresholds, Sample(test), plans, settings, dropping=plans[1:2]))
 
 columns = keys_as_headings({"way": "", "capacity": "d"}) | {"hit_rate": ("hit rate", ".2f")}
 columns |= keys_as_headings({"belady": ".2f", "random": ".2f", "kB": ",.0f", "stall ms": ".2f", "perplexity": ".2f"})
@@ -517,7 +517,7 @@ CHECKPOINT = ""
 if CHECKPOINT:
     other = minillm.load(CHECKPOINT)
     found = minillm.calibrate(other, held, policy="mid", sparsity=0.5, by="neuron")
-    rows = list(buffer_rows(other, found, test, [Way()], shares=(0, 0.25, 0.5), context=256))
+    rows = list(buffer_rows(other, found, Sample(test, context=256), settings=ReplaySettings(shares=(0, 0.25, 0.5))))
     print(text_table(rows, columns))
 
 # %% [markdown]

@@ -61,10 +61,10 @@ def test_what_is_announced_and_when(disk, monkeypatch):
 
 @linux
 def test_a_round_that_is_not_cold_is_an_error_and_the_folder_is_removed(disk, monkeypatch):
-    monkeypatch.setattr(disk_module, "made_cold", lambda reader: 0.5)
+    monkeypatch.setattr(disk_module, "drop_page_cache", lambda reader: 0.5)
     with pytest.raises(MinillmError, match="50% of a file stays in the system's cache, expected none"):
         bench_disk(SHAPE, rounds=1)
-    monkeypatch.setattr(disk_module, "made_cold", lambda reader: None)
+    monkeypatch.setattr(disk_module, "drop_page_cache", lambda reader: None)
     with pytest.raises(Unsupported, match="expected Linux"):
         bench_disk(SHAPE, rounds=1)
     assert not list(disk.iterdir())
@@ -73,12 +73,12 @@ def test_a_round_that_is_not_cold_is_an_error_and_the_folder_is_removed(disk, mo
 @linux
 def test_a_turn_that_needs_a_second_try_to_be_cold_gets_it(disk, monkeypatch):
     shares = iter([0.5, 0.0])
-    monkeypatch.setattr(disk_module, "made_cold", lambda reader: next(shares))
+    monkeypatch.setattr(disk_module, "drop_page_cache", lambda reader: next(shares))
     assert disk_module.cold_or_error(None) == 0.0
 
 
 def test_ctrl_c_leaves_no_folder(small, monkeypatch):
-    monkeypatch.setattr(disk_module, "made_cold", lambda reader: 0.0)
+    monkeypatch.setattr(disk_module, "drop_page_cache", lambda reader: 0.0)
     monkeypatch.setattr(os, "posix_fadvise", lambda *_: None, raising=False)
     monkeypatch.setattr(os, "POSIX_FADV_WILLNEED", 3, raising=False)
     present = []

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from minillm.errors import MinillmError
 from minillm.prefetch.buffer import PrefetchBuffer
-from minillm.prefetch.eviction import Keeper, belady, hot, keeper_named, lru, random_set, static, window
+from minillm.prefetch.eviction import Eviction, belady, eviction_named, hot, lru, random_set, static, window
 from minillm.prefetch.traffic import EVENT_COLUMNS, event_rows
 from minillm.tables import text_table
 
@@ -150,7 +150,7 @@ def test_a_planted_bug_in_belady_is_seen(bug):
             "without bypass": lambda b, layer: right.value(b, layer) + 100 * (b.last[layer] == b.time[layer]) + 1,  # noqa: B023
         }[bug]
         sets = [frozenset(np.flatnonzero(row[0]).tolist()) for row in trace]
-        if hits(trace, 2, Keeper("bug", value)) < best_possible(sets, 2, frozenset()):
+        if hits(trace, 2, Eviction("bug", value)) < best_possible(sets, 2, frozenset()):
             return
     pytest.fail("the bug was not seen")
 
@@ -323,8 +323,8 @@ def test_figures_are_counted_in_bytes_by_hand():
         ({"bytes_per_neuron": 0}, "bytes_per_neuron"),
         ({"start": np.ones((2, 5), bool)}, "with at most 3"),
         ({"start": np.zeros((2, 4), bool)}, r"expected \[2, 5\]"),
-        ({"keeper": "clock"}, "'clock' is unknown"),
-        ({"keeper": "window-x"}, "unknown"),
+        ({"eviction": "clock"}, "'clock' is unknown"),
+        ({"eviction": "window-x"}, "unknown"),
     ],
 )
 def test_a_buffer_that_cannot_be_is_refused(change, word):
@@ -347,4 +347,4 @@ def test_requests_and_traces_that_do_not_fit_are_refused():
     for read in (buffer.traffic, buffer.trace):
         with pytest.raises(MinillmError, match="under way"):
             read()
-    assert keeper_named("window-4").name == "window-4"
+    assert eviction_named("window-4").name == "window-4"

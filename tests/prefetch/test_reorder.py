@@ -19,10 +19,11 @@ from minillm.prefetch.reorder import (
     recorded_mid,
     retained,
 )
-from minillm.study.blocks import BLOCK_COLUMNS, block_rows
+from minillm.study.blocks import BLOCK_COLUMNS, BlockSettings, block_rows
 from minillm.trace import Trace
 from minillm.transformer.ffn import swiglu
 from minillm.transformer.model import Llama
+from minillm.transformer.texts import Sample
 
 IDS = [1, 5, 3, 9, 30, 2, 7]
 F = 12
@@ -156,7 +157,7 @@ def test_energies_are_the_neurons_shares_of_the_dense_output(tmp_path):
 
 def test_the_rows_of_the_study_show_that_clustering_keeps_more(tmp_path):
     model = tiny.loaded(tmp_path / "model")
-    rows = block_rows(model, tiny.STORIES[:2], tiny.STORIES[2:], [1, 4])
+    rows = block_rows(model, tiny.STORIES[:2], Sample(tiny.STORIES[2:]), BlockSettings([1, 4], 4000))
     assert [(row["group"], row["order"]) for row in rows] == [(1, "stored"), (4, "stored"), (4, "clustered")]
     assert rows[0]["kept_energy"] > rows[2]["kept_energy"] > rows[1]["kept_energy"]
     assert all(list(row) == list(BLOCK_COLUMNS) for row in rows)

@@ -17,15 +17,16 @@ from minillm.prefetch.clock import Device, work_of
 from minillm.prefetch.eviction import belady, hot, random_set
 from minillm.prefetch.feedforward import BufferedFFN
 from minillm.prefetch.record import Recorder, frequencies
-from minillm.prefetch.replay import ROW_COLUMNS, enough, keeper_of, kept_history, replay, traffic_of, working_space
+from minillm.prefetch.replay import ROW_COLUMNS, ReplaySettings, enough, kept_history, replay, traffic_of, working_space
 from minillm.sparsity.calibrate import calibrate
 from minillm.sparsity.selected import SelectedFFN
 from minillm.sparsity.sparse import policy_selector
-from minillm.study.buffers import Way, prefetch_rows
+from minillm.study.buffers import FetchPlan, prefetch_rows
 from minillm.tables import text_table
 from minillm.trace import Trace
 from minillm.transformer.evaluation import perplexity
 from minillm.transformer.generation import generate
+from minillm.transformer.texts import Sample
 
 quick = settings(max_examples=20, derandomize=True, deadline=None)
 RULES = ("lru", "lfu", "window-2", "hot", "random", "belady")
@@ -49,7 +50,9 @@ def guesser(model, thresholds) -> PreviousToken:
 
 
 def keeper(name: str, capacity: int, trace: np.ndarray):
-    return belady(trace) if name == "belady" else keeper_of(name, capacity, trace.shape, trace.mean(axis=0), 5)
+    if name == "belady":
+        return belady(trace)
+    return ReplaySettings(hot_frequencies=trace.mean(axis=0), seed=5).eviction(name, capacity, *trace.shape[1:])
 
 
 # ---- recording -------------------------------------------------------------------------------------------------------
@@ -93,7 +96,7 @@ def test_in_the_role_of_a_prefetcher_a_predictor_changes_nothing_but_the_guesses
 def test_the_role_both_records_the_predictors_mask_twice_and_select_once(small):
     model, thresholds = small
     for role in ("select", "both"):
-        select, guess = Way(guesser(model, thresholds), role).selectors(model, thresholds)
+        select, guess = FetchPlan(guesser(model, thresholds), role).selectors(model, thresholds)
         ffn, recorder = SelectedFFN(select, guess=guess), Recorder.of(model)
         model.forward(model.tokenizer.encode("a dog saw the sea."), ffn=ffn, tap=recorder)
         assert (recorder.guessed is None) == (role == "select")
@@ -168,7 +171,7 @@ def test_every_row_has_its_baselines_and_belady_is_never_beaten(lookahead, guess
     guessed = rng.random(trace.shape) < 0.3 if guess else None
     work = work_of(tiny.model())
     known = (rng.random((9, 3, 16)) < 0.4).mean(axis=0)
-    rows = list(replay(trace, work, (0, 4, 8, 99), guessed=guessed, lookahead=lookahead, hot_frequencies=known))
+    rows = list(replay(trace, work, (0, 4, 8, 99), ReplaySettings(hot_frequencies=known), guessed, lookahead))
     assert [row["capacity"] for row in rows[::6]] == [0, 4, 8, 16]
     assert [row["keeper"] for row in rows[:6]] == ["lru", "lfu", "window-4", "hot", "random", "belady"]
     for row in rows:
@@ -206,10 +209,12 @@ def test_frequencies_are_counted_and_hot_needs_them():
     assert frequencies(trace).tolist() == [[1.0, 0.0, 0.5]]
     assert hot(frequencies(trace), 2).start.tolist() == [[True, False, True]]
     with pytest.raises(MinillmError, match="frequencies are none"):
-        keeper_of("hot", 2, (1, 3), None, 0)
+        ReplaySettings().eviction("hot", 2, 1, 3)
     with pytest.raises(MinillmError, match="expected \\[1, 3\\]"):
-        keeper_of("hot", 2, (1, 3), np.zeros((1, 4)), 0)
-    assert [row["keeper"] for row in replay(trace, work_of(tiny.model()), [1], ("hot", "lru"))] == ["lru"]
+        ReplaySettings(hot_frequencies=np.zeros((1, 4))).eviction("hot", 2, 1, 3)
+    assert [row["keeper"] for row in replay(trace, work_of(tiny.model()), [1], ReplaySettings(("hot", "lru")))] == [
+        "lru"
+    ]
 
 
 # ---- a model ---------------------------------------------------------------------------------------------------------
@@ -218,9 +223,13 @@ def test_frequencies_are_counted_and_hot_needs_them():
 def test_rows_of_a_model_carry_the_perplexity_of_what_was_computed(small):
     model, thresholds = small
     texts = tiny.STORIES[2:]
-    ways = [Way(), Way(guesser(model, thresholds), "prefetch", "token"), Way(guesser(model, thresholds)),
-            Way(Oracle(model, thresholds), "both")]  # fmt: skip
-    rows = list(prefetch_rows(model, thresholds, texts, ways, shares=HALF, keepers=("lru", "random")))
+    plans = [
+        FetchPlan(),
+        FetchPlan(guesser(model, thresholds), "prefetch", "token"),
+        FetchPlan(guesser(model, thresholds)),
+        FetchPlan(Oracle(model, thresholds), "both"),
+    ]
+    rows = list(prefetch_rows(model, thresholds, Sample(texts), plans, ReplaySettings(("lru", "random"), HALF)))
     exact, watched, inside, perfect = (rows[i : i + 6] for i in range(0, 24, 6))
     assert [row["role"] for row in rows[::6]] == ["select", "prefetch", "select", "both"]
     cut = perplexity(model, texts, ffn=sparse_ffn(model, thresholds)).perplexity
@@ -240,17 +249,19 @@ def test_a_predictor_that_needs_the_layers_own_input_may_not_guess_ahead_of_it(s
     assert [p.lookaheads for p in (sign, ahead, guesser(model, thresholds))] == [(), ("layer",), ("layer", "token")]
     for predictor in (sign, ahead):
         predictor.cutoffs = np.zeros(2)
-    for way in (Way(sign, "both"), Way(sign, "prefetch", "token"), Way(ahead, "both", "token")):
+    for way in (FetchPlan(sign, "both"), FetchPlan(sign, "prefetch", "token"), FetchPlan(ahead, "both", "token")):
         with pytest.raises(MinillmError, match="cannot guess one"):
-            next(prefetch_rows(model, thresholds, tiny.STORIES[2:], [way]))
-    assert next(prefetch_rows(model, thresholds, tiny.STORIES[2:], [Way(ahead, "both")]))["late_bytes"] == 0
+            next(prefetch_rows(model, thresholds, Sample(tiny.STORIES[2:]), [way]))
+    assert (
+        next(prefetch_rows(model, thresholds, Sample(tiny.STORIES[2:]), [FetchPlan(ahead, "both")]))["late_bytes"] == 0
+    )
 
 
 def test_dropping_is_scored_anew_and_is_exact_with_room_for_all(small):
     model, thresholds = small
     texts, everything = tiny.STORIES[2:], np.full((2, 12), 0.5)
-    how = {"shares": HALF, "keepers": ("lru", "hot", "belady"), "hot_frequencies": everything}
-    rows = list(prefetch_rows(model, thresholds, texts, miss="drop", **how))
+    settings = ReplaySettings(("lru", "hot", "belady"), HALF, hot_frequencies=everything, miss="drop")
+    rows = list(prefetch_rows(model, thresholds, Sample(texts), settings=settings))
     assert [(row["keeper"], row["capacity"]) for row in rows] == [(k, c) for c in (0, 6, 12) for k in ("lru", "hot")]
     cut = perplexity(model, texts, ffn=sparse_ffn(model, thresholds)).perplexity
     assert rows[-1]["perplexity"] == pytest.approx(cut, rel=1e-5) and rows[-1]["dropped_share"] == 0
@@ -275,6 +286,6 @@ def test_on_a_device_that_computes_slowly_a_perfect_guess_hides_all_but_the_firs
     trace = np.random.default_rng(0).random((10, 2, 8)) < 0.5
     slow = Device("slow processor", bandwidth=1e12, latency=0, rate=1)
     plain, guessed = (
-        next(replay(trace, work_of(tiny.model()), [0], ["lru"], device=slow, guessed=g)) for g in (None, trace)
+        next(replay(trace, work_of(tiny.model()), [0], ReplaySettings(["lru"], device=slow), g)) for g in (None, trace)
     )
     assert 0 < guessed["stall_share"] < 0.8 * plain["stall_share"]

@@ -11,9 +11,11 @@ from minillm.errors import MinillmError
 from minillm.predictors.workshop import Workshop
 from minillm.prefetch.clock import LARGE, Device, ffn_share, whole_token
 from minillm.prefetch.kernels import expected_speedup
+from minillm.prefetch.replay import ReplaySettings
 from minillm.sparsity.calibrate import calibrate
 from minillm.study.blocks import (
     JOINT_COLUMNS,
+    BlockSettings,
     best_point,
     block_rows,
     cheaper_points,
@@ -28,14 +30,15 @@ from minillm.study.buffers import (
     OWN,
     TABLE_COLUMNS,
     buffer_rows,
+    plan_of,
+    plans_of,
     prefetch_rows,
     stored_size,
-    way_of,
-    ways_of,
     when_it_matters,
 )
 from minillm.tables import text_table
 from minillm.transformer.evaluation import perplexity
+from minillm.transformer.texts import Sample
 
 TRAINING = [f"{story} And then he saw {i} red balls." for i in range(3) for story in tiny.STORIES]
 TEST = tiny.STORIES
@@ -55,14 +58,14 @@ def thresholds(model):
 @pytest.fixture(scope="module")
 def ways(model, thresholds):
     workshop = Workshop(model, thresholds, TRAINING[:9], TRAINING[9:], rank=3)
-    return ways_of(workshop, ["shadow-4", "previous-token", "oracle"], 0.5)
+    return plans_of(workshop, ["shadow-4", "previous-token", "oracle"], 0.5)
 
 
 @pytest.fixture(scope="module")
 def rows(model, thresholds, ways):
     often = np.random.default_rng(0).random((2, 24))
-    how = {"shares": SHARES, "dropping": ways[1:2], "hot_frequencies": often}
-    return list(buffer_rows(model, thresholds, TEST, ways, **how))
+    settings = ReplaySettings(shares=SHARES, hot_frequencies=often)
+    return list(buffer_rows(model, thresholds, Sample(TEST), ways, settings, dropping=ways[1:2]))
 
 
 # ---- the table -------------------------------------------------------------------------------------------------------
@@ -70,7 +73,7 @@ def rows(model, thresholds, ways):
 
 def test_a_way_says_what_each_predictor_can_do(model, thresholds, ways):
     shop = Workshop(model, thresholds, TRAINING[:9], TRAINING[9:], rank=3)
-    found = {name: way_of(shop.make(name))[1:] for name in ("chance", "static", "learned", "learned-ahead", "ahead-2")}
+    found = {name: plan_of(shop.make(name))[1:] for name in ("chance", "static", "learned", "learned-ahead", "ahead-2")}
     assert found["chance"] == found["static"] == ("prefetch", "token")
     assert found["learned"] == ("select", "layer") and found["learned-ahead"] == found["ahead-2"] == ("both", "layer")
     assert [way[1:] for way in ways[1:]] == [("select", "layer"), ("prefetch", "token"), ("both", "layer")]
@@ -81,9 +84,8 @@ def test_rows_are_those_of_the_replay_with_all_neurons_before_them(model, thresh
     assert [row["way"] for row in rows[::3]] == [
         ALL, OWN, "shadow 4-bit", f"{OWN}, guess: previous-token", "oracle", "shadow 4-bit", "shadow 4-bit",
     ]  # fmt: skip
-    expected = list(
-        prefetch_rows(model, thresholds, TEST, ways, shares=SHARES, keepers=("lru",), bytes_per_number=4)
-    )  # the model was loaded in float64, its file holds float32
+    settings = ReplaySettings(("lru",), SHARES, bytes_per_number=4)  # loaded in float64, its file holds float32
+    expected = list(prefetch_rows(model, thresholds, Sample(TEST), ways, settings))
     assert stored_size(model) == 4
     for row, theirs in zip(rows[3:15], expected, strict=True):
         assert {key: row[key] for key in theirs} == theirs
@@ -148,7 +150,9 @@ def test_the_sentences_say_from_where_on_nothing_is_gained():
 
 def test_a_perfect_guess_matters_where_computing_takes_as_long_as_fetching(model, thresholds, ways):
     slow = Device("slow processor", bandwidth=1e12, latency=0, rate=1e3)
-    found = list(buffer_rows(model, thresholds, TEST, [ways[3]], shares=(0.0, 1.0), device=slow))
+    found = list(
+        buffer_rows(model, thresholds, Sample(TEST), [ways[3]], ReplaySettings(shares=(0.0, 1.0), device=slow))
+    )
     assert found[2]["seconds_per_token"] < found[2]["lru_seconds"] and found[2]["device"] == "slow processor"
 
 
@@ -163,13 +167,13 @@ SPEEDS = [
 
 
 def test_each_row_joins_a_measured_perplexity_with_the_fastest_way(model):
-    found = list(joint_rows(model, TRAINING, TEST, SPEEDS, groups=(1, 4, 8), sparsities=(0.5,), tokens=100))
+    found = list(joint_rows(model, TRAINING, Sample(TEST), SPEEDS, BlockSettings((1, 4, 8), 100), (0.5,)))
     assert [(row["group"], row["order"], row["means"]) for row in found] == [
         (1, "stored", False), (1, "stored", True),
         (4, "stored", False), (4, "stored", True), (4, "clustered", False), (4, "clustered", True),
         (8, "stored", False), (8, "stored", True), (8, "clustered", False), (8, "clustered", True),
     ]  # fmt: skip
-    theirs = block_rows(model, TRAINING, TEST, (1, 4, 8), 0.5, tokens=100)
+    theirs = block_rows(model, TRAINING, Sample(TEST), BlockSettings((1, 4, 8), 100), 0.5)
     assert [row["perplexity"] for row in found[::2]] == [row["perplexity"] for row in theirs]
     assert [row["increase"] for row in found[1::2]] == [row["increase_with_means"] for row in theirs]
     dense = perplexity(model, TEST).perplexity
@@ -181,7 +185,7 @@ def test_each_row_joins_a_measured_perplexity_with_the_fastest_way(model):
 
 
 def test_without_a_measurement_the_table_of_the_kernels_stands_in(model):
-    (row, *_) = joint_rows(model, TRAINING, TEST, groups=(1,), sparsities=(0.9,), tokens=100)
+    (row, *_) = joint_rows(model, TRAINING, Sample(TEST), None, BlockSettings((1,), 100), (0.9,))
     expected = expected_speedup((5632, 2048), 0.1)
     assert row["speedup"] == pytest.approx(max(expected["gather"], expected["tiled"]))
     assert "kernels.py" in row["speed_from"]
@@ -275,7 +279,7 @@ def test_clustered_blocks_beat_the_trial_on_tinystories_656k(shared):
         for part in ("train", "valid")
     )
     test = first_tokens(model, valid, 10_000)
-    rows = block_rows(model, training[:60], test, (4, 8, 16, 32), tokens=3000)
+    rows = block_rows(model, training[:60], Sample(test), BlockSettings((4, 8, 16, 32), 3000))
     found = {row["group"]: row for row in rows if row["order"] == "clustered"}
     stored = {row["group"]: row for row in rows if row["order"] == "stored"}
     for group, trial in ((4, 0.06), (8, 0.10), (16, 0.16), (32, 0.24)):

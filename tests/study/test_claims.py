@@ -11,7 +11,7 @@ from minillm.sparsity.magnitudes import sample_values
 from minillm.study.bootstrap import compare_policies
 from minillm.study.prediction import NOTHING, prediction_rows
 from minillm.study.sweep import sweep
-from minillm.transformer.texts import first_tokens, runs, split_documents
+from minillm.transformer.texts import Sample, first_tokens, runs, split_documents
 
 pytestmark = [pytest.mark.slow, pytest.mark.shared]
 SCRIPTS = Path(__file__).parents[2] / "weights_scripts"
@@ -68,7 +68,7 @@ def test_cats_is_dear_where_small_gates_come_with_large_ups(model, stories):
 def test_a_shadow_of_an_eighth_of_the_bytes_costs_at_most_half_more_than_the_oracle(model, stories):
     calibration, test = stories
     test = first_tokens(model, test, 8_000)
-    rows = {row["predictor"]: row for row in prediction_rows(model, calibration, test, ("static", "shadow-4"))}
+    rows = {row["predictor"]: row for row in prediction_rows(model, calibration, Sample(test), ("static", "shadow-4"))}
     oracle, static, shadow = rows.values()
     assert oracle["predictor"] == "oracle" and oracle["recall"] == 1 and 0 < shadow["own_share_float32"] <= 1 / 8
     # The embedded model loses next to nothing with half of its neurons: there, next to nothing is the bound.

@@ -53,7 +53,7 @@ def made(tmp_path_factory):
 def ways(made, group, texts, new=0):
     bundle, whole, model, thresholds = made(group)
     ffn = real.oracle_ffn(whole, bundle, thresholds, 0.5)
-    return real.oracle(whole, bundle, ffn, texts, new), ffn
+    return real.oracle(whole, bundle, ffn, real.Reading(texts, new)), ffn
 
 
 # ---- the whole model out of its bundles ------------------------------------------------------------------------------
@@ -135,10 +135,14 @@ def test_the_stopwatch_counts_the_ffns_seconds_without_what_happens_before_a_pas
 
 @pytest.mark.parametrize("portable", [False, True])
 @pytest.mark.parametrize("group", [1, 5])
-def test_from_disk_the_text_is_scored_as_in_memory_and_the_bytes_are_those_of_the_bundles(made, group, portable):
+def test_from_disk_the_text_is_scored_as_in_memory_and_the_bytes_are_those_of_the_bundles(
+    made, group, portable, monkeypatch
+):
+    if portable:
+        monkeypatch.delattr(os, "preadv", raising=False)
     bundle, whole, model, _ = made(group)
     texts = runs(whole, TEXTS)
-    dense, resident = real.resident_row(whole, texts, 0)
+    dense, resident = real.resident_row(whole, real.Reading(texts))
     oracle, ffn = ways(made, group, texts)
     expected = {"everything": perplexity(whole, TEXTS), "oracle": perplexity(whole, TEXTS, ffn=ffn)}
     assert dense["perplexity"] == pytest.approx(expected["everything"].perplexity, rel=1e-9)
@@ -149,7 +153,7 @@ def test_from_disk_the_text_is_scored_as_in_memory_and_the_bytes_are_those_of_th
     assert asked["oracle"] < asked["everything"]
     for way in (real.EVERYTHING, oracle):
         for ahead in (False, True):
-            row, _ = real.fetched_row(model, bundle, texts, 0, way, ahead, resident=resident, portable=portable)
+            row, _ = real.fetched_row(model, bundle, real.Reading(texts), way._replace(ahead=ahead), resident=resident)
             assert row["perplexity"] == pytest.approx(expected[way.name].perplexity, rel=1e-9)
             assert row["bytes_per_token"] * row["tokens"] == pytest.approx(asked[way.name])
             assert row["reads"] == pytest.approx(asked[way.name] / asked["everything"])
@@ -158,17 +162,20 @@ def test_from_disk_the_text_is_scored_as_in_memory_and_the_bytes_are_those_of_th
     assert (
         row["agreement"]
         < 1
-        <= 1 / real.fetched_row(model, bundle, texts, 0, real.EVERYTHING, resident=resident)[0]["agreement"]
+        <= 1 / real.fetched_row(model, bundle, real.Reading(texts), real.EVERYTHING, resident=resident)[0]["agreement"]
     )
 
 
 @linux
 @pytest.mark.parametrize("portable", [False, True])
-def test_the_systems_own_count_of_bytes_is_the_same(made, portable):
+def test_the_systems_own_count_of_bytes_is_the_same(made, portable, monkeypatch):
+    if portable:
+        monkeypatch.delattr(os, "preadv", raising=False)
     bundle, whole, model, _ = made(5)
     texts = runs(whole, TEXTS)
     oracle, _ = ways(made, 5, texts)
-    rows = [real.fetched_row(model, bundle, texts, 0, oracle, ahead, portable=portable)[0] for ahead in (False, True)]
+    plans = [oracle._replace(ahead=ahead) for ahead in (False, True)]
+    rows = [real.fetched_row(model, bundle, real.Reading(texts), plan)[0] for plan in plans]
     assert all(row["system_bytes"] == row["bytes_per_token"] for row in rows) and real.counters_agree(rows)
     assert real.counters_agree([rows[0] | {"system_bytes": rows[0]["bytes_per_token"] + 1}]) is False
     assert real.counters_agree([rows[0] | {"system_bytes": None}]) is None
@@ -187,15 +194,15 @@ def test_a_prompt_is_continued_as_the_resident_model_does_it(made):
     bundle, whole, model, thresholds = made(1)
     texts = [Run(whole.tokenizer.encode("the cat"), 0, 0, 0)]
     oracle, ffn = ways(made, 1, texts, 8)
-    dense, resident = real.resident_row(whole, texts, 8)
+    dense, resident = real.resident_row(whole, real.Reading(texts, 8))
     assert (
         resident.guesses == [[step.token for step in generate(whole, texts[0].ids, 8)]] and dense["perplexity"] is None
     )
-    row, found = real.fetched_row(model, bundle, texts, 8, oracle, resident=resident)
+    row, found = real.fetched_row(model, bundle, real.Reading(texts, 8), oracle, resident=resident)
     assert found.guesses == [[step.token for step in generate(whole, texts[0].ids, 8, ffn=ffn)]]
     same = sum(a == b for a, b in zip(found.guesses[0], resident.guesses[0], strict=False))
     assert row["agreement"] == same / len(resident.guesses[0]) and row["tokens"] == len(texts[0].ids) + 8 - 1
-    row, found = real.fetched_row(model, bundle, texts, 8, real.EVERYTHING, resident=resident)
+    row, found = real.fetched_row(model, bundle, real.Reading(texts, 8), real.EVERYTHING, resident=resident)
     assert found.guesses == resident.guesses and row["agreement"] == 1
 
 
@@ -206,14 +213,14 @@ def test_a_buffer_saves_what_it_hits_and_changes_no_result(made, group, keeper):
     texts, capacity = runs(whole, TEXTS), bundle.blocks // 2
     oracle, ffn = ways(made, group, texts)
     frequencies = real.block_frequencies(whole, bundle, ffn, texts)
-    plain, _ = real.fetched_row(model, bundle, texts, 0, oracle)
-    row, _ = real.fetched_row(
-        model, bundle, texts, 0, oracle, True, keeper=keeper, capacity=capacity, hot_frequencies=frequencies
-    )
+    plain, _ = real.fetched_row(model, bundle, real.Reading(texts), oracle)
+    buffered = real.DiskBuffer(keeper, capacity, frequencies)
+    row, _ = real.fetched_row(model, bundle, real.Reading(texts), oracle._replace(ahead=True), buffered)
     assert row["perplexity"] == plain["perplexity"] and row["bytes_per_token"] < plain["bytes_per_token"]
     assert (row["preloaded_bytes"] > 0) == (keeper in ("random", "hot"))
-    rule = eviction.belady(oracle.trace) if keeper == "belady" else replay_module.keeper_of(
-        keeper, capacity, oracle.trace.shape, frequencies, 0
+    settings = replay_module.ReplaySettings(hot_frequencies=frequencies)
+    rule = eviction.belady(oracle.trace) if keeper == "belady" else settings.eviction(
+        keeper, capacity, LAYERS, bundle.blocks
     )  # fmt: skip
     buffer = PrefetchBuffer(LAYERS, bundle.blocks, capacity, rule)
     buffer.follow(oracle.trace)
@@ -246,8 +253,9 @@ def test_a_predictor_selects_as_in_memory_early_or_not(made, group, name):
     known = [f"{story} {i}" for i, story in enumerate(known)]
     predictor = Workshop(whole, thresholds, known[:1], known[1:], None, 2).make(name)
     fit_cutoffs(whole, predictor, thresholds, known[1:], 0.5)
-    way = real.way_of(predictor, bundle, 0.5)
-    found = [real.fetched_row(model, bundle, texts, 0, way, ahead)[0] for ahead in (False, True)]
+    way = real.plan_of(predictor, bundle, 0.5)
+    plans = [way._replace(ahead=ahead) for ahead in (False, True)]
+    found = [real.fetched_row(model, bundle, real.Reading(texts), plan)[0] for plan in plans]
     assert found[0]["perplexity"] == found[1]["perplexity"]
     assert found[0]["bytes_per_token"] == found[1]["bytes_per_token"]
     if group == 1:
@@ -281,10 +289,10 @@ def test_an_early_guess_of_a_predictor_made_to_look_ahead_is_what_it_then_select
     for name in ("ahead-4", "learned-ahead"):
         predictor = Workshop(whole, thresholds, known[:1], known[1:], None, 2).make(name)
         predictor.cutoffs = np.zeros(LAYERS) if name == "learned-ahead" else np.full(LAYERS, 0.1)
-        watch = Watched(real.way_of(predictor, bundle, 0.5).select(0))
+        watch = Watched(real.plan_of(predictor, bundle, 0.5).select(0))
         said = watch.answers
-        way = real.Way(name, lambda number, watch=watch: watch)
-        real.fetched_row(model, bundle, runs(whole, TEXTS[:1]), 0, way, True)
+        way = real.DiskPlan(name, lambda number, watch=watch: watch)
+        real.fetched_row(model, bundle, real.Reading(runs(whole, TEXTS[:1])), way._replace(ahead=True))
         early = {place: answers for place, answers in said.items() if place[0] > 0}
         assert early and all(len(answers) == 2 and np.array_equal(*answers) for answers in early.values())
 
@@ -293,9 +301,9 @@ def test_belady_without_a_trace_and_hot_without_frequencies_are_refused(made):
     bundle, whole, model, _ = made(5)
     texts = runs(whole, TEXTS)
     with pytest.raises(MinillmError, match="belady must know the future, which everything does not"):
-        real.fetched_row(model, bundle, texts, 0, real.EVERYTHING, keeper="belady", capacity=1)
+        real.fetched_row(model, bundle, real.Reading(texts), real.EVERYTHING, real.DiskBuffer("belady", 1))
     with pytest.raises(MinillmError, match="frequencies are none"):
-        real.fetched_row(model, bundle, texts, 0, real.EVERYTHING, keeper="hot", capacity=1)
+        real.fetched_row(model, bundle, real.Reading(texts), real.EVERYTHING, real.DiskBuffer("hot", 1))
 
 
 # ---- cold ------------------------------------------------------------------------------------------------------------
@@ -307,8 +315,10 @@ def test_every_token_begins_cold_and_the_disk_gives_at_least_what_is_used(cold_d
     bundle = open_bundle(write_random_bundle(fields, tmp_path / "bundle", 32))  # two layers of 768 kB
     with BundleReader(bundle) as reader:
         reader.fetch(0, np.arange(bundle.blocks))
-        assert real.made_cold(reader) == 0
-    row, _ = real.fetched_row(resident_llama(bundle), bundle, [Run([1, 2, 3, 4], 1, 0, 0)], 0, real.EVERYTHING)
+        assert real.drop_page_cache(reader) == 0
+    row, _ = real.fetched_row(
+        resident_llama(bundle), bundle, real.Reading([Run([1, 2, 3, 4], 1, 0, 0)]), real.EVERYTHING
+    )
     assert row["cached"] == 0 and row["disk_bytes"] >= row["bytes_per_token"] == 2 * 3 * 1024 * 64 * 4
 
 
@@ -319,9 +329,9 @@ def test_where_the_system_shows_no_cache_nothing_is_claimed(made, monkeypatch):
         raise Unsupported("no such call")
 
     monkeypatch.setattr(BundleReader, "drop_cache", absent)
-    assert 0 <= real.fetched_row(model, bundle, [Run([1, 2], 1, 0, 0)], 0, real.EVERYTHING)[0]["cached"] <= 1
+    assert 0 <= real.fetched_row(model, bundle, real.Reading([Run([1, 2], 1, 0, 0)]), real.EVERYTHING)[0]["cached"] <= 1
     monkeypatch.setattr(real, "cached_share", absent)
-    assert real.fetched_row(model, bundle, [Run([1, 2], 1, 0, 0)], 0, real.EVERYTHING)[0]["cached"] is None
+    assert real.fetched_row(model, bundle, real.Reading([Run([1, 2], 1, 0, 0)]), real.EVERYTHING)[0]["cached"] is None
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------
@@ -385,7 +395,7 @@ def test_the_command_continues_a_prompt_with_whole_blocks_and_prints_a_table(fil
         ("g1 --calibration known.txt --predictor up-4", "reads the layer's own gate"),
         ("g1 --calibration known.txt --predictor previous-token", "needs the true mask"),
         ("g1 --memory 9 --keepers hot", "the whole model is never there"),
-        ("g1 --keepers never --calibration known.txt --predictor static", "keeper 'never' is unknown"),
+        ("g1 --keepers never --calibration known.txt --predictor static", "'never' is unknown"),
         ("g1 -o rows.txt", "expected .csv or .json"),
     ],
 )

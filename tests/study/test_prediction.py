@@ -11,9 +11,9 @@ from minillm.predictors.files import load_predictor
 from minillm.predictors.select import sparse_ffn
 from minillm.predictors.workshop import Workshop
 from minillm.sparsity.calibrate import calibrate
-from minillm.study.prediction import ffn_bytes, prediction_rows, verdict
+from minillm.study.prediction import PredictionSettings, ffn_bytes, prediction_rows, verdict
 from minillm.transformer.evaluation import perplexity
-from minillm.transformer.texts import document_hashes
+from minillm.transformer.texts import Sample, document_hashes
 
 TRAINING = [f"{story} And then he saw {i} red balls." for i in range(3) for story in tiny.STORIES]
 TEST = tiny.STORIES
@@ -32,7 +32,7 @@ def model(folder):
 @pytest.fixture(scope="module")
 def rows(model):
     names = ["chance", "static", "shadow-4", "up-4", "ahead-4", "learned"]
-    return list(prediction_rows(model, TRAINING, TEST, names, rank=4))
+    return list(prediction_rows(model, TRAINING, Sample(TEST), names, PredictionSettings(rank=4)))
 
 
 def test_the_oracle_comes_first_and_is_policy_mid(model, rows):
@@ -72,7 +72,7 @@ def test_no_predictor_sees_the_test_text_and_the_cutoffs_none_of_the_training_te
     for name in ("shadow-4", "svd", "ahead-4", "refined-4"):
         assert set(document_hashes(TRAINING[:9])) <= shop.make(name).trained_on, name
     with pytest.warns(UserWarning, match="of the documents scored are among those"):
-        list(prediction_rows(model, TEST, TEST, ["static"]))
+        list(prediction_rows(model, TEST, Sample(TEST), ["static"]))
 
 
 def test_the_verdict_says_what_the_rows_say():
