@@ -22,10 +22,6 @@ if TYPE_CHECKING:
 # Those of sparsity/policies.py, written out because that module imports NumPy; a test holds the two together.
 POLICIES = ("dhar", "cats", "mid", "cett", "teal", "wina", "countdown", "griffin", "topk", "topp")
 DEMO_POLICIES = ("dhar", "cats", "mid")
-PREDICTORS = (
-    "chance", "static", "previous-token", "sign", "svd", "shadow-2", "shadow-3", "shadow-4", "up-4", "refined-3",
-    "learned", "learned-ahead", "ahead-4", "library", "clusters",
-)  # fmt: skip
 TEXT = 'UTF-8 text; documents end at lines "<|endoftext|>" (default: the embedded text)'
 DEMO_PROMPT = "Once upon a time"
 DEMO_TOKENS = 20_000  # scored per row of the demo's table
