@@ -151,6 +151,12 @@ def by() -> argparse.ArgumentParser:
     )  # fmt: skip
 
 
+def method() -> argparse.ArgumentParser:
+    """--method: what changes the weights, beside the policies; the names are in methods/base.py."""
+    about = "comma-separated: methods that remove weights, such as wanda or magnitude (METHODS in methods/base.py)"
+    return flag("--method", type=names, metavar="NAMES", default=[], help=about)
+
+
 def protocol() -> argparse.ArgumentParser:
     """--protocol: how a text becomes runs of tokens."""
     about = "score each document by itself, or the text as one stream (default: documents)"

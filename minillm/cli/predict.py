@@ -31,7 +31,9 @@ COLUMNS = {
 
 def add(commands: flags.Commands) -> None:
     """Add the command of this file."""
-    predictors = f"comma-separated: files, or {HELP} (default: train: learned; eval: all but the oracle, scored anyway)"
+    predictors = (
+        f"comma-separated: files, or {HELP} (default: train: learned; eval: most of them; the oracle is always scored)"
+    )
     predict = flags.command(
         commands, "predict", command_predict, flags.model(),
         flags.text("train: the text to learn from; eval: the text to score (default: the embedded ones)"),

@@ -75,3 +75,14 @@ def test_a_sweep_that_fails_leaves_the_older_file(run, tmp_path):
     for wrong in (["--policy", "nothing"], ["--calibration", "absent.txt"], ["--context", "1"]):
         assert run("sweep", "-m", "m", "--text", "one.txt", "-o", rows, *wrong)[0] == 1
         assert rows.read_text(encoding="utf-8") == "older"
+
+
+def test_a_sweep_scores_methods_that_remove_weights_beside_the_policies(run):
+    sweep = ("sweep", "-m", "m", "--text", "stories.txt", "--policy", "mid", "--sparsity", "0.5")
+    rows = json.loads(run(*sweep, "--method", "magnitude,wanda", "--json")[1])["rows"]
+    assert [(row["policy"], row["by"]) for row in rows[1:]] == [
+        ("mid", "tensor"), ("magnitude", "weights"), ("wanda", "weights")
+    ]  # fmt: skip
+    assert rows[:2] == json.loads(run(*sweep, "--json")[1])["rows"]
+    status, out, err = run(*sweep, "--method", "nothing")
+    assert (status, out) == (1, "") and "method 'nothing' is unknown, expected one of magnitude" in one_sentence(err)

@@ -56,12 +56,17 @@ def folder():
 def test_report_writes_the_page_and_its_rows_even_of_a_single_document(folder, tmp_path, capsys):
     text, out = tmp_path / "text.txt", tmp_path / "page.html"
     text.write_text("\n".join(TRAINING + TEST), encoding="utf-8")
-    assert cli.main(["report", "-m", str(folder), "--text", str(text), "--tokens", "60", "-o", str(out), "--json"]) == 0
+    assert cli.main(["report", "-m", str(folder), "--text", str(text), "--tokens", "60", "-o", str(out), "--json",
+                     "--method", "magnitude"]) == 0  # fmt: skip
     found = json.loads(capsys.readouterr().out)
     assert found["file"] == str(out) and found["cuts"]["neuron"][1]["policy"] == "dhar" and found["timelines"]
     html = out.read_text(encoding="utf-8")
     assert html.startswith("<!DOCTYPE html>") and html.rstrip().endswith("</html>") and str(text) in html
     assert found["compared"] == {} and "no intervals" in html
+    assert {row["policy"] for row in found["cuts"]["weights"]} == {
+        "dense",
+        "magnitude",
+    } and "--method magnitude" in html
     assert [file.name for file in sorted(tmp_path.iterdir())] == ["page.html", "text.txt"]
     assert cli.main(["report", "-m", str(folder), "-o", str(tmp_path / "page.txt")]) == 1
     assert "expected .html" in capsys.readouterr().err
