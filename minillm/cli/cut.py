@@ -55,7 +55,7 @@ def add_sweep(commands: flags.Commands) -> None:
         flags.text(),
         flags.flag("--policy", type=flags.names, default=",".join(flags.DEMO_POLICIES), help="comma-separated"),
         flags.flag("--sparsity", type=flags.shares, default="0.3,0.5,0.7", help="comma-separated"),
-        flags.by(), flags.protocol(), flags.context(), flags.seed("of the intervals (default: 0)"),
+        flags.by(), flags.method(), flags.protocol(), flags.context(), flags.seed("of the intervals (default: 0)"),
         flags.flag(
             "--jobs", type=flags.positive, default=1, help="rows computed at the same time (needs joblib; default: 1)"
         ),
@@ -83,7 +83,7 @@ def command_calibrate(a: argparse.Namespace) -> int:
 
 
 def command_sweep(a: argparse.Namespace) -> int:
-    """Score policies at several sparsities; a sweep that was stopped continues from the rows in its -o file."""
+    """Score policies and methods at several sparsities; a stopped sweep continues from the rows in its -o file."""
     import numpy as np
 
     import minillm
@@ -111,7 +111,7 @@ def command_sweep(a: argparse.Namespace) -> int:
         say(f"{model}{row['policy']}{target}: perplexity {row['perplexity']:.3f}")
 
     plan = (models, calibration, test, a.policy, a.sparsity, a.by, a.protocol, a.context)
-    rows = sweep(*plan, output=a.output, jobs=a.jobs, on_row=report)
+    rows = sweep(*plan, methods=a.method, output=a.output, jobs=a.jobs, on_row=report)
     rng = np.random.default_rng(a.seed)
     several = len(rows[0]["document_nll"]) > 1  # documents, of which an interval needs more than one
     compared = compare_policies(rows, a.baseline, rng) if several else []

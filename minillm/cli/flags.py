@@ -22,10 +22,6 @@ if TYPE_CHECKING:
 # Those of sparsity/policies.py, written out because that module imports NumPy; a test holds the two together.
 POLICIES = ("dhar", "cats", "mid", "cett", "teal", "wina", "countdown", "griffin", "topk", "topp")
 DEMO_POLICIES = ("dhar", "cats", "mid")
-PREDICTORS = (
-    "chance", "static", "previous-token", "sign", "svd", "shadow-2", "shadow-3", "shadow-4", "up-4", "refined-3",
-    "learned", "learned-ahead", "ahead-4", "library", "clusters",
-)  # fmt: skip
 TEXT = 'UTF-8 text; documents end at lines "<|endoftext|>" (default: the embedded text)'
 DEMO_PROMPT = "Once upon a time"
 DEMO_TOKENS = 20_000  # scored per row of the demo's table
@@ -153,6 +149,12 @@ def by() -> argparse.ArgumentParser:
         help="what --sparsity counts: a share of each cut tensor, of the neurons, of the weights not read, of the "
         "output lost (policy cett), or the increase of perplexity (default: tensor)",
     )  # fmt: skip
+
+
+def method() -> argparse.ArgumentParser:
+    """--method: what changes the weights, beside the policies; the names are in methods/base.py."""
+    about = "comma-separated: methods that remove weights, such as wanda or magnitude (METHODS in methods/base.py)"
+    return flag("--method", type=names, metavar="NAMES", default=[], help=about)
 
 
 def protocol() -> argparse.ArgumentParser:

@@ -7,6 +7,7 @@ import json
 import time
 
 from ..errors import MinillmError
+from ..predictors.catalogue import EVALUATED, HELP
 from . import flags
 from .shared import (
     enough_documents,
@@ -31,9 +32,7 @@ COLUMNS = {
 def add(commands: flags.Commands) -> None:
     """Add the command of this file."""
     predictors = (
-        "comma-separated (default: train: learned; eval: most of them): files, or chance, static, previous-token, "
-        "sign, svd, shadow-BITS, up-BITS (with the layer's own gate), ahead-BITS (one layer ahead), learned, "
-        "learned-ahead, refined-BITS, library, clusters"
+        f"comma-separated: files, or {HELP} (default: train: learned; eval: most of them; the oracle is always scored)"
     )
     predict = flags.command(
         commands, "predict", command_predict, flags.model(),
@@ -112,7 +111,7 @@ def predict_eval(a: argparse.Namespace) -> int:
     if not a.text:
         test = enough_documents([model], test, flags.DEMO_TOKENS, a.context)
     rows: list[dict] = []
-    thresholds, wanted = given_thresholds(a), a.predictor or flags.PREDICTORS
+    thresholds, wanted = given_thresholds(a), a.predictor or EVALUATED
     for sparsity in a.sparsity:
         settings = PredictionSettings(sparsity, thresholds, a.rank, a.seed)
         sample = Sample(test, a.protocol, a.context)

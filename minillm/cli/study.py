@@ -58,7 +58,7 @@ def add(commands: flags.Commands) -> None:
     report = flags.command(
         commands, "report", command_report, flags.model(), flags.text(),
         flags.prompt("a text that the dense and the cut model continue"),
-        flags.context(), flags.seed(),
+        flags.method(), flags.context(), flags.seed(),
         flags.output("the page, an .html (its figures need matplotlib)", required=True), flags.running(),
     )  # fmt: skip
     report.add_argument(
@@ -159,8 +159,18 @@ def command_report(a: argparse.Namespace) -> int:
     check_page(a.output)
     model = load_model(a)
     kept = {key: getattr(a, key) for key in ("model", "text", "tokens", "prompt", "context", "seed", "dtype")}
+    kept |= {"method": ",".join(a.method)} if a.method else {}
     started = time.perf_counter()
-    study = measure(model, *two_texts(a.text), kept, tokens=a.tokens, prompt=a.prompt, context=a.context, seed=a.seed)
+    study = measure(
+        model,
+        *two_texts(a.text),
+        kept,
+        tokens=a.tokens,
+        prompt=a.prompt,
+        context=a.context,
+        seed=a.seed,
+        methods=a.method,
+    )
     write_page(a.output, page_of(study))
     say(f"{time.perf_counter() - started:.1f} s")
     size = Path(a.output).stat().st_size

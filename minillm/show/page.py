@@ -78,5 +78,5 @@ def word_parts(s: Study) -> dict[str, str]:
     """The policies in words, and the page's own command."""
     rules = [policy_named(name) for name in POLICIES]
     kept = {rule.name: f"Keeps {in_words(rule.tensors, rule.comparison)} ({rule.source})." for rule in rules}
-    whole = command(s, "report", "-o", "report.html", takes="text tokens prompt context seed")
+    whole = command(s, "report", "-o", "report.html", takes="text tokens prompt context seed method")
     return {"policies": terms(kept), "repeat": commands([whole])}

@@ -15,6 +15,7 @@ from ..study.summary import (
 from ..tables import Columns
 
 DEFAULTS = {"text": None, "context": None, "seed": 0, "dtype": "float32", "prompt": PROMPT, "tokens": TOKENS}
+DEFAULTS |= {"method": None}
 
 
 def command(study: Study, words: str, *more: object, takes: str = "text context seed") -> str:

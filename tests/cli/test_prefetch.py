@@ -1,4 +1,4 @@
-"""`minillm bundle` and `minillm prefetch` on a tiny model."""
+"""prefetch simulate, replay, table and blocks on a tiny model."""
 
 import json
 
@@ -6,6 +6,7 @@ import pytest
 import tiny
 
 from minillm.cli import main as cli
+from minillm.study.buffers import ALL, OWN
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +65,44 @@ def test_simulate_and_replay_draw_what_they_found_and_table_says_that_it_does_no
     assert status == 1 and "the name ends in .gif, expected .png or .svg" in said
 
 
-def test_bundle_writes_a_folder_once(files, capsys):
-    out = files / "bundles"
-    status, printed, _ = run(capsys, "bundle", "-m", files / "model", "-o", out, "--group", 4, "--stored", "bfloat16")
-    assert status == 0 and "3 blocks of 4 neurons per layer" in printed and (out / "layer-001.safetensors").is_file()
-    status, _, said = run(capsys, "bundle", "-m", files / "model", "-o", out, "--group", 4)
-    assert status == 1 and "exists already" in said
+SPEEDS = [
+    {"method": "gather", "group": 1, "sparsity": 0.5, "speedup": 0.6, "low": 0.5, "high": 0.7},
+    {"method": "tiled", "group": 1, "sparsity": 0.5, "speedup": 1.2, "low": 1.1, "high": 1.3, "whole_token": 1.1},
+    {"method": "blocks", "group": 4, "sparsity": 0.5, "speedup": 1.8, "low": 1.7, "high": 1.9, "ffn_share": 0.5},
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("measured")
+    tiny.folder(folder / "model")
+    (folder / "text.txt").write_text("\n<|endoftext|>\n".join(tiny.STORIES * 4), encoding="utf-8")
+    (folder / "speed.json").write_text(json.dumps({"rows": SPEEDS}), encoding="utf-8")
+    return folder
+
+
+def test_table_is_printed_and_written(measured, capsys, tmp_path):
+    how = ["prefetch", "table", "-m", measured / "model", "--text", measured / "text.txt", "--capacity", "0,0.5,1"]
+    how += ["--predictor", "shadow-4,previous-token", "-o", tmp_path / "rows.json"]
+    assert cli.main([str(word) for word in how]) == 0
+    printed = capsys.readouterr().out
+    rows = json.loads((tmp_path / "rows.json").read_text(encoding="utf-8"))
+    assert len(rows) == 3 * 4 + 3 * 2 and "knowing which neurons are needed" in printed and "laptop NVMe" in printed
+    assert {row["way"] for row in rows} == {ALL, OWN, "shadow 4-bit", f"{OWN}, guess: previous-token"}
+
+
+def test_blocks_are_printed_written_and_drawn(measured, capsys, tmp_path):
+    how = ["prefetch", "blocks", "-m", measured / "model", "--text", measured / "text.txt", "--groups", "1,4"]
+    how += ["--sparsity", "0.5", "--speed", measured / "speed.json", "-o", tmp_path / "rows.csv"]
+    assert cli.main([str(word) for word in [*how, "--figure", tmp_path / "page.png"]]) == 0
+    printed = capsys.readouterr().out
+    assert (tmp_path / "rows.csv").read_text(encoding="utf-8").count("\n") == 7 and (tmp_path / "page.png").is_file()
+    assert "For at most +10% of perplexity" in printed and "minillm bench ffn" in printed
+    assert cli.main([str(word) for word in [*how, "--json"]]) == 0
+    assert len(json.loads(capsys.readouterr().out)["rows"]) == 6
+
+
+def test_several_sparsities_are_for_blocks_alone(measured, capsys):
+    how = ["-m", str(measured / "model"), "--text", str(measured / "text.txt"), "--sparsity", "0.3,0.5"]
+    assert cli.main(["prefetch", "table", *how]) == 1
+    assert "--sparsity has 2 values, of which only prefetch blocks takes several" in capsys.readouterr().err

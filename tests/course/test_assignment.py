@@ -7,32 +7,12 @@ import numpy as np
 import pytest
 from student_files import changed, file_of
 
-from minillm.cli.main import main
 from minillm.course import assignment
-from minillm.course.assignment import FUNCTIONS, cases_of, goldens, grade_function, template, write_template
-from minillm.course.child import functions_of, grade_file
+from minillm.course.assignment import FUNCTIONS, cases_of, goldens, grade_function, template
+from minillm.course.child import functions_of
 from minillm.course.mistakes import MISTAKES
 from minillm.errors import MinillmError
 from minillm.loading import embedded
-
-
-def test_the_template_gets_nothing_and_says_so(tmp_path, capsys):
-    path = tmp_path / "mine.py"
-    assert main(["grade", "--template", "-o", str(path)]) == 0
-    assert path.read_text(encoding="utf-8") == template() and str(path) in capsys.readouterr().err
-    assert main(["grade", str(path)]) == 1
-    out = capsys.readouterr().out
-    assert out.count("is not written yet") == 7 and "0.0  of 70" in out and "nothing yet to run" in out
-    assert [grade.points for grade in grade_file(path).grades] == [0] * 7
-
-
-def test_the_template_never_replaces_a_file_and_is_printed_without_a_name(tmp_path, capsys):
-    path = file_of(tmp_path, "precious")
-    with pytest.raises(MinillmError, match="mine.py: exists, expected a new name"):
-        write_template(path)
-    assert main(["grade", "--template", "-o", str(path)]) == 1 and path.read_text(encoding="utf-8") == "precious"
-    assert [p.name for p in tmp_path.iterdir()] == ["mine.py"] and capsys.readouterr().out == ""
-    assert main(["grade", "--template"]) == 0 and capsys.readouterr().out == template()
 
 
 def test_the_template_has_the_signatures_equations_and_shapes_of_all_functions(tmp_path):

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import tiny
 
-from minillm.cli import main as cli
 from minillm.errors import MinillmError
 from minillm.predictors.workshop import Workshop
 from minillm.prefetch.clock import LARGE, Device, ffn_share, whole_token
@@ -222,45 +221,6 @@ def test_speeds_are_read_alone_or_in_their_result_and_nothing_else_is(tmp_path):
             read_speeds(tmp_path / "speed.json")
     with pytest.raises(MinillmError, match="absent.json: cannot be read"):
         read_speeds(tmp_path / "absent.json")
-
-
-# ---- the commands ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("commands")
-    tiny.folder(folder / "model")
-    (folder / "text.txt").write_text("\n<|endoftext|>\n".join(tiny.STORIES * 4), encoding="utf-8")
-    (folder / "speed.json").write_text(json.dumps({"rows": SPEEDS}), encoding="utf-8")
-    return folder
-
-
-def test_the_table_is_printed_and_written(files, capsys, tmp_path):
-    how = ["prefetch", "table", "-m", files / "model", "--text", files / "text.txt", "--capacity", "0,0.5,1"]
-    how += ["--predictor", "shadow-4,previous-token", "-o", tmp_path / "rows.json"]
-    assert cli.main([str(word) for word in how]) == 0
-    printed = capsys.readouterr().out
-    rows = json.loads((tmp_path / "rows.json").read_text(encoding="utf-8"))
-    assert len(rows) == 3 * 4 + 3 * 2 and "knowing which neurons are needed" in printed and "laptop NVMe" in printed
-    assert {row["way"] for row in rows} == {ALL, OWN, "shadow 4-bit", f"{OWN}, guess: previous-token"}
-
-
-def test_the_page_is_printed_written_and_drawn(files, capsys, tmp_path):
-    how = ["prefetch", "blocks", "-m", files / "model", "--text", files / "text.txt", "--groups", "1,4"]
-    how += ["--sparsity", "0.5", "--speed", files / "speed.json", "-o", tmp_path / "rows.csv"]
-    assert cli.main([str(word) for word in [*how, "--figure", tmp_path / "page.png"]]) == 0
-    printed = capsys.readouterr().out
-    assert (tmp_path / "rows.csv").read_text(encoding="utf-8").count("\n") == 7 and (tmp_path / "page.png").is_file()
-    assert "For at most +10% of perplexity" in printed and "minillm bench ffn" in printed
-    assert cli.main([str(word) for word in [*how, "--json"]]) == 0
-    assert len(json.loads(capsys.readouterr().out)["rows"]) == 6
-
-
-def test_several_sparsities_are_for_blocks_alone(files, capsys):
-    how = ["-m", str(files / "model"), "--text", str(files / "text.txt"), "--sparsity", "0.3,0.5"]
-    assert cli.main(["prefetch", "table", *how]) == 1
-    assert "--sparsity has 2 values, of which only prefetch blocks takes several" in capsys.readouterr().err
 
 
 # ---- trained models --------------------------------------------------------------------------------------------------

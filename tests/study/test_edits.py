@@ -1,13 +1,10 @@
 """The predictability experiment: crops, scopes, counts per scope, and its controls."""
 
-import json
-
 import numpy as np
 import pytest
 import tiny
-from edited import RELEASED, reference_of, small_model, texts
+from edited import reference_of, small_model, texts
 
-from minillm.cli import main as cli
 from minillm.errors import MinillmError
 from minillm.sparsity.calibrate import calibrate
 from minillm.sparsity.policies import largest
@@ -229,37 +226,3 @@ def test_on_a_released_text_a_real_model_matches_on_the_prefix_and_falls_below_a
             assert row["match"] == 1.0
         if row["scope"] == "changed":
             assert 0.48 < row["match"] < row["static_match"] < 0.65
-
-
-# ---- the command -----------------------------------------------------------------------------------------------------
-
-
-def test_the_command_prints_tables_and_writes_rows(tmp_path, model, capsys):
-    (tmp_path / "calibration.txt").write_text("\n<|endoftext|>\n".join(texts(6, seed=5)), encoding="utf-8")
-    (tmp_path / "text.txt").write_text("\n<|endoftext|>\n".join(texts(2)), encoding="utf-8")
-    common = ["patterns", "-m", str(model.folder), "--calibration", str(tmp_path / "calibration.txt")]
-    assert cli.main([*common, "--text", str(tmp_path / "text.txt"), "-o", str(tmp_path / "rows.json")]) == 0
-    printed = capsys.readouterr().out
-    assert "unrelated" in printed and "Table II as published" in printed
-    rows = json.loads((tmp_path / "rows.json").read_text(encoding="utf-8"))
-    assert {row["text"] for row in rows} == {"document 0", "document 1"} and {row["layer"] for row in rows} == {0, 1, 2}
-
-    (tmp_path / "released.txt").write_text(RELEASED, encoding="utf-8")
-    assert cli.main([*common, "--released", str(tmp_path / "released.txt"), "--json"]) == 0
-    result = json.loads(capsys.readouterr().out)
-    assert set(result) == {"model", "pooled", "layers", "published"} and len(result["published"]) == 6
-
-    (tmp_path / "edited.txt").write_text(texts(1)[0] + " tom", encoding="utf-8")
-    (tmp_path / "one.txt").write_text(texts(1)[0] + " cat", encoding="utf-8")
-    variant = ["--text", str(tmp_path / "one.txt"), "--variant", str(tmp_path / "edited.txt"), "--json"]
-    assert cli.main([*common, *variant]) == 0
-    assert {row["variant"] for row in json.loads(capsys.readouterr().out)["pooled"]} == {"edited"}
-
-
-@pytest.mark.parametrize(
-    ("flags", "says"),
-    [(["--variant", "v.txt"], "--variant came without"), (["--released", "r", "--text", "t"], "both given")],
-)
-def test_flags_that_do_not_go_together_are_refused(flags, says, capsys):
-    assert cli.main(["patterns", *flags]) == 1
-    assert says in capsys.readouterr().err

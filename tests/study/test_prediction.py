@@ -1,13 +1,8 @@
 """The predictor table: the oracle first, honest accounting, three texts that never meet."""
 
-import json
-
 import pytest
 import tiny
 
-from minillm.cli.main import main
-from minillm.predictors.copies import Shadow
-from minillm.predictors.files import load_predictor
 from minillm.predictors.select import sparse_ffn
 from minillm.predictors.workshop import Workshop
 from minillm.sparsity.calibrate import calibrate
@@ -102,63 +97,3 @@ def test_where_the_oracle_costs_nothing_no_multiples_are_given():
             row("shadow 8-bit", 0.17, 0.001)]  # fmt: skip
     (said,) = verdict(rows)
     assert said.startswith("The oracle costs less than 0.1%") and said.endswith("float32 bytes: shadow 4-bit")
-
-
-# ---- the command -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def texts(tmp_path):
-    found = {}
-    for name, documents in (("train", TRAINING), ("test", TEST)):
-        (tmp_path / name).write_text("\n<|endoftext|>\n".join(documents), encoding="utf-8")
-        found[name] = str(tmp_path / name)
-    return found
-
-
-def test_predict_train_writes_a_predictor_that_eval_and_perplexity_take(folder, texts, tmp_path, capsys):
-    file, limits = str(tmp_path / "p.safetensors"), str(tmp_path / "t.json")
-    train = ["predict", "train", "-m", str(folder), "--text", texts["train"], "-o", file, "--json"]
-    assert main([*train, "--predictor", "shadow-4"]) == 0
-    about = json.loads(capsys.readouterr().out)
-    predictor = load_predictor(file)
-    assert (about["predictor"], about["own_bytes"], about["fraction"]) == ("shadow 4-bit", predictor.nbytes, 0.5)
-
-    rows = str(tmp_path / "rows.json")
-    score = ["predict", "eval", "-m", str(folder), "--text", texts["test"], "--calibration", texts["train"]]
-    assert main([*score, "--predictor", f"chance,{file}", "--sparsity", "0.3,0.5", "-o", rows, "--json"]) == 0
-    result = json.loads(capsys.readouterr().out)
-    assert [(row["predictor"], row["fraction"]) for row in result["rows"]] == [
-        (name, fraction) for fraction in (0.7, 0.5) for name in ("oracle", "chance", "shadow 4-bit")
-    ]
-    assert json.loads((tmp_path / "rows.json").read_text(encoding="utf-8")) == result["rows"]
-    assert main([*score, "--predictor", "static"]) == 0
-    assert "50% of the neurons selected" in capsys.readouterr().out
-
-    options = ["-m", str(folder), "--text", texts["train"], "--policy", "mid", "--by", "neuron", "-o", limits]
-    assert main(["calibrate", *options]) == 0
-    assert main(["perplexity", "-m", str(folder), "--text", texts["test"], "--predictor", file]) == 1
-    assert "--predictor needs --thresholds" in capsys.readouterr().err
-    use = ["perplexity", "-m", str(folder), "--text", texts["test"], "--thresholds", limits, "--predictor", file]
-    assert main(use) == 0
-    assert "shadow 4-bit" in capsys.readouterr().err
-    assert isinstance(predictor, Shadow)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (["train"], "expected -o FILE"),
-        (["train", "--predictor", "sign,svd", "-o", "p.safetensors"], "makes one predictor"),
-        (["train", "--predictor", "oracle", "-o", "p.safetensors"], "no tables of its own"),
-        (["eval", "--predictor", "magic"], "'magic' is unknown"),
-        (["eval", "-o", "rows.txt"], "expected .csv or .json"),
-    ],
-)
-def test_predict_refuses_in_one_sentence(arguments, sentence, folder, texts, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    given = ["-m", str(folder), "--text", texts["test"], "--calibration", texts["train"]]
-    assert main(["predict", *arguments, *given]) == 1
-    error = capsys.readouterr().err
-    assert sentence in error and "Traceback" not in error
-    assert not list(tmp_path.glob("*.safetensors"))

@@ -1,12 +1,9 @@
 """The study that a report shows: its rows are those of the chapters, and no scored text was calibrated on."""
 
-import json
-
 import pytest
 import reports
 from reports import TEST, TRAINING
 
-from minillm.cli import main as cli
 from minillm.prefetch.clock import whole_token
 from minillm.sparsity import calibrate as calibrate_module
 from minillm.study import summary as report
@@ -61,22 +58,3 @@ def test_the_timelines_are_of_one_token_with_and_without_guesses(study):
     assert "prefetch" in early and "prefetch" not in late and "ffn" in early & late
     for bars in study.timelines.values():
         assert len({bar.token for bar in bars}) == 1
-
-
-def test_the_command_writes_the_page_and_its_rows_even_of_a_single_document(folder, tmp_path, capsys):
-    text, out = tmp_path / "text.txt", tmp_path / "page.html"
-    text.write_text("\n".join(TRAINING + TEST), encoding="utf-8")
-    assert cli.main(["report", "-m", str(folder), "--text", str(text), "--tokens", "60", "-o", str(out), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["file"] == str(out) and found["cuts"]["neuron"][1]["policy"] == "dhar" and found["timelines"]
-    html = out.read_text(encoding="utf-8")
-    assert html.startswith("<!DOCTYPE html>") and html.rstrip().endswith("</html>") and str(text) in html
-    assert found["compared"] == {} and "no intervals" in html
-    assert [file.name for file in sorted(tmp_path.iterdir())] == ["page.html", "text.txt"]
-    assert cli.main(["report", "-m", str(folder), "-o", str(tmp_path / "page.txt")]) == 1
-    assert "expected .html" in capsys.readouterr().err
-
-
-def test_the_command_and_the_chapter_have_the_same_defaults():
-    given = cli.parser().parse_args(["report", "-o", "page.html"])
-    assert (given.tokens, given.prompt) == (report.TOKENS, report.PROMPT)

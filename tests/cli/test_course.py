@@ -1,0 +1,61 @@
+"""grade: what it prints of a student's file, and what it writes."""
+
+import json
+
+import pytest
+from student_files import PLAIN, changed, file_of
+
+from minillm.cli.main import main
+from minillm.course.assignment import template, write_template
+from minillm.course.child import grade_file
+from minillm.errors import MinillmError
+
+
+def test_the_template_gets_nothing_and_says_so(tmp_path, capsys):
+    path = tmp_path / "mine.py"
+    assert main(["grade", "--template", "-o", str(path)]) == 0
+    assert path.read_text(encoding="utf-8") == template() and str(path) in capsys.readouterr().err
+    assert main(["grade", str(path)]) == 1
+    out = capsys.readouterr().out
+    assert out.count("is not written yet") == 7 and "0.0  of 70" in out and "nothing yet to run" in out
+    assert [grade.points for grade in grade_file(path).grades] == [0] * 7
+
+
+def test_the_template_never_replaces_a_file_and_is_printed_without_a_name(tmp_path, capsys):
+    path = file_of(tmp_path, "precious")
+    with pytest.raises(MinillmError, match="mine.py: exists, expected a new name"):
+        write_template(path)
+    assert main(["grade", "--template", "-o", str(path)]) == 1 and path.read_text(encoding="utf-8") == "precious"
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.py"] and capsys.readouterr().out == ""
+    assert main(["grade", "--template"]) == 0 and capsys.readouterr().out == template()
+
+
+def test_missing_functions_get_nothing_and_the_rest_is_graded(tmp_path, capsys):
+    source = PLAIN.replace("def rope(", "def my_rope(").replace("def lru(", "lru = 3\n\n\ndef other(")
+    path = file_of(tmp_path, source.replace("return gate /", "return up /"))
+    assert main(["grade", str(path)]) == 1
+    out = capsys.readouterr().out
+    assert main(["grade", str(path), "--json"]) == 1
+    points = {grade["function"]: grade["points"] for grade in json.loads(capsys.readouterr().out)["functions"]}
+    assert points["rope"] == points["lru"] == 0 and points["rms_norm"] == points["attention"] == 10
+    assert "is missing" in out and "it is not a function (found 3)" in out
+    assert "First wrong step: blocks.0.mlp.out (swiglu): " in " ".join(out.split())
+    assert "In the place of rope, lru: the right values." in out
+
+
+def test_a_file_that_is_not_there_and_a_folder(tmp_path, capsys):
+    for path in (tmp_path / "nothing.py", tmp_path):
+        assert main(["grade", str(path)]) == 1
+        assert f"minillm: {path}: cannot be read (" in capsys.readouterr().err
+    for arguments in ([], ["x.py", "--template"], ["x.py", "-o", str(tmp_path / "y")]):
+        assert main(["grade", *arguments]) == 1 and "expected" in capsys.readouterr().err
+
+
+def test_the_report_is_json(tmp_path, capsys):
+    path = file_of(tmp_path, changed("attention", "np.where(mask, scores, -np.inf)", "scores * np.nan"))
+    assert main(["grade", str(path), "--json"]) == 1
+    report = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert report["of"] == 70 and report["points"] == 60 and len(report["functions"]) == 7
+    assert report["block"]["first"] == "blocks.0.attn.z" and report["block"]["function"] == "attention"
+    assert main(["grade", str(file_of(tmp_path, PLAIN)), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["points"] == 70
