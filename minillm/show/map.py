@@ -1,4 +1,8 @@
-"""The map of the model: every step of one block, the sparse path and the buffer, with "you are here"."""
+"""The map of the model: every step of one block, the sparse path and the buffer, with "you are here".
+
+The map is drawn in inches, from the tables below: BOXES (where each step stands), _WAYS and _BENDS (arrows of a dense
+model), _STREAM (the residual stream) and _ASIDE (arrows of the sparse path).
+"""
 
 from __future__ import annotations
 
@@ -119,7 +123,7 @@ def boxes_of(name: str | None) -> tuple[str, ...]:
     if name in PARTS:
         return PARTS[name]
     inside = re.sub(r"^blocks\.(\d+|\*)\.", "", name)
-    inside = re.sub(r"^mlp\.mask_\w+$", "mlp.mask", inside)  # of which there are several
+    inside = re.sub(r"^mlp\.(mask_\w+|reads)$", "mlp.mask", inside)  # several masks, and the reads that they cause
     boxes = tuple(box for box in BOXES if box == inside or box.startswith(inside + "."))
     if not boxes:
         known = ", ".join([*PARTS, *BOXES])
@@ -147,9 +151,9 @@ def you_are_here(step: str | None = None, *, ax: Axes | None = None) -> Axes:
     what = listed([box.rpartition(".")[2] for box in filled]) if filled else "nothing"
     ax.set_label(
         "Map of the model: text, ids, embedding; then L times a block of attention (norm; q, k, v; rotation, cache, "
-        "scores, pattern, z, out) and FFN (norm, gate, up, their product mid, what is kept of it, out), each added to "
-        "the residual stream; then norm, logits, next token. Below the FFN policy or predictor make a mask, and a "
-        f"buffer before slow memory holds the weights that it asks for. Filled: {what}."
+        "scores, pattern, z, out) and FFN (norm, gate, up, their product mid, the kept part of it, out), each added to "
+        "the residual stream; then norm, logits, next token. Below the FFN, a policy or a predictor makes a mask, and "
+        f"a buffer before slow memory holds the weights that the mask needs. Filled: {what}."
     )
     return ax
 

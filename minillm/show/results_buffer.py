@@ -85,8 +85,8 @@ def hit_rate_by_capacity(rows: Sequence[Mapping], *, ax: Axes | None = None) -> 
     _draw_by_capacity(curves, ax)
     ax.plot([0, 100], [0, 100], color=BLACK, linestyle=":", linewidth=1, label="capacity / N")
     ax.set_ylim(-2, 102)
-    ax.set_ylabel("hit rate: of what is needed, there (%)")
-    ax.set_title("How much of what is needed lies in the buffer")
+    ax.set_ylabel("hit rate: requests that are in the buffer (%)")
+    ax.set_title("Hit rate of the buffer")
     legend_beside(ax)
     ax.set_label(f"Hit rate against the buffer's capacity, in percent of the neurons: {_in_the_middle(curves, ' %')}.")
     return ax
@@ -108,11 +108,11 @@ def bytes_by_capacity(rows: Sequence[Mapping], *, ax: Axes | None = None) -> Axe
     _draw_by_capacity(curves, ax)
     ax.axhline(dense / size, color=BLACK, linestyle=":", linewidth=1, label="dense, no buffer")
     ax.set_ylim(0, None)
-    ax.set_ylabel(f"fetched from slow memory per token ({unit})")
-    ax.set_title("What has to be fetched")
+    ax.set_ylabel(f"fetched per token ({unit})")
+    ax.set_title("Bytes fetched from slow memory")
     legend_beside(ax)
     middle = _in_the_middle(curves, f" {unit}")
-    ax.set_label(f"Fetched per token against the buffer's capacity; dense {dense / size:.3g} {unit}, {middle}.")
+    ax.set_label(f"Bytes fetched per token against the buffer's capacity; dense {dense / size:.3g} {unit}, {middle}.")
     return ax
 
 
@@ -155,6 +155,6 @@ def gantt(intervals: Sequence[Interval | Mapping], *, ax: Axes | None = None) ->
     stall = sum(i.end - i.start for i in bars if i.kind == "stall") / (end - begin)
     ax.set_label(
         f"Timeline of {len(layers)} layers and {len(tokens)} tokens: {(end - begin) / size:.3g} {unit}, of which "
-        f"computing stands still for {100 * stall:.0f} %."
+        f"computing waits for {100 * stall:.0f} %."
     )
     return ax

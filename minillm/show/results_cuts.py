@@ -1,4 +1,4 @@
-"""Figures of what a cut costs in perplexity, beside the paper's figure 8, and of what it gains in time.
+"""Figures of the cost of cutting: perplexity, beside the paper's figure 8, and the speed that is gained.
 
 One function each, rows in, matplotlib Axes out (canvas.py says how).
 """
