@@ -49,9 +49,10 @@ X_AXES = {
 
 
 def _policy_styles(rows: Sequence[Mapping]) -> dict[str, Look]:
-    """Colour and marker of each policy in the rows, the same in every figure."""
-    known = curve_styles(tuple(POLICIES))
-    return {name: known[name] for name in POLICIES if any(row["policy"] == name for row in rows)}
+    """Colour and marker of each policy in the rows, the same in every figure; after them, those of other methods."""
+    names = list(dict.fromkeys(row["policy"] for row in rows if row["policy"] != "dense"))
+    looks = curve_styles([*POLICIES, *(name for name in names if name not in POLICIES)])
+    return {name: look for name, look in looks.items() if name in names}
 
 
 @drawn
