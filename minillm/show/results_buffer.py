@@ -43,8 +43,8 @@ KINDS = {  # kinds of the intervals of a timeline: their words, colour and hatch
 def _by_capacity(rows: Sequence[Mapping], key: str, rivals: str) -> dict[str, np.ndarray]:
     """Rows of prefetch_rows as curves of ``key``: {name: (n, 2) capacity in percent and value}.
 
-    A curve is named by its keeper, and by its predictor where there are several. lru and belady are always curves:
-    every row carries their values, too, under the key ``rivals`` with their names in it.
+    A curve is named by its eviction policy (keeper), and by its predictor where there are several. lru and belady are
+    always curves: every row carries their values, too, under the key ``rivals`` with their names in it.
     """
     check_rows(rows, ("keeper", "capacity_share", key))
     several = len({row.get("predictor") for row in rows}) > 1
@@ -74,7 +74,7 @@ def _in_the_middle(curves: Mapping[str, np.ndarray], unit: str) -> str:
 
 @drawn
 def hit_rate_by_capacity(rows: Sequence[Mapping], *, ax: Axes | None = None) -> Axes:
-    """Hit rate against the buffer's capacity, a curve per keeper; dotted: capacity / N, the rate of a random set.
+    """Hit rate against the buffer's capacity, a curve per policy; dotted: capacity / N, as of a random set.
 
     rows: those of replay or prefetch_rows; lru and belady, which every row carries, are drawn in any case. Raises
     MinillmError for none.
@@ -94,7 +94,7 @@ def hit_rate_by_capacity(rows: Sequence[Mapping], *, ax: Axes | None = None) -> 
 
 @drawn
 def bytes_by_capacity(rows: Sequence[Mapping], *, ax: Axes | None = None) -> Axes:
-    """Bytes fetched per token against the buffer's capacity, a curve per keeper; dotted: dense, no buffer.
+    """Bytes fetched per token against the buffer's capacity, a curve per eviction policy; dotted: dense, no buffer.
 
     rows: those of replay or prefetch_rows; lru and belady, which every row carries, are drawn in any case. Raises
     MinillmError for none.
