@@ -1,4 +1,4 @@
-"""Figures of whole passes: where two of them differ, what the next token may be, what a longer text costs, training.
+"""Figures of whole passes: differences of two passes, the next token's probabilities, the cost of a text, training.
 
 One function each, arrays or rows in, matplotlib Axes out; style, alt text and files as in canvas.py.
 """
@@ -82,7 +82,7 @@ def error_per_step(rows: Sequence[Row] | Comparison, *, ax: Axes | None = None) 
         side = "left" if first < len(rows) / 2 else "right"
         offset: Look = {"textcoords": "offset points", "ha": side, "va": "bottom", "color": RED}
         ax.annotate(f" {names[first]} ", (first, bottom), (0, 3), **offset)
-    ax.set_title("How far two passes are apart")
+    ax.set_title("Differences between two passes")
     legend_above(ax, len(ax.get_legend_handles_labels()[0]), 4)
     ax.set_label(f"Relative differences of {len(rows)} steps in execution order: {words}.")
     return ax
@@ -129,7 +129,7 @@ def sampling_bars(tokens: Sequence[str], probabilities: Mapping[str, np.ndarray]
     ax.grid(False, axis="x")
     ax.set_xlabel("next token (␣ is a space)")
     ax.set_ylabel("probability (%)")
-    ax.set_title("What may come next")
+    ax.set_title("Probabilities of the next token")
     legend_above(ax, len(table))
     ends = [f"{name} {100 * shares[0]:.0f} %" for name, shares in heights.items()]
     ax.set_label(f"Bars of the probabilities of the next token; the likeliest, {tokens[shown[0]]!r}: {listed(ends)}.")
@@ -152,9 +152,9 @@ def cache_growth(rows: Sequence[Mapping], *, ax: Axes | None = None) -> Axes:
         points = curves[name]
         ax.plot([row["positions"] for row in points], [row["bytes"] / size for row in points], label=name, **look)
     ax.set_ylim(0, None)
-    ax.set_xlabel("text so far (positions)")
-    ax.set_ylabel(f"keys and values kept ({unit})")
-    ax.set_title("What the KV cache holds")
+    ax.set_xlabel("length of the text (positions)")
+    ax.set_ylabel(f"keys and values stored ({unit})")
+    ax.set_title("Size of the KV cache")
     if len(curves) > 1:
         ax.legend(loc="upper left")
     last = {name: points[-1] for name, points in curves.items()}
@@ -177,9 +177,9 @@ def work_per_token(rows: Sequence[Mapping], *, ax: Axes | None = None) -> Axes:
         ax.plot(*zip(*points, strict=True), label=name, **look)
         ends.append(f"{name} {points[-1][1]:.2g} at {points[-1][0]}")
     ax.set(xscale="log", yscale="log")
-    ax.set_xlabel("text so far, log scale (positions)")
+    ax.set_xlabel("length of the text, log scale (positions)")
     ax.set_ylabel("one more token, log scale (multiply-adds)")
-    ax.set_title("What a token costs")
+    ax.set_title("Work for one more token")
     ax.legend(loc="upper left")
     ax.set_label(f"Multiply-adds for one more token against positions: {listed(ends)}.")
     return ax

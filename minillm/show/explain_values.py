@@ -137,8 +137,8 @@ def activation_ridges(values_by_layer: Sequence[np.ndarray], what: str, *, ax: A
     ax.set_xlim(-limit, limit)
     ax.set_ylim(-len(layers) + 0.8, tall + 0.1)
     ax.set_xlabel(f"value of {what} (no unit)")
-    ax.set_ylabel("layer (share of values, to its own height)")
-    ax.set_title(f"{what}, layer by layer")
+    ax.set_ylabel("layer (share of values, own scale)")
+    ax.set_title(f"Distribution of {what} in each layer")
     half = [np.median(np.abs(values)) for values in layers]
     ax.set_label(
         f"Ridges, the distributions of {what} in {len(layers)} layers; half of a layer's values lie within "
@@ -178,7 +178,7 @@ def rope_fan(cos: np.ndarray, sin: np.ndarray, *, ax: Axes | None = None) -> Axe
         ax.text(middle, -1.62, f"pair {j}\n{speed}", ha="center", va="center", linespacing=1.3)
     ax.set(aspect="equal", xlim=(-1.55, 3.1 * (len(pairs) - 1) + 1.55), ylim=(-2.0, 1.45))
     ax.set_axis_off()
-    ax.set_title(f"How far pairs of coordinates are turned at positions 0 to {positions - 1}")
+    ax.set_title(f"Rotation of pairs of coordinates at positions 0 to {positions - 1}")
     ax.set_label(f"Fans, one per pair, of the angles at positions 0 to {positions - 1}: {listed(speeds)}.")
     return ax
 

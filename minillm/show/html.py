@@ -36,7 +36,7 @@ def template(name: str) -> Template:
 
 
 def text(value: object) -> str:
-    """Anything as harmless text: <, >, & and both quotes are escaped."""
+    """Any value as text in which <, >, & and both quotes are escaped."""
     return html.escape(str(value))
 
 

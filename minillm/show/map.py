@@ -1,4 +1,8 @@
-"""The map of the model: every step of one block, the sparse path and the buffer, with "you are here"."""
+"""The map of the model: every step of one block, the sparse path and the buffer, with "you are here".
+
+The map is drawn in inches, from the tables below: BOXES (where each step stands), _ARROWS and _BENDS (arrows of a dense
+model), _STREAM (the residual stream) and _ASIDE (arrows of the sparse path).
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.patches import Patch
 
-Way = Sequence[tuple[float, float]]  # points that a line goes through
+Line = Sequence[tuple[float, float]]  # the points that an arrow goes through
 PALE = "#F4F4F4"
 MAP = (10.4, 4.8)  # inches, which are also the units in which the map is drawn
 _X = [1.7 + 0.975 * i for i in range(8)]  # the block's columns
@@ -72,22 +76,22 @@ PARTS = {  # what a chapter is about; "attn" and "mlp" are parts by the names of
     "predictors": ("mlp.scores", "mlp.mask"),
     "prefetch": ("buffer", "slow memory"),
 }
-_WAYS = (  # from box to box
+_ARROWS = (  # from box to box
     "text ids", "ids embed", "embed resid_pre", "resid_pre attn.norm", "attn.norm attn.q", "attn.norm attn.k",
     "attn.norm attn.v", "attn.q attn.rot_q", "attn.k attn.rot_k", "attn.rot_q attn.scores", "attn.scores attn.pattern",
     "attn.pattern attn.z", "attn.z attn.out", "mlp.norm mlp.gate_pre", "mlp.norm mlp.up", "mlp.gate_pre mlp.gate",
     "mlp.gate mlp.mid", "mlp.up mlp.mid", "mlp.mid mlp.mid_cut", "mlp.mid_cut mlp.out", "resid_post final_norm",
     "final_norm logits", "logits sampling",
 )  # fmt: skip
-_CACHE, _DOWN = _X[4] + _HALF, _X[5] - _HALF - 0.06  # the cache's right side; where a way turns before the scores
+_CACHE, _DOWN = _X[4] + _HALF, _X[5] - _HALF - 0.06  # the cache's right side; where an arrow turns before the scores
 _SUMS = ((_X[7], _V), (_X[7], _FFN + 0.17))  # where a branch is added to the stream
-_STREAM: tuple[Way, ...] = (  # the residual stream, drawn thick
+_STREAM: tuple[Line, ...] = (  # the residual stream, drawn thick
     ((_X[0], _K + _TALL), (_X[0], 4.36), (_X[7], 4.36), (_X[7], _V + 0.11)),
     ((_X[7], _V - 0.11), (_X[7], _TURN + _TALL)),
     ((_X[7], _TURN - _TALL), (_X[7], _SUMS[1][1] + 0.11)),
     ((_X[7], _SUMS[1][1] - 0.11), (_X[7], _POST + _TALL)),
 )
-_BENDS: tuple[Way, ...] = (
+_BENDS: tuple[Line, ...] = (
     ((_X[3] + _HALF, _K), (_X[4] - _HALF, _K)),
     ((_X[2] + _HALF, _V), (_X[4] - _HALF, _V)),
     ((_CACHE, _K), (_DOWN, _K), (_DOWN, _Q - 0.09), (_X[5] - _HALF, _Q - 0.09)),
@@ -96,7 +100,7 @@ _BENDS: tuple[Way, ...] = (
     ((_X[7] - _HALF, _TURN), (_X[0], _TURN), (_X[0], _FFN), (_X[1] - _HALF, _FFN)),
     ((_X[6] + _HALF, _SUMS[1][1] - 0.06), (_X[7] - 0.09, _SUMS[1][1] - 0.06)),
 )
-_ASIDE: tuple[Way, ...] = (  # ways that a dense model does not have, drawn dashed
+_ASIDE: tuple[Line, ...] = (  # arrows that a dense model does not have, drawn dashed
     ((_LEFT, _FFN + _HEIGHTS["files"]), (_LEFT, _K - _TALL)),
     ((_X[4], _FFN - _TALL), (_X[4], _POLICY + _TALL)),
     ((_X[4] + _HALF, _POLICY), (_X[5] - _HALF, _POLICY)),
@@ -119,7 +123,7 @@ def boxes_of(name: str | None) -> tuple[str, ...]:
     if name in PARTS:
         return PARTS[name]
     inside = re.sub(r"^blocks\.(\d+|\*)\.", "", name)
-    inside = re.sub(r"^mlp\.mask_\w+$", "mlp.mask", inside)  # of which there are several
+    inside = re.sub(r"^mlp\.(mask_\w+|reads)$", "mlp.mask", inside)  # several masks, and the reads that they cause
     boxes = tuple(box for box in BOXES if box == inside or box.startswith(inside + "."))
     if not boxes:
         known = ", ".join([*PARTS, *BOXES])
@@ -129,7 +133,7 @@ def boxes_of(name: str | None) -> tuple[str, ...]:
 
 @drawn
 def you_are_here(step: str | None = None, *, ax: Axes | None = None) -> Axes:
-    """The map of a model: a token's way from text to logits, and where sparsity, predictors and buffer come in.
+    """The map of a model: a token's path from text to logits, and where sparsity, predictors and buffer come in.
 
     step: what is filled: a step ("mlp.mid", "blocks.0.attn.q"), a part of the model ("attn", "mlp"), a chapter (PARTS),
     or any box; None fills nothing. Below the names stand the dimensions (trace.STEPS). Raises MinillmError for another.
@@ -143,13 +147,13 @@ def you_are_here(step: str | None = None, *, ax: Axes | None = None) -> Axes:
     _draw_ground(ax, scale)
     for name in BOXES:
         _draw_box(ax, name, name in filled, scale)
-    _draw_ways(ax, scale)
+    _draw_arrows(ax, scale)
     what = listed([box.rpartition(".")[2] for box in filled]) if filled else "nothing"
     ax.set_label(
         "Map of the model: text, ids, embedding; then L times a block of attention (norm; q, k, v; rotation, cache, "
-        "scores, pattern, z, out) and FFN (norm, gate, up, their product mid, what is kept of it, out), each added to "
-        "the residual stream; then norm, logits, next token. Below the FFN policy or predictor make a mask, and a "
-        f"buffer before slow memory holds the weights that it asks for. Filled: {what}."
+        "scores, pattern, z, out) and FFN (norm, gate, up, their product mid, the kept part of it, out), each added to "
+        "the residual stream; then norm, logits, next token. Below the FFN, a policy or a predictor makes a mask, and "
+        f"a buffer before slow memory holds the weights that the mask needs. Filled: {what}."
     )
     return ax
 
@@ -197,28 +201,30 @@ def _draw_box(ax: Axes, name: str, filled: bool, scale: float) -> None:
     ax.text(x, y + up - 0.085, under, fontsize=7.5 * scale, va="top", linespacing=1.0, **look)
 
 
-def _draw_ways(ax: Axes, scale: float) -> None:
+def _draw_arrows(ax: Axes, scale: float) -> None:
     """The arrows between the boxes, the residual stream, and the circles where a branch is added to it."""
     for x, y in _SUMS:
         circle = {"boxstyle": "circle,pad=0.12", "facecolor": "white", "edgecolor": BLACK, "linewidth": scale}
         ax.text(x, y, "+", fontsize=10 * scale, weight="bold", ha="center", va="center", zorder=3, bbox=circle)
-    for a, b in (names.split() for names in _WAYS):
+    for a, b in (names.split() for names in _ARROWS):
         (xa, ya, *_), (xb, yb, *_) = BOXES[a], BOXES[b]
         if xa == xb:
             between = [(xa, ya + math.copysign(_TALL, yb - ya)), (xb, yb - math.copysign(_TALL, yb - ya))]
         else:
             turn = xb - _HALF - 0.06
             between = [(xa + _HALF, ya), *(((turn, ya), (turn, yb)) if ya != yb else ()), (xb - _HALF, yb)]
-        _draw_way(ax, between, scale)
+        _draw_arrow(ax, between, scale)
     for points in _BENDS:
-        _draw_way(ax, points, scale)
+        _draw_arrow(ax, points, scale)
     for points in _STREAM:
-        _draw_way(ax, points, scale, thickness=2.4, color=BLACK)
+        _draw_arrow(ax, points, scale, thickness=2.4, color=BLACK)
     for points in _ASIDE:
-        _draw_way(ax, points, scale, linestyle=(0, (3, 2)))
+        _draw_arrow(ax, points, scale, linestyle=(0, (3, 2)))
 
 
-def _draw_way(ax: Axes, points: Way, scale: float, thickness: float = 1.2, color: str = "#444444", **look: Any) -> None:
+def _draw_arrow(
+    ax: Axes, points: Line, scale: float, thickness: float = 1.2, color: str = "#444444", **look: Any
+) -> None:
     """A line through the points, with an arrow's head at the last one."""
     from matplotlib.patches import Polygon
 

@@ -32,7 +32,7 @@ def page_of(study: Study) -> str:
         ("distributions", "The sizes of weights and activations", distribution_parts),
         ("natural", "Natural sparsity", natural_parts),
         ("costs", "What cutting costs", cost_parts),
-        ("predictors", "Predicting which neurons matter", predictor_parts),
+        ("predictors", "Predicting active neurons", predictor_parts),
         ("patterns", "Activation patterns before and after an edit", pattern_parts),
         ("buffer", "The prefetch buffer", buffer_parts),
         ("words", "Terms, and how to repeat this page", word_parts),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from ..study.costs import HALF, POLICIES, TARGETS
 from ..study.summary import NEW_TOKENS, Study
-from .html import beside, commands, figure, table, terms, text
+from .html import beside, commands, figure, table, template, terms, text
 from .page_shared import command, definition, joined, protocol, under
 from .results_cuts import beside_the_paper, cost_of_cuts
 
@@ -55,4 +55,14 @@ def cost_parts(s: Study) -> dict[str, str]:
     calibrate = ("--policy", "mid", "--sparsity", HALF, "--by", "neuron", "-o", "mid.json")
     generate = ("--prompt", s.prompt, "-n", NEW_TOKENS, "--thresholds", "mid.json")
     lines = [command(s, "calibrate", *calibrate, takes="text context"), command(s, "generate", *generate, takes="")]
-    return parts | {"repeat": commands(lines)}
+    return parts | {"weights": weights_part(s), "repeat": commands(lines)}
+
+
+def weights_part(s: Study) -> str:
+    """The table of methods that remove weights for good; nothing where the study has none."""
+    rows = s.cuts.get("weights")
+    if not rows:
+        return ""
+    about = "Target, achieved: the share of weights that are removed. Read: each matrix dense, or with a bitmap of its "
+    about += "zeros, whichever is smaller."
+    return template("weights").substitute(rows=table(rows, COST_COLUMNS, "Cost of removed weights", about, "target"))

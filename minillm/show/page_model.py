@@ -8,10 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ..study.distributions import NEAR, normal_below
-from ..study.summary import (
-    STEPS,
-    Study,
-)
+from ..study.summary import STEPS, Study
 from .html import beside, commands, figure, table, text
 from .page_shared import command, protocol, under
 from .results_distributions import magnitudes_by_layer, natural_by_layer

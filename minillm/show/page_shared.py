@@ -7,11 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from ..sparsity.policies import policy_named
 from ..sparsity.spec import in_words
-from ..study.summary import (
-    PROMPT,
-    TOKENS,
-    Study,
-)
+from ..study.summary import PROMPT, TOKENS, Study
 from ..tables import Columns
 
 DEFAULTS = {"text": None, "context": None, "seed": 0, "dtype": "float32", "prompt": PROMPT, "tokens": TOKENS}

@@ -1,4 +1,4 @@
-"""Figures of the first two lessons: what stretches in a broadcast, how a word's pieces merge, how a file is laid out.
+"""Figures of the first two lessons: a broadcast sum, the merges of a word's pieces, the layout of a file.
 
 One function each, arrays in, matplotlib Axes out; style, alt text and files as in canvas.py.
 """
@@ -21,7 +21,7 @@ BLUE, ORANGE, GREY, PALE = COLOURS[0], COLOURS[4], "#999999", "#F1F1F1"
 
 @drawn
 def broadcasting(a: np.ndarray, b: np.ndarray, *, ax: Axes | None = None) -> Axes:
-    """a + b as three grids: what is stored has a dark frame, what is only repeated is pale.
+    """a + b as three grids: stored values have a dark frame, repeated values are pale.
 
     a, b of at most two axes with at most 8 places each, of shapes that broadcast. Raises MinillmError for others.
     """
@@ -60,7 +60,7 @@ def broadcasting(a: np.ndarray, b: np.ndarray, *, ax: Axes | None = None) -> Axe
 
 @drawn
 def merges(stages: Sequence[Sequence[str]], *, ax: Axes | None = None) -> Axes:
-    """How a word's pieces grow together: a line per stage, the piece that was just made is filled.
+    """The merges of a word's pieces: a line per stage; the new piece of each stage is filled.
 
     stages: lists of pieces, each with the same letters as the first. Raises MinillmError.
     """

@@ -43,8 +43,8 @@ KINDS = {  # kinds of the intervals of a timeline: their words, colour and hatch
 def _by_capacity(rows: Sequence[Mapping], key: str, rivals: str) -> dict[str, np.ndarray]:
     """Rows of prefetch_rows as curves of ``key``: {name: (n, 2) capacity in percent and value}.
 
-    A curve is named by its keeper, and by its predictor where there are several. lru and belady are always curves:
-    every row carries their values, too, under the key ``rivals`` with their names in it.
+    A curve is named by its eviction policy (keeper), and by its predictor where there are several. lru and belady are
+    always curves: every row carries their values, too, under the key ``rivals`` with their names in it.
     """
     check_rows(rows, ("keeper", "capacity_share", key))
     several = len({row.get("predictor") for row in rows}) > 1
@@ -74,7 +74,7 @@ def _in_the_middle(curves: Mapping[str, np.ndarray], unit: str) -> str:
 
 @drawn
 def hit_rate_by_capacity(rows: Sequence[Mapping], *, ax: Axes | None = None) -> Axes:
-    """Hit rate against the buffer's capacity, a curve per keeper; dotted: capacity / N, the rate of a random set.
+    """Hit rate against the buffer's capacity, a curve per policy; dotted: capacity / N, as of a random set.
 
     rows: those of replay or prefetch_rows; lru and belady, which every row carries, are drawn in any case. Raises
     MinillmError for none.
@@ -85,8 +85,8 @@ def hit_rate_by_capacity(rows: Sequence[Mapping], *, ax: Axes | None = None) -> 
     _draw_by_capacity(curves, ax)
     ax.plot([0, 100], [0, 100], color=BLACK, linestyle=":", linewidth=1, label="capacity / N")
     ax.set_ylim(-2, 102)
-    ax.set_ylabel("hit rate: of what is needed, there (%)")
-    ax.set_title("How much of what is needed lies in the buffer")
+    ax.set_ylabel("hit rate: requests that are in the buffer (%)")
+    ax.set_title("Hit rate of the buffer")
     legend_beside(ax)
     ax.set_label(f"Hit rate against the buffer's capacity, in percent of the neurons: {_in_the_middle(curves, ' %')}.")
     return ax
@@ -94,7 +94,7 @@ def hit_rate_by_capacity(rows: Sequence[Mapping], *, ax: Axes | None = None) -> 
 
 @drawn
 def bytes_by_capacity(rows: Sequence[Mapping], *, ax: Axes | None = None) -> Axes:
-    """Bytes fetched per token against the buffer's capacity, a curve per keeper; dotted: dense, no buffer.
+    """Bytes fetched per token against the buffer's capacity, a curve per eviction policy; dotted: dense, no buffer.
 
     rows: those of replay or prefetch_rows; lru and belady, which every row carries, are drawn in any case. Raises
     MinillmError for none.
@@ -108,11 +108,11 @@ def bytes_by_capacity(rows: Sequence[Mapping], *, ax: Axes | None = None) -> Axe
     _draw_by_capacity(curves, ax)
     ax.axhline(dense / size, color=BLACK, linestyle=":", linewidth=1, label="dense, no buffer")
     ax.set_ylim(0, None)
-    ax.set_ylabel(f"fetched from slow memory per token ({unit})")
-    ax.set_title("What has to be fetched")
+    ax.set_ylabel(f"fetched per token ({unit})")
+    ax.set_title("Bytes fetched from slow memory")
     legend_beside(ax)
     middle = _in_the_middle(curves, f" {unit}")
-    ax.set_label(f"Fetched per token against the buffer's capacity; dense {dense / size:.3g} {unit}, {middle}.")
+    ax.set_label(f"Bytes fetched per token against the buffer's capacity; dense {dense / size:.3g} {unit}, {middle}.")
     return ax
 
 
@@ -155,6 +155,6 @@ def gantt(intervals: Sequence[Interval | Mapping], *, ax: Axes | None = None) ->
     stall = sum(i.end - i.start for i in bars if i.kind == "stall") / (end - begin)
     ax.set_label(
         f"Timeline of {len(layers)} layers and {len(tokens)} tokens: {(end - begin) / size:.3g} {unit}, of which "
-        f"computing stands still for {100 * stall:.0f} %."
+        f"computing waits for {100 * stall:.0f} %."
     )
     return ax

@@ -1,4 +1,4 @@
-"""Figures of what is there before anything is cut: magnitudes of activations, natural sparsity.
+"""Figures of activations before anything is cut: their magnitudes, and natural sparsity.
 
 One function each, rows or arrays in, matplotlib Axes out (canvas.py says how).
 """

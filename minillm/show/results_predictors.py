@@ -1,4 +1,4 @@
-"""Figures of predictors: what one finds, what it costs, what has to be read, and whether patterns survive an edit.
+"""Figures of predictors: recall and precision, their cost, the bytes read, and patterns before and after an edit.
 
 One function each, rows in, matplotlib Axes out (canvas.py says how).
 """
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @drawn
 def cost_of_predictors(rows: Sequence[Mapping], dense: float | None = None, *, ax: Axes | None = None) -> Axes:
-    """Perplexity against bytes touched per token, a curve per predictor, a point per selected fraction.
+    """Perplexity against bytes read per token, a curve per predictor, a point per selected fraction.
 
     rows: dicts with predictor, fraction, bytes_per_token (FFN weights read plus the predictor's own tables) and
     perplexity. dense: the uncut model's perplexity, drawn as a line.
@@ -52,7 +52,7 @@ def cost_of_predictors(rows: Sequence[Mapping], dense: float | None = None, *, a
     if max(heights) > 3 * min(heights):
         log_perplexity(ax, heights)
     fractions = sorted({row["fraction"] for row in rows})
-    ax.set_xlabel(f"bytes touched per token, predictor included ({unit})")
+    ax.set_xlabel(f"bytes read per token, predictor included ({unit})")
     ax.set_ylabel("perplexity (per token)" + (", log scale" if ax.get_yscale() == "log" else ""))
     # Rounded: fractions are targets that are hit within half a percent.
     shares = list(dict.fromkeys(f"{100 * f:.0f}" for f in fractions))
@@ -61,8 +61,7 @@ def cost_of_predictors(rows: Sequence[Mapping], dense: float | None = None, *, a
     best = [min((row for row in rows if row["predictor"] == name), key=lambda row: row["perplexity"]) for name in names]
     ends = [f"{row['predictor']} {row['perplexity']:.2f}" for row in best]
     ax.set_label(
-        f"Perplexity against bytes touched per token for {len(names)} predictors; "
-        f"the best each reaches: {listed(ends)}."
+        f"Perplexity against bytes read per token for {len(names)} predictors; the best each reaches: {listed(ends)}."
     )
     return ax
 
@@ -82,9 +81,9 @@ def precision_recall(rows: Sequence[Mapping], *, ax: Axes | None = None) -> Axes
         ax.plot(*percent(points).T, label=name, **look)
     ax.set_xlim(0, 103)
     ax.set_ylim(0, 103)
-    ax.set_xlabel("recall: of the active neurons, selected (%)")
-    ax.set_ylabel("precision: of the selected, active (%)")
-    ax.set_title("What a predictor finds, and how much of it is right")
+    ax.set_xlabel("recall: share of the active neurons selected (%)")
+    ax.set_ylabel("precision: share of the selected neurons active (%)")
+    ax.set_title("Precision and recall of predictors")
     legend_beside(ax)
     best = [max((row for row in rows if row["predictor"] == name), key=lambda row: row["recall"]) for name in names]
     ends = [f"{row['predictor']} {100 * row['recall']:.0f} and {100 * row['precision']:.0f}" for row in best]
@@ -115,7 +114,7 @@ def bytes_read(sizes: Mapping[str, float], what: str = "FFN weights read per tok
     ax.grid(False, axis="x")
     ax.set_xlabel("how the FFNs are run")
     ax.set_ylabel(f"{what} ({unit})")
-    ax.set_title("What has to be read")
+    ax.set_title("Weights read")
     ends = [f"{name} {value / size:.3g}" for name, value in sizes.items()]
     ax.set_label(f"Bars, {what} in {unit}: {listed(ends)}.")
     return ax

@@ -122,7 +122,7 @@ def threshold_range(model: Llama, text: str) -> tuple[float, float]:
 
 
 def threshold_slider(model: Llama, text: str, layer: int = 0, new_tokens: int = 24) -> None:
-    """A slider for the threshold: mask, output error and continuation are drawn anew when it is released.
+    """A slider for the threshold: mask, output error and continuation are updated when it is released.
 
     Without ipywidgets or IPython: one view, at the slider's middle.
     """

@@ -47,7 +47,7 @@ def figures():
 FIGURES = figures()
 
 
-UNITS = ("(token)", "(index)", "(most often active first)", "(no unit)", "(share of values, to its own height)", "(%)")
+UNITS = ("(token)", "(index)", "(most often active first)", "(no unit)", "(share of values, own scale)", "(%)")
 
 
 @functools.cache

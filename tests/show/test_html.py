@@ -73,3 +73,12 @@ def test_another_ending_and_a_missing_matplotlib_are_said_in_a_sentence(monkeypa
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(MinillmError, match="figures need matplotlib: pip install"):
         markup.check_page("report.html")
+
+
+def test_style_and_a_template_for_every_section_come_with_the_package():
+    names = {path.stem for path in (markup.HERE / "templates").glob("*.html")}
+    sections = set("model protocol distributions natural costs predictors patterns buffer words".split())
+    assert names == sections | {"page", "weights"}
+    page = markup.whole_page("t", "", [])
+    assert (markup.HERE / "style.css").read_text(encoding="utf-8") in page and page.endswith("</html>\n")
+    assert not markup.template("model").template.endswith("\n")

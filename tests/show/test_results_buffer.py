@@ -114,7 +114,9 @@ def test_bars_of_a_timeline_lie_where_its_intervals_do():
     assert bars == expected
     as_rows = gantt([interval._asdict() for interval in found])
     assert canvas.alt_text(as_rows) == canvas.alt_text(gantt(found))
-    assert "4 layers and 2 tokens: 26 ms" in canvas.alt_text(as_rows) and "still for 46 %" in canvas.alt_text(as_rows)
+    assert "4 layers and 2 tokens: 26 ms" in canvas.alt_text(as_rows) and "computing waits for 46 %" in canvas.alt_text(
+        as_rows
+    )
     assert [label.get_text() for label in as_rows.get_yticklabels()] == ["0", "1", "2", "head"]
 
 

@@ -91,6 +91,14 @@ def test_a_policy_looks_the_same_whichever_others_are_beside_it():
     assert all(looks[0][policy] == looks[1][policy] for policy in ("mid", "topp"))
 
 
+def test_a_method_that_is_no_policy_is_drawn_with_a_look_of_its_own():
+    rows = sweep_rows(policies=("wanda", "mid", "magnitude"))
+    lines = {line.get_label(): line for line in cost_of_cuts(rows).lines}
+    assert {"wanda", "mid", "magnitude"} <= set(lines)
+    looks = {(lines[name].get_color(), lines[name].get_marker()) for name in ("wanda", "mid", "magnitude")}
+    assert len(looks) == 3
+
+
 def test_what_is_published_is_marked_and_ours_is_relative_to_our_own_dense_model():
     ax = beside_the_paper(sweep_rows("ours", "tensor", ("dhar",), (0.5, 0.3), 2.0))
     lines = {line.get_label(): line for line in ax.lines}
