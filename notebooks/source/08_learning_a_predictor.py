@@ -532,4 +532,5 @@ if CHECKPOINT:
 # 1412.6980, algorithm 1. Cosine schedule: arXiv 1608.03983, equation 5. A predictor across the whole network:
 # ShadowLLM, arXiv 2406.16635.
 #
-# **Source.** `minillm/optim.py`, `minillm/predictors/learned.py`, `train.py`, `cutoffs.py`, `minillm/study/prediction.py`.
+# **Source.** `minillm/optim.py`, `minillm/predictors/learned.py`, `train.py`, `cutoffs.py`,
+# `minillm/study/prediction.py`.
