@@ -415,7 +415,7 @@ for i in range(H):
     rows.append({"silent head": str(i), "probability": softmax(changed["logits"][-1])[best]})
 print(f"probability that {model.tokenizer.decode([best])!r} comes next")
 print(text_table(rows, keys_as_headings({"silent head": "", "probability": ".1%"})))
-assert len({row["probability"] for row in rows}) == H + 1  # every head says something
+assert len({row["probability"] for row in rows}) == H + 1  # every head has an effect
 
 # %% [markdown]
 # ## SwiGLU: a sum over neurons
@@ -448,7 +448,7 @@ loud = np.abs(mid) * np.linalg.norm(layer.down_proj, axis=0)  # the length of wh
 order = np.argsort(-loud)
 rows = [{"neuron": j, "gate_pre": gate_pre[j], "gate": gate[j], "up": up[j], "mid": mid[j], "adds": loud[j]}
         for j in [*order[:5], *order[-2:]]]  # fmt: skip
-print(f"neurons for {tokens[t]!r}: the five loudest and the two most silent")
+print(f"neurons for {tokens[t]!r}: the five that add most and the two that add least")
 columns = {"neuron": "d"} | dict.fromkeys(("gate_pre", "gate", "up", "mid", "adds"), ".3f")
 print(text_table(rows, keys_as_headings(columns)))
 

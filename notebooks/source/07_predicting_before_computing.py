@@ -489,5 +489,5 @@ if CHECKPOINT:
 # 2411.12692. The same neurons as at the token before: LLM in a Flash, arXiv 2312.11514, section 3. Hot neurons:
 # PowerInfer, arXiv 2312.12456. Rounding that takes the inputs into account: GPTQ, arXiv 2210.17323.
 #
-# **Source.** `minillm/predictors/protocol.py`, `select.py`, `oracle.py`, `baselines.py`, `quantise.py`, `copies.py`,
-# `minillm/study/prediction.py`.
+# **Source.** `minillm/predictors/protocol.py`, `select.py`, `oracle.py`, `baselines.py`, `quantise.py`, `sign.py`,
+# `copies.py`, `minillm/study/prediction.py`.

@@ -214,7 +214,7 @@ for name, answer in guess.items():
     recall = (answer & y_held).sum() / y_held.sum()
     rows.append({"answer": name, "accuracy": (answer == y_held).mean(), "recall": recall})
 print(text_table(rows, keys_as_headings({"answer": "", "accuracy": ".0%", "recall": ".0%"})))
-assert rows[0]["accuracy"] > 0.6 and rows[0]["recall"] == 0  # accurate, and good for nothing
+assert rows[0]["accuracy"] > 0.6 and rows[0]["recall"] == 0  # accurate, but useless
 
 # %% [markdown]
 # *Accuracy* rewards saying no. The loss has the same problem. So the package gives "no" a smaller weight, about the
@@ -336,7 +336,7 @@ by_token = np.random.default_rng(0).random(len(xs)) < 0.25
 by_document = split_by_document(numbers, 0.25)
 for how, away in (("by token", by_token), ("by document", by_document)):
     start = first_guess(xs, ys, D, np.random.default_rng(0))
-    parts = [(xs[part], ys[part], None) for part in (~away, away)]  # to train on, and to stop by
+    parts = [(xs[part], ys[part], None) for part in (~away, away)]  # for training, and for early stopping
     p = train_layer(start, *parts, Schedule(20), np.random.default_rng(0))
     judged = {"the same tokens": (xs[by_token & by_document], ys[by_token & by_document]),
               "fresh documents": (x_fresh, y_fresh)}  # fmt: skip
@@ -532,4 +532,5 @@ if CHECKPOINT:
 # 1412.6980, algorithm 1. Cosine schedule: arXiv 1608.03983, equation 5. A predictor across the whole network:
 # ShadowLLM, arXiv 2406.16635.
 #
-# **Source.** `minillm/optim.py`, `minillm/predictors/learned.py`, `cutoffs.py`, `minillm/study/prediction.py`.
+# **Source.** `minillm/optim.py`, `minillm/predictors/learned.py`, `train.py`, `cutoffs.py`,
+# `minillm/study/prediction.py`.
