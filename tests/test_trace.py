@@ -12,7 +12,7 @@ from passes import IDS, cut, traced
 from minillm import trace as trace_module
 from minillm.errors import MinillmError, TraceError
 from minillm.steps import step_names
-from minillm.trace import Trace, compare, no_tap, save_arrays, scoped
+from minillm.trace import Trace, chained, compare, no_tap, save_arrays, scoped
 
 # ---- the tap ---------------------------------------------------------------------------------------------------------
 
@@ -22,6 +22,12 @@ def test_scoped_puts_the_prefix_before_the_name_and_leaves_no_tap_alone():
     scoped(scoped(lambda name, value: seen.append(name), "blocks.3"), "mlp")("gate", None)
     assert seen == ["blocks.3.mlp.gate"]
     assert scoped(no_tap, "blocks.3") is no_tap and no_tap("gate", seen) is seen
+
+
+def test_chained_taps_see_what_the_one_before_returned():
+    seen = []
+    tap = chained(lambda name, value: value + 1, lambda name, value: seen.append((name, value)) or value * 10)
+    assert tap("gate", 1) == 20 and seen == [("gate", 2)] and chained()("gate", 3) == 3
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
