@@ -119,7 +119,7 @@ def boxes_of(name: str | None) -> tuple[str, ...]:
     if name in PARTS:
         return PARTS[name]
     inside = re.sub(r"^blocks\.(\d+|\*)\.", "", name)
-    inside = re.sub(r"^mlp\.mask_\w+$", "mlp.mask", inside)  # of which there are several
+    inside = re.sub(r"^mlp\.(mask_\w+|reads)$", "mlp.mask", inside)  # all masks, and what they make the layer read
     boxes = tuple(box for box in BOXES if box == inside or box.startswith(inside + "."))
     if not boxes:
         known = ", ".join([*PARTS, *BOXES])
