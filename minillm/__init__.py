@@ -1,14 +1,18 @@
 """minillm: activation sparsity in large language models, in pure NumPy, every step open to inspection.
 
-The chapters, in reading order:
+The chapters, in reading order (6, training, is not written yet):
 
-    trace           the thread: the tap, and the names of all intermediates
-    loading         1. from files to arrays: config.json, safetensors, embedded models, the hub's cache, the tokenizer
-    transformer     2. from arrays to text: ops, rope, attention, ffn, model, generation, evaluation
+    steps, trace    the names of all intermediates, and the tap that gives them out; tables: rows as text and files
+    loading         1. from files to arrays: config.json, safetensors, the tokenizer, embedded models, the hub's cache
+    transformer     2. from arrays to text: ops, rope, attention, ffn, blocks, model, generation, texts, evaluation
     sparsity        3. cutting: what "50 % sparse" means, policies, masked and gathered FFNs, calibration
-    predictors      4. predicting: which neurons a token will need: oracle, baselines, shadows, look-ahead, learned
+    predictors      4. predicting: which neurons a token will need: oracle, baselines, copies, look-ahead, learned
     prefetch        5. fetching: bundles on disk, a small buffer of neurons, simulated and real reading
-    study           6. studying: sweeps, tables, figures, the report, benchmarks; grading and notebooks
+    methods         7. related methods: each gives a variant of a model, to be compared with thresholds
+    study           8. studying: experiments that give rows: sweeps, predictors compared, buffers, disks, the report
+    bench           speed, measured in turns
+    show            drawing: figures, the map, web pages
+    course          the course's tools: checks of exercises, grading, notebooks
     cli             the command line
 
     import minillm
@@ -20,11 +24,19 @@ The chapters, in reading order:
     print(minillm.perplexity(model, minillm.embedded_text("test"), ffn=minillm.sparse_ffn(model, thresholds)))
 """
 
+from __future__ import annotations
+
 from importlib import import_module
+
+TYPE_CHECKING = False  # true for type checkers, which know this name; importing typing would slow every start
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from .transformer.model import Llama
 
 __version__ = "0.1.0"
 
-# Each public name and the chapter it is defined in. They are imported when first used, so that `import minillm`
+# Each public name and the module that defines it. They are imported when first used, so that `import minillm`
 # costs nothing and the command line can set the number of BLAS threads before NumPy starts.
 _PUBLIC = {
     "MinillmError": "errors",
@@ -46,7 +58,7 @@ _PUBLIC = {
 __all__ = ["load", *_PUBLIC]
 
 
-def load(source, dtype="float32"):
+def load(source: str | Path, dtype: str | type = "float32") -> Llama:
     """Load a model: "default" (embedded), a Hugging Face folder, or "org/name[@revision]" already in the hub's cache.
 
     An embedded name wins over a folder of that name in the current directory, which is "./default" (or a Path).
@@ -59,11 +71,11 @@ def load(source, dtype="float32"):
     return Llama.from_folder(resolve(source), dtype)
 
 
-def __getattr__(name):
+def __getattr__(name: str):
     if name in _PUBLIC:
         return getattr(import_module(f".{_PUBLIC[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return sorted([*globals(), *_PUBLIC])

@@ -1,10 +1,10 @@
-"""Everything that minillm refuses, it refuses with one of these, in one sentence.
+"""The errors of minillm. Each message is one sentence.
 
-A sentence names where (file and field), what was found and what was expected. All of them are
-ValueErrors, so that a caller who knows nothing of minillm can still catch them.
+It names the place (file and field), what was found there and what was expected. All of them are ValueErrors, so a
+caller can catch them without knowing minillm.
 
-The two helpers at the end are for files: what the system refuses becomes such a sentence, too, and a file is written
-whole or not at all.
+The two helpers at the end are for files: an error of the operating system becomes such a sentence, too, and a file is
+written whole or not at all.
 """
 
 import os
@@ -57,10 +57,10 @@ def file_errors(path: str | Path, done: str, error: type[MinillmError]) -> Itera
 
 @contextmanager
 def whole_file(path: str | Path, error: type[MinillmError]) -> Iterator[Path]:
-    """Give a path beside ``path`` to write to; after the block, what was written there takes the name ``path``.
+    """Give a temporary path beside ``path`` to write to; after the block, the file there is renamed to ``path``.
 
-    So nobody ever reads half a file, and a file of that name stays as it was when the block fails. An OSError becomes
-    ``error``.
+    So nobody ever reads half a file, and when the block fails, an older file ``path`` stays as it was. An OSError
+    becomes ``error``.
     """
     path = Path(path)
     beside = path.parent / f".{path.name}.{os.getpid()}.partial"

@@ -1,4 +1,4 @@
-"""Gradient descent, as much of it as a predictor needs: Adam, and how its step size changes over time.
+"""Gradient descent for the predictors: Adam, and a schedule for its step size.
 
     m = b1 m + (1 - b1) g          v = b2 v + (1 - b2) g^2
     p = p - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps) - lr decay p
@@ -14,7 +14,7 @@ import numpy as np
 
 
 class Adam:
-    """Adam's two averages for named arrays; ``step`` changes those arrays in place, which is what it is for.
+    """Adam's two averages for named arrays; ``step`` changes those arrays in place.
 
     parameters {name: array}. lr, betas, eps, decay: the symbols of the module's docstring.
     """
@@ -28,7 +28,7 @@ class Adam:
         self.v = {name: np.zeros_like(p) for name, p in parameters.items()}
 
     def step(self, gradients: dict[str, np.ndarray], scale: float = 1.0) -> None:
-        """One step downhill; gradients {name: array like the parameter}, scale: what a schedule makes of lr now."""
+        """One step; gradients {name: array like the parameter}, scale: the factor of lr that a schedule gives."""
         self.t += 1
         (b1, b2), lr = self.betas, self.lr * scale
         for name, p in self.parameters.items():
@@ -39,7 +39,9 @@ class Adam:
 
 
 def cosine(step: int, steps: int, warmup: int = 0, least: float = 0.0) -> float:
-    """The share of lr at a step of ``steps``: up in a line over ``warmup`` steps, then half a cosine down to ``least``.
+    """The factor of lr at one of ``steps`` steps: a linear rise over ``warmup`` steps, then half a cosine.
+
+        least + (1 - least) (1 + cos(pi t)) / 2        t = (step - warmup) / (steps - warmup), at most 1
 
     (Loshchilov and Hutter 2016, arXiv 1608.03983, eq. 5.)
     """

@@ -1,4 +1,19 @@
-"""TODO."""
+"""The names of all intermediates, in execution order, with the equation and the source line of each.
+
+    embed                                            ids looked up in the embedding
+    blocks.{i}.resid_pre                             the stream before block i
+    blocks.{i}.attn.norm | q | k | v | rot_q | rot_k | scores | pattern | z | out
+    blocks.{i}.resid_mid                             the stream between attention and the feed-forward network
+    blocks.{i}.mlp.norm | gate_pre | gate | up | mid | out
+    blocks.{i}.resid_post                            the stream behind block i
+    final_norm, logits
+
+All values are those before a cut. A sparse feed-forward network adds its masks (``mlp.mask``: True where the neuron is
+kept), what it read (``mlp.reads``) and the values after the cut (``mlp.mid_cut``).
+
+``STEPS`` is the table of all steps, ``step_names`` lists those of a dense pass, ``place`` takes a name apart, and
+``explain`` prints one row with the line of source that computes it. trace.py records the values.
+"""
 
 import re
 from collections.abc import Iterable
@@ -10,7 +25,10 @@ from .errors import TraceError
 
 
 class StepInfo(NamedTuple):
-    """What a step is: its dimensions' letters, its equation, Hugging Face's name, and the function that taps it."""
+    """What a step is.
+
+    dims: the letters of its dimensions ("T D"). source: the function that taps it, as "module:function".
+    """
 
     dims: str
     equation: str
@@ -18,7 +36,7 @@ class StepInfo(NamedTuple):
     source: str
 
 
-# One row per intermediate, in execution order: name, then the fields of StepInfo. "*" is the layer's number.
+# One row per intermediate, in execution order: name, then the fields of StepInfo. "*" stands for the layer's number.
 # T new positions, S attended positions, D hidden, F intermediate, H query heads, K key/value heads, d head size.
 _HIDDEN, _ATTENTION = "transformer.model:Llama.hidden", "transformer.attention:attention"
 _ATTEND = "transformer.attention:attend"
@@ -106,7 +124,7 @@ def _near_misses(name: str, names: Iterable[str]) -> str:
 
 
 def explain(name: str) -> str:
-    """Equation, dimensions, Hugging Face's name and source line of one step; TraceError for a name that is none."""
+    """Equation, dimensions, Hugging Face's name and source line of one step; TraceError for an unknown name."""
     info = step_info(name)
     if info is None:
         raise TraceError(f"{name!r} is no step{_near_misses(name, STEPS)}")
@@ -120,8 +138,9 @@ def explain(name: str) -> str:
         target = getattr(target, part)
     lines, start = inspect.getsourcelines(target)
     inside = re.sub(r"^blocks\.[^.]+\.", "", name)  # the block itself taps "mlp.norm", the parts of it only "out"
-    taps = tuple(f'tap("{said}"' for said in (inside, inside.rsplit(".", 1)[-1]))
-    hits = (f"{file}:{start + i}  {line.strip()}" for i, line in enumerate(lines) if any(tap in line for tap in taps))
+    either = "|".join(re.escape(tapped) for tapped in (inside, inside.rsplit(".", 1)[-1]))
+    tap = re.compile(rf'tap\w*\("(?:{either})"')  # tap("mid", ...), and tap_mask("mask_up", ...)
+    hits = (f"{file}:{start + i}  {line.strip()}" for i, line in enumerate(lines) if tap.search(line))
     where = next(hits, f"{file}:{start}")
     return (
         f"{name}\n  equation      {info.equation}\n  dimensions    {info.dims}\n"

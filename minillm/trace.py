@@ -1,4 +1,4 @@
-"""The thread through the book: every intermediate of a forward pass has a name, and can be looked at.
+"""Every intermediate of a forward pass has a name, and can be recorded or changed.
 
 The model's source says, at each intermediate,
 
@@ -86,9 +86,9 @@ def chained(*taps: Tap) -> Tap:
 class Trace(Mapping):
     """An ordered mapping from step names to read-only copies of what one forward pass computed.
 
-    keep: a pattern or several, in the manner of file names ("blocks.*.mlp.*"); "*" keeps every step.
-    edits: {pattern: fn}; fn(value) gives the value that the model goes on with (and that is kept).
-    budget: the most bytes that it keeps; more is refused, since a long text makes large arrays.
+    keep: one or more patterns, written as for file names ("blocks.*.mlp.*"); "*" keeps every step.
+    edits: {pattern: fn}; fn(value) returns the value that the model goes on with, which is also the one that is kept.
+    budget: the largest number of bytes to keep; more is refused, because a long text makes large arrays.
 
     Raises TraceError for a pattern that matched nothing, an edit that never fired or that changed shape or
     dtype, an unknown key, the same step twice (one Trace is one pass), and a full budget.
@@ -126,9 +126,9 @@ class Trace(Mapping):
             self._unused.difference_update(kept)
             self.nbytes += value.nbytes
             if self.nbytes > self.budget:
-                found = f"keeping {name} would take the trace to {self.nbytes:,} bytes, more than its budget of"
+                excess = f"keeping {name} would take the trace to {self.nbytes:,} bytes, more than its budget of"
                 hint = 'narrow keep= (for example "blocks.0.mlp.*"), shorten the text, or raise budget='
-                raise TraceError(f"{found} {self.budget:,}; {hint}")
+                raise TraceError(f"{excess} {self.budget:,}; {hint}")
             copy = np.array(value)
             copy.flags.writeable = False
             self._values[name] = copy
@@ -173,7 +173,7 @@ class Trace(Mapping):
             print(f"{name:<28}{dims:<8}{str(value.shape):<18}{mean:>12.4g}{largest:>12.4g}{zeros:>9.1%}")
 
     def explain(self, name: str) -> str:
-        """Say what a step is: equation, dimensions, Hugging Face's name, and the source line that taps it."""
+        """The equation of a step, its dimensions, Hugging Face's name, and the source line that taps it."""
         return explain(name)
 
     def save(self, path: str | Path) -> None:

@@ -69,9 +69,9 @@ def checkpoint_tensors(folder: str | Path) -> dict[str, TensorInfo]:
             raise CheckpointError(f"{folder / shard}: lacks tensor {show(name)}, which {INDEX} places there")
     metadata = fields.get("metadata")
     total = metadata.get("total_size") if isinstance(metadata, dict) else None
-    found = sum(info.nbytes for info in tensors.values())
-    if total is not None and total != found:  # only a note beside the data: real files have counted it differently
-        warnings.warn(f"{index}: total_size is {show(total)}, but the shards hold {found} bytes", stacklevel=2)
+    nbytes = sum(info.nbytes for info in tensors.values())
+    if total is not None and total != nbytes:  # a warning only: published files have counted it in other ways
+        warnings.warn(f"{index}: total_size is {show(total)}, but the shards hold {nbytes} bytes", stacklevel=2)
     return tensors
 
 
@@ -98,8 +98,8 @@ def load_weights(folder: str | Path, config: ModelConfig, dtype: DTypeLike = np.
     if missing := [name for name in expected if name not in found]:
         raise CheckpointError(f"{folder}: the weights lack {len(missing)} tensor(s) of config.json, first {missing[0]}")
     if extra := [name for name in found if name not in expected]:
-        more = f"the weights hold {len(extra)} tensor(s) without a place in config.json"
-        raise CheckpointError(f"{folder}: {more}, first {show(extra[0])}")
+        unknown = f"the weights hold {len(extra)} tensor(s) that config.json does not describe"
+        raise CheckpointError(f"{folder}: {unknown}, first {show(extra[0])}")
     for name, info in [*found.items(), *([(EMBEDDING, twin)] if twin else [])]:
         if info.shape != expected[name]:
             shapes = f"shape is {list(info.shape)}, expected {list(expected[name])}"

@@ -1,12 +1,12 @@
-"""config.json: the sizes and switches of a model, checked once, so that no later line has to ask again.
+"""config.json: the sizes and switches of a model, checked once, when they are read.
 
 A Hugging Face model folder says what it is in `config.json`. Two generations are in use, and both are read:
 
     transformers 4:  "rope_theta": 1e4, "rope_scaling": {"type" | "rope_type": ...} | null, "torch_dtype"
     transformers 5:  "rope_parameters": {"rope_theta": 1e4, "rope_type": ...}, "dtype", "layer_types": [...]
 
-Where a field is absent we take the default of the family's class in transformers 5 (configuration_*.py), as that
-is what the authors of a file without it relied on. The five sizes of the weights have no default here.
+Where a field is absent we take the default of the family's class in transformers 5 (configuration_*.py): the authors
+of a file without that field relied on it. The five sizes of the weights have no default here.
 
 Differs from transformers: what this package does not implement (another family, another RoPE scaling or
 activation, quantised weights), and what cannot be (True where a number belongs, heads that do not divide, a key

@@ -1,11 +1,11 @@
-"""What comes with the package: the embedded models and two texts, at hand without a network.
+"""The embedded models and two texts: they come with the package and need no network.
 
     default                            a small Llama, trained by this project
-    default-silu, -relu, -relu2, ...   its smaller twins, alike but for the activation
-    texts "calibration" and "test"     no document in both, so one finds thresholds and the other scores them
+    default-silu, -relu, -relu2, ...   smaller ones, which differ in the activation only
+    texts "calibration" and "test"     without a common document: one to find thresholds, the other to score them
 
-An embedded name means the same model wherever it is said: it wins over a folder of that name in the current
-directory. Such a folder is "./default", or a Path, which always means a folder.
+An embedded name always means the embedded model, also where the current directory has a folder of that name. Such a
+folder is "./default", or a Path, which always means a folder.
 
 (No NumPy here: the command line asks for a model's folder before BLAS is loaded. And no `importlib.resources`, which
 would lengthen every start to find the same folder.)
@@ -24,7 +24,7 @@ def embedded_models() -> list[str]:
 
 
 def embedded_model(source: object) -> Path | None:
-    """The folder of an embedded model; None for whatever is not exactly the name of one."""
+    """The folder of an embedded model; None where ``source`` is not exactly the name of one."""
     return DATA / source if isinstance(source, str) and source in embedded_models() else None
 
 

@@ -1,7 +1,7 @@
 """org/name[@revision] -> a local folder, through huggingface_hub and its cache.
 
-Two steps, kept apart: ``download`` uses the network, ``resolve`` never does. A model is therefore loaded only after
-somebody asked for it by name, and a run without a network behaves as one with it.
+Two steps, kept apart: ``download`` uses the network, ``resolve`` never does. So nothing is downloaded by a command
+that only loads a model, and a run without a network behaves as one with it.
 
 Of a repository only the configuration, the tokenizer and safetensors files are fetched: never pickled weights, never
 code. minillm reads no environment variables, but huggingface_hub does: HF_ENDPOINT (another hub), HF_HOME (where the
@@ -61,9 +61,9 @@ def resolve(source: str | Path) -> Path:
 def download(repo: str, revision: str | None = None, *, progress: bool = True) -> Path:
     """Fetch "org/name[@revision]" into the hub's cache and return its folder, whose name is the commit.
 
-    What the cache holds already is not fetched again, so a broken download is resumed by repeating it; without a
+    Files that the cache already holds are not fetched again: to resume a broken download, repeat it. Without a
     network, a complete copy in the cache is returned. progress: bars on stderr.
-    Raises CheckpointError, in one sentence, whatever goes wrong.
+    Raises CheckpointError, in one sentence, for every failure.
     """
     name = _NAME.fullmatch(repo)
     if not name or (revision and name["revision"]):
@@ -94,7 +94,7 @@ def download(repo: str, revision: str | None = None, *, progress: bool = True) -
 
 
 def _weight_files(folder: Path) -> list[str]:
-    """The files that hold the weights, by bare name; whatever else an index may list, checkpoint_tensors refuses."""
+    """The files that hold the weights, by bare name; checkpoint_tensors refuses all other names of an index."""
     if not (folder / INDEX).exists():
         return [SINGLE]
     listed = read_json(folder / INDEX, CheckpointError).get("weight_map")
@@ -103,7 +103,7 @@ def _weight_files(folder: Path) -> list[str]:
 
 
 def _reason(problem: Exception, revision: str | None) -> str:
-    """One clause for what huggingface_hub raised; a subclass stands before its base."""
+    """A short reason for an error of huggingface_hub. (In the list, a subclass stands before its base.)"""
     from huggingface_hub import errors
 
     for kind, reason in (

@@ -1,12 +1,12 @@
 """tokenizer.json: from text to token ids and back, and printing while the ids still arrive.
 
-The work is done by the `tokenizers` package (Hugging Face), imported only when a tokenizer is first asked for.
-Here stands what that package lets pass: a file whose ids do not fit the model or that loses characters without a
-word, special tokens smuggled in as text, and half characters on the screen.
+The work is done by the `tokenizers` package (Hugging Face), imported only when a tokenizer is first asked for. This
+module refuses what that package lets pass: ids that do not fit the model, files that lose characters silently, and
+special tokens hidden in a text. It also keeps half characters off the screen.
 
-A token need not be a whole character: an emoji may be four tokens of one byte each. Until the last of them has
-come, its text is U+FFFD, the replacement character. So a stream decodes the tokens since the last whole character
-once more with every new one, and prints only what no later token can change:
+A token need not be a whole character: an emoji may be four tokens of one byte each. Before the last of them has
+arrived, their text is U+FFFD, the replacement character. So with each new token, a stream decodes again all tokens
+since the last whole character, and prints only what no later token can change:
 
     pushes + flush  =  decode(prompt + new)[len(decode(prompt)):]        for any ids that spell valid text
 """
@@ -89,7 +89,7 @@ class Tokenizer:
             return self._raw.encode(text, add_special_tokens=False)
 
     def encode_with_bytes(self, text: str) -> tuple[list[int], list[int]]:
-        """The ids of a text without BOS, and how many of its UTF-8 bytes each stands for; the counts add up exactly.
+        """The ids of a text without BOS, and the number of its UTF-8 bytes that each stands for; they add up exactly.
 
         Where several tokens spell one character, the first of them is given all of its bytes.
         """

@@ -1,1 +1,1 @@
-"""2. From arrays to text: one Llama, every intermediate named."""
+"""2. From arrays to text: a language model whose every intermediate has a name."""

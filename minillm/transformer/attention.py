@@ -1,6 +1,6 @@
 """Causal self-attention with grouped queries, and the cache that makes generation cheap.
 
-Each new position t asks all positions s <= t (Vaswani et al. 2017, arXiv 1706.03762, eq. 1):
+Each new position t attends to all positions s <= t (Vaswani et al. 2017, arXiv 1706.03762, eq. 1):
 
     z_t = sum_s softmax_s(q_t . k_s / sqrt(d)) v_s
 
@@ -23,10 +23,10 @@ from .rope import rope_table, rotate_halves
 
 
 class KVCache:
-    """Keys and values of the positions seen so far, in memory set aside once.
+    """Keys and values of the positions seen so far, in memory that is allocated once.
 
     keys, values: per layer (K, capacity, d); ``length`` positions are filled. cos, sin: the rotary table.
-    ``capacity`` is how long the whole text may become. It also decides which of longrope's two lists of
+    ``capacity`` is the largest length of the whole text. It also decides which of longrope's two lists of
     factors is used, so that a text gives the same numbers in one pass, in chunks, or token by token.
     Differs from transformers: there a longrope text changes lists (and recomputes its cache) while it grows
     past the original length; here the planned length decides from the start.
@@ -74,7 +74,7 @@ class KVCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes set aside for keys and values: 2 L K capacity d times the size of a number."""
+        """Bytes allocated for keys and values: 2 L K capacity d times the size of a number."""
         return self.keys.nbytes + self.values.nbytes
 
 

@@ -1,5 +1,6 @@
 """Real runs from a bundle folder: the same text as in memory, every byte counted, cold where the system allows it."""
 
+import os
 import sys
 import time
 

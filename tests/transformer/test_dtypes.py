@@ -87,14 +87,16 @@ def watched_cache(dense: Llama, capacity: int) -> KVCache:
 
 
 def tap_dtypes(dense: Llama, ids, ffn=swiglu) -> dict[str, set]:
-    """What dtypes the steps have, masks apart, in one pass and in chunks with a cache."""
+    """The dtypes of the steps in one pass and in chunks with a cache; masks and the account of reads apart."""
     found = {}
 
     def note(name, value):
-        if "mask" not in name:
-            found.setdefault(value.dtype.name, set()).add(name)
-        else:
+        if "mask" in name:
             assert value.dtype == bool
+        elif name.endswith(".reads"):
+            assert value.dtype == np.float64
+        else:
+            found.setdefault(value.dtype.name, set()).add(name)
         return value
 
     dense.forward(ids, ffn=ffn, tap=note)
