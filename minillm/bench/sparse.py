@@ -222,7 +222,7 @@ def environment_line(result: dict[str, Any]) -> str:
     return "; ".join(f"{key} {value}" for key, value in result["environment"].items())
 
 
-def spread(row: dict[str, Any]) -> str:
+def speed_cell(row: dict[str, Any]) -> str:
     """The median speed-up of a row, and the middle half of its rounds."""
     return f"{row['speedup']:.2f} ({row['low']:.2f}-{row['high']:.2f})"
 
@@ -230,7 +230,7 @@ def spread(row: dict[str, Any]) -> str:
 def ffn_text(result: dict[str, Any]) -> str:
     """A result of ``bench_ffn`` as text: two tables, of the FFN alone and of the whole token."""
     dense, *others = result["rows"]
-    alone = _by_sparsity(others, lambda row: spread(row) + ("*" if row["chosen"] else ""))
+    alone = _by_sparsity(others, lambda row: speed_cell(row) + ("*" if row["chosen"] else ""))
     whole = _by_sparsity(others, lambda row: f"{row['whole_token']:.2f}")
     parts = [
         heading(result),
