@@ -45,7 +45,7 @@ from ..study.disk import drop_page_cache, every_neuron
 from ..tables import Columns, text_table
 from ..transformer.layer import Layer
 from .shapes import config_at, fields_of
-from .sparse import environment_line, heading, result_head, spread
+from .sparse import environment_line, heading, result_head, speed_cell
 from .turns import largest_cache, over, read_seconds, seconds_in_turns, speeds
 
 DISK_GROUPS, DISK_SPARSITIES, DISK_LAYERS = (32, 1), (0.5, 0.9), 4
@@ -219,7 +219,7 @@ def disk_text(result: dict[str, Any]) -> str:
         row
         | {
             "read": row["method"] if row["method"] == "everything" else f"{1 - row['sparsity']:.0%}",
-            "faster": spread(row),
+            "faster": speed_cell(row),
             "megabytes": row["bytes_per_token"] / 1e6,
             "disk_megabytes": None if row["disk_bytes"] is None else row["disk_bytes"] / 1e6,
         }

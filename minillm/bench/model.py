@@ -34,7 +34,7 @@ from .shapes import SHAPES, write_made_up_tokenizer, write_random_model
 from .turns import environment, in_turns, read_seconds, timed
 
 SCORED = 512  # ids of the text that `perplexity` scores
-PROMPT = [1]  # of one token, so that every pass decodes one new token
+ONE_TOKEN = [1]  # the prompt of `decode`: every pass then decodes one new token
 
 CHILD = r"""
 import sys, time
@@ -115,12 +115,12 @@ def bench(
         if what == "start":
             if source:  # an error of the model is then one sentence here, and no traceback of a child process
                 model = Llama.from_folder(folder)
-                next(generate(model, PROMPT, 1)), model.tokenizer
+                next(generate(model, ONE_TOKEN, 1)), model.tokenizer
             else:
                 write_made_up_tokenizer(folder, SHAPES[shape].vocabulary)
             return result | {"rows": _start(folder, rounds)}
         model = Llama.from_folder(folder)
-        count = min(SHAPES[shape].new_tokens, max(1, model.config.max_position_embeddings - len(PROMPT)))
+        count = min(SHAPES[shape].new_tokens, max(1, model.config.max_position_embeddings - len(ONE_TOKEN)))
         child = Child(folder, count, threads) if find_spec("torch") and find_spec("transformers") else None
         if child:
             result["environment"]["transformers"] = child.versions
@@ -138,11 +138,11 @@ def bench(
 def _decode(model: Llama, count: int, child: Child | None, rounds: int) -> list[dict[str, Any]]:
     """Seconds per token of ``count`` new ones."""
     turns = {
-        "minillm": lambda: timed(lambda: list(generate(model, PROMPT, count, stop_at_eos=False))) / count,
+        "minillm": lambda: timed(lambda: list(generate(model, ONE_TOKEN, count, stop_at_eos=False))) / count,
         "read probe": lambda: read_seconds(weights_per_token(model)),
     }
     if child:
-        turns["transformers"] = lambda: child.seconds("decode", PROMPT) / count
+        turns["transformers"] = lambda: child.seconds("decode", ONE_TOKEN) / count
     return in_turns(turns, rounds, "token")
 
 

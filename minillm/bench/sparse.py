@@ -61,16 +61,16 @@ def bench_ffn(
     cache = largest_cache() if cache is None else cache
     copies = max(2, -(-TURN // nbytes))
     check_memory(copies * nbytes + 2 * cache)
-    watch = Stopwatch(threads, cache, copies)
+    clock = ColdClock(threads, cache, copies)
     layers = RandomLayers.of(config, copies, rng)
     rows: list[dict[str, Any]] = [{"method": "dense", "group": 1, "sparsity": 0.0, "touched": 1.0}]
     rows += sparse_rows((config.intermediate_size, config.hidden_size), sparsities, groups)
-    turns = {str(n): partial(watch.seconds, partial(layers.calls, row, rng)) for n, row in enumerate(rows)}
+    turns = {str(n): partial(clock.seconds, partial(layers.calls, row, rng)) for n, row in enumerate(rows)}
     for row, measured in zip(rows, in_turns(turns, rounds, "layer"), strict=True):
         row |= {"milliseconds": measured["milliseconds"], **speeds(measured)}
         row["whole_token"] = whole_token(row["speedup"], ffn_share(config))
     result = result_head("ffn", config, rounds, threads) | {"layers": copies, "cache": cache}
-    result |= {"clock": watch.name, "own_time": float(watch.spent[0] / watch.spent[1]), "rows": rows}
+    result |= {"clock": clock.name, "own_time": float(clock.spent[0] / clock.spent[1]), "rows": rows}
     return result | {"kernels": for_kernels(rows, nbytes)}
 
 
@@ -92,7 +92,7 @@ def sparse_rows(shape: tuple[int, int], sparsities: Sequence[float], groups: Seq
     return rows
 
 
-class Stopwatch:
+class ColdClock:
     """The time of turns, cold in cache; spent (2,): all seconds so far, by the processor's clock and by the wall's."""
 
     def __init__(self, threads: int, cache: int, layers: int):
@@ -222,7 +222,7 @@ def environment_line(result: dict[str, Any]) -> str:
     return "; ".join(f"{key} {value}" for key, value in result["environment"].items())
 
 
-def spread(row: dict[str, Any]) -> str:
+def speed_cell(row: dict[str, Any]) -> str:
     """The median speed-up of a row, and the middle half of its rounds."""
     return f"{row['speedup']:.2f} ({row['low']:.2f}-{row['high']:.2f})"
 
@@ -230,7 +230,7 @@ def spread(row: dict[str, Any]) -> str:
 def ffn_text(result: dict[str, Any]) -> str:
     """A result of ``bench_ffn`` as text: two tables, of the FFN alone and of the whole token."""
     dense, *others = result["rows"]
-    alone = _by_sparsity(others, lambda row: spread(row) + ("*" if row["chosen"] else ""))
+    alone = _by_sparsity(others, lambda row: speed_cell(row) + ("*" if row["chosen"] else ""))
     whole = _by_sparsity(others, lambda row: f"{row['whole_token']:.2f}")
     parts = [
         heading(result),

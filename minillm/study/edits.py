@@ -39,7 +39,7 @@ from .variants import SIMILARITIES, Pair
 SCOPES = ("prefix", "after", "changed", "unchanged", "aligned", "window")
 
 # Table II as published, Llama-3-8B, first layer: (which texts, at which similarities, lowest rate, highest rate).
-PUBLISHED = (
+TABLE_TWO = (
     ("9 of the 12 texts", (95, 90, 85, 80, 75, 70), 1.0, 1.0),
     ("texts 2 and 8", (95, 90, 85, 80, 75, 70), 0.5773, 0.5773),
     ("text 4", (95,), 1.0, 1.0),
@@ -176,7 +176,7 @@ def published(measured: Measured) -> list[dict[str, Any]]:
     rows = []
     for percent in SIMILARITIES:
         row: dict[str, Any] = {"similarity": f"{percent} %"}
-        for name, low, high in [(n, low, high) for n, at, low, high in PUBLISHED if percent in at]:
+        for name, low, high in [(n, low, high) for n, at, low, high in TABLE_TWO if percent in at]:
             row[name] = f"{low:.2%}" if low == high else f"{low:.2%} .. {high:.2%}"
         row |= {"two 50 % masks": 0.5, "whole text at chance": (1 + percent / 100) / 2}
         for scope in ("prefix", "after"):

@@ -47,7 +47,7 @@ def test_a_result_says_what_was_measured_and_under_what(no_torch, what, unit):
 def test_a_models_own_folder_is_measured_and_a_short_context_respected(no_torch, tmp_path):
     folder = tiny.folder(tmp_path / "short", max_position_embeddings=16)
     result = bench.bench("decode", source=folder, rounds=1)
-    assert result["model"] == "short" and result["new_tokens"] + len(bench.PROMPT) <= 16
+    assert result["model"] == "short" and result["new_tokens"] + len(bench.ONE_TOKEN) <= 16
     assert bench.bench("perplexity", source=folder, rounds=1)["rows"][0]["per"] == "text"
 
 
