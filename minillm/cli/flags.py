@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -86,8 +87,9 @@ def names(word: str) -> list[str]:
 # ---- parents ---------------------------------------------------------------------------------------------------------
 
 
+@cache
 def flag(*words: str, **options: Any) -> argparse.ArgumentParser:
-    """A parent with one flag: the arguments of ``add_argument``."""
+    """A parent with one flag: the arguments of ``add_argument``. Made once; several commands can share it."""
     parent = argparse.ArgumentParser(add_help=False)
     parent.add_argument(*words, **options)
     return parent
@@ -120,6 +122,7 @@ def seed(about: str = "of the random numbers (default: 0)") -> argparse.Argument
     return flag("--seed", "-s", type=whole, default=0, help=about)
 
 
+@cache
 def sampling() -> argparse.ArgumentParser:
     """How the next token is chosen."""
     parent = argparse.ArgumentParser(add_help=False, parents=[length()])
@@ -130,6 +133,7 @@ def sampling() -> argparse.ArgumentParser:
     return argparse.ArgumentParser(add_help=False, parents=[parent, seed()])
 
 
+@cache
 def cutting() -> argparse.ArgumentParser:
     """Of every command that can run a cut model: which neurons are computed, and how."""
     parent = argparse.ArgumentParser(add_help=False)
@@ -154,7 +158,7 @@ def by() -> argparse.ArgumentParser:
 def method() -> argparse.ArgumentParser:
     """--method: what changes the weights, beside the policies; the names are in methods/base.py."""
     about = "comma-separated: methods that remove weights, such as wanda or magnitude (METHODS in methods/base.py)"
-    return flag("--method", type=names, metavar="NAMES", default=[], help=about)
+    return flag("--method", type=names, metavar="NAMES", default=(), help=about)
 
 
 def protocol() -> argparse.ArgumentParser:
@@ -184,6 +188,7 @@ def threads(about: str) -> argparse.ArgumentParser:
     return flag("--threads", type=positive, help=about)
 
 
+@cache
 def running() -> argparse.ArgumentParser:
     """Of every command that runs a model: in which precision, on how many cores."""
     dtype = flag(
