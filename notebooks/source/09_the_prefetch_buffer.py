@@ -52,7 +52,7 @@ trace = np.zeros((4, 1, 8), bool)  # (tokens, layers, neurons)
 for t, neurons in enumerate(needs):
     trace[t, 0, neurons] = True
 
-buffer = PrefetchBuffer(layers=1, neurons=8, capacity=3, keeper="lru")
+buffer = PrefetchBuffer(layers=1, neurons=8, capacity=3, eviction="lru")
 buffer.follow(trace)
 while (event := buffer.step()) is not None and event.token < 2:  # two tokens, and one event more
     kept = np.flatnonzero(buffer.held[0]).tolist()
@@ -327,7 +327,7 @@ show(bytes_by_capacity(replayed))
 
 # %%
 quarter = {row["keeper"]: row for row in replayed if row["capacity"] == 96}
-columns = {"keeper": ("keeper", ""), "hit_rate": ("hit rate", ".3f"), "random": ("random", ".3f"),
+columns = {"keeper": ("eviction", ""), "hit_rate": ("hit rate", ".3f"), "random": ("random", ".3f"),
            "bytes_per_token": ("bytes per token", ",.0f")}  # fmt: skip
 print("a buffer of a quarter of the neurons")
 print(text_table(list(quarter.values()), columns))
@@ -503,8 +503,8 @@ shuffled = needed[rng.permutation(tokens)]
 rows = []
 for name in ("lru", "lfu", "window-2", "window-8"):
     rates = [traffic_of(x, kept_history(x, 96, name)).hit_rate for x in (needed, shuffled)]
-    rows.append({"keeper": name, "as written": rates[0], "shuffled": rates[1]})
-print(text_table(rows, keys_as_headings({"keeper": "", "as written": ".3f", "shuffled": ".3f"})))
+    rows.append({"eviction policy": name, "as written": rates[0], "shuffled": rates[1]})
+print(text_table(rows, keys_as_headings({"eviction policy": "", "as written": ".3f", "shuffled": ".3f"})))
 
 # %% [markdown]
 # ## Your own checkpoint
