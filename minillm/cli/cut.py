@@ -110,7 +110,8 @@ def command_sweep(a: argparse.Namespace) -> int:
         model = f"{row['model']} " if len(models) > 1 else ""
         say(f"{model}{row['policy']}{target}: perplexity {row['perplexity']:.3f}")
 
-    plan = (models, calibration, test, a.policy, a.sparsity, a.by, a.protocol, a.context)
+    policies = [name for name in a.policy if name]  # --policy '': methods alone
+    plan = (models, calibration, test, policies, a.sparsity, a.by, a.protocol, a.context)
     rows = sweep(*plan, methods=a.method, output=a.output, jobs=a.jobs, on_row=report)
     rng = np.random.default_rng(a.seed)
     several = len(rows[0]["document_nll"]) > 1  # documents, of which an interval needs more than one
@@ -134,7 +135,7 @@ def print_sweep(rows: list[dict], compared: list[dict], a: argparse.Namespace, n
     if not compared:
         return
     print("\n" + text_table(compared, first | COMPARISON_COLUMNS))
-    equal = "neuron sparsity" if a.by == "neuron" else "weight reads"
+    equal = "neuron sparsity" if compared[0]["by"] == "neuron" else "weight reads"
     about = (
         f"log ratio: ln of the perplexity over that of {a.baseline} at equal {equal} (share, baseline share: measured "
         f"on this text); low, high: 95 % paired bootstrap interval over {len(rows[0]['document_nll'])} documents, "

@@ -5,7 +5,7 @@ The words are those of templates/costs.html.
 
 from __future__ import annotations
 
-from ..study.costs import HALF, POLICIES, TARGETS
+from ..study.costs import HALF, POLICIES, TARGETS, WEIGHT_TARGETS
 from ..study.summary import NEW_TOKENS, Study
 from .html import beside, commands, figure, table, template, terms, text
 from .page_shared import command, definition, joined, protocol, under
@@ -64,5 +64,6 @@ def weights_part(s: Study) -> str:
     if not rows:
         return ""
     about = "Target, achieved: the share of weights that are removed. Read: each matrix dense, or with a bitmap of its "
-    about += "zeros, whichever is smaller."
+    about += "zeros, whichever is smaller; a weight counts as 16 bits. Definitions, at one target: "
+    about += "; ".join(row["spec"] for row in rows if row["target"] == WEIGHT_TARGETS[1]) + "."
     return template("weights").substitute(rows=table(rows, COST_COLUMNS, "Cost of removed weights", about, "target"))

@@ -84,5 +84,9 @@ def test_a_sweep_scores_methods_that_remove_weights_beside_the_policies(run):
         ("mid", "tensor"), ("magnitude", "weights"), ("wanda", "weights")
     ]  # fmt: skip
     assert rows[:2] == json.loads(run(*sweep, "--json")[1])["rows"]
+    alone = ("--policy", "", "--method", "magnitude,wanda", "--baseline", "magnitude", "--by", "neuron", "--json")
+    found = json.loads(run(*sweep, *alone)[1])
+    assert {row["policy"] for row in found["rows"]} == {"dense", "magnitude", "wanda"}
+    assert {(row["policy"], row["by"]) for row in found["comparison"]} <= {("wanda", "weights")}
     status, out, err = run(*sweep, "--method", "nothing")
     assert (status, out) == (1, "") and "method 'nothing' is unknown, expected one of magnitude" in one_sentence(err)

@@ -38,3 +38,4 @@ def test_methods_that_remove_weights_have_a_table_of_their_own():
     assert len(rows) == 1 + 2 * len(WEIGHT_TARGETS) and "At equal shares of removed weights" in part
     assert [line[0] for line in shown(part, "Cost of removed weights")] == [row["policy"] for row in rows]
     assert "30%" in part and f"{rows[1]['perplexity']:.3f}" in part
+    assert "|W_ij| ||x_j||, the smallest of each row go; weights removed, target 0.500, achieved" in part
