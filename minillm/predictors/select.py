@@ -21,9 +21,9 @@ from ..sparsity.selected import SelectedFFN, mid_mask
 from ..sparsity.sparse import SparseFFN, policy_ffn
 from ..sparsity.thresholds import Thresholds
 from ..trace import Tap, no_tap
+from ..transformer.ffn import mid_of
 from ..transformer.layer import Layer
 from ..transformer.model import Llama
-from ..transformer.ops import linear
 from .protocol import Predictor, check_fits
 
 
@@ -97,9 +97,7 @@ class Predicted:
                 raise MinillmError(
                     f"the predictor {predictor.name} must see the truth, expected thresholds of policy mid"
                 )
-            gate = layer.act(linear(x, layer.gate_proj, layer.gate_bias))  # (T, F)
-            mid = gate * linear(x, layer.up_proj, layer.up_bias)  # (T, F)
-            truth = mid_mask(mid, self.thresholds, layer.index)  # (T, F)
+            truth = mid_mask(mid_of(x, layer), self.thresholds, layer.index)  # (T, F)
         scores = tap("scores", scores_of(predictor, x, layer, position, truth))  # (T, F)
         assert predictor.cutoffs is not None
         return above(scores, predictor.cutoffs[layer.index])

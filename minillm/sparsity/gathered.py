@@ -16,8 +16,8 @@ import numpy as np
 from ..trace import Tap, no_tap
 from ..transformer.layer import Layer
 from ..transformer.ops import linear
-from .masked import both, first_reads, where_any
-from .policies import AFTER_BOTH, AFTER_GATE, AFTER_UP, OF_GATE_INPUT, OF_UP_INPUT, Norms, Policy
+from .masked import first_reads, tap_cuts
+from .policies import AFTER_BOTH, AFTER_GATE, AFTER_UP, OF_GATE_INPUT, OF_UP_INPUT, Cut, Norms, Policy, all_of
 from .spec import tap_reads
 
 
@@ -26,34 +26,40 @@ def at_rows(array: np.ndarray | None, rows: np.ndarray) -> np.ndarray | None:
     return None if array is None else array[rows]
 
 
-def rows_of(
-    x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, rows: np.ndarray | None, columns: np.ndarray | None
-) -> np.ndarray:
-    """The products of each token with the rows and from the columns that are True; 0 where a row is not.
+def rows_of(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, rows: np.ndarray) -> np.ndarray:
+    """The products of each token with the rows that are True, 0 for the others.
 
-    x (T, D), weight (F, D), rows (T, F) or None for all, columns (T, D) or None for all  ->  (T, F).
+    x (T, D), weight (F, D), rows (T, F)  ->  (T, F).
     """
     out = np.zeros((len(x), len(weight)), x.dtype)
-    if columns is not None:
-        for t in range(len(x)):
-            kept = np.flatnonzero(columns[t])
-            out[t] = linear(x[t, kept], weight[:, kept], bias)
-        return out
-    if rows is None:
-        return linear(x, weight, bias)
     for t in range(len(x)):
-        kept = np.flatnonzero(rows[t])
+        kept = np.flatnonzero(rows[t])  # (|J|,)
         out[t, kept] = linear(x[t], weight[kept], at_rows(bias, kept))
     return out
 
 
-def columns_of(mid: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, mask: np.ndarray) -> np.ndarray:
-    """The output from the columns of W_down that are kept.  mid, mask (T, F), weight (D, F)  ->  (T, D)."""
-    out = np.empty((len(mid), len(weight)), mid.dtype)
-    for t in range(len(mid)):
-        kept = np.flatnonzero(mask[t])  # (|J'|,)
-        out[t] = linear(mid[t, kept], weight[:, kept], bias)
+def columns_of(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, columns: np.ndarray) -> np.ndarray:
+    """The products of each token with all rows, from the columns that are True alone.
+
+    x, columns (T, n), weight (m, n)  ->  (T, m). W_down: n = F, m = D. W_gate and W_up: n = D, m = F.
+    """
+    out = np.empty((len(x), len(weight)), x.dtype)
+    for t in range(len(x)):
+        kept = np.flatnonzero(columns[t])  # (|J'|,)
+        out[t] = linear(x[t, kept], weight[:, kept], bias)
     return out
+
+
+def needed_of(
+    x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, rows: np.ndarray | None, columns: np.ndarray | None
+) -> np.ndarray:
+    """The products of each token from some columns, or with some rows, or (both None) from the whole matrix.
+
+    x (T, D), weight (F, D), rows (T, F), columns (T, D)  ->  (T, F). No policy selects rows and columns of one matrix.
+    """
+    if columns is not None:
+        return columns_of(x, weight, bias, columns)
+    return linear(x, weight, bias) if rows is None else rows_of(x, weight, bias, rows)
 
 
 def gathered_swiglu(
@@ -65,39 +71,30 @@ def gathered_swiglu(
     x (T, D), thresholds {tensor: number} of this layer  ->  y (T, D). Taps what is computed in full, the masks,
     mid_cut and out. An edit of the mask can cut more, not less: what was not read is 0 in mid_cut.
     """
-    norms, tap_mask = policy.norms(layer) if norms is None else norms, where_any(tap)
+    cut, tap_mask = Cut(policy, thresholds, policy.norms(layer) if norms is None else norms), tap_cuts(tap)
+    mask_in_gate = tap_mask("mask_in_gate", cut.keep(OF_GATE_INPUT, x, x))  # (T, D)
+    mask_in_up = tap_mask("mask_in_up", cut.keep(OF_UP_INPUT, x))  # (T, D)
 
-    def keep(tensors: tuple[str, ...], *values: np.ndarray) -> np.ndarray | None:
-        return both([policy.kept(t, v, thresholds, norms) for t, v in zip(tensors, values, strict=True)])
-
-    mask_in_gate = tap_mask("mask_in_gate", keep(OF_GATE_INPUT, x, x))  # (T, D)
-    mask_in_up = tap_mask("mask_in_up", keep(OF_UP_INPUT, x))  # (T, D)
-
-    def gate_rows(rows: np.ndarray | None) -> np.ndarray:
-        return rows_of(x, layer.gate_proj, layer.gate_bias, rows, mask_in_gate)
-
-    def up_rows(rows: np.ndarray | None) -> np.ndarray:
-        return rows_of(x, layer.up_proj, layer.up_bias, rows, mask_in_up)
-
-    cut = [t for t in policy.tensors if t in thresholds]
-    if "up" in cut and not set(cut) & set(AFTER_GATE):  # up first
-        up = tap("up", up_rows(None))  # (T, F)
-        mask = mask_up = tap_mask("mask_up", keep(AFTER_UP, up))  # (T, F)
+    tensors = {t for t in policy.tensors if t in thresholds}
+    if tensors.intersection(AFTER_UP) and not tensors.intersection(AFTER_GATE):  # up first
+        up = tap("up", needed_of(x, layer.up_proj, layer.up_bias, None, mask_in_up))  # (T, F)
+        mask = mask_up = tap_mask("mask_up", cut.keep(AFTER_UP, up))  # (T, F)
         mask_gate = None
-        gate = layer.act(gate_rows(mask))  # (T, F), right where the mask is True
+        # From here on, values are right where the mask is True, and their products are 0 elsewhere.
+        gate = layer.act(needed_of(x, layer.gate_proj, layer.gate_bias, mask, mask_in_gate))  # (T, F)
     else:
-        gate_pre = tap("gate_pre", gate_rows(None))  # (T, F)
+        gate_pre = tap("gate_pre", needed_of(x, layer.gate_proj, layer.gate_bias, None, mask_in_gate))  # (T, F)
         gate = tap("gate", layer.act(gate_pre))  # (T, F)
-        mask = mask_gate = tap_mask("mask_gate", keep(AFTER_GATE, gate_pre, gate))  # (T, F)
+        mask = mask_gate = tap_mask("mask_gate", cut.keep(AFTER_GATE, gate_pre, gate))  # (T, F)
         mask_up = None
-        up = up_rows(mask)  # (T, F), right where the mask is True
-        mask = both([mask, keep(AFTER_UP, up)])  # not shown: up is known only where the gate was kept
+        up = needed_of(x, layer.up_proj, layer.up_bias, mask, mask_in_up)  # (T, F), right where the mask is True
+        mask = all_of(mask, cut.keep(AFTER_UP, up))  # not shown: up is known only where the gate was kept
     mid = gate * up  # (T, F)
-    mask = both([mask, keep(AFTER_BOTH, mid, mid)])
+    mask = all_of(mask, cut.keep(AFTER_BOTH, mid, mid))
     mask = tap("mask", np.ones(mid.shape, bool) if mask is None else mask)  # (T, F)
     tap_reads(tap, *first_reads(mask_in_gate, mask_in_up, mask_gate, mask_up), mask)
     mid_cut = tap("mid_cut", np.where(mask, mid, 0))  # (T, F)
 
     out = tap("out", columns_of(mid_cut, layer.down_proj, layer.down_bias, mask))  # (T, D)
-    mask_out = tap_mask("mask_out", keep(("out",), out))  # (T, D)
+    mask_out = tap_mask("mask_out", cut.keep(("out",), out))  # (T, D)
     return out if mask_out is None else np.where(mask_out, out, 0)

@@ -16,9 +16,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..errors import MinillmError
 from ..trace import Tap, no_tap
+from ..transformer.ffn import mid_of
 from ..transformer.layer import Layer
-from ..transformer.ops import linear
 from .policies import largest
 
 PROMPT = 64  # tokens
@@ -27,7 +28,8 @@ PROMPT = 64  # tokens
 class Griffin:
     """A Selector: all neurons for the first PROMPT tokens of a text, and for the rest the neurons that they chose.
 
-    shares: per layer, the share of neurons that go. It holds the state of one text, which position 0 begins afresh.
+    shares: per layer, the share of neurons that are left out. It holds the state of one text; position 0 starts a new
+    text, with fresh state. Calling it with the middle of a text whose start it has not seen raises MinillmError.
     """
 
     name = "griffin"
@@ -35,24 +37,26 @@ class Griffin:
 
     def __init__(self, shares: Sequence[float], calibrated_on: frozenset[str] = frozenset()):
         self.shares, self.calibrated_on = shares, calibrated_on
-        self._square: dict[int, np.ndarray] = {}  # layer -> s_j^2 so far (F,)
+        self._squares: dict[int, np.ndarray] = {}  # layer -> s_j^2 so far (F,)
+        self._chosen: dict[int, np.ndarray] = {}  # layer -> True at the neurons of J so far (F,)
 
     def __call__(self, x: np.ndarray, layer: Layer, position: int = 0, tap: Tap = no_tap) -> np.ndarray:
         """x (T, D)  ->  mask (T, F)."""
         if position == 0:
-            self._square[layer.index] = np.zeros(len(layer.gate_proj))
-        first = min(max(PROMPT - position, 0), len(x))  # rows of the prompt among these
-        prompt = x[:first]
-        gate = layer.act(linear(prompt, layer.gate_proj, layer.gate_bias))  # (first, F)
-        mid = gate * linear(prompt, layer.up_proj, layer.up_bias)  # (first, F)
+            self._squares[layer.index] = np.zeros(len(layer.gate_proj))
+        elif layer.index not in self._squares:
+            raise MinillmError(f"griffin begins at position {position}, expected 0: the prompt chooses the neurons")
+        prompt = min(max(PROMPT - position, 0), len(x))  # rows of x that belong to the prompt
+        if prompt:
+            self._choose(layer.index, mid_of(x[:prompt], layer))
         mask = np.ones((len(x), len(layer.gate_proj)), bool)  # (T, F)
-        mask[first:] = self._chosen(layer.index, mid)
+        mask[prompt:] = self._chosen[layer.index]
         return mask
 
-    def _chosen(self, index: int, mid: np.ndarray) -> np.ndarray:
-        """Take in further mids of the prompt, (n, F) with n >= 0, and give the neurons that stay, (F,)."""
-        length = np.linalg.norm(mid, axis=1, keepdims=True)
-        rows = mid / np.where(length == 0, 1, length)
-        self._square[index] += np.square(rows, dtype=np.float64).sum(axis=0)
+    def _choose(self, index: int, mid: np.ndarray) -> None:
+        """Add further rows of the prompt, mid (n, F), and choose the neurons again."""
+        length = np.linalg.norm(mid, axis=1, keepdims=True)  # (n, 1)
+        rows = mid / np.where(length == 0, 1, length)  # (n, F)
+        self._squares[index] += np.square(rows, dtype=np.float64).sum(axis=0)
         count = rows.shape[1] - round(min(self.shares[index], 1) * rows.shape[1])
-        return largest(self._square[index], count)
+        self._chosen[index] = largest(self._squares[index], count)

@@ -18,19 +18,13 @@ import numpy as np
 from ..trace import Tap, no_tap
 from ..transformer.layer import Layer
 from ..transformer.ops import linear
-from .policies import AFTER_BOTH, AFTER_GATE, AFTER_UP, OF_GATE_INPUT, OF_UP_INPUT, Norms, Policy
+from .policies import AFTER_BOTH, AFTER_GATE, AFTER_UP, OF_GATE_INPUT, OF_UP_INPUT, Cut, Norms, Policy, all_of
 from .spec import tap_reads
 
 
-def both(masks: list[np.ndarray | None]) -> np.ndarray | None:
-    """The conjunction of the masks that there are; None when nothing is cut."""
-    found = [mask for mask in masks if mask is not None]
-    return np.logical_and.reduce(found) if found else None
-
-
-def where_any(tap: Tap) -> Callable[[str, np.ndarray | None], np.ndarray | None]:
-    """The same tap for a mask that may be None: None is handed back and not shown."""
-    return lambda name, value: None if value is None else tap(name, value)
+def tap_cuts(tap: Tap) -> Callable[[str, np.ndarray | None], np.ndarray | None]:
+    """The same tap for masks that may be None: None (nothing is cut) comes back without a call of the tap."""
+    return lambda name, mask: None if mask is None else tap(name, mask)
 
 
 class Decision(NamedTuple):
@@ -42,20 +36,15 @@ class Decision(NamedTuple):
     up_reads: np.ndarray | None
 
 
-def decide(
-    x: np.ndarray, layer: Layer, tap: Tap, policy: Policy, thresholds: dict[str, float], norms: Norms
-) -> Decision:
+def decide(x: np.ndarray, layer: Layer, tap: Tap, cut: Cut) -> Decision:
     """The neurons that a policy keeps, from the layer's gate and up in full (equations above, without the last line).
 
-    Taps every value and the masks of single tensors; ``mask`` itself is for the caller to tap.
+    x (T, D)  ->  mid and mask (T, F), and what is read first. Taps every value and the masks of single tensors;
+    ``mask`` itself is for the caller to tap.
     """
-    tap_mask = where_any(tap)
-
-    def keep(tensors: tuple[str, ...], *values: np.ndarray) -> np.ndarray | None:
-        return both([policy.kept(t, v, thresholds, norms) for t, v in zip(tensors, values, strict=True)])
-
-    mask_in_gate = tap_mask("mask_in_gate", keep(OF_GATE_INPUT, x, x))  # (T, D)
-    mask_in_up = tap_mask("mask_in_up", keep(OF_UP_INPUT, x))  # (T, D)
+    tap_mask = tap_cuts(tap)
+    mask_in_gate = tap_mask("mask_in_gate", cut.keep(OF_GATE_INPUT, x, x))  # (T, D)
+    mask_in_up = tap_mask("mask_in_up", cut.keep(OF_UP_INPUT, x))  # (T, D)
     x_gate = x if mask_in_gate is None else np.where(mask_in_gate, x, 0)  # (T, D)
     x_up = x if mask_in_up is None else np.where(mask_in_up, x, 0)  # (T, D)
 
@@ -64,9 +53,9 @@ def decide(
     up = tap("up", linear(x_up, layer.up_proj, layer.up_bias))  # (T, F)
     mid = tap("mid", gate * up)  # (T, F)
 
-    mask_gate = tap_mask("mask_gate", keep(AFTER_GATE, gate_pre, gate))  # (T, F)
-    mask_up = tap_mask("mask_up", keep(AFTER_UP, up))  # (T, F)
-    mask = both([mask_gate, mask_up, keep(AFTER_BOTH, mid, mid)])
+    mask_gate = tap_mask("mask_gate", cut.keep(AFTER_GATE, gate_pre, gate))  # (T, F)
+    mask_up = tap_mask("mask_up", cut.keep(AFTER_UP, up))  # (T, F)
+    mask = all_of(mask_gate, mask_up, cut.keep(AFTER_BOTH, mid, mid))
     mask = np.ones(mid.shape, bool) if mask is None else mask  # (T, F)
     return Decision(mid, mask, *first_reads(mask_in_gate, mask_in_up, mask_gate, mask_up))
 
@@ -77,7 +66,7 @@ def first_reads(
 ) -> tuple[np.ndarray | None, np.ndarray | None]:  # fmt: skip
     """By which masks a policy reads gate and up: columns by their inputs; else what is computed first is read in full,
     and decides which rows of the other are read."""
-    if mask_in_gate is not None:
+    if mask_in_gate is not None or mask_in_up is not None:
         return mask_in_gate, mask_in_up
     return (None if mask_gate is not None else mask_up), mask_gate
 
@@ -91,13 +80,12 @@ def masked_swiglu(
     x (T, D), thresholds {tensor: number} of this layer  ->  y (T, D). Taps the values before the cut. norms: what
     ``policy.norms(layer)`` gives, where it is at hand.
     """
-    norms = policy.norms(layer) if norms is None else norms
-    mid, mask, gate_reads, up_reads = decide(x, layer, tap, policy, thresholds, norms)
+    cut, tap_mask = Cut(policy, thresholds, policy.norms(layer) if norms is None else norms), tap_cuts(tap)
+    mid, mask, gate_reads, up_reads = decide(x, layer, tap, cut)
     mask = tap("mask", mask)  # (T, F)
     tap_reads(tap, gate_reads, up_reads, mask)
     mid_cut = tap("mid_cut", np.where(mask, mid, 0))  # (T, F)
+
     out = tap("out", linear(mid_cut, layer.down_proj, layer.down_bias))  # (T, D)
-    mask_out = policy.kept("out", out, thresholds, norms)  # (T, D)
-    if mask_out is None:
-        return out
-    return np.where(tap("mask_out", mask_out), out, 0)
+    mask_out = tap_mask("mask_out", cut.keep(("out",), out))  # (T, D)
+    return out if mask_out is None else np.where(mask_out, out, 0)

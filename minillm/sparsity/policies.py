@@ -109,6 +109,25 @@ class Policy:
         return ~(size < threshold) if self.comparison == ">=" else ~(size <= threshold)
 
 
+class Cut(NamedTuple):
+    """A policy at work in one layer: the layer's thresholds and the column norms that the policy needs."""
+
+    policy: Policy
+    thresholds: dict[str, float]
+    norms: Norms
+
+    def keep(self, tensors: Sequence[str], *values: np.ndarray) -> np.ndarray | None:
+        """True where the values of all these tensors stay; None where none of the tensors is cut."""
+        pairs = zip(tensors, values, strict=True)
+        return all_of(*(self.policy.kept(t, v, self.thresholds, self.norms) for t, v in pairs))
+
+
+def all_of(*masks: np.ndarray | None) -> np.ndarray | None:
+    """True where every mask is True. A mask of None cuts nothing; None when all of them are None."""
+    cuts = [mask for mask in masks if mask is not None]
+    return np.logical_and.reduce(cuts) if cuts else None
+
+
 def largest(size: np.ndarray, count: int) -> np.ndarray:
     """True at the ``count`` largest entries of each row; of equal ones, the first.  (..., n) -> bool (..., n)."""
     order = np.argsort(-size, axis=-1, kind="stable")[..., :count]

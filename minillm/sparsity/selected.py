@@ -110,18 +110,18 @@ class SelectedFFN:
     def _gathered(self, x: np.ndarray, layer: Layer, selected: np.ndarray, tap: Tap) -> np.ndarray:
         mask = tap("mask", selected)  # (T, F)
         tap_selected_reads(tap, self.select, mask)
-        gate = layer.act(rows_of(x, layer.gate_proj, layer.gate_bias, mask, None))  # (T, F), right where selected
-        mid = gate * rows_of(x, layer.up_proj, layer.up_bias, mask, None)  # (T, F)
+        gate = layer.act(rows_of(x, layer.gate_proj, layer.gate_bias, mask))  # (T, F), right where selected
+        mid = gate * rows_of(x, layer.up_proj, layer.up_bias, mask)  # (T, F)
         mid_cut = tap("mid_cut", np.where(mask, mid, 0))  # (T, F)
         return tap("out", columns_of(mid_cut, layer.down_proj, layer.down_bias, mask))  # (T, D)
 
 
-# ---- two Selectors that look at nothing ------------------------------------------------------------------------------
+# ---- two Selectors that do not look at x ------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
 class Recorded:
-    """A Selector that repeats what was recorded: masks (L, T, F) bool, of the positions 0 .. T - 1 of the same text."""
+    """A Selector that repeats what was recorded: masks (L, T, F) bool, for the positions 0 .. T - 1 of the same text."""
 
     masks: np.ndarray
     name: str = "recorded"
@@ -129,8 +129,11 @@ class Recorded:
     reads: frozenset[str] = NOTHING_READ
 
     def __call__(self, x: np.ndarray, layer: Layer, position: int = 0, tap: Tap = no_tap) -> np.ndarray:
-        """x (T, D), of which only T matters  ->  mask (T, F)."""
-        return self.masks[layer.index, position : position + len(x)]
+        """x (T, D), of which only T matters  ->  mask (T, F). Raises MinillmError past the end of the recording."""
+        end, recorded = position + len(x), self.masks.shape[1]
+        if end > recorded:
+            raise MinillmError(f"the text has position {end - 1}, the recorded masks end at position {recorded - 1}")
+        return self.masks[layer.index, position:end]
 
 
 @dataclass(frozen=True, eq=False)

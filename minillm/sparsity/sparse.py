@@ -20,7 +20,7 @@ from ..transformer.model import Llama
 from .gathered import gathered_swiglu
 from .griffin import Griffin
 from .masked import decide, masked_swiglu
-from .policies import Norms, Policy, policy_named
+from .policies import Cut, Norms, Policy, policy_named
 from .selected import NOTHING_READ, SelectedFFN, check_form
 from .thresholds import Thresholds
 
@@ -73,7 +73,7 @@ class PolicyOracle:
     def __call__(self, x: np.ndarray, layer: Layer, position: int = 0, tap: Tap = no_tap) -> np.ndarray:
         """x (T, D)  ->  mask (T, F). Taps nothing: what it computes is not the model's."""
         thresholds, norms = self.thresholds.layers[layer.index], self.norms[layer.index]
-        return decide(x, layer, no_tap, self.policy, thresholds, norms).mask
+        return decide(x, layer, no_tap, Cut(self.policy, thresholds, norms)).mask
 
 
 def _norms(model: Llama, policy: Policy) -> tuple[Norms, ...]:

@@ -69,3 +69,9 @@ def swiglu(x: np.ndarray, layer: Layer, position: int = 0, tap: Tap = no_tap) ->
     up = tap("up", linear(x, layer.up_proj, layer.up_bias))  # (T, F)
     mid = tap("mid", gate * up)  # (T, F)
     return tap("out", linear(mid, layer.down_proj, layer.down_bias))  # (T, D)
+
+
+def mid_of(x: np.ndarray, layer: Layer) -> np.ndarray:
+    """The coefficient of every neuron, act(x W_gate^T) * (x W_up^T), where nothing is tapped.  x (T, D)  ->  (T, F)."""
+    gate = layer.act(linear(x, layer.gate_proj, layer.gate_bias))  # (T, F)
+    return gate * linear(x, layer.up_proj, layer.up_bias)  # (T, F)

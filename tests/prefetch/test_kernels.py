@@ -38,8 +38,8 @@ def plain(x, layer, neurons):
     """The gathered form of the chapter on cutting: rows and columns of a mask."""
     mask = np.zeros((1, F), bool)
     mask[0, neurons] = True
-    gate = layer.act(rows_of(x[None], layer.gate_proj, layer.gate_bias, mask, None))
-    up = rows_of(x[None], layer.up_proj, layer.up_bias, mask, None)
+    gate = layer.act(rows_of(x[None], layer.gate_proj, layer.gate_bias, mask))
+    up = rows_of(x[None], layer.up_proj, layer.up_bias, mask)
     return columns_of(gate * up, layer.down_proj, layer.down_bias, mask)[0]
 
 
