@@ -26,14 +26,14 @@ ORDER = """
     training/
     methods/base methods/
     study/describe study/bootstrap study/score study/sweep study/prediction study/variants study/overlap study/edits
-    study/natural study/distributions study/buffers study/blocks study/disk study/costs study/summary
+    study/natural study/distributions study/buffers study/blocks study/passes study/disk study/costs study/summary
     bench/turns bench/shapes bench/model bench/sparse bench/disk
     show/canvas show/labels show/primer show/map show/explain_values show/explain_passes show/results_distributions
     show/results_cuts show/results_predictors show/results_buffer show/svg show/html show/page_shared show/page_model
     show/page_costs show/page_predictors show/page_buffer show/page show/display show/stepper
     course/differences course/check course/mistakes course/assignment course/block course/child course/notebook
-    cli/flags cli/shared cli/demo cli/model cli/cut cli/predict cli/disk cli/prefetch cli/study cli/course cli/bench
-    cli/main
+    cli/flags cli/shared cli/demo cli/model cli/cut cli/predict cli/disk cli/simulate cli/prefetch cli/study
+    cli/course cli/bench cli/main
     __main__
 """.split()
 HEAVY = {"torch", "transformers"}

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
     from ..predictors.protocol import Predictor
     from ..prefetch.bundle import Bundle
-    from ..study.disk import DiskPlan, Reading
+    from ..study.disk import DiskPlan
+    from ..study.passes import Reading, Result
     from ..transformer.model import Llama
 
 REAL_TOKENS = 200  # scored by `prefetch real`, one at a time and once per row
@@ -143,7 +144,7 @@ def load_real(a: argparse.Namespace) -> Loaded:
 
 def reading_of(a: argparse.Namespace, model: Llama) -> Reading:
     """The text of --text, to be scored, or else the prompt, to be continued."""
-    from ..study.disk import Reading, cut_after
+    from ..study.passes import Reading, cut_after
     from ..transformer.texts import Run, runs
 
     if a.text:
@@ -216,7 +217,7 @@ def real_rows(
     model, bundle = loaded.model, loaded.bundle
     rows, resident = [], None
 
-    def keep(row: dict[str, Any], result: disk.Result) -> None:
+    def keep(row: dict[str, Any], result: Result) -> None:
         if reading.new:
             row["text"] = model.tokenizer.decode(result.guesses[0]) if model.has_tokenizer else None
         rows.append(row)

@@ -1,20 +1,20 @@
-"""The command about a small fast memory for neurons: prefetch simulate, replay, table and blocks.
+"""The command about a small fast memory for neurons: prefetch replay, table and blocks, with the flags of all.
 
-``prefetch real`` runs from disk instead of simulating; it is in disk.py.
+``prefetch simulate`` is in simulate.py. ``prefetch real`` runs from disk instead of simulating; it is in disk.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import textwrap
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import MinillmError
 from . import flags
 from .disk import add_real_flags, prefetch_real
-from .shared import given_thresholds, load_model, new_tokens, prompt_ids, say, two_texts, wrapped, write_figure
+from .shared import given_thresholds, load_model, say, two_texts, wrapped, write_figure
+from .simulate import prefetch_simulate
 
 if TYPE_CHECKING:
     import numpy as np
@@ -108,48 +108,6 @@ def command_prefetch(a: argparse.Namespace) -> int:
     if a.what == "simulate":
         return prefetch_simulate(a, model, thresholds)
     return (prefetch_table if a.what == "table" else prefetch_replay)(a, model, thresholds, texts)
-
-
-# ---- simulate --------------------------------------------------------------------------------------------------------
-
-
-def prefetch_simulate(a: argparse.Namespace, model: Llama, thresholds: Thresholds) -> int:
-    """The events of a short generation, one line each, and what they cost on a device."""
-    from ..predictors.select import sparse_ffn
-    from ..prefetch.buffer import PrefetchBuffer
-    from ..prefetch.clock import simulate, work_of
-    from ..prefetch.record import Recorder
-    from ..prefetch.traffic import EVENT_COLUMNS, event_rows
-    from ..tables import text_table
-    from ..transformer.generation import generate
-    from ..transformer.model import shape_of
-
-    ffn = sparse_ffn(model, thresholds)
-    recorder, ids = Recorder.of(model), prompt_ids(model, a.prompt)
-    steps = list(generate(model, ids, new_tokens(a, model, ids, 2), ffn=ffn, tap=recorder))
-    layers, _, neurons = shape_of(model)
-    if a.keeper not in ("lru", "lfu") and not a.keeper.startswith("window-"):
-        raise MinillmError(f"keeper {a.keeper!r} needs a text to choose from, expected lru, lfu or window-K")
-    capacity = round((a.capacity or [0.5])[-1] * neurons)
-    buffer = PrefetchBuffer(layers, neurons, capacity, a.keeper)
-    buffer.follow(recorder.needed)
-    buffer.run()
-    traffic, rows = buffer.traffic(), event_rows(buffer.events)
-    timeline = simulate(traffic, a.device, work_of(model))
-    figures = traffic.figures(work_of(model).neuron_bytes) | timeline.figures()
-    if a.figure:
-        from ..show.results_buffer import gantt
-
-        write_figure(a.figure, gantt(timeline.of_token(len(recorder.needed) - 1)))
-    if a.json:
-        print(json.dumps({"events": rows, "figures": figures, "capacity": capacity, "keeper": a.keeper}))
-        return 0
-    shown = [row | {"neurons": textwrap.shorten(row["neurons"], 60, placeholder=" ...")} for row in rows]
-    print(text_table(shown, EVENT_COLUMNS))
-    text = a.prompt + "".join(step.text for step in steps)
-    print("\n" + wrapped(f"{len(recorder.needed)} tokens through {text!r}; {capacity} neurons per layer, {a.keeper}."))
-    print("\n".join(f"{key:<24}{value:,.6g}" for key, value in figures.items()))
-    return 0
 
 
 # ---- replay and table ------------------------------------------------------------------------------------------------
@@ -261,13 +219,9 @@ def prefetch_blocks(a: argparse.Namespace, model: Llama, texts: Texts) -> int:
     speeds = blocks.read_speeds(a.speed) if a.speed else None
     if not speeds:
         say("speed: the table in prefetch/kernels.py; --speed takes what `minillm bench ffn --json` measures here")
-    settings, sample = (
-        blocks.BlockSettings(a.groups or blocks.GROUPS, seed=a.seed),
-        Sample(texts.test, context=texts.context),
-    )
-    making = blocks.joint_rows(
-        model, texts.calibration, sample, speeds, settings, a.sparsity or blocks.SPARSITIES
-    )  # fmt: skip
+    settings = blocks.BlockSettings(a.groups or blocks.GROUPS, seed=a.seed)
+    sample, sparsities = Sample(texts.test, context=texts.context), a.sparsity or blocks.SPARSITIES
+    making = blocks.joint_rows(model, texts.calibration, sample, speeds, settings, sparsities)
     rows = kept(tqdm(making, desc="blocks", unit="row", leave=False, disable=None), a.output)
     if a.figure:
         points = blocks.cheaper_points(rows)

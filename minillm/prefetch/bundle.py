@@ -261,7 +261,7 @@ def resident_llama(bundle: Bundle, dtype: str | type = "float32") -> Llama:
     """The model without the FFN's matrices: what stays in memory while the bundles stay on disk.
 
     Embedding, attention, norms, head and all biases are there. The three matrices of each layer are empty (F, 0), so
-    that a FeedForward that wants them fails at once: give ``forward`` one that fetches (prefetch/reader.py).
+    that a FeedForward that wants them fails at once: give ``forward`` one that fetches (prefetch/fetched.py).
     Raises BundleError.
     """
     maps: dict[Path, np.ndarray] = {}

@@ -1,8 +1,8 @@
-"""Replay: record once which neurons each token needs, then try every buffer on the record without the model.
+"""Replay: every buffer tried on one record of which neurons each token needs, without the model.
 
-What a token needs does not depend on the buffer (as long as misses are waited for), so one pass of the model gives the
-trace A (T, L, N), and where a predictor takes part its guesses P (T, L, N), too. Each row then says what one eviction
-policy at one capacity C makes of it, and beside it, from the same contents at the start and without any guess,
+The record (record.py) is the trace A (T, L, N) and, where a predictor takes part, its guesses P (T, L, N). Each row
+says what one eviction policy at one capacity C makes of it, and beside it, from the same contents at the start and
+without any guess,
 
     lru       the rule that anybody would try first
     belady    the best that any rule could do (with bypass)
@@ -11,8 +11,8 @@ policy at one capacity C makes of it, and beside it, from the same contents at t
 Guesses change neither what is kept nor the hit rate (buffer.py): compare them in bytes per token and stall. A row with
 guesses never moves fewer bytes than belady.
 
-A frequent set is counted on another text than the one replayed: ``frequencies``. Texts follow each other as in one long
-session, and the buffer stays warm between them.
+The set of the policy hot is counted on another text than the one replayed (``frequencies`` in record.py). Texts follow
+each other as in one long session, and the buffer stays warm between them.
 """
 
 from __future__ import annotations

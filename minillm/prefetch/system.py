@@ -1,4 +1,15 @@
-"""TODO."""
+"""What the operating system knows about our reads: bytes counted, pages in its cache, and a limit of memory.
+
+A read that the system serves from its own cache takes microseconds, a read from the disk a hundred times that. So every
+time that is measured depends on where the bytes came from, and only the system knows:
+
+    system_reads()      bytes that this process was given, and bytes that came from a disk         /proc/self/io
+    cached_share()      share of a file's pages that lie in memory now: 0 is cold                  mincore(2)
+    limit_memory()      forbids this process more memory, so that "it need not fit" can be shown   RLIMIT_AS
+
+reader.py counts its own bytes; the two counts must agree. Where a system lacks a call, Unsupported says so (or the
+answer is None), and no time measured there is called a disk's.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,21 @@
-"""TODO."""
+"""What a buffer did, as events, as one request, and as counts: all that a clock or a table needs of it.
+
+Events, in the order in which one request makes them (A_t: needed, P_t: prefetched, R: kept; equations in buffer.py):
+
+    prefetch   ordered for this request, before it         P_t, without what is there already
+    request    what the layer needs                        A_t
+    hit        kept since an earlier token                 A_t & R_{t-1}
+    arrived    prefetched in time                          A_t & P_t, not kept
+    miss       fetched while the layer waits               the rest of A_t
+    wasted     prefetched and not needed                   P_t, not in A_t
+    evict      kept until now, and given up                R_{t-1}, not in R_t
+    keep       fetched for this token and kept on          R_t, not in R_{t-1}
+    pass       fetched, used and given up at once          A_t, neither in R_{t-1} nor in R_t
+
+The counts per token and layer, arrays (T, L), are the *traffic*; bytes, hit rate and time follow from them:
+
+    requested = hit + arrived + missed        prefetched = arrived + wasted        hit rate = sum hit / sum requested
+"""
 
 from __future__ import annotations
 
@@ -13,10 +30,7 @@ EVENT_COLUMNS = keys_as_headings({"event": "d", "token": "d", "layer": "d", "wha
 
 
 class Event(NamedTuple):
-    """One thing that happened to some neurons of a layer (kinds: the module's docstring, and keep, pass, evict).
-
-    keep: fetched for this token and kept on. pass: fetched, used and let go. evict: kept until now.
-    """
+    """One thing that happened to some neurons of a layer (kinds: the module's docstring)."""
 
     number: int
     token: int
@@ -26,7 +40,7 @@ class Event(NamedTuple):
 
 
 class Request(NamedTuple):
-    """What became of one request: masks (N,) of the neurons asked for and of where they were found.
+    """The outcome of one request: masks (N,) of the neurons needed, and of where they were.
 
     passed: those of the missed ones that the eviction policy does not keep.
     """
@@ -54,20 +68,20 @@ class Traffic(NamedTuple):
 
     @property
     def prefetched(self) -> np.ndarray:
-        """Fetched before it was asked for, (T, L)."""
+        """Neurons fetched before they were needed, (T, L)."""
         return self.arrived + self.wasted
 
     def late(self, miss: str = "wait") -> np.ndarray:
-        """Fetched after it was asked for, (T, L)."""
+        """Neurons fetched after they were needed, (T, L)."""
         return self.missed - self.passed if miss == "drop" else self.missed
 
     def computed(self, miss: str = "wait") -> np.ndarray:
-        """Taking part in the output, (T, L)."""
+        """Neurons that take part in the output, (T, L)."""
         return self.hit + self.arrived if miss == "drop" else self.requested
 
     @property
     def hit_rate(self) -> float:
-        """Share of the neurons asked for that had been kept; what a prefetch brought is no hit."""
+        """Share of the needed neurons that had been kept; what a prefetch brought is no hit."""
         return float(self.hit.sum() / max(1, self.requested.sum()))
 
     def figures(self, bytes_per_neuron: int, miss: str = "wait") -> dict[str, float]:
@@ -95,7 +109,7 @@ def event_rows(events: Sequence[Event]) -> list[dict]:
 
 
 def unpacked(rows: Sequence[np.ndarray], neurons: int) -> np.ndarray:
-    """Per layer, masks as packed bits  ->  (T, L, N) bool."""
+    """The inverse of packing: per layer, masks as packed bits (T, N / 8)  ->  (T, L, N) bool."""
     bits = np.array(rows, np.uint8).reshape(len(rows), -1, -(-neurons // 8))  # (L, T, N / 8 rounded up)
     return np.unpackbits(bits, axis=2, count=neurons).astype(bool).transpose(1, 0, 2)
 

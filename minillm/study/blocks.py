@@ -1,4 +1,18 @@
-"""TODO."""
+"""Speed joined with perplexity: what it gains and what it costs to keep whole blocks of neighbouring neurons.
+
+Blocks of g neighbouring neurons are fast, since nothing is copied, and they cost perplexity, since a block is kept or
+left out whole. So each row (``joint_rows``) joins
+
+    increase    perplexity over the dense model's, minus 1: measured on a trained model, half of its tokens' blocks
+                (or 30, 70, 90 % of them) left out by an oracle, as stored and clustered, without and with block means
+    speedup     of one FFN at a large shape, over our own dense one: measured by ``minillm bench ffn``, or from the
+                table in prefetch/kernels.py; low, high: the middle half of its rounds
+    whole_token that speed-up's worth to a whole token (clock.whole_token), with ffn_share the FFNs' share of its bytes
+
+Keys of a row: model, group (1, 4, 8, ...), order ("stored" or "clustered"), means (bool), sparsity (share left out),
+perplexity, dense_perplexity, increase, method ("gather", "tiled" or "blocks"), speedup, low, high, whole_token,
+ffn_share, shape, speed_from. Where a speed was not measured, the keys from method to whole_token are None.
+"""
 
 from __future__ import annotations
 

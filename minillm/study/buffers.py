@@ -1,4 +1,17 @@
-"""TODO."""
+"""What the prefetch buffer is worth to a model: one table of plans, capacities and eviction policies.
+
+A row (``buffer_rows``) is a plan to know the neurons of a token, at one capacity of the buffer:
+
+    all neurons                nothing is known: every token needs every neuron (the dense model)
+    mask of mid                the policy's own mask, known at no cost when the layer is reached
+    a predictor                it selects the neurons; known when the layer is reached, or a layer before
+    a baseline (static, ...)   too poor to select by: the mask is mid's, the baseline only says what to prefetch
+
+with hit rate, bytes and stall on a stated device, LRU, Belady and a random set on the same requests beside it, and the
+perplexity: with misses that are waited for it is the cut's own, with dropped ones it is measured in the model. Bytes
+are counted as the checkpoint stores its weights. ``when_it_matters`` says from which capacity on it no longer matters
+what is known, or how early.
+"""
 
 from __future__ import annotations
 

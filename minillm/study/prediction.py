@@ -1,6 +1,6 @@
 """What prediction is worth: a row per predictor, at the same selected fraction, on text that none of them has seen.
 
-For each predictor, with its own mask in the loop (sparsity/predicted.py):
+For each predictor, with its own mask in the loop (predictors/select.py):
 
     recall, precision, f1, iou, selected   against the mask of policy mid, pooled over tokens, mean over layers
     own_bytes        of its tables, and their share of the FFNs' bytes in float32 and as the checkpoint stores them

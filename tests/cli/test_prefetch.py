@@ -1,4 +1,4 @@
-"""prefetch simulate, replay, table and blocks on a tiny model."""
+"""prefetch replay, table and blocks on a tiny model, and the figures of simulate."""
 
 import json
 
@@ -22,20 +22,6 @@ def run(capsys, *words) -> tuple[int, str, str]:
     return status, *capsys.readouterr()
 
 
-def test_simulate_prints_what_happened_and_what_it_cost(files, capsys):
-    how = ("-m", files / "model", "--text", files / "text.txt", "-p", "the cat", "-n", 2)
-    status, out, _ = run(capsys, "prefetch", "simulate", *how, "--capacity", "0.5")
-    assert status == 0 and "request" in out and "miss" in out and "seconds_per_token" in out
-    status, out, _ = run(capsys, "prefetch", "simulate", *how, "--capacity", "1", "--keeper", "lfu", "--json")
-    found = json.loads(out)
-    assert status == 0 and found["capacity"] == 12 and 0 < found["figures"]["hit_rate"] < 1
-    asked = sum(row["count"] for row in found["events"] if row["what"] == "request")
-    held = sum(row["count"] for row in found["events"] if row["what"] == "hit")
-    assert found["figures"]["hit_rate"] == pytest.approx(held / asked)
-    status, _, said = run(capsys, "prefetch", "simulate", *how, "--keeper", "belady")
-    assert status == 1 and "keeper 'belady' needs a text to choose from, expected lru, lfu or window-K" in said
-
-
 def test_replay_has_a_row_for_each_way_keeper_and_capacity_with_its_baselines(files, capsys, tmp_path):
     how = ("-m", files / "model", "--text", files / "text.txt", "--capacity", "0.25,0.5,1", "--keepers", "lru,belady")
     out = tmp_path / "rows.json"
@@ -57,7 +43,7 @@ def test_simulate_and_replay_draw_what_they_found_and_table_says_that_it_does_no
     status, _, said = run(
         capsys, "prefetch", "replay", *how, "--predictor", "static", "--figure", tmp_path / "hits.png"
     )
-    assert status == 0 and "Hit rate against the buffer's capacity" in said and "Fetched per token" in said
+    assert status == 0 and "Hit rate against the buffer's capacity" in said and "fetched per token" in said
     assert (tmp_path / "hits.png").stat().st_size > 1000
     status, _, said = run(capsys, "prefetch", "table", *how, "--figure", tmp_path / "none.png")
     assert status == 1 and "prefetch table draws nothing, expected --figure with simulate, replay or blocks" in said

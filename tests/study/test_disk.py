@@ -18,6 +18,7 @@ from minillm.prefetch.reader import BundleReader
 from minillm.prefetch.system import Unsupported, system_reads
 from minillm.sparsity.calibrate import calibrate
 from minillm.study import disk as real
+from minillm.study import passes
 from minillm.trace import no_tap
 from minillm.transformer.evaluation import perplexity
 from minillm.transformer.generation import generate
@@ -50,7 +51,7 @@ def made(tmp_path_factory):
 def ways(made, group, texts, new=0):
     bundle, whole, model, thresholds = made(group)
     ffn = real.oracle_ffn(whole, bundle, thresholds, 0.5)
-    return real.oracle(whole, bundle, ffn, real.Reading(texts, new)), ffn
+    return real.oracle(whole, bundle, ffn, passes.Reading(texts, new)), ffn
 
 
 # ---- the whole model out of its bundles ------------------------------------------------------------------------------
@@ -87,25 +88,25 @@ def test_a_random_bundle_opens_runs_and_is_the_same_for_the_same_seed(tmp_path):
 def test_one_by_one_scores_and_generates_as_the_model_itself_does(made):
     _, whole, _, _ = made(1)
     (text,) = runs(whole, TEXTS[:1])
-    guesses, nll = real.one_by_one(whole, text.ids)
+    guesses, nll = passes.one_by_one(whole, text.ids)
     assert nll.sum() == pytest.approx(perplexity(whole, TEXTS[:1]).nll, rel=1e-12)
     assert guesses == whole.forward(text.ids[:-1]).argmax(axis=1).tolist()
     steps = [step.token for step in generate(whole, text.ids, 6)]
-    guesses, nll = real.one_by_one(whole, text.ids, 6)
+    guesses, nll = passes.one_by_one(whole, text.ids, 6)
     assert guesses[len(text.ids) - 1 :] == steps and len(nll) == len(text.ids) - 1
 
 
 def test_generation_ends_with_the_sequence(made, tmp_path):
-    first = real.one_by_one(made(1)[1], [1, 5], 1)[0][-1]
+    first = passes.one_by_one(made(1)[1], [1, 5], 1)[0][-1]
     model = tiny.loaded(tmp_path / "ending", eos_token_id=first)
-    assert real.one_by_one(model, [1, 5], 9)[0] == real.one_by_one(made(1)[1], [1, 5], 1)[0]
+    assert passes.one_by_one(model, [1, 5], 9)[0] == passes.one_by_one(made(1)[1], [1, 5], 1)[0]
 
 
 def test_a_text_is_cut_after_so_many_scored_tokens(made):
     pieces = runs(made(1)[1], TEXTS)
     lengths = [len(piece.ids) - piece.unscored for piece in pieces]
     for tokens in (1, lengths[0], lengths[0] + 1, 10_000):
-        cut = real.cut_after(pieces, tokens)
+        cut = passes.cut_after(pieces, tokens)
         assert sum(len(piece.ids) - piece.unscored for piece in cut) == min(tokens, sum(lengths))
         assert all(ours.ids == theirs.ids[: len(ours.ids)] for ours, theirs in zip(cut, pieces, strict=False))
 
@@ -118,7 +119,7 @@ def test_the_stopwatch_counts_the_ffns_seconds_without_what_happens_before_a_pas
         time.sleep(0.002)
         return x
 
-    watch = real.Stopwatch(ffn, lambda: calls.append("before") or time.sleep(0.02))
+    watch = passes.Stopwatch(ffn, lambda: calls.append("before") or time.sleep(0.02))
     for position in (0, 3):
         for layer in layers:
             watch(np.zeros((3, D)), layer, position, no_tap)
@@ -139,7 +140,7 @@ def test_from_disk_the_text_is_scored_as_in_memory_and_the_bytes_are_those_of_th
         monkeypatch.delattr(os, "preadv", raising=False)
     bundle, whole, model, _ = made(group)
     texts = runs(whole, TEXTS)
-    dense, resident = real.resident_row(whole, real.Reading(texts))
+    dense, resident = real.resident_row(whole, passes.Reading(texts))
     oracle, ffn = ways(made, group, texts)
     expected = {"everything": perplexity(whole, TEXTS), "oracle": perplexity(whole, TEXTS, ffn=ffn)}
     assert dense["perplexity"] == pytest.approx(expected["everything"].perplexity, rel=1e-9)
@@ -150,7 +151,7 @@ def test_from_disk_the_text_is_scored_as_in_memory_and_the_bytes_are_those_of_th
     assert asked["oracle"] < asked["everything"]
     for way in (real.EVERYTHING, oracle):
         for ahead in (False, True):
-            row, _ = real.fetched_row(model, bundle, real.Reading(texts), way._replace(ahead=ahead), resident=resident)
+            row, _ = real.fetched_row(model, bundle, passes.Reading(texts), way._replace(ahead=ahead), resident=resident)
             assert row["perplexity"] == pytest.approx(expected[way.name].perplexity, rel=1e-9)
             assert row["bytes_per_token"] * row["tokens"] == pytest.approx(asked[way.name])
             assert row["reads"] == pytest.approx(asked[way.name] / asked["everything"])
@@ -159,7 +160,7 @@ def test_from_disk_the_text_is_scored_as_in_memory_and_the_bytes_are_those_of_th
     assert (
         row["agreement"]
         < 1
-        <= 1 / real.fetched_row(model, bundle, real.Reading(texts), real.EVERYTHING, resident=resident)[0]["agreement"]
+        <= 1 / real.fetched_row(model, bundle, passes.Reading(texts), real.EVERYTHING, resident=resident)[0]["agreement"]
     )
 
 
@@ -172,7 +173,7 @@ def test_the_systems_own_count_of_bytes_is_the_same(made, portable, monkeypatch)
     texts = runs(whole, TEXTS)
     oracle, _ = ways(made, 5, texts)
     plans = [oracle._replace(ahead=ahead) for ahead in (False, True)]
-    rows = [real.fetched_row(model, bundle, real.Reading(texts), plan)[0] for plan in plans]
+    rows = [real.fetched_row(model, bundle, passes.Reading(texts), plan)[0] for plan in plans]
     assert all(row["system_bytes"] == row["bytes_per_token"] for row in rows) and real.counters_agree(rows)
     assert real.counters_agree([rows[0] | {"system_bytes": rows[0]["bytes_per_token"] + 1}]) is False
     assert real.counters_agree([rows[0] | {"system_bytes": None}]) is None
@@ -191,15 +192,15 @@ def test_a_prompt_is_continued_as_the_resident_model_does_it(made):
     bundle, whole, model, thresholds = made(1)
     texts = [Run(whole.tokenizer.encode("the cat"), 0, 0, 0)]
     oracle, ffn = ways(made, 1, texts, 8)
-    dense, resident = real.resident_row(whole, real.Reading(texts, 8))
+    dense, resident = real.resident_row(whole, passes.Reading(texts, 8))
     assert (
         resident.guesses == [[step.token for step in generate(whole, texts[0].ids, 8)]] and dense["perplexity"] is None
     )
-    row, found = real.fetched_row(model, bundle, real.Reading(texts, 8), oracle, resident=resident)
+    row, found = real.fetched_row(model, bundle, passes.Reading(texts, 8), oracle, resident=resident)
     assert found.guesses == [[step.token for step in generate(whole, texts[0].ids, 8, ffn=ffn)]]
     same = sum(a == b for a, b in zip(found.guesses[0], resident.guesses[0], strict=False))
     assert row["agreement"] == same / len(resident.guesses[0]) and row["tokens"] == len(texts[0].ids) + 8 - 1
-    row, found = real.fetched_row(model, bundle, real.Reading(texts, 8), real.EVERYTHING, resident=resident)
+    row, found = real.fetched_row(model, bundle, passes.Reading(texts, 8), real.EVERYTHING, resident=resident)
     assert found.guesses == resident.guesses and row["agreement"] == 1
 
 
@@ -210,9 +211,9 @@ def test_a_buffer_saves_what_it_hits_and_changes_no_result(made, group, keeper):
     texts, capacity = runs(whole, TEXTS), bundle.blocks // 2
     oracle, ffn = ways(made, group, texts)
     frequencies = real.block_frequencies(whole, bundle, ffn, texts)
-    plain, _ = real.fetched_row(model, bundle, real.Reading(texts), oracle)
+    plain, _ = real.fetched_row(model, bundle, passes.Reading(texts), oracle)
     buffered = real.DiskBuffer(keeper, capacity, frequencies)
-    row, _ = real.fetched_row(model, bundle, real.Reading(texts), oracle._replace(ahead=True), buffered)
+    row, _ = real.fetched_row(model, bundle, passes.Reading(texts), oracle._replace(ahead=True), buffered)
     assert row["perplexity"] == plain["perplexity"] and row["bytes_per_token"] < plain["bytes_per_token"]
     assert (row["preloaded_bytes"] > 0) == (keeper in ("random", "hot"))
     settings = replay_module.ReplaySettings(hot_frequencies=frequencies)
@@ -252,7 +253,7 @@ def test_a_predictor_selects_as_in_memory_early_or_not(made, group, name):
     fit_cutoffs(whole, predictor, thresholds, known[1:], 0.5)
     way = real.plan_of(predictor, bundle, 0.5)
     plans = [way._replace(ahead=ahead) for ahead in (False, True)]
-    found = [real.fetched_row(model, bundle, real.Reading(texts), plan)[0] for plan in plans]
+    found = [real.fetched_row(model, bundle, passes.Reading(texts), plan)[0] for plan in plans]
     assert found[0]["perplexity"] == found[1]["perplexity"]
     assert found[0]["bytes_per_token"] == found[1]["bytes_per_token"]
     if group == 1:
@@ -289,7 +290,7 @@ def test_an_early_guess_of_a_predictor_made_to_look_ahead_is_what_it_then_select
         watch = Watched(real.plan_of(predictor, bundle, 0.5).select(0))
         said = watch.answers
         way = real.DiskPlan(name, lambda number, watch=watch: watch)
-        real.fetched_row(model, bundle, real.Reading(runs(whole, TEXTS[:1])), way._replace(ahead=True))
+        real.fetched_row(model, bundle, passes.Reading(runs(whole, TEXTS[:1])), way._replace(ahead=True))
         early = {place: answers for place, answers in said.items() if place[0] > 0}
         assert early and all(len(answers) == 2 and np.array_equal(*answers) for answers in early.values())
 
@@ -298,9 +299,9 @@ def test_belady_without_a_trace_and_hot_without_frequencies_are_refused(made):
     bundle, whole, model, _ = made(5)
     texts = runs(whole, TEXTS)
     with pytest.raises(MinillmError, match="belady must know the future, which everything does not"):
-        real.fetched_row(model, bundle, real.Reading(texts), real.EVERYTHING, real.DiskBuffer("belady", 1))
+        real.fetched_row(model, bundle, passes.Reading(texts), real.EVERYTHING, real.DiskBuffer("belady", 1))
     with pytest.raises(MinillmError, match="frequencies are none"):
-        real.fetched_row(model, bundle, real.Reading(texts), real.EVERYTHING, real.DiskBuffer("hot", 1))
+        real.fetched_row(model, bundle, passes.Reading(texts), real.EVERYTHING, real.DiskBuffer("hot", 1))
 
 
 # ---- cold ------------------------------------------------------------------------------------------------------------
@@ -314,7 +315,7 @@ def test_every_token_begins_cold_and_the_disk_gives_at_least_what_is_used(cold_d
         reader.fetch(0, np.arange(bundle.blocks))
         assert real.drop_page_cache(reader) == 0
     row, _ = real.fetched_row(
-        resident_llama(bundle), bundle, real.Reading([Run([1, 2, 3, 4], 1, 0, 0)]), real.EVERYTHING
+        resident_llama(bundle), bundle, passes.Reading([Run([1, 2, 3, 4], 1, 0, 0)]), real.EVERYTHING
     )
     assert row["cached"] == 0 and row["disk_bytes"] >= row["bytes_per_token"] == 2 * 3 * 1024 * 64 * 4
 
@@ -326,6 +327,6 @@ def test_where_the_system_shows_no_cache_nothing_is_claimed(made, monkeypatch):
         raise Unsupported("no such call")
 
     monkeypatch.setattr(BundleReader, "drop_cache", absent)
-    assert 0 <= real.fetched_row(model, bundle, real.Reading([Run([1, 2], 1, 0, 0)]), real.EVERYTHING)[0]["cached"] <= 1
+    assert 0 <= real.fetched_row(model, bundle, passes.Reading([Run([1, 2], 1, 0, 0)]), real.EVERYTHING)[0]["cached"] <= 1
     monkeypatch.setattr(real, "cached_share", absent)
-    assert real.fetched_row(model, bundle, real.Reading([Run([1, 2], 1, 0, 0)]), real.EVERYTHING)[0]["cached"] is None
+    assert real.fetched_row(model, bundle, passes.Reading([Run([1, 2], 1, 0, 0)]), real.EVERYTHING)[0]["cached"] is None
