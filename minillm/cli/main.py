@@ -16,38 +16,42 @@ import os
 import sys
 import warnings
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 
 from .. import __version__
 from ..errors import MinillmError
 from ..loading.embedded import embedded_model
-from . import bench, course, cut, demo, disk, model, predict, prefetch, study
 from .shared import check_output, say
 
-GROUPS = (
-    demo,
-    model,
-    cut,
-    predict,
-    disk,
-    prefetch,
-    study,
-    course,
-    bench,
-)  # as --help lists them
+COMMANDS = {  # each file of commands -> the commands it adds, as --help lists them
+    "demo": ("demo",),
+    "model": ("generate", "perplexity", "inspect", "trace", "compare", "download"),
+    "cut": ("calibrate", "sweep"),
+    "predict": ("predict",),
+    "disk": ("bundle",),
+    "prefetch": ("prefetch",),
+    "study": ("patterns", "report"),
+    "course": ("grade",),
+    "bench": ("bench",),
+}
 SMALL_MODEL = 200_000_000  # bytes of weights
 
 
-def parser() -> argparse.ArgumentParser:
-    """The parser of all commands; each file of commands adds its own."""
+def parser(wanted: str | None = None) -> argparse.ArgumentParser:
+    """The parser of all commands; each file of commands adds its own.
+
+    Where the ``wanted`` command is known, only its file is imported: a start needs no more.
+    """
     top = argparse.ArgumentParser(
         prog="minillm",
         description="Activation sparsity in large language models, in pure NumPy. Without any argument: the demo.",
     )
     top.add_argument("--version", action="version", version=f"minillm {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for group in GROUPS:
-        group.add(commands)
+    one = [file for file, names in COMMANDS.items() if wanted in names]
+    for file in one or COMMANDS:
+        import_module(f".{file}", __package__).add(commands)
     return top
 
 
@@ -79,7 +83,8 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     if not argv:
         say("minillm demo on the embedded model; `minillm --help` lists all commands")
-    arguments = parser().parse_args(argv or ["demo"])
+    argv = argv or ["demo"]
+    arguments = parser(argv[0]).parse_args(argv)
     if getattr(arguments, "threads", 1) is None and one_thread_is_best(arguments):
         arguments.threads = 1
     if threads := getattr(arguments, "threads", None):

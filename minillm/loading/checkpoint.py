@@ -18,14 +18,17 @@ import sys
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import DTypeLike
 
 from ..errors import CheckpointError
 from .config import ModelConfig
 from .fields import file_in, read_json, show
 from .tensors import TensorInfo, pieces, read_header, read_tensor
+
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"

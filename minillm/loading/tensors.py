@@ -18,13 +18,15 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple, TypeGuard
+from typing import TYPE_CHECKING, NamedTuple, TypeGuard
 
 import numpy as np
-from numpy.typing import DTypeLike
 
 from ..errors import BundleError, CheckpointError, file_errors, whole_file
 from .fields import Fields, parse_json, show
+
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike
 
 HEADER_LIMIT = 100_000_000  # bytes, the format's own limit
 CHUNK = 1 << 20  # numbers that are widened at a time: 2 MB of BF16 become 4 MB of float32

@@ -116,12 +116,12 @@ class SelectedFFN:
         return tap("out", columns_of(mid_cut, layer.down_proj, layer.down_bias, mask))  # (T, D)
 
 
-# ---- two Selectors that do not look at x ------------------------------------------------------------------------------
+# ---- two Selectors that do not look at x -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
 class Recorded:
-    """A Selector that repeats what was recorded: masks (L, T, F) bool, for the positions 0 .. T - 1 of the same text."""
+    """A Selector that repeats recorded masks (L, T, F) bool, for the positions 0 .. T - 1 of the same text."""
 
     masks: np.ndarray
     name: str = "recorded"

@@ -17,12 +17,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from ..errors import MinillmError
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 EQUAL = {
     "neuron": "neuron_sparsity",

@@ -10,13 +10,14 @@ from pathlib import Path
 import minillm
 from minillm.predictors.cutoffs import fit_cutoffs
 from minillm.predictors.workshop import Workshop
+from minillm.prefetch.replay import ReplaySettings
 from minillm.show.canvas import alt_text, new_axes, save_figure
 from minillm.show.explain_values import neuron_raster
 from minillm.show.results_cuts import cost_of_cuts
 from minillm.show.results_predictors import bytes_read
-from minillm.study.buffers import ALL, buffer_rows, way_of
+from minillm.study.buffers import ALL, buffer_rows, plan_of
 from minillm.study.sweep import sweep
-from minillm.transformer.texts import first_tokens, split_text
+from minillm.transformer.texts import Sample, first_tokens, split_text
 
 README, PICTURE = Path(__file__).parents[2] / "README.md", Path(__file__).with_name("readme.png")
 BEGIN, END = "<!-- figure: begin, written by notebooks/figures/make.py -->", "<!-- figure: end -->"
@@ -47,15 +48,14 @@ def draw():
 
     shadow = Workshop(model, thresholds, training, held).make("shadow-4")
     fit_cutoffs(model, shadow, thresholds, held, 1 - SPARSITY)
-    found = list(
-        buffer_rows(model, thresholds, first_tokens(model, documents, REPLAYED), [way_of(shadow)], shares=(0, BUFFER))
-    )
-    sizes = {(row["predictor"] == ALL, row["capacity"] > 0): row["bytes_per_token"] for row in found}
+    replayed = Sample(first_tokens(model, documents, REPLAYED))
+    traffic = list(buffer_rows(model, thresholds, replayed, [plan_of(shadow)], ReplaySettings(shares=(0, BUFFER))))
+    sizes = {(row["predictor"] == ALL, row["capacity"] > 0): row["bytes_per_token"] for row in traffic}
     bars = {"dense": sizes[True, False], "neurons predicted": sizes[False, False], "with a buffer": sizes[False, True]}
     bytes_read(bars, "fetched per token", ax=fetched)
     fetched.set_title("3. What then has to be fetched\nfrom slow memory", fontsize=9)
 
-    first, last = rows[0], found[-1]
+    first, last = rows[0], traffic[-1]
     below = (
         f"The embedded model. Left: layer {LAYER} (of {len(model.layers)}), {100 * SPARSITY:.0f} % left out. Middle: "
         f"{first['tokens']:,} tokens, protocol {first['protocol']}, context {first['context']}, BOS {first['bos']}. "

@@ -1,6 +1,7 @@
 """The program around the commands: wrong input, files, signals, threads, memory; and the help of every command."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,22 @@ COMMANDS = (
     "bundle", "prefetch", "patterns", "report", "grade", "bench",
 )  # fmt: skip
 POSIX = pytest.mark.skipif(os.name == "nt", reason="signals, file size limits and /dev are POSIX's")
+
+
+def test_every_command_is_in_the_file_that_the_table_names():
+    whole = cli.parser().format_help()
+    for file, names in cli.COMMANDS.items():
+        alone = re.findall(r"^    (\w+)(?: |$)", cli.parser(names[0]).format_help(), re.M)
+        assert alone == list(names), file
+    assert re.findall(r"^    (\w+)(?: |$)", whole, re.M) == [name for names in cli.COMMANDS.values() for name in names]
+    assert cli.parser("no such command").format_help() == whole
+
+
+def test_a_command_imports_no_other_commands():
+    code = "import sys; from minillm.cli.main import parser; parser('inspect')"
+    code += "; print(*sorted(name for name in sys.modules if name.startswith('minillm.cli.')))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [f"minillm.cli.{name}" for name in ("flags", "main", "model", "shared")]
 
 
 # ---- wrong input: one sentence, status 1, nothing on stdout ----------------------------------------------------------

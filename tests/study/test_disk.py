@@ -151,7 +151,9 @@ def test_from_disk_the_text_is_scored_as_in_memory_and_the_bytes_are_those_of_th
     assert asked["oracle"] < asked["everything"]
     for way in (real.EVERYTHING, oracle):
         for ahead in (False, True):
-            row, _ = real.fetched_row(model, bundle, passes.Reading(texts), way._replace(ahead=ahead), resident=resident)
+            row, _ = real.fetched_row(
+                model, bundle, passes.Reading(texts), way._replace(ahead=ahead), resident=resident
+            )
             assert row["perplexity"] == pytest.approx(expected[way.name].perplexity, rel=1e-9)
             assert row["bytes_per_token"] * row["tokens"] == pytest.approx(asked[way.name])
             assert row["reads"] == pytest.approx(asked[way.name] / asked["everything"])
@@ -160,7 +162,8 @@ def test_from_disk_the_text_is_scored_as_in_memory_and_the_bytes_are_those_of_th
     assert (
         row["agreement"]
         < 1
-        <= 1 / real.fetched_row(model, bundle, passes.Reading(texts), real.EVERYTHING, resident=resident)[0]["agreement"]
+        <= 1
+        / real.fetched_row(model, bundle, passes.Reading(texts), real.EVERYTHING, resident=resident)[0]["agreement"]
     )
 
 
@@ -327,6 +330,8 @@ def test_where_the_system_shows_no_cache_nothing_is_claimed(made, monkeypatch):
         raise Unsupported("no such call")
 
     monkeypatch.setattr(BundleReader, "drop_cache", absent)
-    assert 0 <= real.fetched_row(model, bundle, passes.Reading([Run([1, 2], 1, 0, 0)]), real.EVERYTHING)[0]["cached"] <= 1
+    assert (
+        0 <= real.fetched_row(model, bundle, passes.Reading([Run([1, 2], 1, 0, 0)]), real.EVERYTHING)[0]["cached"] <= 1
+    )
     monkeypatch.setattr(real, "cached_share", absent)
     assert real.fetched_row(model, bundle, passes.Reading([Run([1, 2], 1, 0, 0)]), real.EVERYTHING)[0]["cached"] is None
