@@ -24,7 +24,7 @@ COMPARISON_COLUMNS = {
 
 def add(commands: flags.Commands) -> None:
     """Add the commands of this file."""
-    policy = flags.flag("--policy", choices=flags.POLICIES, default="dhar", help="what to cut by (default: dhar)")
+    policy = flags.flag("--policy", choices=flags.POLICY_NAMES, default="dhar", help="what to cut by (default: dhar)")
     sparsity = flags.flag("--sparsity", type=flags.share, default=0.5, help="the target (default: 0.5)")
     output = flags.output("the thresholds' file (JSON)", required=True)
     inputs = flags.model(), flags.text()

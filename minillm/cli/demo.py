@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 DEMO_PREDICTORS = ("chance", "static", "previous-token", "shadow-4")
 DEMO_BUFFER = 400  # tokens replayed through a buffer
 DEMO_DEVICE = "laptop NVMe"
-SHARES = (0.3, 0.5, 0.7)
-PLAN = [(policy, share, "neuron") for share in SHARES for policy in DEMO_POLICIES]
+DEMO_SHARES = (0.3, 0.5, 0.7)
+PLAN = [(policy, share, "neuron") for share in DEMO_SHARES for policy in DEMO_POLICIES]
 PLAN += [("dhar", share, "tensor") for share in (0.3, 0.5)]
 CUT_COLUMNS = {
     "policy": ("policy", ""), "target": ("target", ""), "neuron_sparsity": ("neurons cut", ".3f"),
@@ -55,7 +55,7 @@ class Given(NamedTuple):
     context: int
 
 
-Cut = Callable[[str, float, str], "Thresholds"]  # (policy, sparsity, by) -> thresholds
+FindThresholds = Callable[[str, float, str], "Thresholds"]  # (policy, sparsity, by) -> thresholds
 
 
 def add(commands: flags.Commands) -> None:
@@ -71,7 +71,7 @@ def command_demo(a: argparse.Namespace) -> int:
     started = time.perf_counter()
     given = given_by(a)
     if not a.json:
-        print_model(given.model, a.prompt)
+        print_start(given.model, a.prompt)
     cut, texts = cutter(given), {}
     for policy, text in continuations(given, cut):
         texts[policy] = text
@@ -80,7 +80,7 @@ def command_demo(a: argparse.Namespace) -> int:
     if not a.json:
         about = "at equal shares of neurons, then the paper's rule (dhar) at its own percentages of each tensor:"
         print("\n" + wrapped(f"What the cuts cost, {about}") + "\n", flush=True)
-    rows = cost_rows(given, cut)
+    rows = demo_rows(given, cut)
     mid = cut("mid", 0.5, "neuron")
     predicted, buffered = predictor_and_buffer_rows(given, mid)
     seconds = time.perf_counter() - started
@@ -114,7 +114,7 @@ def given_by(a: argparse.Namespace) -> Given:
     return Given(model, ids, count, calibration, first_tokens(model, test, DEMO_TOKENS, context), context)
 
 
-def cutter(given: Given) -> Cut:
+def cutter(given: Given) -> FindThresholds:
     """A function that finds thresholds; magnitudes are collected once, and equal thresholds are found once."""
     from ..sparsity.calibrate import calibrate
     from ..sparsity.magnitudes import collect
@@ -129,7 +129,7 @@ def cutter(given: Given) -> Cut:
     return cut
 
 
-def continuations(given: Given, cut: Cut) -> Iterator[tuple[str, str]]:
+def continuations(given: Given, cut: FindThresholds) -> Iterator[tuple[str, str]]:
     """The prompt continued by the dense model, then with half of the neurons cut by each policy: (policy, text)."""
     from ..predictors.select import sparse_ffn
     from ..transformer.ffn import FeedForward, swiglu
@@ -141,7 +141,7 @@ def continuations(given: Given, cut: Cut) -> Iterator[tuple[str, str]]:
         yield policy, "".join(step.text for step in generate(given.model, given.ids, given.new, ffn=ffn))
 
 
-def cost_rows(given: Given, cut: Cut) -> list[dict]:
+def demo_rows(given: Given, cut: FindThresholds) -> list[dict]:
     """The cost of the dense model, then of each cut of PLAN."""
     from tqdm.auto import tqdm
 
@@ -180,7 +180,7 @@ def predictor_and_buffer_rows(given: Given, mid: Thresholds) -> tuple[list[dict]
 # ---- printing --------------------------------------------------------------------------------------------------------
 
 
-def print_model(model: Llama, prompt: str) -> None:
+def print_start(model: Llama, prompt: str) -> None:
     """What the model is, and what follows: the prompt."""
     from ..study.describe import PART_COLUMNS, describe, headline
     from ..tables import text_table

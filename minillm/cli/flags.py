@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]  # what ArgumentParser.add_subparsers returns
 
 # Those of sparsity/policies.py, written out because that module imports NumPy; a test holds the two together.
-POLICIES = ("dhar", "cats", "mid", "cett", "teal", "wina", "countdown", "griffin", "topk", "topp")
+POLICY_NAMES = ("dhar", "cats", "mid", "cett", "teal", "wina", "countdown", "griffin", "topk", "topp")
 DEMO_POLICIES = ("dhar", "cats", "mid")
 TEXT = 'UTF-8 text; documents end at lines "<|endoftext|>" (default: the embedded text)'
 DEMO_PROMPT = "Once upon a time"

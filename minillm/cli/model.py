@@ -190,13 +190,13 @@ def print_natural(rows: list[dict]) -> None:
 
 def print_distributions(weight_magnitudes: list[dict], activation_magnitudes: list[dict]) -> None:
     """The two tables of ``distribution_rows``, with what one must know to read them."""
-    from ..study.distributions import NEAR, normal_below
+    from ..study.distributions import NEAR_ZERO, normal_below
     from ..tables import keys_as_headings, text_table
 
     print("\nMagnitudes of the FFN's weights.\n")
     columns = {"layer": "d", "matrix": ""} | dict.fromkeys(list(weight_magnitudes[0])[3:], ".4f")
     print(text_table(weight_magnitudes, keys_as_headings(columns)) + "\n")
-    normal = " and ".join(f"{normal_below(near):.4f}" for near in NEAR)
+    normal = " and ".join(f"{normal_below(near):.4f}" for near in NEAR_ZERO)
     about = "Zeros are exact. Below 1 % (10 %): of the matrix's own root mean square (rms)"
     print(wrapped(f"{about}; of a normal distribution {normal} would lie there."))
     print("\nMagnitudes of the FFN's activations: shares below a magnitude, and the median.\n")

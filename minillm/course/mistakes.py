@@ -183,7 +183,7 @@ def mistaken(name: str, **mistake: object) -> Callable:
 
 
 LFU = "it evicts the least frequently used neuron (LFU), expected the least recently used"
-GROUPS = "query heads read the wrong key/value heads: head h reads h % K (tile), expected h // (H/K) (repeat)"
+TILED_HEADS = "query heads read the wrong key/value heads: head h reads h % K (tile), expected h // (H/K) (repeat)"
 SWAPPED = "gate and up are swapped: the activation belongs on the gate"
 MISTAKES: dict[str, list[tuple[str, Callable]]] = {
     "rms_norm": [
@@ -221,7 +221,7 @@ MISTAKES: dict[str, list[tuple[str, Callable]]] = {
             "scores are divided by the root of the whole width H d, expected sqrt(d)",
             mistaken("attention", scale=lambda heads, d: 1 / math.sqrt(heads * d)),
         ),
-        (GROUPS, mistaken("attention", tiled=True)),
+        (TILED_HEADS, mistaken("attention", tiled=True)),
         ("the mask is off by one: each token sees the next one", mistaken("attention", shift=1)),
         ("the mask is off by one: no token sees itself", mistaken("attention", shift=-1)),
         ("the mask is off by one: no token sees itself", mistaken("attention", shift=-1, fill=-1e9)),

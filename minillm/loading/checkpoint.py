@@ -24,7 +24,7 @@ import numpy as np
 
 from ..errors import CheckpointError
 from .config import ModelConfig
-from .fields import file_in, read_json, show
+from .fields import brief, file_in, read_json
 from .tensors import TensorInfo, pieces, read_header, read_tensor
 
 if TYPE_CHECKING:
@@ -49,11 +49,11 @@ def checkpoint_tensors(folder: str | Path) -> dict[str, TensorInfo]:
     fields = read_json(index, CheckpointError)
     listed = fields.get("weight_map")
     if not isinstance(listed, dict) or not listed:
-        raise CheckpointError(f"{index}: weight_map is {show(listed)}, expected an object of tensor and file names")
+        raise CheckpointError(f"{index}: weight_map is {brief(listed)}, expected an object of tensor and file names")
     for name, shard in listed.items():
         if not isinstance(shard, str) or not re.fullmatch(r"[A-Za-z0-9_.-]+\.safetensors", shard):
             expected = "expected the bare name of a .safetensors file in the same folder"
-            raise CheckpointError(f"{index}: weight_map has {show(shard)} for {show(name)}, {expected}")
+            raise CheckpointError(f"{index}: weight_map has {brief(shard)} for {brief(name)}, {expected}")
     shards = sorted(set(listed.values()))
     missing = [shard for shard in shards if not os.path.lexists(folder / shard)]
     if missing:
@@ -64,17 +64,17 @@ def checkpoint_tensors(folder: str | Path) -> dict[str, TensorInfo]:
         held = read_header(file_in(folder, shard, CheckpointError))
         for name in held:
             if listed.get(name) != shard:
-                place = show(listed[name]) if name in listed else "nowhere"
-                raise CheckpointError(f"{folder / shard}: holds tensor {show(name)}, which {INDEX} places {place}")
+                place = brief(listed[name]) if name in listed else "nowhere"
+                raise CheckpointError(f"{folder / shard}: holds tensor {brief(name)}, which {INDEX} places {place}")
         tensors |= held
     for name, shard in listed.items():
         if name not in tensors:
-            raise CheckpointError(f"{folder / shard}: lacks tensor {show(name)}, which {INDEX} places there")
+            raise CheckpointError(f"{folder / shard}: lacks tensor {brief(name)}, which {INDEX} places there")
     metadata = fields.get("metadata")
     total = metadata.get("total_size") if isinstance(metadata, dict) else None
     nbytes = sum(info.nbytes for info in tensors.values())
     if total is not None and total != nbytes:  # a warning only: published files have counted it in other ways
-        warnings.warn(f"{index}: total_size is {show(total)}, but the shards hold {nbytes} bytes", stacklevel=2)
+        warnings.warn(f"{index}: total_size is {brief(total)}, but the shards hold {nbytes} bytes", stacklevel=2)
     return tensors
 
 
@@ -102,7 +102,7 @@ def load_weights(folder: str | Path, config: ModelConfig, dtype: DTypeLike = np.
         raise CheckpointError(f"{folder}: the weights lack {len(missing)} tensor(s) of config.json, first {missing[0]}")
     if extra := [name for name in found if name not in expected]:
         unknown = f"the weights hold {len(extra)} tensor(s) that config.json does not describe"
-        raise CheckpointError(f"{folder}: {unknown}, first {show(extra[0])}")
+        raise CheckpointError(f"{folder}: {unknown}, first {brief(extra[0])}")
     for name, info in [*found.items(), *([(EMBEDDING, twin)] if twin else [])]:
         if info.shape != expected[name]:
             shapes = f"shape is {list(info.shape)}, expected {list(expected[name])}"

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import ConfigError
-from .fields import Fields, file_in, read_json, show
+from .fields import Fields, brief, file_in, read_json
 
 
 class Defaults(NamedTuple):
@@ -45,7 +45,7 @@ FAMILIES = {  # model_type -> the defaults of its class
     "phi3": Defaults(None, None, 4096, 1e-5, None, 1, 32000),
 }
 
-ACTIVATIONS = {name: name for name in ("silu", "relu", "relu2", "gelu", "gelu_pytorch_tanh")} | {"swish": "silu"}
+HIDDEN_ACTS = {name: name for name in ("silu", "relu", "relu2", "gelu", "gelu_pytorch_tanh")} | {"swish": "silu"}
 
 # rope_type -> the keys it reads. Any other key is refused: it would belong to a scaling that is not this one.
 ROPE_TYPES: dict[str, set[str]] = {
@@ -150,7 +150,7 @@ class ModelConfig:
             family, vocab_size, hidden_size, read.integer("intermediate_size", 2**20), layers,
             heads, kv_heads, head_dim, max_positions,
             rms_norm_eps=read.number("rms_norm_eps", 1.0, default.rms_norm_eps),
-            hidden_act=ACTIVATIONS[read.choice("hidden_act", ACTIVATIONS, "silu")],
+            hidden_act=HIDDEN_ACTS[read.choice("hidden_act", HIDDEN_ACTS, "silu")],
             tie_word_embeddings=read.boolean("tie_word_embeddings"),
             rope=_rope(read, family, head_dim, max_positions),
             qkv_bias=attention_bias or family == "qwen2",
@@ -227,7 +227,7 @@ def _rope_fields(read: Fields, family: str) -> tuple[str, Fields]:
         outer = fields.get(name)
         if outer is not None:
             if inner.get(name, outer) != outer:
-                raise read.error(name, f"the value inside {where} ({show(inner[name])})")
+                raise read.error(name, f"the value inside {where} ({brief(inner[name])})")
             inner[name] = outer
     return kinds[0], values
 

@@ -37,7 +37,7 @@ class Fields:
 
     def error(self, name: str, expected: str, *value: object) -> MinillmError:
         """The error that a field is not what was expected; ``value``: what to print in place of the field's own."""
-        printed = show(value[0]) if value else show(self.fields[name]) if name in self.fields else "missing"
+        printed = brief(value[0]) if value else brief(self.fields[name]) if name in self.fields else "missing"
         return self.kind(f"{self.source}: {self.prefix}{name} is {printed}, expected {expected}")
 
     def choice(self, name: str, choices: Collection[str], default: object = _REQUIRED) -> str:
@@ -133,7 +133,7 @@ def _unique(items: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     if len(fields) != len(items):
         for key, _ in items:
             if key in seen:
-                raise ValueError(f"the key {show(key)} stands twice in one object, expected once")
+                raise ValueError(f"the key {brief(key)} stands twice in one object, expected once")
             seen.add(key)
     return fields
 
@@ -141,7 +141,7 @@ def _unique(items: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 def _finite(text: str) -> float:
     """The value of a number with a point or an exponent, or of NaN or Infinity. ValueError where it is not finite."""
     if not math.isfinite(value := float(text)):
-        raise ValueError(f"the number {show(text)} is not finite, expected finite numbers")
+        raise ValueError(f"the number {brief(text)} is not finite, expected finite numbers")
     return value
 
 
@@ -166,7 +166,7 @@ def file_in(folder: str | Path, name: str, error: type[MinillmError]) -> Path:
     return path
 
 
-def show(value: object) -> str:
+def brief(value: object) -> str:
     """The value in one line of at most 80 characters, for an error's sentence (a hostile name may have megabytes)."""
     text = repr(value[:80] if isinstance(value, str | list) else value)
     return text if len(text) <= 80 else text[:77] + "..."

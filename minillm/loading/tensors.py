@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING, NamedTuple, TypeGuard
 import numpy as np
 
 from ..errors import BundleError, CheckpointError, file_errors, whole_file
-from .fields import Fields, parse_json, show
+from .fields import Fields, brief, parse_json
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike
 
 HEADER_LIMIT = 100_000_000  # bytes, the format's own limit
-CHUNK = 1 << 20  # numbers that are widened at a time: 2 MB of BF16 become 4 MB of float32
+NUMBERS_AT_ONCE = 1 << 20  # numbers that are widened at a time: 2 MB of BF16 become 4 MB of float32
 # NumPy has no bfloat16: its bits are read as whole numbers.
 DTYPES: dict[str, np.dtype] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 
@@ -68,12 +68,12 @@ def read_header(path: str | Path) -> dict[str, TensorInfo]:
     metadata = entries.pop("__metadata__", None)
     strings = isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
     if metadata is not None and not strings:
-        raise CheckpointError(f"{path}: __metadata__ is {show(metadata)}, expected an object of strings")
+        raise CheckpointError(f"{path}: __metadata__ is {brief(metadata)}, expected an object of strings")
     tensors = {name: _tensor_info(name, entry, path, 8 + n) for name, entry in entries.items()}
     end = 8 + n
     for info in sorted(tensors.values(), key=lambda info: (info.offset, info.nbytes)):
         if info.offset != end:
-            found = f"tensor {show(info.name)} begins at byte {info.offset}"
+            found = f"tensor {brief(info.name)} begins at byte {info.offset}"
             raise CheckpointError(f"{path}: {found}, expected {end}, without hole or overlap")
         end += info.nbytes
     if end != size:
@@ -90,8 +90,8 @@ def _tensor_info(name: str, entry: object, path: Path, start: int) -> TensorInfo
         return all(type(item) is int and 0 <= item < 2**48 for item in value)
 
     if not isinstance(entry, dict):
-        raise CheckpointError(f"{path}: tensor {show(name)} is {show(entry)}, expected an object")
-    read = Fields(entry, f"{path}: tensor {show(name)}", kind=CheckpointError)
+        raise CheckpointError(f"{path}: tensor {brief(name)} is {brief(entry)}, expected an object")
+    read = Fields(entry, f"{path}: tensor {brief(name)}", kind=CheckpointError)
     dtype, shape, offsets = read.choice("dtype", DTYPES), entry.get("shape"), entry.get("data_offsets")
     if not sizes(shape, range(3)):
         raise read.error("shape", "a list of at most two sizes")
@@ -131,7 +131,7 @@ def read_tensor(info: TensorInfo, dtype: DTypeLike, maps: dict[Path, np.ndarray]
 
 
 def pieces(info: TensorInfo) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield (index of the first number, numbers) of one array, flat, CHUNK numbers at a time.
+    """Yield (index of the first number, numbers) of one array, flat, NUMBERS_AT_ONCE numbers at a time.
 
     So the stored and the widened array are never both in memory.
 
@@ -140,8 +140,8 @@ def pieces(info: TensorInfo) -> Iterator[tuple[int, np.ndarray]]:
     stored, count = DTYPES[info.dtype], math.prod(info.shape)
     with open(info.path, "rb") as file:
         file.seek(info.offset)
-        for start in range(0, count, CHUNK):
-            wanted = min(CHUNK, count - start)
+        for start in range(0, count, NUMBERS_AT_ONCE):
+            wanted = min(NUMBERS_AT_ONCE, count - start)
             piece = np.fromfile(file, stored, wanted)
             if piece.size != wanted:
                 raise CheckpointError(f"{info.path}: ends inside tensor {info.name}, expected {info.nbytes} bytes")
@@ -174,7 +174,7 @@ def save_tensors(path: str | Path, tensors: Mapping[str, np.ndarray], metadata: 
         for name, array in tensors.items():
             copy = back[name]
             if (copy.dtype, copy.shape, copy.tobytes()) != (array.dtype, array.shape, array.tobytes()):
-                raise CheckpointError(f"{path}: tensor {show(name)} is not what was written, expected the same")
+                raise CheckpointError(f"{path}: tensor {brief(name)} is not what was written, expected the same")
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(beside, 0o666 & ~umask)  # the library writes files for their owner alone

@@ -41,7 +41,7 @@ from ..sparsity.spec import SparsitySpec
 from ..trace import Tap, no_tap
 from ..transformer.blocks import Positions, block
 from ..transformer.ffn import FeedForward, swiglu
-from ..transformer.layer import Layer
+from ..transformer.layer import FFN_MATRICES, Layer
 from ..transformer.model import Llama
 from ..transformer.rope import rope_table
 from ..transformer.texts import Run
@@ -51,8 +51,7 @@ INPUTS = {  # of each matrix of a block: the step that it is multiplied with
     "q_proj": "attn.norm", "k_proj": "attn.norm", "v_proj": "attn.norm", "o_proj": "attn.z",
     "gate_proj": "mlp.norm", "up_proj": "mlp.norm", "down_proj": "mlp.mid",
 }  # fmt: skip
-FFN = ("gate_proj", "up_proj", "down_proj")
-MATRICES = {"ffn": FFN, "all": tuple(INPUTS)}
+MATRIX_SETS = {"ffn": FFN_MATRICES, "all": tuple(INPUTS)}
 
 # The catalogue: what `--method` takes -> the module of this folder and its function. Imported when first asked for.
 METHODS = {

@@ -37,7 +37,7 @@ from ..sparsity.spec import SparsitySpec
 from ..transformer.layer import Layer
 from ..transformer.model import Llama
 from ..transformer.texts import document_hashes, runs
-from .base import INPUTS, MATRICES, Variant, layer_by_layer, squares, weights_variant
+from .base import INPUTS, MATRIX_SETS, Variant, layer_by_layer, squares, weights_variant
 
 
 def scores(matrix: np.ndarray, norms: np.ndarray | float) -> np.ndarray:
@@ -109,12 +109,12 @@ def fit_magnitude(
 
 def _checked(target: float, matrices: str, pattern: tuple[int, int] | None) -> tuple[str, ...]:
     """The names of the matrices to prune. Raises MinillmError for arguments that do not fit together."""
-    if matrices not in MATRICES:
-        raise MinillmError(f"matrices is {matrices!r}, expected one of {', '.join(MATRICES)}")
+    if matrices not in MATRIX_SETS:
+        raise MinillmError(f"matrices is {matrices!r}, expected one of {', '.join(MATRIX_SETS)}")
     if pattern is not None and target != 1 - pattern[0] / pattern[1]:
         kept, group = pattern
         raise MinillmError(f"target is {target}, expected {1 - kept / group} for {kept} of {group} weights")
-    return MATRICES[matrices]
+    return MATRIX_SETS[matrices]
 
 
 def _spec(

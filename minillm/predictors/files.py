@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import CheckpointError, MinillmError
-from ..loading.fields import parse_json, show
+from ..loading.fields import brief, parse_json
 from ..loading.tensors import save_tensors
 from .catalogue import KINDS
 from .protocol import Predictor
@@ -62,11 +62,11 @@ def load_predictor(path: str | Path) -> Predictor:
     for key, good in (("format", [FORMAT]), ("version", [VERSION]), ("kind", list(KINDS))):
         if metadata.get(key) not in good:
             expected = ", ".join(good)
-            raise CheckpointError(f"{path}: {key} is {show(metadata.get(key))}, expected one of {expected}")
+            raise CheckpointError(f"{path}: {key} is {brief(metadata.get(key))}, expected one of {expected}")
     about = parse_json(metadata.get("predictor", "").encode(), f"{path} (predictor)", CheckpointError)
     for key, form in (("settings", dict), ("shape", list), ("trained_on", list)):
         if not isinstance(about.get(key), form):
-            raise CheckpointError(f"{path}: {key} is {show(about.get(key))}, expected a {form.__name__}")
+            raise CheckpointError(f"{path}: {key} is {brief(about.get(key))}, expected a {form.__name__}")
     kind, cutoffs = class_of(metadata["kind"]), arrays.pop("cutoffs", None)
     tables = {name.removeprefix("table."): array for name, array in arrays.items()}
     try:

@@ -72,7 +72,7 @@ def loss_and_gradients(
     return loss, gradients
 
 
-def first_guess(x: np.ndarray, y: np.ndarray, rank: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def initial_weights(x: np.ndarray, y: np.ndarray, rank: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Where training begins: x A near 1 whatever the scale of x, B = 0, and c from the share of tokens that activate.
 
     x (n, D), y (n, F) bool  ->  A (D, r), B (r, F), c (F,), float32.
@@ -187,7 +187,7 @@ def train(
 
         for i in range(layers):
             rows, rows_held = training.of_layer(i), judged.of_layer(i)
-            p = first_guess(*rows[:2], rank, rng)
+            p = initial_weights(*rows[:2], rank, rng)
             if shadow is not None:
                 start_at_shadow(p, thresholds.layers[i]["mid"])
             p = train_layer(p, rows, rows_held, Schedule(epochs), rng, watch)

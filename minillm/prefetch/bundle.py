@@ -35,7 +35,7 @@ import numpy as np
 
 from ..errors import BundleError, CheckpointError, whole_file
 from ..loading.config import ModelConfig
-from ..loading.fields import Fields, file_in, read_json, show
+from ..loading.fields import Fields, brief, file_in, read_json
 from ..loading.tensors import DTYPES, TensorInfo, read_header, read_tensor, save_tensors, to_bfloat16
 from ..transformer.model import Llama, random_weights
 
@@ -120,9 +120,9 @@ def _write_folder(
 ) -> Path:  # fmt: skip
     """Write the folder beside its place: what small_files puts there, the rest, and each layer's rows (3 F, D)."""
     if type(group) is not int or not 1 <= group <= config.intermediate_size:
-        raise BundleError(f"group is {show(group)}, expected 1 to {config.intermediate_size} (the model's neurons)")
+        raise BundleError(f"group is {brief(group)}, expected 1 to {config.intermediate_size} (the model's neurons)")
     if dtype not in STORED:
-        raise BundleError(f"dtype is {show(dtype)}, expected one of {', '.join(STORED)}")
+        raise BundleError(f"dtype is {brief(dtype)}, expected one of {', '.join(STORED)}")
     if out.exists():
         raise BundleError(f"{out}: exists already, expected the name of a new folder")
     beside = None
@@ -241,9 +241,9 @@ def _header(folder: Path, name: str, shapes: dict[str, tuple[int, ...]], dtype: 
     with _as_bundle_errors():
         held = read_header(path)
     if missing := [tensor for tensor in shapes if tensor not in held]:
-        raise BundleError(f"{path}: lacks tensor {show(missing[0])}, expected what config.json asks for")
+        raise BundleError(f"{path}: lacks tensor {brief(missing[0])}, expected what config.json asks for")
     if extra := [tensor for tensor in held if tensor not in shapes]:
-        raise BundleError(f"{path}: holds tensor {show(extra[0])}, expected only what config.json asks for")
+        raise BundleError(f"{path}: holds tensor {brief(extra[0])}, expected only what config.json asks for")
     for tensor, info in held.items():
         if (info.dtype, info.shape) != (dtype, shapes[tensor]):
             found, expected = f"{info.dtype} {list(info.shape)}", f"{dtype} {list(shapes[tensor])}"

@@ -12,7 +12,7 @@ import math
 from ..prefetch.clock import whole_token
 from ..sparsity.policies import policy_named
 from ..sparsity.spec import in_words
-from ..study.costs import HALF, POLICIES, TARGETS
+from ..study.costs import COMPARED_POLICIES, HALF, TARGETS
 from ..study.summary import Study
 from .html import commands, paragraph, template, terms, text, whole_page
 from .page_buffer import buffer_parts
@@ -76,7 +76,7 @@ def in_short(s: Study) -> list[tuple[str, str]]:
 
 def word_parts(s: Study) -> dict[str, str]:
     """The policies in words, and the page's own command."""
-    rules = [policy_named(name) for name in POLICIES]
+    rules = [policy_named(name) for name in COMPARED_POLICIES]
     kept = {rule.name: f"Keeps {in_words(rule.tensors, rule.comparison)} ({rule.source})." for rule in rules}
     whole = command(s, "report", "-o", "report.html", takes="text tokens prompt context seed method")
     return {"policies": terms(kept), "repeat": commands([whole])}

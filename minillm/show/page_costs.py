@@ -5,7 +5,7 @@ The words are those of templates/costs.html.
 
 from __future__ import annotations
 
-from ..study.costs import HALF, POLICIES, TARGETS, WEIGHT_TARGETS
+from ..study.costs import COMPARED_POLICIES, HALF, TARGETS, WEIGHT_TARGETS
 from ..study.summary import NEW_TOKENS, Study
 from .html import beside, commands, figure, table, template, terms, text
 from .page_shared import command, definition, joined, protocol, under
@@ -47,7 +47,7 @@ def cost_parts(s: Study) -> dict[str, str]:
             about = "Paired bootstrap over documents, 95 %. Better, worse: the interval does not contain 0. Not equal: "
             about += "the two shares that should be equal differ too much."
             pieces.append(table(s.compared[by], AGAINST, f"{heading}: each policy against mid", about, "target"))
-        names = "dhar" if by == "tensor" else joined(POLICIES)
+        names = "dhar" if by == "tensor" else joined(COMPARED_POLICIES)
         how = ("--by", by, "--policy", names, "--sparsity", joined(TARGETS[by]))
         pieces.append(commands([command(s, "sweep", *how, "-o", f"{by}.csv", "--figure", f"{by}.svg")]))
         parts[by] = "\n".join(pieces)

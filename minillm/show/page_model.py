@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ..study.distributions import NEAR, normal_below
-from ..study.summary import STEPS, Study
+from ..study.distributions import NEAR_ZERO, normal_below
+from ..study.summary import SHOWN_STEPS, Study
 from .html import beside, commands, figure, table, text
 from .page_shared import command, protocol, under
 from .results_distributions import magnitudes_by_layer, natural_by_layer
@@ -69,7 +69,7 @@ def distribution_parts(s: Study) -> dict[str, str]:
     for matrix in dict.fromkeys(row["matrix"] for row in s.weights):
         weights |= under(matrix, {f"{matrix} {key}": (heading, ".4f") for key, heading in near.items()})
     sizes = {"median": "median", "below_0.1": "up to 0.1", "below_1": "up to 1"}
-    for step in STEPS:
+    for step in SHOWN_STEPS:
         activations |= under(step, {f"{step} {key}": (heading, ".3f") for key, heading in sizes.items()})
     where = f"Nothing is cut: every value of every token and BOS, all layers; {protocol(s.dense)}."
     drawn = [
@@ -82,7 +82,7 @@ def distribution_parts(s: Study) -> dict[str, str]:
     ]  # fmt: skip
     return {
         "zeros": f"{max(row['zeros'] for row in s.weights):.4f}",
-        "normal": " and ".join(f"{normal_below(share):.4f}" for share in NEAR),
+        "normal": " and ".join(f"{normal_below(share):.4f}" for share in NEAR_ZERO),
         "weights": table(
             by_layer(s.weights, "matrix", list(near)), weights, "Weights of the FFNs",
             "Shares below 1 % and 10 % of the matrix's own root mean square (r.m.s.).",

@@ -13,7 +13,7 @@ from dataclasses import fields as dataclass_fields
 from pathlib import Path
 
 from ..errors import ThresholdsError, whole_file
-from ..loading.fields import read_json, show
+from ..loading.fields import brief, read_json
 from ..transformer.model import Llama
 from .policies import POLICIES
 from .spec import SparsitySpec
@@ -89,14 +89,14 @@ class Thresholds:
         policy, layers = fields.get("policy"), fields.get("layers")
         by, level = fields.get("by", ""), fields.get("level")
         if not isinstance(policy, str) or policy not in POLICIES:
-            raise ThresholdsError(f"{path}: policy is {show(policy)}, expected one of {', '.join(POLICIES)}")
+            raise ThresholdsError(f"{path}: policy is {brief(policy)}, expected one of {', '.join(POLICIES)}")
         tensors = POLICIES[policy].tensors
         if not isinstance(layers, list) or not layers:
-            raise ThresholdsError(f"{path}: layers is {show(layers)}, expected a list with one object per layer")
+            raise ThresholdsError(f"{path}: layers is {brief(layers)}, expected a list with one object per layer")
         for i, layer in enumerate(layers):
             known = isinstance(layer, dict) and layer and set(layer) <= set(tensors)
             if not known or set(layer) != set(layers[0]):
-                found = show(sorted(layer)) if isinstance(layer, dict) else show(layer)
+                found = brief(sorted(layer)) if isinstance(layer, dict) else brief(layer)
                 raise ThresholdsError(
                     f"{path}: layers[{i}] has {found}, expected those of policy {policy} ({', '.join(tensors)}), "
                     "the same in every layer"
@@ -109,9 +109,9 @@ class Thresholds:
         quantile = fields.get("quantile", "exact")
         for field, value, good in (("by", by, BYS), ("quantile", quantile, QUANTILES)):
             if value not in good:
-                raise ThresholdsError(f"{path}: {field} is {show(value)}, expected {' or '.join(good)}")
+                raise ThresholdsError(f"{path}: {field} is {brief(value)}, expected {' or '.join(good)}")
         if level is not None and (type(level) not in (int, float) or not 0 <= level < 1):
-            raise ThresholdsError(f"{path}: level is {show(level)}, expected a number from 0 to below 1, or null")
+            raise ThresholdsError(f"{path}: level is {brief(level)}, expected a number from 0 to below 1, or null")
         spec = _spec_from(fields.get("spec"), path)
         if (spec.policy, spec.by) != (policy, by):
             raise ThresholdsError(f"{path}: spec is of {spec.policy} by {spec.by}, expected {policy} by {by}")
@@ -122,7 +122,7 @@ def _spec_from(fields: object, path: Path) -> SparsitySpec:
     """The SparsitySpec that a file holds, each field of the right type."""
     names = {field.name for field in dataclass_fields(SparsitySpec)}
     if not isinstance(fields, dict) or set(fields) != names:
-        raise ThresholdsError(f"{path}: spec is {show(fields)}, expected an object with {', '.join(sorted(names))}")
+        raise ThresholdsError(f"{path}: spec is {brief(fields)}, expected an object with {', '.join(sorted(names))}")
     for name, value in fields.items():
         if name == "tensors":
             good = isinstance(value, list) and all(isinstance(tensor, str) for tensor in value)
@@ -132,7 +132,7 @@ def _spec_from(fields: object, path: Path) -> SparsitySpec:
             good = isinstance(value, str)
         if not good:
             kind = {"tensors": "a list of strings", "target": "a share or null", "achieved": "a share or null"}
-            raise ThresholdsError(f"{path}: spec.{name} is {show(value)}, expected {kind.get(name, 'a string')}")
+            raise ThresholdsError(f"{path}: spec.{name} is {brief(value)}, expected {kind.get(name, 'a string')}")
     return SparsitySpec(**fields | {"tensors": tuple(fields["tensors"])})
 
 
@@ -143,7 +143,7 @@ def _write_json(path: str | Path, fields: dict) -> None:
 
 def _check_threshold(path: Path, field: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e38:  # True is an int
-        raise ThresholdsError(f"{path}: {field} is {show(value)}, expected a number from 0 to below 1e38")
+        raise ThresholdsError(f"{path}: {field} is {brief(value)}, expected a number from 0 to below 1e38")
     return float(value)
 
 

@@ -20,7 +20,7 @@ from ..transformer.ffn import FeedForward
 from ..transformer.model import Llama
 from .score import policy_variant, row, score_variant
 
-POLICIES = ("dhar", "cats", "mid", "countdown", "teal")
+COMPARED_POLICIES = ("dhar", "cats", "mid", "countdown", "teal")
 TARGETS = {"neuron": (0.3, 0.5, 0.7), "reads": (0.1, 0.2, 0.3), "tensor": (0.3, 0.4, 0.5)}  # tensor: dhar alone
 WEIGHT_TARGETS = (0.3, 0.5, 0.7)  # of the methods that remove weights
 HALF = 0.5  # what the continuations, predictors, patterns and the buffer leave out
@@ -33,13 +33,13 @@ def cost_rows(
 
     known: documents to calibrate on. scored: others. done: called after each row.
     """
-    tensors = sorted({tensor for policy in POLICIES for tensor in policy_named(policy).tensors})
+    tensors = sorted({tensor for policy in COMPARED_POLICIES for tensor in policy_named(policy).tensors})
     magnitudes = collect(model, known, tensors, dense.context)
     cuts, half = {}, {}
     for by, targets in TARGETS.items():
         cuts[by] = [row(model, dense, dense)]
         for target in targets:
-            for policy in ("dhar",) if by == "tensor" else POLICIES:
+            for policy in ("dhar",) if by == "tensor" else COMPARED_POLICIES:
                 thresholds = calibrate(model, known, policy, target, dense.context, by, magnitudes=magnitudes)
                 variant = policy_variant(model, thresholds)
                 cuts[by].append(score_variant(variant, scored, dense))

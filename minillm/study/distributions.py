@@ -20,10 +20,10 @@ import numpy as np
 
 from ..errors import MinillmError
 from ..sparsity.magnitudes import STEPS, ExactMagnitudes, Magnitudes, StreamingMagnitudes, collect
+from ..transformer.layer import FFN_MATRICES
 from ..transformer.model import Llama
 
-MATRICES = ("gate_proj", "up_proj", "down_proj")
-NEAR = (0.01, 0.1)  # of r, of the whole matrix
+NEAR_ZERO = (0.01, 0.1)  # of r, of the whole matrix
 BELOW = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0)  # the magnitudes of the table
 BLOCK = 1 << 20  # weights looked at together
 
@@ -37,15 +37,15 @@ def weight_magnitudes(model: Llama) -> list[dict[str, Any]]:
     """The shares of the module docstring for every FFN matrix, a row per layer and matrix; r is in the row, too."""
     rows = []
     for layer in model.layers:
-        for name in MATRICES:
+        for name in FFN_MATRICES:
             flat = getattr(layer, name).reshape(-1)  # a view
             blocks = [flat[start : start + BLOCK] for start in range(0, flat.size, BLOCK)]
             r = math.sqrt(sum(float(np.square(b, dtype=np.float64).sum()) for b in blocks) / flat.size)
             zeros = sum(b.size - np.count_nonzero(b) for b in blocks)
-            below = [sum(np.count_nonzero(np.abs(b) <= near * r) for b in blocks) for near in NEAR]
+            below = [sum(np.count_nonzero(np.abs(b) <= near * r) for b in blocks) for near in NEAR_ZERO]
             rows.append(
                 {"layer": layer.index, "matrix": name, "weights": flat.size, "zeros": int(zeros) / flat.size}
-                | {f"below_{n * 100:g}_percent": int(c) / flat.size for n, c in zip(NEAR, below, strict=True)}
+                | {f"below_{n * 100:g}_percent": int(c) / flat.size for n, c in zip(NEAR_ZERO, below, strict=True)}
                 | {"rms": r}
             )
     return rows

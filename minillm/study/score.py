@@ -14,12 +14,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..methods.base import FFN, Calibrated, Variant
+from ..methods.base import Calibrated, Variant
 from ..sparsity.sparse import policy_ffn
 from ..sparsity.spec import SparsityMeter, SparsityReport
 from ..sparsity.thresholds import Thresholds
 from ..trace import Tap, no_tap
 from ..transformer.evaluation import Evaluation, perplexity
+from ..transformer.layer import FFN_MATRICES
 from ..transformer.model import Llama
 
 
@@ -53,7 +54,7 @@ def accounted(variant: Variant, measured: SparsityReport) -> SparsityReport:
     """The accounting of a run, with the figures of weights that were removed for good in place of those of masks."""
     if variant.reads is None:
         return measured
-    gate, up, down = (variant.reads[name] for name in FFN)
+    gate, up, down = (variant.reads[name] for name in FFN_MATRICES)
     cut = {} if variant.spec is None or variant.spec.achieved is None else {"weights": variant.spec.achieved}
     return replace(
         measured,

@@ -33,7 +33,7 @@ from ..transformer.model import Llama
 from ..transformer.texts import Sample, as_documents, default_context, first_tokens, runs
 from .bootstrap import compare_policies, with_intervals
 from .buffers import OWN, FetchPlan, buffer_rows, plans_of, prefetch_rows, stored_size, when_it_matters
-from .costs import HALF, POLICIES, TARGETS, WEIGHT_TARGETS, cost_rows, method_rows
+from .costs import COMPARED_POLICIES, HALF, TARGETS, WEIGHT_TARGETS, cost_rows, method_rows
 from .describe import config_rows, describe, headline
 from .distributions import activation_magnitudes, activation_rows, curve, weight_magnitudes
 from .edits import predictability
@@ -48,7 +48,7 @@ PREDICTORS = ("chance", "static", "previous-token", "svd", "shadow-3", "shadow-4
 BUFFER_PREDICTORS = ("shadow-4", "ahead-4")  # the last one is known a layer before
 CAPACITIES = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)  # of a layer's neurons
 DEVICE = "laptop NVMe"
-STEPS = ("gate_pre", "up", "mid", "out")  # whose distributions are shown
+SHOWN_STEPS = ("gate_pre", "up", "mid", "out")  # whose distributions are shown
 PROMPT, NEW_TOKENS = "Once upon a time", 40
 SHRUNK = (0.7, 0.5, 0.3, 0.1, 0.0)  # shares of the FFNs that are still read
 
@@ -105,7 +105,7 @@ class Study:
 
 
 @dataclass(frozen=True, eq=False)
-class Work:
+class StudyInput:
     """What all parts of a study need: the model, its two texts, the budget, and whom to tell that a row is done.
 
     documents: by "calibration" and "scored". texts: what each part has read so far, as rows for the page.
@@ -153,7 +153,7 @@ def measure(
     for name in methods:
         method_named(name)
     context = default_context(model) if context is None else context
-    rows_of_cuts = len(POLICIES) * (len(TARGETS["neuron"]) + len(TARGETS["reads"])) + len(TARGETS["tensor"])
+    rows_of_cuts = len(COMPARED_POLICIES) * (len(TARGETS["neuron"]) + len(TARGETS["reads"])) + len(TARGETS["tensor"])
     rows_of_cuts += len(methods) * len(WEIGHT_TARGETS)
     bar = tqdm(total=rows_of_cuts + 1 + len(PREDICTORS) + 7, desc="report", leave=False, disable=None)
 
@@ -162,7 +162,7 @@ def measure(
         bar.update()
 
     documents = {"calibration": as_documents(calibration), "scored": as_documents(test)}
-    work = Work(model, documents, tokens, context, seed, done)
+    work = StudyInput(model, documents, tokens, context, seed, done)
     ids = model.tokenizer.encode(prompt)
     room = max(1, min(NEW_TOKENS, model.config.max_position_embeddings - len(ids)))
     generate(model, ids, room)  # computes nothing yet, but refuses a prompt that is empty or too long
@@ -189,7 +189,7 @@ def measure(
 
 
 def cost_study(
-    work: Work, known: Sequence[str], scored: Sequence[str], methods: Sequence[str]
+    work: StudyInput, known: Sequence[str], scored: Sequence[str], methods: Sequence[str]
 ) -> tuple[dict[str, Any], dict[str, FeedForward]]:
     """The fields of a Study that are about costs; and two FFNs that cut half of the neurons."""
     dense = perplexity(work.model, scored, "documents", work.context)
@@ -203,19 +203,19 @@ def cost_study(
     return {"dense": cuts["neuron"][0], "cuts": cuts, "compared": compared}, half
 
 
-def value_study(work: Work, scored: Sequence[str]) -> dict[str, Any]:
+def value_study(work: StudyInput, scored: Sequence[str]) -> dict[str, Any]:
     """The fields of a Study that are about the sizes of weights and activations."""
-    magnitudes = activation_magnitudes(work.model, scored, work.context, STEPS)
+    magnitudes = activation_magnitudes(work.model, scored, work.context, SHOWN_STEPS)
     work.done("distributions")
     natural = natural_sparsity(work.model, scored, work.context)
     work.done("natural sparsity")
     return {
         "weights": weight_magnitudes(work.model), "activations": activation_rows(magnitudes),
-        "curves": {step: curve(magnitudes, step) for step in STEPS}, "natural": natural,
+        "curves": {step: curve(magnitudes, step) for step in SHOWN_STEPS}, "natural": natural,
     }  # fmt: skip
 
 
-def predictor_study(work: Work, learnt: Sequence[str]) -> dict[str, Any]:
+def predictor_study(work: StudyInput, learnt: Sequence[str]) -> dict[str, Any]:
     """The fields of a Study that are about predictors."""
     judged = work.first("scored", BUDGET["predictors"], "predictors")
     rows = []
@@ -226,7 +226,7 @@ def predictor_study(work: Work, learnt: Sequence[str]) -> dict[str, Any]:
     return {"predictors": rows, "verdict": verdict(rows)}
 
 
-def pattern_study(work: Work, known: Sequence[str]) -> tuple[list[dict], str]:
+def pattern_study(work: StudyInput, known: Sequence[str]) -> tuple[list[dict], str]:
     """The rows about patterns of edited texts, and the definition of the masks."""
     pairs = made_pairs(work.model, work.first("scored", BUDGET["patterns"], "patterns"), work.rng())
     pairs = [pair for pair in pairs if pair.original != pair.edited]  # two documents may have the same end
@@ -237,7 +237,7 @@ def pattern_study(work: Work, known: Sequence[str]) -> tuple[list[dict], str]:
     return measured.rows(by_variant=False, by_layer=False), str(thresholds.spec)
 
 
-def buffer_study(work: Work, known: Sequence[str], learnt: Sequence[str]) -> tuple[dict[str, Any], str]:
+def buffer_study(work: StudyInput, known: Sequence[str], learnt: Sequence[str]) -> tuple[dict[str, Any], str]:
     """The fields of a Study that are about the buffer (keepers compared, ways to know compared, two timelines), and
     the definition of what is needed."""
     model, context = work.model, work.context

@@ -16,6 +16,8 @@ import numpy as np
 from ..loading.config import ModelConfig
 from .ops import ACTIVATIONS
 
+FFN_MATRICES = ("gate_proj", "up_proj", "down_proj")  # of the SwiGLU feed-forward network
+
 
 @dataclass(frozen=True, eq=False)
 class Layer:

@@ -13,7 +13,7 @@ Which two coordinates make a pair? Two layouts exist, and weights made for one g
     interleaved   (0, 1), (2, 3), ...          the paper, Meta's files, llama2.c
     halves        (0, d/2), (1, d/2 + 1), ...  Hugging Face's files, and this model
 
-Longer contexts than a model was trained on are reached by scaling the frequencies: ``frequencies`` below.
+Longer contexts than a model was trained on are reached by scaling the frequencies: ``rope_frequencies`` below.
 """
 
 import math
@@ -23,7 +23,7 @@ import numpy as np
 from ..loading.config import RopeConfig
 
 
-def frequencies(rope: RopeConfig, length: int, dtype=np.float32) -> np.ndarray:
+def rope_frequencies(rope: RopeConfig, length: int, dtype=np.float32) -> np.ndarray:
     """The turning speeds f_j in radians per position, scaled as the config says.
 
         default    f_j = theta^(-2j/d)
@@ -64,7 +64,7 @@ def rope_table(rope: RopeConfig, length: int, dtype=np.float32) -> tuple[np.ndar
     ->  cos, sin, each (length, rotary_dim / 2). longrope also stretches them by its attention factor.
     """
     dtype = np.dtype(dtype).type
-    angles = np.outer(np.arange(length).astype(dtype), frequencies(rope, length, dtype))  # (length, d/2)
+    angles = np.outer(np.arange(length).astype(dtype), rope_frequencies(rope, length, dtype))  # (length, d/2)
     cos, sin = np.cos(angles), np.sin(angles)
     if rope.attention_factor != 1.0:
         cos, sin = cos * dtype(rope.attention_factor), sin * dtype(rope.attention_factor)

@@ -29,7 +29,7 @@ from minillm.transformer.attention import attend, attention
 from minillm.transformer.blocks import block
 from minillm.transformer.ffn import swiglu
 from minillm.transformer.ops import rms_norm, silu, softmax
-from minillm.transformer.rope import frequencies, rope_table, rotate_halves
+from minillm.transformer.rope import rope_frequencies, rope_table, rotate_halves
 
 show(you_are_here("transformer"))
 
@@ -223,7 +223,7 @@ cos, sin = rope_table(config.rope, config.max_position_embeddings, model.dtype)
 show(rope_fan(cos, sin))
 
 # %%
-turns = frequencies(config.rope, T, np.float64) / (2 * np.pi)  # turns per position
+turns = rope_frequencies(config.rope, T, np.float64) / (2 * np.pi)  # turns per position
 pairs = (0, 1, 2, 3, d // 4, d // 2 - 1)
 rows = [{"pair": f"({j}, {j + d // 2})", "positions for one full turn": 1 / turns[j]} for j in pairs]
 print(text_table(rows, keys_as_headings({"pair": "", "positions for one full turn": ",.0f"})))

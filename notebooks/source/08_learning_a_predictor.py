@@ -25,7 +25,7 @@ from minillm.predictors.copies import Shadow
 from minillm.predictors.cutoffs import fit_cutoffs
 from minillm.predictors.learned import logits
 from minillm.predictors.oracle import Oracle
-from minillm.predictors.train import Schedule, examples, first_guess, loss_and_gradients, train, train_layer
+from minillm.predictors.train import Schedule, examples, initial_weights, loss_and_gradients, train, train_layer
 from minillm.show.display import show
 from minillm.show.explain_passes import training_curve
 from minillm.show.map import you_are_here
@@ -225,7 +225,7 @@ assert rows[0]["accuracy"] > 0.6 and rows[0]["recall"] == 0  # accurate, but use
 # %%
 rows = []
 for name, negative in (("the same weight", 1.0), ("weight of no = share of yes", float(y.mean()))):
-    p = first_guess(x, y, 16, np.random.default_rng(0))
+    p = initial_weights(x, y, 16, np.random.default_rng(0))
     train_layer(p, (x, y, None), (x_held, y_held, None), Schedule(6, negative), np.random.default_rng(0))
     z = logits(p, x_held)
     best = z > np.quantile(z, 1 - FRACTION)
@@ -250,7 +250,7 @@ assert abs(best_of[1] - best_of[0]) < 0.3 * (yes_of[1] - yes_of[0])  # the order
 # %%
 count = 700  # tokens, about three documents
 few, others, negative = (x[:count], y[:count], None), (x_held, y_held, None), float(y.mean())
-p, curve = first_guess(*few[:2], D, np.random.default_rng(0)), []
+p, curve = initial_weights(*few[:2], D, np.random.default_rng(0)), []
 
 
 def watch(loss: float) -> None:
@@ -275,7 +275,7 @@ assert known[-1] < known[0]
 # stops after three epochs without improvement (early stopping).
 
 # %%
-show_source(first_guess)
+show_source(initial_weights)
 show_source(train_layer)
 
 # %% [markdown]
@@ -335,7 +335,7 @@ rows = []
 by_token = np.random.default_rng(0).random(len(xs)) < 0.25
 by_document = split_by_document(numbers, 0.25)
 for how, away in (("by token", by_token), ("by document", by_document)):
-    start = first_guess(xs, ys, D, np.random.default_rng(0))
+    start = initial_weights(xs, ys, D, np.random.default_rng(0))
     parts = [(xs[part], ys[part], None) for part in (~away, away)]  # for training, and for early stopping
     p = train_layer(start, *parts, Schedule(20), np.random.default_rng(0))
     judged = {"the same tokens": (xs[by_token & by_document], ys[by_token & by_document]),

@@ -12,7 +12,7 @@ def test_the_names_that_the_parser_offers_are_those_that_there_are():
     from minillm.sparsity.policies import POLICIES
     from minillm.sparsity.thresholds import BYS
 
-    assert flags.POLICIES == tuple(POLICIES) and set(flags.DEMO_POLICIES) <= set(POLICIES)
+    assert flags.POLICY_NAMES == tuple(POLICIES) and set(flags.DEMO_POLICIES) <= set(POLICIES)
     with pytest.raises(SystemExit):
         cli.parser().parse_args(["calibrate", "-o", "x", "--by", "share"])
     assert all(cli.parser().parse_args(["calibrate", "-o", "x", "--by", by]).by == by for by in BYS)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from minillm.errors import BundleError, ConfigError, MinillmError
-from minillm.loading.fields import Fields, file_in, parse_json, read_json, show
+from minillm.loading.fields import Fields, brief, file_in, parse_json, read_json
 
 
 def fields(**values) -> Fields:
@@ -50,7 +50,7 @@ WRONG = [
 def test_another_type_or_a_value_out_of_range_is_refused_by_name(method, value, rest):
     with pytest.raises(ConfigError) as refusal:
         getattr(fields(a=value), method)("a", *rest)
-    assert str(refusal.value).startswith(f"folder/file.json: a is {show(value)}, expected ")
+    assert str(refusal.value).startswith(f"folder/file.json: a is {brief(value)}, expected ")
 
 
 def test_an_error_has_the_kind_the_prefix_and_the_value_that_it_was_given():
@@ -109,6 +109,6 @@ def test_a_file_lies_in_its_own_folder(tmp_path):
 
 
 def test_a_value_is_shown_in_one_short_line():
-    assert show("a\nb") == "'a\\nb'" and show([1, "x"]) == "[1, 'x']"
+    assert brief("a\nb") == "'a\\nb'" and brief([1, "x"]) == "[1, 'x']"
     for value in ("x" * 10**6, list(range(10**5)), {"key": "x" * 1000}):
-        assert len(show(value)) <= 80 and "\n" not in show(value)
+        assert len(brief(value)) <= 80 and "\n" not in brief(value)

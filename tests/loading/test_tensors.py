@@ -53,7 +53,7 @@ def test_pieces_fit_together(stored, tmp_path, monkeypatch):
     values = np.arange(1, 101, dtype=np.float32).reshape(4, 25)  # exact in all three
     info = one_file(tmp_path / "x", *hostile.encode(values, stored))
     for chunk in (1, 7, 99, 100, 101):
-        monkeypatch.setattr(tensors_module, "CHUNK", chunk)
+        monkeypatch.setattr(tensors_module, "NUMBERS_AT_ONCE", chunk)
         assert np.array_equal(read_tensor(info, np.float64), values)
 
 

@@ -129,7 +129,8 @@ TOY = '''
 
 import numpy as np
 from dataclasses import replace
-from minillm.methods.base import FFN, weights_variant
+from minillm.methods.base import weights_variant
+from minillm.transformer.layer import FFN_MATRICES
 from minillm.sparsity.spec import SparsitySpec
 
 
@@ -137,10 +138,11 @@ def fit(model, documents, target, *, context=None):
     rng = np.random.default_rng(0)
     layers = []
     for layer in model.layers:
-        changed = {name: getattr(layer, name) * (rng.random(getattr(layer, name).shape) >= target) for name in FFN}
+        weights = {name: getattr(layer, name) for name in FFN_MATRICES}
+        changed = {name: w * (rng.random(w.shape) >= target) for name, w in weights.items()}
         layers.append(replace(layer, **changed))
     spec = SparsitySpec("toy", ("weights",), "chance, a share goes", "weights", target)
-    return weights_variant(model, layers, spec, FFN, frozenset())
+    return weights_variant(model, layers, spec, FFN_MATRICES, frozenset())
 '''
 
 

@@ -8,8 +8,9 @@ import tiny
 
 from minillm.errors import MinillmError
 from minillm.methods import wanda
-from minillm.methods.base import FFN, INPUTS, MATRICES, fit
+from minillm.methods.base import INPUTS, MATRIX_SETS, fit
 from minillm.methods.wanda import removed_weights, scores
+from minillm.transformer.layer import FFN_MATRICES
 from minillm.transformer.model import Llama
 
 TEXT = [f"{story} And {i} more." for i in range(2) for story in tiny.STORIES]
@@ -77,7 +78,7 @@ def test_the_count_of_a_row_is_the_floor_of_its_share(target, inputs, count):
 def test_every_row_loses_its_share_and_everything_else_is_the_same_array(model, name):
     before = [{key: np.copy(getattr(layer, key)) for key in INPUTS} for layer in model.layers]
     made = fit(name, model, TEXT, 0.4)
-    pruned = MATRICES["all" if name.endswith("all") else "ffn"]
+    pruned = MATRIX_SETS["all" if name.endswith("all") else "ffn"]
     for old, copies, new in zip(model.layers, before, made.model.layers, strict=True):
         for key, value in vars(new).items():
             if key not in pruned:
@@ -135,4 +136,4 @@ def test_a_pattern_takes_no_other_target_and_matrices_no_other_name(tmp_path):
     with pytest.raises(MinillmError, match="matrices is 'attention', expected one of ffn, all"):
         wanda.fit(model, TEXT, 0.5, matrices="attention")
     made = fit("magnitude-2:4", model, TEXT, 0.5).model.layers[1]
-    assert all((np.count_nonzero(getattr(made, n).reshape(-1, 4), axis=1) == 2).all() for n in FFN)
+    assert all((np.count_nonzero(getattr(made, n).reshape(-1, 4), axis=1) == 2).all() for n in FFN_MATRICES)

@@ -12,7 +12,7 @@ from minillm.predictors.cutoffs import fit_cutoffs
 from minillm.predictors.learned import logits
 from minillm.predictors.metrics import PredictionMeter
 from minillm.predictors.select import sparse_ffn
-from minillm.predictors.train import Schedule, examples, first_guess, loss_and_gradients, train, train_layer
+from minillm.predictors.train import Schedule, examples, initial_weights, loss_and_gradients, train, train_layer
 from minillm.trace import Trace
 from minillm.transformer.evaluation import pass_over
 from minillm.transformer.texts import runs
@@ -132,7 +132,7 @@ def test_training_ends_after_so_many_epochs_without_gain():
     rng, losses = np.random.default_rng(0), []
     x, y = rng.standard_normal((300, 5)), rng.random((300, 4)) < 0.3  # nothing to learn: y knows nothing of x
     held = (rng.standard_normal((200, 5)), rng.random((200, 4)) < 0.3, None)
-    p = first_guess(x, y, 3, rng)
+    p = initial_weights(x, y, 3, rng)
     kept = train_layer(p, (x, y, None), held, Schedule(epochs=50, negative=0.5, patience=2), rng, losses.append)
     best = int(np.argmin(losses))
     assert len(losses) < 50 and len(losses) - 1 - best in (2, len(losses) - 1)

@@ -5,7 +5,7 @@ import tiny
 
 from minillm.errors import MinillmError
 from minillm.methods.base import fit
-from minillm.study.costs import HALF, POLICIES, TARGETS, WEIGHT_TARGETS, cost_rows, method_rows
+from minillm.study.costs import COMPARED_POLICIES, HALF, TARGETS, WEIGHT_TARGETS, cost_rows, method_rows
 from minillm.study.score import score_variant
 from minillm.transformer.evaluation import perplexity
 
@@ -21,7 +21,7 @@ def test_each_group_has_the_dense_row_and_its_policies_at_its_targets(model):
     done = []
     cuts, half = cost_rows(model, KNOWN, SCORED, perplexity(model, SCORED), done.append)
     for by, targets in TARGETS.items():
-        names = ("dhar",) if by == "tensor" else POLICIES
+        names = ("dhar",) if by == "tensor" else COMPARED_POLICIES
         order = [(row["policy"], row["by"], row["target"]) for row in cuts[by]]
         assert order == [("dense", None, None), *((name, by, target) for target in targets for name in names)]
     assert list(half) == ["mid", "dhar"] and len(done) == sum(len(rows) - 1 for rows in cuts.values())

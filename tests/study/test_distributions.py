@@ -7,7 +7,6 @@ import tiny
 from minillm.errors import MinillmError
 from minillm.sparsity.magnitudes import StreamingMagnitudes, collect
 from minillm.study.distributions import (
-    MATRICES,
     activation_magnitudes,
     activation_rows,
     curve,
@@ -16,6 +15,7 @@ from minillm.study.distributions import (
     weight_magnitudes,
 )
 from minillm.trace import Trace
+from minillm.transformer.layer import FFN_MATRICES
 from minillm.transformer.texts import runs
 
 
@@ -45,7 +45,7 @@ def test_weight_shares_are_those_of_the_matrices(tmp_path, monkeypatch):
     model.layers[1].up_proj[:3] = 0
     model.layers[0].gate_proj[0, 0] = 1e-9
     rows = weight_magnitudes(model)
-    assert [(row["layer"], row["matrix"]) for row in rows] == [(i, name) for i in (0, 1) for name in MATRICES]
+    assert [(row["layer"], row["matrix"]) for row in rows] == [(i, name) for i in (0, 1) for name in FFN_MATRICES]
     for row in rows:
         w = getattr(model.layers[row["layer"]], row["matrix"])
         r = np.sqrt((w**2).mean())

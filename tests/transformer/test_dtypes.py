@@ -134,7 +134,7 @@ def test_weights_tables_and_caches_are_float32(golden, name):
     arrays += [a for layer in dense.layers for a in vars(layer).values() if isinstance(a, np.ndarray)]
     cache = KVCache(dense.config, 13, dense.dtype)
     arrays += [cache.keys, cache.values, cache.cos, cache.sin, *rope.rope_table(dense.config.rope, 13, dense.dtype)]
-    arrays += [rope.frequencies(dense.config.rope, 13, np.float32), dense.forward(golden(name).ids)]
+    arrays += [rope.rope_frequencies(dense.config.rope, 13, np.float32), dense.forward(golden(name).ids)]
     arrays += model.random_weights(dense.config, np.random.default_rng(0)).values()
     assert {array.dtype.name for array in arrays} == {"float32"}
 

@@ -63,9 +63,9 @@ def test_an_activation_of_zero_is_zero_and_its_argument_is_left_alone(function):
 
 
 def test_the_names_are_those_that_a_config_may_hold():
-    from minillm.loading.config import ACTIVATIONS as READ
+    from minillm.loading.config import HIDDEN_ACTS
 
-    assert set(READ.values()) == set(ACTIVATIONS)
+    assert set(HIDDEN_ACTS.values()) == set(ACTIVATIONS)
     assert ACTIVATIONS["gelu"] is gelu and ACTIVATIONS["gelu_pytorch_tanh"] is gelu_tanh
 
 

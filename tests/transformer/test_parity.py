@@ -18,7 +18,7 @@ from minillm.trace import Trace, compare, save_arrays
 from minillm.transformer import attention
 from minillm.transformer.generation import generate
 from minillm.transformer.model import Llama
-from minillm.transformer.rope import frequencies, rope_table, rotate_interleaved
+from minillm.transformer.rope import rope_frequencies, rope_table, rotate_interleaved
 
 pytestmark = pytest.mark.parity
 
@@ -300,7 +300,7 @@ def test_float32_rotary_tables_equal_those_of_transformers(transformers, torch, 
     cos, sin = (t[0].numpy() for t in model.model.rotary_emb(torch.zeros(1), torch.arange(length)[None]))
     theirs = model.model.rotary_emb.inv_freq.numpy()  # longrope: of the list that the length has chosen
     rope = ModelConfig.from_dict(config.to_dict()).rope
-    ours = frequencies(rope, length, np.float32)
+    ours = rope_frequencies(rope, length, np.float32)
     units = np.abs(ours.view(np.int32) - theirs.view(np.int32))
     assert units.max() <= 2 and np.mean(units > 0) < 0.1
     our_cos, our_sin = rope_table(rope, length, np.float32)

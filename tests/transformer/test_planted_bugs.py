@@ -43,7 +43,7 @@ def plant(monkeypatch, owner, name: str, old: str, new: str):
 
 # id: (owner, function, old, new, golden, the step that must be named first)
 ATTENTION, ATTEND = (attention, "attention"), (attention, "attend")
-ROPE, BLOCK = (rope, "frequencies"), (model, "block")
+ROPE, BLOCK = (rope, "rope_frequencies"), (model, "block")
 BUGS = {
     "rope pairing": (
         *ATTENTION, "rotate_halves(np", "rotate_interleaved(np", "llama", "blocks.0.attn.rot_q"),

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from minillm.loading.config import RopeConfig
 from minillm.transformer.rope import (
-    frequencies,
     halves_from_interleaved,
+    rope_frequencies,
     rope_table,
     rotate_halves,
     rotate_interleaved,
@@ -101,7 +101,7 @@ def test_what_lies_past_the_rotary_part_does_not_turn():
 
 def test_linear_scaling_is_a_longer_ruler():
     linear = RopeConfig("linear", 10_000.0, 8, 4.0)
-    np.testing.assert_allclose(frequencies(linear, 9, np.float64), np.array(plain_speeds(1e4, 8)) / 4, rtol=1e-15)
+    np.testing.assert_allclose(rope_frequencies(linear, 9, np.float64), np.array(plain_speeds(1e4, 8)) / 4, rtol=1e-15)
     for ours, plain in zip(rope_table(linear, 9, np.float64), rope_table(PLAIN, 3, np.float64), strict=True):
         np.testing.assert_allclose(ours[::4], plain, atol=1e-15)  # position 4 p turns as p did
 
@@ -121,14 +121,14 @@ def test_llama3_scaling_keeps_short_waves_stretches_long_ones_and_blends_between
             expected.append((1 - smooth) * speed / 8.0 + smooth * speed)
             kinds.add("between")
     assert kinds == {"short", "between", "long"}
-    np.testing.assert_allclose(frequencies(LLAMA3, 10, np.float64), expected, rtol=1e-13)
-    np.testing.assert_allclose(frequencies(LLAMA3, 10), expected, rtol=2e-6)
+    np.testing.assert_allclose(rope_frequencies(LLAMA3, 10, np.float64), expected, rtol=1e-13)
+    np.testing.assert_allclose(rope_frequencies(LLAMA3, 10), expected, rtol=2e-6)
 
 
 @pytest.mark.parametrize(("length", "factors"), [(16, LONGROPE.short_factor), (17, LONGROPE.long_factor)])
 def test_longrope_takes_the_long_factors_beyond_the_original_length_and_stretches_both_tables(length, factors):
     speeds = [speed / factor for speed, factor in zip(plain_speeds(1e4, 8), factors, strict=True)]
-    np.testing.assert_allclose(frequencies(LONGROPE, length, np.float64), speeds, rtol=1e-14)
+    np.testing.assert_allclose(rope_frequencies(LONGROPE, length, np.float64), speeds, rtol=1e-14)
     cos, sin = rope_table(LONGROPE, length, np.float64)
     for p in (0, 7, 15):
         np.testing.assert_allclose(cos[p], [1.19 * math.cos(p * speed) for speed in speeds], rtol=1e-12)
@@ -139,9 +139,9 @@ def test_longrope_takes_the_long_factors_beyond_the_original_length_and_stretche
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_every_table_is_computed_in_the_dtype_of_the_model(rope, dtype):
     cos, sin = rope_table(rope, 20, dtype)
-    assert frequencies(rope, 20, dtype).dtype == cos.dtype == sin.dtype == dtype
+    assert rope_frequencies(rope, 20, dtype).dtype == cos.dtype == sin.dtype == dtype
     assert cos.shape == sin.shape == (20, rope.rotary_dim // 2)
     if dtype == np.float32:  # the angles themselves are float32, as transformers has them, and not rounded at the end
-        speeds = frequencies(rope, 20, np.float32)
+        speeds = rope_frequencies(rope, 20, np.float32)
         angles = np.float32(19) * speeds
         np.testing.assert_array_equal(cos[19], np.cos(angles) * np.float32(rope.attention_factor))
