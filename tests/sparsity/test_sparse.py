@@ -1,14 +1,21 @@
 """From a policy and thresholds to a FeedForward or a Selector."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import tiny
 from cutting import NEURON_POLICIES
-from passes import cut
+from passes import cut, traced
 
 from minillm.errors import MinillmError, ThresholdsError
 from minillm.predictors.select import sparse_ffn
 from minillm.sparsity.calibrate import calibrate
+from minillm.sparsity.griffin import Griffin
+from minillm.sparsity.selected import SelectedFFN
+from minillm.sparsity.sparse import policy_ffn, policy_selector
+from minillm.sparsity.spec import SparsityMeter, SparsitySpec
+from minillm.sparsity.thresholds import Thresholds
 from minillm.trace import Trace
 from minillm.transformer.attention import KVCache
 
@@ -64,3 +71,78 @@ def test_an_unknown_form_and_thresholds_of_another_model_are_refused(model):
         sparse_ffn(model, thresholds, form="fast")
     with pytest.raises(ThresholdsError, match="for 2 layers, the model has 3"):
         sparse_ffn(tiny.model(num_hidden_layers=3), thresholds)
+
+
+# ---- a policy as a free oracle ---------------------------------------------------------------------------------------
+
+WHOLE_NEURONS = ["mid", "cats", "cett", "countdown", "topk", "topp"]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("family", ["plain", "llama", "mistral"])
+@pytest.mark.parametrize("policy", WHOLE_NEURONS)
+def test_a_policy_as_a_selector_in_the_masked_form_is_the_policys_own_ffn_bit_for_bit(policy, family, dtype):
+    model = tiny.model(family, dtype)
+    own = cut(model, policy)
+    seen, expected = (
+        traced(model, IDS, ffn=SelectedFFN(policy_selector(model, own.thresholds))),
+        traced(model, IDS, ffn=own),
+    )
+    for name in seen:
+        assert name.endswith(".reads") or seen[name].tobytes() == expected[name].tobytes(), name
+    assert 0.1 < seen["blocks.0.mlp.mask"].mean() < 0.95
+    assert not np.allclose(seen["logits"], model.forward(IDS))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("policy", WHOLE_NEURONS)
+def test_a_free_oracle_reads_the_kept_neurons_alone_and_the_policy_itself_more(policy, form):
+    model, free, own = tiny.model(), SparsityMeter(), SparsityMeter()
+    ffn = cut(model, policy, form=form)
+    model.forward(IDS, ffn=SelectedFFN(policy_selector(model, ffn.thresholds), form), tap=free)
+    model.forward(IDS, ffn=ffn, tap=own)
+    assert free.report().read_exact == pytest.approx(own.report().read_known_mask)
+    assert free.report().weight_reads < own.report().weight_reads
+
+
+def test_a_policy_as_a_selector_taps_nothing_and_says_what_it_is():
+    model, names = tiny.model(), []
+    limits = replace(cut(model, "mid").thresholds, documents_sha256=("a",))
+    select = policy_selector(model, limits)
+
+    def tap(name, value):
+        names.append(name)
+        return value
+
+    mask = select(np.random.default_rng(0).standard_normal((3, 8)), model.layers[0], 0, tap)
+    assert mask.shape == (3, 12) and mask.dtype == bool and not names
+    assert (select.name, select.calibrated_on, select.reads) == ("mask of mid", {"a"}, frozenset())
+
+
+@pytest.mark.parametrize(("policy", "tensors"), [("teal", "in_gate, in_up"), ("wina", "in_gate_norm"), ("dhar", "out")])
+def test_a_policy_that_cuts_other_things_than_neurons_is_no_selector(policy, tensors):
+    model = tiny.model()
+    with pytest.raises(MinillmError, match=f"policy {policy} cuts {tensors}"):
+        policy_selector(model, cut(model, policy).thresholds)
+
+
+def test_dhar_without_a_cut_of_the_output_is_a_selector():
+    model = tiny.model()
+    whole = cut(model, "dhar").thresholds
+    limits = replace(whole, layers=tuple({t: v for t, v in layer.items() if t != "out"} for layer in whole.layers))
+    ours = model.forward(IDS, ffn=SelectedFFN(policy_selector(model, limits)))
+    assert ours.tobytes() == model.forward(IDS, ffn=policy_ffn(model, limits)).tobytes()
+
+
+def test_griffin_is_a_selector_of_its_own():
+    model = tiny.model()
+    spec = SparsitySpec("griffin", ("mid",), "prompt", "tensor", 0.5)
+    limits = Thresholds("griffin", "tensor", 0.5, ({"mid": 0.5},) * 2, spec, documents_sha256=("a",))
+    select = policy_selector(model, limits)
+    assert isinstance(select, Griffin) and list(select.shares) == [0.5, 0.5] and select.calibrated_on == {"a"}
+    assert policy_ffn(model, limits).calibrated_on == {"a"}
+
+
+def test_thresholds_of_another_model_are_no_selector():
+    with pytest.raises(ThresholdsError, match="for 2 layers, the model has 3"):
+        policy_selector(tiny.model(num_hidden_layers=3), cut(tiny.model(), "mid").thresholds)
