@@ -8,7 +8,7 @@ sparsity/selected.py computes the wanted neurons. The truth that a predictor is 
 
 A predictor may need the truth of one token before it can score the next: previous-token does (sequential, needs_truth).
 Then rows are scored one at a time, and gate and up are computed in full only to know the truth. These reads are not
-counted: the truth is a gift to a baseline.
+counted: a baseline gets the truth at no cost.
 """
 
 from __future__ import annotations

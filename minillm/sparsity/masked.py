@@ -39,8 +39,7 @@ class Decision(NamedTuple):
 def decide(x: np.ndarray, layer: Layer, tap: Tap, cut: Cut) -> Decision:
     """The neurons that a policy keeps, from the layer's gate and up in full (equations above, without the last line).
 
-    x (T, D)  ->  Decision. Taps every value and the masks of single tensors;
-    ``mask`` itself is for the caller to tap.
+    x (T, D)  ->  Decision. Taps every value and the masks of single tensors. The caller taps ``mask`` itself.
     """
     tap_mask = tap_cuts(tap)
     mask_in_gate = tap_mask("mask_in_gate", cut.keep(OF_GATE_INPUT, x, x))  # (T, D)

@@ -89,7 +89,11 @@ def tap_reads(tap: Tap, gate: np.ndarray | None, up: np.ndarray | None, down: np
 
 @dataclass(frozen=True)
 class SparsityReport:
-    """The accounting of one run (module docstring). read_* are the shares of gate rows, up rows, down columns."""
+    """The accounting of one run (module docstring). read_* are the shares read of the gate, up and down weights.
+
+    tensor_sparsity: of each cut tensor whose mask was tapped. Policy dhar in the gathered form computes up only for the
+    neurons that its gate keeps, so the share that is cut of up is not known there.
+    """
 
     tokens: int
     neuron_sparsity: float

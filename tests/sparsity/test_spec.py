@@ -194,6 +194,14 @@ def test_a_tensor_sparsity_is_the_share_that_its_own_threshold_cuts():
     assert report.achieved("neuron") == report.neuron_sparsity
 
 
+def test_the_gathered_form_does_not_know_how_much_of_up_dhar_cuts():
+    (masked, _), (gathered, _) = (
+        metered(tiny.model(), cut(tiny.model(), "dhar", form)) for form in ("masked", "gathered")
+    )
+    assert set(masked.tensor_sparsity) == {"gate", "up", "out"} and set(gathered.tensor_sparsity) == {"gate", "out"}
+    assert gathered.neuron_sparsity == masked.neuron_sparsity and gathered.read_exact == masked.read_exact
+
+
 @pytest.mark.parametrize(("policy", "name"), [("cats", "gate"), ("mid", "mid"), ("countdown", "up")])
 def test_a_policy_of_one_tensor_has_one_tensor_sparsity_which_is_its_neuron_sparsity(policy, name):
     report, _ = metered(tiny.model(), cut(tiny.model(), policy))
