@@ -32,8 +32,9 @@ def test_only_a_mask_that_came_with_its_truth_is_counted():
     meter("blocks.0.mlp.mask_true", ~mask)
     meter("blocks.1.mlp.mask", mask)  # of another layer
     assert meter.layers() == []
+    meter("blocks.0.mlp.mask_guess", ~mask)  # a guess is not the mask
     meter("blocks.0.mlp.mask", mask)
-    meter("blocks.0.mlp.mask", mask)  # the truth was used up
+    meter("blocks.0.mlp.mask", ~mask)  # the truth was used up
     assert meter.layers() == [{"recall": 0, "precision": 0, "f1": 0, "iou": 0, "selected": 1, "active": 0}]
 
 
