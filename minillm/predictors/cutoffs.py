@@ -1,9 +1,9 @@
-"""How a predictor is set: one cutoff per layer, so that each layer selects a given share of its neurons.
+"""How a predictor's cutoffs are set: one per layer, so that each layer selects a given share of its neurons.
 
     cutoff[l] = the (1 - fraction)-quantile of the scores of layer l        over all (token, neuron) pairs of a text
 
-so the selected share of (token, neuron) pairs is ``fraction``, whatever the scale of the scores. The cutoff is found
-with the predictor in the loop, since what a layer sees shifts when neurons are cut before it.
+so the selected share of (token, neuron) pairs is ``fraction``, whatever the scale of the scores. The cutoffs are found
+with the predictor in the loop, because the input of a layer changes when neurons are cut in the layers before it.
 """
 
 from __future__ import annotations
@@ -36,10 +36,11 @@ def fit_cutoffs(
 
         cutoff[l] = the (1 - fraction)-quantile of the scores of layer l, with layers 0 .. l-1 already cut
 
-    A pass finds all quantiles with the cutoffs that there are; the first is dense. Each pass settles at least one more
-    layer for good, and it stops as soon as every layer is within ``tolerance``, after two or three as a rule.
-    documents: training text only. fraction 1 selects everything, with cutoffs of -inf. All scores of a pass are
-    held in memory: ten thousand tokens are plenty.
+    Each pass computes all quantiles with the current cutoffs; the first pass is dense. Each pass settles at least one
+    more layer, and the passes end when every layer is within ``tolerance``, usually after two or three.
+    documents: training text only. fraction 1 selects everything, with cutoffs of -inf. All scores of a pass are held in
+    memory; ten thousand tokens are enough. Raises MinillmError for a fraction out of range,
+    and for a predictor of another model.
     """
     check_fits(predictor, model)
     if not 0 < fraction <= 1:
@@ -62,20 +63,20 @@ def fit_cutoffs(
         if max(abs(s - fraction) for s in selected) <= tolerance:
             break
         before, predictor.cutoffs = predictor.cutoffs, np.array([_cutoff(v, fraction) for v in values])
-        if np.array_equal(before, predictor.cutoffs):  # scores with ties (static) have no cutoff that is nearer
+        if np.array_equal(before, predictor.cutoffs):  # tied scores (static) allow no cutoff that is nearer
             break
     return predictor.cutoffs
 
 
 def _cutoff(values: np.ndarray, fraction: float) -> float:
-    """The number that a share ``fraction`` of the values lies above; among equal values the nearer side is taken."""
-    rank = round((1 - fraction) * len(values))  # so many are to be left out
+    """The number that a share ``fraction`` of the values lies above; with ties, the nearest possible share."""
+    rank = round((1 - fraction) * len(values))  # number of values to leave out
     if rank == 0:
         return -np.inf
     cutoff = np.partition(values, rank - 1)[rank - 1]
-    above = np.count_nonzero(values > cutoff)
+    larger = np.count_nonzero(values > cutoff)
     equal = np.count_nonzero(values == cutoff)
-    if abs(above + equal - fraction * len(values)) < abs(above - fraction * len(values)):
+    if abs(larger + equal - fraction * len(values)) < abs(larger - fraction * len(values)):
         below = values[values < cutoff]
         cutoff = below.max() if below.size else -np.inf
     return float(cutoff)

@@ -1,11 +1,11 @@
-"""How a predictor is measured: its selected neurons against the truly active ones (the mask of policy mid).
+"""How a predictor is measured: its selected neurons against the active ones (the mask of policy mid).
 
 Over the (token, neuron) pairs of a layer, S selected and A active:
 
     recall |S & A| / |A|    precision |S & A| / |S|    F1 = 2 |S & A| / (|S| + |A|)    IoU |S & A| / |S or A|
 
 pooled over the tokens of a layer, then averaged over layers. For two independent masks with half of the neurons each,
-recall and precision are 1/2 and IoU is 1/3: chance has a score, too.
+recall and precision are 1/2 and IoU is 1/3: this is the score of chance.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class PredictionMeter:
         if (at := place(name)) is None:
             return value
         if at.step == "mlp.mask_true":
-            self._true[at.layer] = value  # the layer's mask follows before anything else
+            self._true[at.layer] = value  # the layer's mask is the next step
         elif at.step == "mlp.mask" and (true := self._true.pop(at.layer, None)) is not None:
             count = self._count[at.layer]
             count["both"] += int(np.count_nonzero(value & true))
@@ -57,8 +57,8 @@ class PredictionMeter:
         return metrics
 
     def report(self) -> dict[str, float]:
-        """The mean over layers of each metric. Raises MinillmError where no mask came with its truth."""
+        """The mean over layers of each metric. Raises MinillmError where no mask came with mask_true."""
         layers = self.layers()
         if not layers:
-            raise MinillmError("no predicted mask was seen beside its truth, expected a predicted FFN in masked form")
+            raise MinillmError("no predicted mask came with mask_true, expected a predicted FFN in masked form")
         return {key: float(np.mean([layer[key] for layer in layers])) for key in layers[0]}

@@ -3,11 +3,12 @@
     s = predict(layer, x)                      one score per neuron, before a single row of the layer is read
     J = {j : s_j > c}                          c = the layer's cutoff, which sets how many are selected
 
-sparsity/selected.py computes what is wanted. The truth that a predictor is held against is the mask of policy ``mid``
-at the given thresholds, |m_j| > t.
+sparsity/selected.py computes the wanted neurons. The truth that a predictor is compared with is the mask of policy
+``mid`` at the given thresholds, |m_j| > t.
 
-Some predictors must see the truth of one token before they can score the next (sequential, needs_truth: the previous
-token's mask, say). Then rows go one at a time, and gate and up are computed in full for that alone.
+A predictor may need the truth of one token before it can score the next: previous-token does (sequential, needs_truth).
+Then rows are scored one at a time, and gate and up are computed in full only to know the truth. These reads are not
+counted: a baseline gets the truth at no cost.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ from .protocol import Predictor, check_fits
 
 
 def above(scores: np.ndarray, cutoff: float) -> np.ndarray:
-    """Which scores are selected: those above the cutoff.  (..., F) -> bool (..., F). A NaN stays and shows up."""
+    """True where a score is above the cutoff.  (..., F) -> bool (..., F). A NaN is kept, so that it shows up."""
     return ~(scores <= cutoff)
 
 
 def scores_of(
     predictor: Predictor, x: np.ndarray, layer: Layer, position: int, truth: np.ndarray | None = None
 ) -> np.ndarray:
-    """A predictor's scores for all rows, each row shown and observed as the predictor needs it.
+    """A predictor's scores for all rows; a sequential predictor scores and observes one row at a time.
 
     x (T, D), truth (T, F) bool where the predictor needs it  ->  scores (T, F). Raises MinillmError for scores of
     another shape.
@@ -51,8 +52,8 @@ def scores_of(
     scores = parts[0] if len(parts) == 1 else np.concatenate(parts)
     expected = (len(x), predictor.shape[2])
     if scores.shape != expected:
-        found = f"the predictor {predictor.name} gave scores {list(scores.shape)}"
-        raise MinillmError(f"{found}, expected {list(expected)}: it belongs to another model")
+        problem = f"the predictor {predictor.name} gave scores {list(scores.shape)}"
+        raise MinillmError(f"{problem}, expected {list(expected)}: it belongs to another model")
     return scores
 
 
@@ -60,7 +61,7 @@ def scores_of(
 class Predicted:
     """A Selector that wants the neurons whose score is above the layer's cutoff (equations in the module's docstring).
 
-    thresholds: of policy mid; they say what is true, for the predictors that must see it; None for others. Raises
+    thresholds: of policy mid; they define the truth for a predictor that needs it, and may be None for others. Raises
     MinillmError for a predictor without cutoffs.
     """
 
@@ -70,12 +71,12 @@ class Predicted:
     def __post_init__(self) -> None:
         layers, cutoffs = self.predictor.shape[0], self.predictor.cutoffs
         if cutoffs is None or len(cutoffs) != layers:
-            found = "no cutoffs" if cutoffs is None else f"cutoffs for {len(cutoffs)} layers"
-            raise MinillmError(f"the predictor {self.predictor.name} has {found}, expected {layers}: see fit_cutoffs")
+            has = "no cutoffs" if cutoffs is None else f"cutoffs for {len(cutoffs)} layers"
+            raise MinillmError(f"the predictor {self.predictor.name} has {has}, expected {layers}: see fit_cutoffs")
 
     @property
     def name(self) -> str:
-        """The predictor's."""
+        """The predictor's name."""
         return self.predictor.name
 
     @property
@@ -86,7 +87,7 @@ class Predicted:
 
     @property
     def reads(self) -> frozenset[str]:
-        """The layer's own gate, where the predictor looks at it."""
+        """The layer's own gate, where the predictor reads it."""
         return frozenset({"gate"} if self.predictor.reads_gate else ())
 
     def __call__(self, x: np.ndarray, layer: Layer, position: int = 0, tap: Tap = no_tap) -> np.ndarray:
@@ -94,9 +95,7 @@ class Predicted:
         predictor, truth = self.predictor, None
         if predictor.needs_truth:
             if self.thresholds is None:
-                raise MinillmError(
-                    f"the predictor {predictor.name} must see the truth, expected thresholds of policy mid"
-                )
+                raise MinillmError(f"the predictor {predictor.name} needs the truth, expected thresholds of policy mid")
             truth = mid_mask(mid_of(x, layer), self.thresholds, layer.index)  # (T, F)
         scores = tap("scores", scores_of(predictor, x, layer, position, truth))  # (T, F)
         assert predictor.cutoffs is not None
@@ -104,7 +103,7 @@ class Predicted:
 
 
 def predicted_ffn(predictor: Predictor, thresholds: Thresholds, form: str = "masked") -> SelectedFFN:
-    """The FeedForward whose neurons are selected by a predictor; thresholds (of policy mid) say what is true."""
+    """The FeedForward whose neurons a predictor selects; thresholds (of policy mid) define the truth."""
     return SelectedFFN(Predicted(predictor, thresholds), form, truth=thresholds)
 
 
@@ -115,7 +114,7 @@ def sparse_ffn(
 
     form: "masked" (compute all, then cut) or "gathered" (only the kept neurons). The policy computes its own mask from
     the true activations: an oracle. With a predictor, the neurons that it selects are computed, and thresholds (of
-    policy mid) say what is true. Raises ThresholdsError when the thresholds belong to another model, MinillmError when
+    policy mid) define the truth. Raises ThresholdsError when the thresholds belong to another model, MinillmError when
     the predictor does.
     """
     if predictor is None:

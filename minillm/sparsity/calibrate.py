@@ -1,22 +1,22 @@
-"""Where thresholds come from: quantiles of magnitudes on a calibration text.
+"""How thresholds are found: quantiles of magnitudes on a calibration text.
 
 For each layer l and cut tensor A (Dhar et al. 2024, arXiv 2412.12178, eq. 3-6), from the DENSE model's values:
 
     threshold[l, A] = the alpha-quantile of { |A[t, j]| : all tokens t, all entries j }
 
-so that a share alpha of that tensor falls below it. Sparsity 0 is threshold 0, which cuts nothing, and not the
-0-quantile, which is the smallest value seen. (topk, topp and griffin cut shares: their threshold is alpha itself.)
+so that a share alpha of that tensor lies below it. Sparsity 0 gives threshold 0, which cuts nothing; the 0-quantile
+would be the smallest value of the text. (topk, topp and griffin cut shares: their threshold is alpha itself.)
 
 What a target counts:
 
     by="tensor"   alpha as given: the share of each cut tensor (the paper's meaning)
     by="neuron"   the alpha at which the cut model reaches that neuron sparsity
     by="reads"    the alpha at which that share of the FFN's weights is not read
-    by="cett"     policy cett: per layer the largest threshold that loses at most that much of the output
+    by="cett"     policy cett: per layer the largest threshold whose CETT is at most that (allocate.py)
     by="ppl"      the alpha (for cett: the CETT) at which perplexity grows by that share: CETT-PPL-p% (arXiv 2411.02335)
 
-each measured on the calibration text. At equal "neuron" or equal "reads" policies can be compared; at equal "tensor"
-they cannot.
+All are measured on the calibration text. Policies can be compared at equal "neuron" or equal "reads", but not at equal
+"tensor".
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from .sparse import policy_ffn
 from .spec import SparsityMeter, SparsitySpec
 from .thresholds import BYS, Thresholds
 
-SAMPLE = 1000  # tokens for what needs whole rows: CETT and greedy allocation
-NEAR = {"neuron": 2e-3, "reads": 2e-3, "ppl": 5e-4}  # how near a search comes to its target
+SAMPLE = 1000  # tokens for the searches that need whole rows: CETT and greedy allocation
+NEAR = {"neuron": 2e-3, "reads": 2e-3, "ppl": 5e-4}  # tolerance of a search for each kind of target
 
 
 def calibrate(
@@ -56,10 +56,10 @@ def calibrate(
     """Find the thresholds at which ``policy`` reaches ``sparsity`` on a text (arXiv 2412.12178, eq. 3-6).
 
     documents: a text with separator lines, or a list. sparsity: 0 to below 1, of what ``by`` counts (module
-    docstring). quantile: "exact", "streaming", or None for exact where it fits in memory. magnitudes: what ``collect``
-    gave for the same documents, so that several calibrations share one pass. allocation: "uniform" takes the same
-    level for each tensor of each layer, "greedy" (teal, wina) gives each layer's tensors levels of their own with the
-    same mean. The spec in the result holds what was achieved. Raises MinillmError for a target out of range or out of
+    docstring). quantile: "exact", "streaming", or None for exact where it fits in memory. magnitudes: the result
+    of ``collect`` for the same documents, so that several calibrations share one pass. allocation: "uniform" takes the
+    same level for each tensor of each layer, "greedy" (teal, wina) gives each layer's tensors their own levels with the
+    same mean. The spec in the result holds the achieved value. Raises MinillmError for a target out of range or out of
     reach, and for an unknown policy, ``by`` or allocation.
     """
     rule = policy_named(policy)
@@ -72,7 +72,7 @@ def calibrate(
         raise MinillmError(f"the magnitudes lack {', '.join(sorted(missing))}, which policy {policy} cuts")
     task = Task(model, target, magnitudes, Sample(documents, "documents", context))
     if by in NEAR and sparsity > 0:
-        # What it reached is measured, however coarse the quantile.
+        # A search measures what it achieves, so a coarse quantile does not matter.
         return task.search(NEAR[by], first_guess(rule, by, sparsity))
     result, _ = task.at(sparsity)
     if needed and (error := magnitudes.rank_error(needed, sparsity)) > 1e-3:
@@ -85,7 +85,7 @@ def calibrate(
 
 @dataclass(frozen=True)
 class Target:
-    """What a calibration is to reach: a policy's sparsity, of what ``by`` counts, and how levels are allocated."""
+    """What a calibration must reach: a policy, its sparsity in what ``by`` counts, and how levels are allocated."""
 
     policy: Policy
     by: str
@@ -94,7 +94,7 @@ class Target:
 
     @property
     def of_shares(self) -> bool:
-        """Whether the thresholds are shares themselves (topk, topp, griffin), which need no look at a text."""
+        """Whether the thresholds are shares themselves (topk, topp, griffin), which need no text."""
         return self.policy.comparison in ("top-k", "top-p", "prompt")
 
     @property
@@ -117,12 +117,14 @@ class Target:
             raise MinillmError(f"allocation is 'greedy' with policy {name}, expected teal or wina")
         most = most_unread(self.policy)
         if self.by == "reads" and self.sparsity > most:
-            raise MinillmError(f"{name} reads at least {1 - most:.3f} of the weights, {self.sparsity} cannot go")
+            raise MinillmError(
+                f"{name} reads at least {1 - most:.3f} of the weights, expected sparsity at most {most:.3f}"
+            )
 
 
 @dataclass(eq=False)
 class Task:
-    """A calibration at work: thresholds at any level, and what they achieve on the calibration text (sample)."""
+    """One calibration: thresholds at any level, and what they achieve on the calibration text (sample)."""
 
     model: Llama
     target: Target
@@ -131,7 +133,7 @@ class Task:
 
     @cached_property
     def pieces(self) -> list[Run]:
-        """The calibration text as the model reads it."""
+        """The calibration text, encoded and cut into runs."""
         return runs(self.model, *self.sample)
 
     @cached_property
@@ -141,7 +143,7 @@ class Task:
 
     @cached_property
     def hashes(self) -> tuple[str, ...]:
-        """Of the calibration documents."""
+        """Hashes of the calibration documents."""
         return tuple(document_hashes(self.sample.documents))
 
     def cett_curves(self) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -177,7 +179,7 @@ class Task:
         return self.magnitudes.thresholds(tensors, level)
 
     def at(self, level: float) -> tuple[Thresholds, float]:
-        """Thresholds at a level, and what they achieve on the calibration text, which their spec says, too."""
+        """Thresholds at a level, and the value that they achieve on the calibration text (also in their spec)."""
         policy, by = self.target.policy, self.target.by
         spec = SparsitySpec(policy.name, policy.tensors, policy.comparison, by, self.target.sparsity)
         if self.target.allocation == "greedy":
@@ -188,14 +190,14 @@ class Task:
         return replace(thresholds, spec=replace(spec, achieved=achieved)), achieved
 
     def achieved(self, thresholds: Thresholds, level: float) -> float:
-        """What these thresholds come to on the calibration text, in what the target counts."""
+        """What these thresholds achieve on the calibration text, in what the target counts."""
         by, ffn = self.target.by, policy_ffn(self.model, thresholds)
         if by == "cett":
             pairs = zip(self.cett_curves(), thresholds.layers, strict=True)
             lost = [np.interp(of["neuron_norm"], grid, curve) for (grid, curve), of in pairs]
             return float(np.mean(lost)) if level else 0.0
         if by == "ppl":
-            # The text is the calibration text, on purpose: nothing to warn of, so the ffn goes without its name tag.
+            # Scoring the calibration text is intended here. The wrapper hides calibrated_on, so there is no warning.
             return perplexity(self.model, *self.sample, lambda *a: ffn(*a)).perplexity / self.dense - 1
         meter = SparsityMeter()
         pass_over(self.model, self.pieces, meter, ffn, what="measuring")
@@ -204,8 +206,8 @@ class Task:
     def search(self, near: float, level: float) -> Thresholds:
         """The thresholds that achieve the target: secant steps kept inside a shrinking bracket.
 
-        What is achieved grows with the level, from 0 at 0; at level 1 everything is cut. A secant step that leaves the
-        bracket nearly as wide as it was is followed by a halving, which a curve that bends (perplexity) needs.
+        The achieved value grows with the level, from 0 at level 0; at level 1 everything is cut. A secant step that
+        hardly narrows the bracket is followed by a halving, which a strongly curved function (perplexity) needs.
         """
         target = self.target.sparsity
         low, high, low_value, high_value = 0.0, 1.0, 0.0, max(1.0, 2 * target)
@@ -233,14 +235,14 @@ def quantile_of(magnitudes: Mapping[str, ExactMagnitudes | StreamingMagnitudes],
 
 
 def most_unread(policy: Policy) -> float:
-    """The share of the FFN's weights that a policy can leave unread at most: what it needs for its mask is read."""
+    """The largest share of the FFN's weights that a policy can leave unread: what its mask needs is always read."""
     if policy.comparison == "prompt" or "in_up" in policy.tensors:
         return 1.0
     return 1 / 3 if set(policy.tensors) <= set(AFTER_BOTH) else 2 / 3
 
 
 def first_guess(policy: Policy, by: str, target: float) -> float:
-    """Where a search begins: one tensor's share as it is, two tensors as independent, 1 - (1 - level)^2."""
+    """The level at which a search begins. Two tensors are taken as independent: target = 1 - (1 - level)^2."""
     if by == "ppl":
         return 0.25
     if by == "reads" or policy.name in ("teal", "wina"):

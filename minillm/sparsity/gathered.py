@@ -1,6 +1,6 @@
-"""The sparse FFN that does less: for each token, only the rows and columns that its mask needs are touched.
+"""The sparse FFN that saves work: for each token, only the rows and columns that its mask needs are read.
 
-    g = W_gate x, a = act(g)                 all rows: nothing is known yet
+    g = W_gate x, a = act(g)                 all rows: no mask is known yet
     J = {j : g_j and a_j kept}               u_J = W_up[J] x          |J| rows of up
     J' = {j in J : u_j and m_j kept}         y = W_down[:, J'] m_J'   |J'| columns of down
 
@@ -22,7 +22,7 @@ from .spec import tap_reads
 
 
 def at_rows(array: np.ndarray | None, rows: np.ndarray) -> np.ndarray | None:
-    """The entries of a bias that the kept neurons need; None stays None."""
+    """The entries of a bias at these rows; None where there is no bias."""
     return None if array is None else array[rows]
 
 
@@ -66,7 +66,7 @@ def gathered_swiglu(
     x: np.ndarray, layer: Layer, position: int = 0, tap: Tap = no_tap, *,
     policy: Policy, thresholds: dict[str, float], norms: Norms | None = None,
 ) -> np.ndarray:  # fmt: skip
-    """SwiGLU from what its mask needs alone (equations above).
+    """SwiGLU from only what its mask needs (equations above).
 
     x (T, D), thresholds {tensor: number} of this layer  ->  y (T, D). Taps what is computed in full, the masks,
     mid_cut and out. An edit of the mask can cut more, not less: what was not read is 0 in mid_cut.

@@ -5,11 +5,11 @@ Over the tokens of the prompt, with m (S, F) their mids:
     s_j = || mbar[:, j] ||        mbar: each row of m divided by its own length
     J   = the k neurons with the largest s_j
 
-The prompt itself is computed densely; every later token uses the neurons of J alone, so that W_gate[J], W_up[J] and
-W_down[:, J] can be copied out once. Nothing is trained and nothing is calibrated.
+The prompt itself is computed densely. Every later token uses only the neurons of J, so that W_gate[J], W_up[J] and
+W_down[:, J] can be copied out once. No training and no calibration are needed.
 
-Differs from GRIFFIN: the prompt is the first PROMPT tokens of a text, be they given or generated, so that one rule
-serves generation and scoring alike. (In a text that is scored at once nobody says where its prompt ends.)
+Differs from GRIFFIN: the prompt is the first PROMPT tokens of a text, given or generated. So the same rule holds for
+generation and for scoring, where a text has no marked end of the prompt.
 """
 
 from collections.abc import Sequence

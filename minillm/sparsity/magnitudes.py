@@ -18,18 +18,18 @@ from ..transformer.model import Llama
 from ..transformer.texts import Run, runs
 from .policies import TENSORS, column_norms, magnitude
 
-EXACT_BYTES = 1 << 30  # beyond this, magnitudes are counted in buckets and not kept
-STEPS = ("gate_pre", "gate", "up", "mid", "out")  # what `collect` collects unless told otherwise
+EXACT_BYTES = 1 << 30  # above this, magnitudes are counted in buckets and not kept
+STEPS = ("gate_pre", "gate", "up", "mid", "out")  # what `collect` collects by default
 
 
 class ExactMagnitudes:
-    """Every magnitude of one tensor of one layer, in an array set aside once. quantile() is NumPy's, exactly."""
+    """Every magnitude of one tensor of one layer, in one preallocated array. quantile() is exactly NumPy's."""
 
     def __init__(self, size: int, dtype: np.dtype):
         self._values, self._count, self._sorted = np.empty(size, dtype), 0, False
 
     def add(self, values: np.ndarray) -> None:
-        """Take in the magnitudes of ``values``, of any shape."""
+        """Add the magnitudes of ``values``, of any shape."""
         np.abs(values.ravel(), out=self._values[self._count : self._count + values.size])
         self._count, self._sorted = self._count + values.size, False
 
@@ -39,22 +39,22 @@ class ExactMagnitudes:
         if not self._sorted:
             values.sort()  # once, in place: every further level is one look-up
             self._sorted = True
-        place = level * (self._count - 1)
-        low = int(place)
+        rank = level * (self._count - 1)
+        low = int(rank)
         a, b = float(values[low]), float(values[min(low + 1, self._count - 1)])
-        share = place - low
+        share = rank - low
         return a + (b - a) * share if share < 0.5 else b - (b - a) * (1 - share)  # NumPy's, to the last bit
 
     def rank_error(self, level: float) -> float:
-        """0: nothing is rounded."""
+        """0: the quantile is exact."""
         return 0.0
 
 
 class StreamingMagnitudes:
     """Counts of magnitudes in buckets 0.02 % wide: the exponent and first 12 bits of the fraction of a float32.
 
-    A positive float's bits, read as an integer, grow with its value, so bits >> 11 is a logarithmic scale for free. 64
-    powers of two (2^-40 to 2^24) times 4096 buckets are counted; bucket 0 holds everything below, exact zeros included.
+    The bits of a positive float, read as an integer, grow with its value, so bits >> 11 is a logarithmic scale. It has
+    64 powers of two (2^-40 to 2^24) with 4096 buckets each; bucket 0 holds everything below, exact zeros included.
     The rank error of a quantile is at most the share of values in its bucket, ``rank_error``.
     """
 
@@ -67,13 +67,13 @@ class StreamingMagnitudes:
     def add(self, values: np.ndarray) -> None:
         """Count the magnitudes of ``values``, of any shape."""
         bits = np.abs(values.ravel()).astype(np.float32, copy=False).view(np.uint32) >> 11
-        place = bits.astype(np.int64) - self.FIRST
-        if place.max(initial=0) >= self.BUCKETS:
+        bucket = bits.astype(np.int64) - self.FIRST
+        if bucket.max(initial=0) >= self.BUCKETS:
             raise MinillmError("an activation is not finite or is 2^24 or larger: its quantile cannot be counted")
-        self.counts += np.bincount(np.maximum(place, 0), minlength=self.BUCKETS)
+        self.counts += np.bincount(np.maximum(bucket, 0), minlength=self.BUCKETS)
 
     def _bucket(self, level: float) -> tuple[int, float]:
-        """The bucket of a level, and how far into its values the level lies, 0 .. 1."""
+        """The bucket of a level, and the position of the level among its values, 0 .. 1."""
         cumulative = np.cumsum(self.counts)
         rank = level * cumulative[-1]
         bucket = min(int(np.searchsorted(cumulative, rank, side="left")), self.BUCKETS - 1)
@@ -89,22 +89,22 @@ class StreamingMagnitudes:
         return float(low + (high - low) * inside)
 
     def rank_error(self, level: float) -> float:
-        """The most that the share of values below ``quantile(level)`` can differ from ``level``."""
+        """The largest possible difference between ``level`` and the share of values below ``quantile(level)``."""
         bucket, _ = self._bucket(level)
         return 0.0 if bucket == 0 else float(self.counts[bucket] / self.counts.sum())
 
 
 class Magnitudes:
-    """A tap that collects the magnitudes of chosen tensors, layer by layer; quantile(layer, tensor, level) reads them.
+    """A tap that collects the magnitudes of chosen tensors, layer by layer; thresholds(tensors, level) gives quantiles.
 
-    tokens: how many positions will come, for the exact kind's memory. kind: "exact" or "streaming"; None takes exact
-    where it fits in EXACT_BYTES. Tensors that are the same numbers (the inputs of gate and of up) are kept once.
+    tokens: number of positions that will follow; it sizes the exact kind's arrays. kind: "exact" or "streaming"; None
+    takes exact where it fits in EXACT_BYTES. Tensors with the same values (the inputs of gate and of up) are kept once.
     """
 
     def __init__(self, model: Llama, tensors: Sequence[str], tokens: int, kind: str | None = None):
-        self.searches: dict[str, list] = {}  # what calibrations on the same text share beside quantiles
+        self.searches: dict[str, list] = {}  # other results that calibrations on the same text share
         sources = {tensor: tensor if TENSORS[tensor].norms else TENSORS[tensor].step for tensor in tensors}
-        distinct = {source: tensor for tensor, source in sources.items()}  # one tensor for each kind of number
+        distinct = {source: tensor for tensor, source in sources.items()}  # one tensor for each set of values
         hidden = {"norm", "out"}
         widths = {
             t: model.config.hidden_size if TENSORS[t].step in hidden else model.config.intermediate_size
@@ -154,7 +154,7 @@ def collect(
     """Run the dense model over a text, cut as protocol ``documents`` does, and collect magnitudes at every position."""
     pieces = runs(model, documents, "documents", context)
     magnitudes = Magnitudes(model, tensors, sum(len(run.ids) for run in pieces), quantile)
-    if tensors:  # policies that cut shares have nothing to look at
+    if tensors:  # a policy that cuts shares needs no magnitudes
         pass_over(model, pieces, magnitudes, what="calibrating")
     return magnitudes
 
@@ -164,17 +164,17 @@ def sample_values(
 ) -> list[dict[str, np.ndarray]]:
     """Per layer {step: (n, width)}: what the model computes at the first ``tokens`` positions of a text (or at all).
 
-    steps: names inside the FFN, as "norm" or "mid"; a sparse FFN has "mask", too. Held in memory.
+    steps: names inside the FFN, such as "norm" or "mid", or "mask" of a sparse FFN. All values are held in memory.
     """
-    found: list[dict[str, list[np.ndarray]]] = [{step: [] for step in steps} for _ in model.layers]
+    values: list[dict[str, list[np.ndarray]]] = [{step: [] for step in steps} for _ in model.layers]
 
     def tap(name: str, value: np.ndarray) -> np.ndarray:
         if (at := place(name)) is not None and (step := at.step.removeprefix("mlp.")) in steps:
-            found[at.layer][step].append(value.copy())
+            values[at.layer][step].append(value.copy())
         return value
 
     if tokens is not None:
         sizes = np.cumsum([len(run.ids) for run in pieces])
         pieces = pieces[: int(np.searchsorted(sizes, tokens)) + 1]
     pass_over(model, pieces, tap, ffn, what="sampling")
-    return [{step: np.concatenate(values)[:tokens] for step, values in layer.items()} for layer in found]
+    return [{step: np.concatenate(parts)[:tokens] for step, parts in layer.items()} for layer in values]

@@ -5,9 +5,9 @@
     mask = (g or a kept) and (u kept) and (m kept)
     y = (m where mask, else 0) W_down^T   y = y where kept, else 0     (dhar)
 
-Nothing is saved here, which is the point: every value that a cut removes can still be looked at, the formula stands
-alone, and the result is exact. gathered.py computes the same from the kept neurons alone. With thresholds of zero
-every neuron is kept and the result equals the dense FFN bit for bit, because it is the same computation.
+This form saves no work. It is the formula alone, and every value that a cut removes can still be looked at. gathered.py
+computes the same from the kept neurons only. With thresholds of zero every neuron that is not zero anyway is kept, and
+the result equals the dense FFN bit for bit, because it is the same computation.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ def tap_cuts(tap: Tap) -> Callable[[str, np.ndarray | None], np.ndarray | None]:
 
 
 class Decision(NamedTuple):
-    """What a policy decided: mid and mask (T, F), and by which masks gate and up are read (None: in full)."""
+    """What a policy decided: mid and mask (T, F), and the masks by which gate and up are read (None: in full)."""
 
     mid: np.ndarray
     mask: np.ndarray
@@ -39,8 +39,7 @@ class Decision(NamedTuple):
 def decide(x: np.ndarray, layer: Layer, tap: Tap, cut: Cut) -> Decision:
     """The neurons that a policy keeps, from the layer's gate and up in full (equations above, without the last line).
 
-    x (T, D)  ->  mid and mask (T, F), and what is read first. Taps every value and the masks of single tensors;
-    ``mask`` itself is for the caller to tap.
+    x (T, D)  ->  Decision. Taps every value and the masks of single tensors. The caller taps ``mask`` itself.
     """
     tap_mask = tap_cuts(tap)
     mask_in_gate = tap_mask("mask_in_gate", cut.keep(OF_GATE_INPUT, x, x))  # (T, D)
@@ -64,8 +63,11 @@ def first_reads(
     mask_in_gate: np.ndarray | None, mask_in_up: np.ndarray | None, mask_gate: np.ndarray | None,
     mask_up: np.ndarray | None,
 ) -> tuple[np.ndarray | None, np.ndarray | None]:  # fmt: skip
-    """By which masks a policy reads gate and up: columns by their inputs; else what is computed first is read in full,
-    and decides which rows of the other are read."""
+    """The masks by which a policy reads gate and up (None: in full).
+
+    A policy that cuts inputs reads columns. Otherwise the matrix that is computed first is read in full, and its mask
+    selects the rows of the other.
+    """
     if mask_in_gate is not None or mask_in_up is not None:
         return mask_in_gate, mask_in_up
     return (None if mask_gate is not None else mask_up), mask_gate
@@ -78,7 +80,7 @@ def masked_swiglu(
     """SwiGLU with the neurons that the policy cuts set to zero (equations above; policies.py for the rules).
 
     x (T, D), thresholds {tensor: number} of this layer  ->  y (T, D). Taps the values before the cut. norms: what
-    ``policy.norms(layer)`` gives, where it is at hand.
+    ``policy.norms(layer)`` gives, if already computed.
     """
     cut, tap_mask = Cut(policy, thresholds, policy.norms(layer) if norms is None else norms), tap_cuts(tap)
     mid, mask, gate_reads, up_reads = decide(x, layer, tap, cut)

@@ -1,4 +1,4 @@
-"""Which activations a method cuts: the tensor it looks at and how it compares.
+"""Which activations a policy cuts: the tensor that it looks at, and the comparison.
 
 With x the normed input of the FFN, g = x W_gate^T, a = act(g), u = x W_up^T, m = a * u, y = m W_down^T, and one
 threshold t per layer and tensor, neuron j (or input i) stays where:
@@ -16,7 +16,7 @@ threshold t per layer and tensor, neuron j (or input i) stays where:
                Liu et al. 2024 (TEAL, arXiv 2408.14690): whole columns of the three matrices
     wina       |x_i| ||W_gate[:, i]|| > t for the gate, |x_i| > t for up, |m_j| > t for down
                Chen et al. 2025 (WINA, arXiv 2505.19427). Differs from WINA: the FFN alone, attention is left dense.
-               The norm of the gate's columns and of no others is what its released code uses.
+               The norms are those of the gate's columns alone, as in its released code.
     topk       the k largest |m_j| of each token, k a fixed share of F
     topp       the largest |m_j| of each token that together reach a fixed share of its sum_j |m_j|
                both: Szatkowski et al. 2025 (arXiv 2509.00454)
@@ -25,8 +25,8 @@ threshold t per layer and tensor, neuron j (or input i) stays where:
 What a policy must compute before it knows its mask is what it must read. A policy that looks only at g or a can leave
 the other neurons' rows of W_up unread, one that looks only at u those of W_gate, and so on.
 
-The thresholds of topk and topp are shares, too: of the neurons that go, and of the sum that goes. So 0 cuts nothing
-under every policy, and a larger threshold cuts more.
+The thresholds of topk and topp are shares: of the neurons that are cut, and of the sum that is cut. So a threshold of 0
+cuts nothing under any policy, and a larger threshold cuts more.
 """
 
 from collections.abc import Callable, Sequence
@@ -46,7 +46,7 @@ AFTER_BOTH = ("mid", "neuron_norm")
 
 
 class Tensor(NamedTuple):
-    """What a threshold is compared with: the magnitude of a step, weighted per column where ``norms`` is given."""
+    """What a threshold is compared with: the magnitude of a step, times a norm per column where ``norms`` is given."""
 
     step: str
     norms: Callable[[Layer], np.ndarray] | None = None
@@ -67,20 +67,23 @@ Norms = dict[str, np.ndarray]
 
 
 def magnitude(tensor: str, values: np.ndarray, norms: Norms) -> np.ndarray:
-    """What is compared with the threshold of ``tensor``: |values|, times the column's norm where it has one."""
+    """|values|, times the column's norm where ``tensor`` has one: what is compared with its threshold."""
     size = np.abs(values)
     return size * norms[tensor] if TENSORS[tensor].norms else size
 
 
 def column_norms(layer: Layer, tensors: Sequence[str]) -> Norms:
-    """{tensor: (D,) or (F,)} the column norms of this layer, for those of the tensors that are weighted by one."""
+    """{tensor: (D,) or (F,)}: the column norms of this layer, for the tensors that have one."""
     return {t: norms(layer) for t in tensors if (norms := TENSORS[t].norms) is not None}
 
 
 @dataclass(frozen=True)
 class Policy:
-    """A rule: the tensors it cuts, and how. Comparisons: ">=" (a value equal to the threshold stays), ">" (it goes),
-    "top-k" and "top-p" (per token), "prompt" (griffin)."""
+    """A rule: the tensors that it cuts, and the comparison.
+
+    comparison: ">=" (a value equal to the threshold stays), ">" (it is cut), "top-k" and "top-p" (per token), "prompt"
+    (griffin).
+    """
 
     name: str
     tensors: tuple[str, ...]
@@ -88,7 +91,7 @@ class Policy:
     source: str
 
     def norms(self, layer: Layer) -> Norms:
-        """{tensor: (D,) or (F,)} the column norms of this layer that the rule needs; {} for most."""
+        """{tensor: (D,) or (F,)}: the column norms of this layer that the rule needs; {} for most rules."""
         return column_norms(layer, self.tensors)
 
     def kept(
@@ -105,7 +108,7 @@ class Policy:
             return largest(size, size.shape[-1] - round(min(threshold, 1) * size.shape[-1]))
         if self.comparison == "top-p":
             return reaching(size, 1 - threshold)
-        # Put as "not below", so that a NaN stays and shows up in the result.
+        # Written as "not below", so that a NaN is kept and shows up in the result.
         return ~(size < threshold) if self.comparison == ">=" else ~(size <= threshold)
 
 
@@ -129,7 +132,7 @@ def all_of(*masks: np.ndarray | None) -> np.ndarray | None:
 
 
 def largest(size: np.ndarray, count: int) -> np.ndarray:
-    """True at the ``count`` largest entries of each row; of equal ones, the first.  (..., n) -> bool (..., n)."""
+    """True at the ``count`` largest entries of each row; of equal entries, the first.  (..., n) -> bool (..., n)."""
     order = np.argsort(-size, axis=-1, kind="stable")[..., :count]
     mask = np.zeros(size.shape, bool)
     np.put_along_axis(mask, order, True, axis=-1)
@@ -137,9 +140,9 @@ def largest(size: np.ndarray, count: int) -> np.ndarray:
 
 
 def reaching(size: np.ndarray, share: float) -> np.ndarray:
-    """True at the fewest entries of each row that together hold ``share`` of its sum, and at any equal to the last.
+    """True at the fewest largest entries of each row whose sum reaches ``share`` of the row's sum; ties are kept.
 
-    (..., n) -> bool (..., n). Sums in float64, so that many small entries count.
+    (..., n) -> bool (..., n). Sums are in float64, so that many small entries are not lost.
     """
     if share >= 1:
         return np.ones(size.shape, bool)  # a rounded sum may reach 1 too early
@@ -169,7 +172,7 @@ POLICIES = {
 
 
 def policy_named(name: str) -> Policy:
-    """The policy of that name. Raises MinillmError listing the ones there are."""
+    """The policy of that name. Raises MinillmError with the list of all names."""
     if name not in POLICIES:
         raise MinillmError(f"policy {name!r} is unknown, expected one of {', '.join(POLICIES)}")
     return POLICIES[name]

@@ -1,15 +1,15 @@
-"""The FFN of a Selector: somebody says which neurons are wanted, and SwiGLU is computed from these.
+"""The FFN of a Selector: the Selector says which neurons are wanted, and SwiGLU is computed from these.
 
     J = select(x, layer)                                  a mask (T, F), known before the layer is computed
     y = W_down[:, J] (act(W_gate[J] x) * (W_up[J] x))
 
 The wanted neurons are computed exactly and none of them is cut again, so there is only one kind of error: a neuron
-that mattered and was not wanted. Two forms of the same sum. ``masked`` computes every neuron and then sets those that
-are not wanted to zero, so that all values can be looked at. ``gathered`` touches the rows and columns of the wanted
-ones only.
+that mattered and was not wanted. There are two forms of the same sum. ``masked`` computes every neuron and then sets
+those that are not wanted to zero, so that all values can be looked at. ``gathered`` reads only the rows and columns of
+the wanted ones.
 
-Where ``truth`` is given, the masked form also taps what the neurons' own values would have kept (mask_true): the truth
-that a predictor is held against, |mid| > t at thresholds of policy mid.
+Where ``truth`` is given, the masked form also taps mask_true, the mask of the neurons' own values: |mid| > t at
+thresholds of policy mid. A predictor is compared with it.
 """
 
 from __future__ import annotations
@@ -34,15 +34,17 @@ NOTHING_READ: frozenset[str] = frozenset()
 
 
 def check_form(form: str) -> None:
-    """Raise MinillmError for a form that there is not."""
+    """Raise MinillmError for an unknown form."""
     if form not in FORMS:
         raise MinillmError(f"form is {form!r}, expected one of {', '.join(FORMS)}")
 
 
 def check_truth(thresholds: Thresholds) -> None:
-    """Raise ThresholdsError for thresholds of another policy than mid."""
+    """Raise ThresholdsError unless the thresholds are of policy mid."""
     if thresholds.policy != "mid":
-        raise ThresholdsError(f"the thresholds are of policy {thresholds.policy}, a predictor's truth is mid")
+        raise ThresholdsError(
+            f"the thresholds are of policy {thresholds.policy}, expected mid: it defines a predictor's truth"
+        )
 
 
 def mid_mask(mid: np.ndarray, thresholds: Thresholds, index: int) -> np.ndarray:
@@ -53,7 +55,7 @@ def mid_mask(mid: np.ndarray, thresholds: Thresholds, index: int) -> np.ndarray:
 
 
 def tap_selected_reads(tap: Tap, select: Selector, mask: np.ndarray) -> None:
-    """Report what the FFN of a Selector reads: the wanted rows and columns, and what the Selector reads in full."""
+    """Tap what the FFN of a Selector reads: the wanted rows and columns, and what the Selector reads in full."""
     gate, up = (None if matrix in select.reads else mask for matrix in ("gate", "up"))
     tap_reads(tap, gate, up, mask)
 
@@ -63,8 +65,8 @@ class SelectedFFN:
     """A FeedForward that computes the neurons that a Selector wants (equations in the module's docstring).
 
     form: "masked" or "gathered". truth: thresholds of policy mid, for mask_true (masked form only). guess: a second
-    Selector, whose mask is tapped as mask_guess and changes nothing: what a prefetcher would have ordered. means: per
-    layer (F,), what the mid of a neuron that is left out counts as (masked form only); None: zero.
+    Selector, whose mask is tapped as mask_guess and changes nothing: what a prefetcher would load. means: per layer
+    (F,), the value that replaces the mid of a neuron that is left out (masked form only); None: zero.
     """
 
     select: Selector
@@ -79,7 +81,7 @@ class SelectedFFN:
             check_truth(self.truth)
         if self.form == "gathered" and self.means is not None:
             raise MinillmError(
-                "form is 'gathered' with means, expected masked: every neuron then has a part in the sum"
+                "form is 'gathered' with means, expected masked: with means every neuron contributes to the sum"
             )
 
     @property
@@ -89,7 +91,7 @@ class SelectedFFN:
         return known | self.select.calibrated_on
 
     def __call__(self, x: np.ndarray, layer: Layer, position: int = 0, tap: Tap = no_tap) -> np.ndarray:
-        """x (T, D)  ->  y (T, D). Taps mask, reads, mid_cut and out; the masked form also all that it computes."""
+        """x (T, D)  ->  y (T, D). Taps mask, reads, mid_cut and out; the masked form also gate_pre, gate, up, mid."""
         selected = self.select(x, layer, position, tap)  # (T, F)
         if self.guess is not None:
             guess = selected if self.guess is self.select else self.guess(x, layer, position, tap)

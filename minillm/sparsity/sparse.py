@@ -1,9 +1,9 @@
-"""From a policy and its thresholds to a FeedForward that cuts, and to a Selector that says what it would keep.
+"""From a policy and its thresholds to a FeedForward that cuts, or to a Selector that gives the policy's mask.
 
-policy_ffn         the policy computes its own mask, from the values that it needs first: what it reads is counted
+policy_ffn         the policy computes its own mask, and what it must read first is counted
     masked         masked.py: compute everything, then set to zero what the policy cuts
-    gathered       gathered.py: touch only the rows and columns that the mask needs
-policy_selector    the same mask, told for nothing before the layer is computed: a free oracle, a bound and no method
+    gathered       gathered.py: read only the rows and columns that the mask needs
+policy_selector    the same mask, known before the layer is computed at no cost: a free oracle, which is a bound
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .policies import Cut, Norms, Policy, policy_named
 from .selected import NOTHING_READ, SelectedFFN, check_form
 from .thresholds import Thresholds
 
-NOT_NEURONS = ("out", "in_gate", "in_gate_norm", "in_up")  # tensors whose cut leaves no whole neuron out
+NOT_NEURONS = ("out", "in_gate", "in_gate_norm", "in_up")  # a cut of these leaves out inputs or outputs
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,13 @@ class SparseFFN:
 
     @property
     def calibrated_on(self) -> frozenset[str]:
-        """Hashes of the documents that the thresholds were found on; scoring any of them gives a warning."""
+        """Hashes of the calibration documents; scoring any of them gives a warning."""
         return frozenset(self.thresholds.documents_sha256)
 
 
 @dataclass(frozen=True)
 class PolicyOracle:
-    """A Selector that wants what a policy keeps. It computes gate and up in full to know, and that is not counted."""
+    """A Selector that wants what a policy keeps. It computes gate and up in full, and that is not counted."""
 
     policy: Policy
     thresholds: Thresholds
@@ -62,16 +62,16 @@ class PolicyOracle:
 
     @property
     def name(self) -> str:
-        """As in "mask of mid"."""
+        """For tables: "mask of mid"."""
         return f"mask of {self.policy.name}"
 
     @property
     def calibrated_on(self) -> frozenset[str]:
-        """Hashes of the documents that the thresholds were found on."""
+        """Hashes of the calibration documents."""
         return frozenset(self.thresholds.documents_sha256)
 
     def __call__(self, x: np.ndarray, layer: Layer, position: int = 0, tap: Tap = no_tap) -> np.ndarray:
-        """x (T, D)  ->  mask (T, F). Taps nothing: what it computes is not the model's."""
+        """x (T, D)  ->  mask (T, F). Taps nothing: the FFN that uses the mask does."""
         thresholds, norms = self.thresholds.layers[layer.index], self.norms[layer.index]
         return decide(x, layer, no_tap, Cut(self.policy, thresholds, norms)).mask
 
@@ -94,10 +94,10 @@ def policy_ffn(model: Llama, thresholds: Thresholds, form: str = "masked") -> Sp
 
 
 def policy_selector(model: Llama, thresholds: Thresholds) -> Selector:
-    """The mask that a policy keeps at these thresholds, as a free oracle (griffin: as the prompt chooses it).
+    """The mask of a policy at these thresholds, as a free oracle (griffin: the mask that the prompt chooses).
 
-    Raises ThresholdsError when the thresholds belong to another model, MinillmError for a policy that cuts other things
-    than whole neurons.
+    Raises ThresholdsError when the thresholds belong to another model, MinillmError for a policy that cuts inputs or
+    outputs.
     """
     thresholds.check_fits(model)
     if thresholds.policy == "griffin":

@@ -1,17 +1,17 @@
-"""What "50 % sparse" means: the one description and the one accounting of every sparsity figure.
+"""What "50 % sparse" means: one description and one accounting for every sparsity figure.
 
-The same word is used for a share of gate activations, of inputs, of neurons, of weights. A figure without these
-fields cannot be compared with another:
+"Sparsity" can be a share of gate activations, of inputs, of neurons or of weights. Two figures can be compared only
+where these fields are known:
 
     tensor, comparison, token scope, layer scope, granularity, target and ACHIEVED value       SparsitySpec
 
-and from the masks of a run and what it read, always in the same way:                        SparsityMeter
+The quantities are always counted in the same way, from the masks of a run and from what it read:    SparsityMeter
 
     neuron sparsity    share of (token, neuron) pairs whose mid is cut to zero
     read_exact         share of [gate, up, down] weights read per token when the policy computes its own mask: whatever
                        decides the mask has to be read first. Rows of gate and up and columns of down; where a policy
                        cuts inputs (teal, wina), columns of all three. Each FFN reports its own: ``tap_reads``
-    read_known_mask    the same when the mask is known beforehand for nothing (a free oracle): the density, three times
+    read_known_mask    the same for a mask that is known beforehand at no cost (a free oracle): three times the density
     union density      share of neurons that at least one of ``window`` successive tokens needs: what a batch reads
 """
 
@@ -30,11 +30,11 @@ from ..trace import Tap, no_tap
 class SparsitySpec:
     """The definition behind a sparsity figure.
 
-    tensors: what is compared with a threshold (policies.py). comparison: kept where the value is that against the
-    threshold, or how many are kept. by: what ``target`` counts: "tensor" (share of each cut tensor), "neuron" (neuron
-    sparsity), "reads" (share of weights not read), "cett" (what is lost of the output), "ppl" (increase of perplexity),
-    "weights" (share of weights that are zero for good).
-    achieved: the same quantity as measured on the text that the figure is about. target is None where it is unknown.
+    tensors: what is compared with a threshold (policies.py). comparison: how a kept value compares with the threshold
+    (">", ">="), or how the kept ones are chosen ("top-k", ...). by: what ``target`` counts: "tensor" (share of each cut
+    tensor), "neuron" (neuron sparsity), "reads" (share of weights not read), "cett" (share of the output that is lost),
+    "ppl" (increase of perplexity), "weights" (share of weights removed permanently).
+    target: None where it is unknown. achieved: the same quantity, measured on the text that the figure is about.
     """
 
     policy: str
@@ -48,7 +48,7 @@ class SparsitySpec:
     granularity: str = "one threshold per layer and tensor, one decision per token and neuron"
 
     def asdict(self) -> dict:
-        """As plain JSON values."""
+        """The fields as JSON values."""
         return asdict(self) | {"tensors": list(self.tensors)}
 
     def __str__(self) -> str:
@@ -64,7 +64,7 @@ class SparsitySpec:
 
 
 def in_words(tensors: tuple[str, ...], comparison: str) -> str:
-    """What a rule keeps: "where |gate| > threshold"; weights are kept by a score: "weights by |W_ij|, ..."."""
+    """What a rule keeps, in words: "where |gate| > threshold"; of weights, by which score: "weights by |W_ij|, ..."."""
     if tensors == ("weights",):
         return f"weights by {comparison}"
     how = {
@@ -76,9 +76,9 @@ def in_words(tensors: tuple[str, ...], comparison: str) -> str:
 
 
 def tap_reads(tap: Tap, gate: np.ndarray | None, up: np.ndarray | None, down: np.ndarray | None) -> None:
-    """Report, as step ``reads`` (T, 3), which share of its gate, up and down weights an FFN read for each token.
+    """Tap ``reads`` (T, 3): the shares of its gate, up and down weights that an FFN read for each token.
 
-    gate, up, down: masks (T, n) of the rows or columns that were read; None: all of them. At least one is a mask.
+    gate, up, down: masks (T, n) of the rows or columns that were read; None for all of them. At least one is a mask.
     """
     if tap is no_tap:
         return
@@ -89,7 +89,11 @@ def tap_reads(tap: Tap, gate: np.ndarray | None, up: np.ndarray | None, down: np
 
 @dataclass(frozen=True)
 class SparsityReport:
-    """The accounting of one run (module docstring). read_* are the shares of gate rows, up rows, down columns."""
+    """The accounting of one run (module docstring). read_* are the shares read of the gate, up and down weights.
+
+    tensor_sparsity: of each cut tensor whose mask was tapped. Policy dhar in the gathered form computes up only for the
+    neurons that its gate keeps, so the share that is cut of up is not known there.
+    """
 
     tokens: int
     neuron_sparsity: float
@@ -102,7 +106,7 @@ class SparsityReport:
 
     @property
     def weight_reads(self) -> float:
-        """Share of the FFN's weights read per token, the mask computed by the policy itself."""
+        """Share of the FFN's weights read per token where the policy computes the mask itself."""
         return sum(self.read_exact) / 3
 
     @property
@@ -111,7 +115,7 @@ class SparsityReport:
         return sum(self.read_known_mask) / 3
 
     def share_of(self, by: str) -> float:
-        """What was reached, as ``by`` counts it: "reads" the share of weights not read, "neuron" the neuron sparsity,
+        """The sparsity as ``by`` counts it: "reads" the share of weights not read, "neuron" the neuron sparsity,
         "tensor" the mean over the cut tensors (the neuron sparsity where no tensor was cut)."""
         if by == "reads":
             return 1 - self.weight_reads
@@ -120,19 +124,20 @@ class SparsityReport:
         return float(np.mean(list(self.tensor_sparsity.values())))
 
     def achieved(self, by: str) -> float | None:
-        """What a target of kind ``by`` came to; None for a kind that masks do not tell ("cett", "ppl")."""
+        """The achieved value of a target of kind ``by``; None for a kind that masks cannot show ("cett", "ppl")."""
         return None if by in ("cett", "ppl") else self.share_of(by)
 
 
-# The masks of what a policy cuts; others (of the truth, of a guess) are not cuts.
+# The masks of cuts. Other masks (the truth, a guess) cut nothing.
 MASKS = frozenset(f"mlp.{mask}" for mask in ("mask", "mask_in_gate", "mask_in_up", "mask_gate", "mask_up", "mask_out"))
 
 
 class SparsityMeter:
     """A tap that counts the masks of a sparse FFN and adds up what it read; ``report()`` gives the accounting.
 
-    A dense FFN shows neither and is reported as sparsity 0, reads 1. Every position counts, the BOS included, and
-    every layer counts alike. window: how many successive tokens a union is taken over.
+    A dense FFN taps neither; its sparsity is 0 and its reads are 1. Every position counts, the BOS included, and all
+    layers have the same weight. window: number of successive tokens in a union, all of one pass; an incomplete last
+    window is left out.
     """
 
     def __init__(self, window: int = 16):
@@ -161,7 +166,7 @@ class SparsityMeter:
         return value
 
     def _density(self, mask: str) -> float:
-        sizes = self._size.get(mask)  # get: asking by [] would make an absent mask look like one that cuts nothing
+        sizes = self._size.get(mask)  # get: [] would add an entry for a mask that never occurred
         return sum(self._kept[mask].values()) / sum(sizes.values()) if sizes else 1.0
 
     def report(self) -> SparsityReport:

@@ -1,4 +1,4 @@
-"""Thresholds: one number per layer and cut tensor, everything that says what they mean, and the files that keep them.
+"""Thresholds: one number per layer and cut tensor, with the fields that define them, and their files.
 
 Ours is JSON: {format, version, policy, by, level, spec, quantile, documents_sha256: [...], layers: [{tensor: value}]}.
 The paper's released files (arXiv 2412.12178) are read and written too.
@@ -25,10 +25,10 @@ QUANTILES = ("exact", "streaming", "as published")  # the last: from the paper's
 
 @dataclass(frozen=True)
 class Thresholds:
-    """One number per layer and cut tensor, and everything that says what they mean.
+    """One number per layer and cut tensor, with the fields that define them.
 
-    layers: per layer {tensor: threshold}, tensors under the step names. level: the quantile that was taken (what the
-    paper calls its percentage), or None where it is not known. documents_sha256: the calibration text's documents.
+    layers: per layer {tensor: threshold}, tensors under the step names. level: the quantile that was taken (the paper's
+    percentage), or None where it is not known. documents_sha256: the calibration text's documents.
     """
 
     policy: str
@@ -48,7 +48,7 @@ class Thresholds:
             )
 
     def save(self, path: str | Path) -> None:
-        """Write as JSON, first beside the target, then renamed."""
+        """Write as JSON: to a temporary file beside the target, which is then renamed."""
         fields = {"format": FORMAT, "version": VERSION, "policy": self.policy, "by": self.by, "level": self.level}
         fields |= {
             "spec": self.spec.asdict(),
@@ -76,7 +76,7 @@ class Thresholds:
 
     @classmethod
     def load(cls, path: str | Path) -> Thresholds:
-        """Read a thresholds file, ours or one of the paper's (told apart by its keys). Raises ThresholdsError."""
+        """Read a thresholds file, ours or the paper's (recognised by its keys). Raises ThresholdsError."""
         path = Path(path)
         if not path.is_file():
             raise ThresholdsError(f"{path}: no such file, expected a thresholds file (JSON)")
@@ -119,7 +119,7 @@ class Thresholds:
 
 
 def _spec_from(fields: object, path: Path) -> SparsitySpec:
-    """The SparsitySpec that a file holds, each field of the right type."""
+    """The SparsitySpec of a file, with the type of each field checked."""
     names = {field.name for field in dataclass_fields(SparsitySpec)}
     if not isinstance(fields, dict) or set(fields) != names:
         raise ThresholdsError(f"{path}: spec is {brief(fields)}, expected an object with {', '.join(sorted(names))}")
@@ -151,8 +151,8 @@ def _from_paper(fields: dict, path: Path) -> Thresholds:
     """The paper's own files: projection -> layer_i -> threshold.
 
     A percentage at the end of the file's name (llama-3-8b-30.json) is the level.
-    act_fn (activation_fn) is calibrated there and never applied. Phi-3's fused gate_up_proj has one pooled threshold,
-    which the released code applies to the gate half only: up stays uncut.
+    act_fn (activation_fn) is calibrated there and never applied, so it is ignored. Phi-3's fused gate_up_proj has one
+    pooled threshold, which the released code applies to the gate half only: up is not cut.
     """
     names = {"gate_proj": "gate_pre", "gate_up_proj": "gate_pre", "up_proj": "up", "down_proj": "out"}
     layers: list[dict[str, float]] = []
@@ -167,7 +167,9 @@ def _from_paper(fields: dict, path: Path) -> Thresholds:
             raise ThresholdsError(f"{path}: {key} is not a table of layer_0, layer_1, ... without gaps")
         layers = layers or [{} for _ in table]
         if len(layers) != len(table):
-            raise ThresholdsError(f"{path}: {key} has {len(table)} layers, the projections before it {len(layers)}")
+            raise ThresholdsError(
+                f"{path}: {key} has {len(table)} layers, the projections before it have {len(layers)}"
+            )
         for i, layer in enumerate(layers):
             layer[tensor] = _check_threshold(path, f"{key}.layer_{i}", table[f"layer_{i}"])
     percent = re.search(r"-([0-9][0-9])$", path.stem)

@@ -7,7 +7,7 @@ from made import MAKERS, measured
 
 from minillm.errors import MinillmError
 from minillm.predictors.copies import Shadow
-from minillm.predictors.cutoffs import fit_cutoffs
+from minillm.predictors.cutoffs import _cutoff, fit_cutoffs
 from minillm.predictors.oracle import Oracle
 from minillm.predictors.select import sparse_ffn
 from minillm.transformer.texts import document_hashes
@@ -44,6 +44,23 @@ def test_cutoffs_are_found_in_the_loop_and_not_on_the_dense_model(small):
     assert np.isneginf(dense).all()
     predictor.cutoffs = found
     assert measured(model, predictor, thresholds).report()["selected"] == pytest.approx(0.1, abs=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("values", "fraction", "selected"),
+    [
+        ([1, 2, 3, 4], 0.5, 2),
+        ([4, 3, 2, 1], 0.25, 1),
+        ([1, 2, 2, 2, 2, 2, 2, 3], 0.25, 1),  # 1 or 7 of 8: 1 is nearer to 2
+        ([1, 2, 2, 2, 2, 2, 2, 3], 0.75, 7),
+        ([5, 5, 5, 5], 0.75, 4),  # all or none
+        ([5, 5, 5, 5], 0.25, 0),
+        ([1, 2, 3, 4], 1.0, 4),
+    ],
+)
+def test_a_cutoff_has_the_fraction_above_it_and_of_ties_takes_the_nearer_side(values, fraction, selected):
+    values = np.array(values, float)
+    assert np.count_nonzero(values > _cutoff(values, fraction)) == selected
 
 
 def test_a_fraction_must_be_above_0(small):

@@ -22,3 +22,25 @@ def test_the_metrics_by_hand_pooled_over_tokens_and_averaged_over_layers():
     assert meter.report()["iou"] == pytest.approx(0.75)
     with pytest.raises(MinillmError, match="no predicted mask"):
         PredictionMeter().report()
+
+
+def test_only_a_mask_that_came_with_its_truth_is_counted():
+    meter, mask = PredictionMeter(), np.ones((2, 4), bool)
+    for name in ("embed", "blocks.0.mlp.mask", "blocks.0.mlp.mask_guess", "blocks.1.attn.out"):
+        assert meter(name, mask) is mask
+    assert meter.layers() == []
+    meter("blocks.0.mlp.mask_true", ~mask)
+    meter("blocks.1.mlp.mask", mask)  # of another layer
+    assert meter.layers() == []
+    meter("blocks.0.mlp.mask_guess", ~mask)  # a guess is not the mask
+    meter("blocks.0.mlp.mask", mask)
+    meter("blocks.0.mlp.mask", ~mask)  # the truth was used up
+    assert meter.layers() == [{"recall": 0, "precision": 0, "f1": 0, "iou": 0, "selected": 1, "active": 0}]
+
+
+def test_two_independent_halves_have_the_scores_of_chance():
+    rng, meter = np.random.default_rng(0), PredictionMeter()
+    meter("blocks.0.mlp.mask_true", rng.random((400, 500)) < 0.5)
+    meter("blocks.0.mlp.mask", rng.random((400, 500)) < 0.5)
+    found = meter.report()
+    assert (found["recall"], found["precision"], found["iou"]) == pytest.approx((1 / 2, 1 / 2, 1 / 3), abs=0.01)

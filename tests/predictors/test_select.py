@@ -10,7 +10,7 @@ from minillm.errors import MinillmError, ThresholdsError
 from minillm.predictors.baselines import PreviousToken, Static
 from minillm.predictors.oracle import Oracle
 from minillm.predictors.protocol import Predictor
-from minillm.predictors.select import predicted_ffn, sparse_ffn
+from minillm.predictors.select import Predicted, above, predicted_ffn, scores_of, sparse_ffn
 from minillm.sparsity.spec import SparsityMeter, SparsitySpec
 from minillm.sparsity.thresholds import Thresholds
 from minillm.trace import Trace
@@ -108,6 +108,39 @@ def test_a_sequential_predictor_sees_one_row_at_a_time_with_the_truth_of_that_ro
     assert seen == [(i, t, 1) for i in range(len(model.layers)) for t in range(len(IDS))]
     for index, position, _, mask in predictor.seen:
         np.testing.assert_array_equal(mask[0], trace[f"blocks.{index}.mlp.mask_true"][position])
+
+
+@pytest.mark.parametrize("sequential", [False, True])
+def test_scores_are_those_of_each_position_however_many_rows_are_shown_at_a_time(sequential):
+    model = tiny.model()
+    predictor, x = Fixed(model, sequential), np.random.default_rng(0).standard_normal((5, 8))
+    found = scores_of(predictor, x, model.layers[1], 7)
+    assert np.array_equal(found, predictor.scores[1, 7:12])
+    rows = [(position, count) for _, position, count, _ in predictor.seen]
+    assert rows == ([(7 + t, 1) for t in range(5)] if sequential else [(7, 5)])
+    assert all(mask is None for *_, mask in predictor.seen)  # the truth is for those that need it
+
+
+def test_a_score_at_the_cutoff_is_not_selected_and_a_nan_is():
+    assert above(np.array([0.4, 0.5, 0.6, np.nan]), 0.5).tolist() == [False, False, True, True]
+    assert above(np.array([-1e30]), -np.inf).all()
+
+
+def test_each_layer_has_its_own_cutoff_and_the_scores_are_tapped():
+    model, taps = tiny.model(), {}
+    predictor = Fixed(model)
+    predictor.cutoffs = np.array([-0.5, 0.5])
+    select, x = Predicted(predictor), np.zeros((4, 8))
+    for i, layer in enumerate(model.layers):
+        mask = select(x, layer, 2, lambda name, value: taps.setdefault(name, value))
+        assert np.array_equal(mask, predictor.scores[i, 2:6] > predictor.cutoffs[i])
+        assert np.array_equal(taps.pop("scores"), predictor.scores[i, 2:6]) and not taps
+
+
+def test_a_predictor_that_needs_the_truth_is_refused_without_thresholds():
+    model = tiny.model()
+    with pytest.raises(MinillmError, match="fixed .* thresholds of policy mid"):
+        Predicted(Fixed(model, needs_truth=True))(np.zeros((1, 8)), model.layers[0])
 
 
 @pytest.mark.parametrize("form", FORMS)

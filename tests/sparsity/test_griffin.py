@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import tiny
 
+from minillm.errors import MinillmError
 from minillm.predictors.select import sparse_ffn
 from minillm.sparsity import griffin
 from minillm.sparsity.calibrate import calibrate
+from minillm.sparsity.griffin import Griffin
 from minillm.sparsity.policies import POLICIES
 from minillm.sparsity.spec import SparsityMeter, SparsitySpec
 from minillm.sparsity.thresholds import Thresholds
@@ -66,6 +68,37 @@ def test_it_gives_the_same_token_by_token_and_in_chunks_as_in_one_pass_and_begin
         cache = KVCache(model.config, 16, np.float64)
         parts = np.concatenate([model.forward(chunk, cache, ffn) for chunk in chunks])
         np.testing.assert_allclose(parts, whole, rtol=0, atol=1e-11)
+
+
+def test_position_0_forgets_the_prompt_before_it():
+    model, other = tiny.model("llama"), [7, 7, 2, 30, 1, 9]
+    layer, rng = model.layers[0], np.random.default_rng(0)
+    first, second = rng.standard_normal((2, 6, 8))
+    fresh, used = Griffin([0.5, 0.5]), Griffin([0.5, 0.5])
+    before = used(first, layer, 0)[5]
+    assert np.array_equal(used(second, layer, 0), fresh(second, layer, 0))
+    assert not np.array_equal(before, fresh(second, layer, 0)[5])  # the two prompts choose differently
+    ffn = cut(model, 0.5)
+    model.forward(other, ffn=ffn)
+    assert model.forward(IDS, ffn=ffn).tobytes() == model.forward(IDS, ffn=cut(model, 0.5)).tobytes()
+
+
+def test_a_text_whose_start_was_not_seen_is_refused():
+    model = tiny.model()
+    ffn, cache = cut(model, 0.5), KVCache(model.config, 16, np.float64)
+    model.forward(IDS[:6], cache)  # the prompt, by another FFN
+    with pytest.raises(MinillmError, match="position 6, expected 0"):
+        model.forward(IDS[6:], cache, ffn)
+
+
+def test_the_neurons_are_chosen_over_the_prompt_alone(monkeypatch):
+    model, counted = tiny.model(), []
+    choose = griffin.largest
+    monkeypatch.setattr(griffin, "largest", lambda size, count: counted.append(count) or choose(size, count))
+    ffn, cache = cut(model, 0.5), KVCache(model.config, 16, np.float64)
+    for index in IDS:
+        model.forward([index], cache, ffn)
+    assert counted == [6] * 4 * 2  # once for each token of the prompt and layer, and for none after it
 
 
 def test_a_share_of_zero_is_dense_bit_for_bit_and_a_text_within_the_prompt_is_dense():

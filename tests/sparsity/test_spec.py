@@ -1,6 +1,7 @@
 """The one accounting: the meter against slow counts, and what each policy must read."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,9 +9,11 @@ import tiny
 
 from minillm.predictors.select import sparse_ffn
 from minillm.sparsity.policies import POLICIES
+from minillm.sparsity.selected import Recorded, SelectedFFN, StaticSet
 from minillm.sparsity.spec import SparsityMeter, SparsitySpec
 from minillm.sparsity.thresholds import Thresholds
 from minillm.trace import Trace
+from minillm.transformer.attention import KVCache
 
 IDS = np.random.default_rng(0).integers(0, 31, 19)
 
@@ -70,6 +73,109 @@ def test_reads_and_sparsity_are_the_shares_counted_by_hand(policy, form):
     assert report.weight_reads_known_mask < report.weight_reads
 
 
+# ---- reads, counted without a mask -----------------------------------------------------------------------------------
+
+FILES = {  # a thresholds file may hold some of a policy's tensors only
+    **{policy: dict.fromkeys(rule.tensors, 0.3) for policy, rule in POLICIES.items() if policy != "griffin"},
+    "dhar, gate alone": {"gate_pre": 0.3},
+    "dhar, up alone": {"up": 0.3},
+    "dhar, output alone": {"out": 0.3},
+    "teal, input of gate alone": {"in_gate": 0.3},
+    "teal, input of up alone": {"in_up": 0.3},
+    "teal, mid alone": {"mid": 0.3},
+    "wina, input of up and mid": {"in_up": 0.3, "mid": 0.3},
+}
+
+
+def reads_by_hand(policy: str, limits: dict[str, float], x: np.ndarray, layer) -> tuple[float, float, float]:
+    """Shares of gate, up and down that a policy must read for one token, from the values of x (D,) and the rule."""
+    none = -1.0  # a limit that nothing is below
+    cuts_inputs = policy in ("teal", "wina")
+    weight = np.sqrt((layer.gate_proj**2).sum(axis=0)) if policy == "wina" else np.ones(len(x))
+    gate_input = np.abs(x) * weight > limits.get("in_gate", limits.get("in_gate_norm", none))
+    up_input = np.abs(x) > limits.get("in_up", none)
+    g = layer.gate_proj @ np.where(gate_input, x, 0) + (0 if layer.gate_bias is None else layer.gate_bias)
+    u = layer.up_proj @ np.where(up_input, x, 0) + (0 if layer.up_bias is None else layer.up_bias)
+    a = layer.act(g)
+    m, F = a * u, len(g)
+    by_gate = (np.abs(g) >= limits.get("gate_pre", none)) & (np.abs(a) > limits.get("gate", none))
+    by_up = np.abs(u) >= limits.get("up", none)
+    if policy in ("mid", "teal", "wina"):
+        by_mid = np.abs(m) > limits.get("mid", none)
+    elif policy == "cett":
+        by_mid = np.abs(m) * np.sqrt((layer.down_proj**2).sum(axis=0)) >= limits["neuron_norm"]
+    elif policy == "topk":
+        by_mid = np.abs(m) >= np.sort(np.abs(m))[round(limits["mid"] * F)]
+    elif policy == "topp":
+        falling = np.sort(np.abs(m))[::-1]
+        enough = next(n for n in range(1, F + 1) if falling[:n].sum() >= (1 - limits["mid"]) * falling.sum())
+        by_mid = np.abs(m) >= falling[enough - 1]
+    else:
+        by_mid = np.ones(F, bool)
+    down = (by_gate & by_up & by_mid).mean()
+    if cuts_inputs:
+        return gate_input.mean(), up_input.mean(), down
+    if {"gate_pre", "gate"} & set(limits):
+        return 1.0, by_gate.mean(), down
+    return (by_up.mean() if "up" in limits else 1.0), 1.0, down
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("form", ["masked", "gathered"])
+@pytest.mark.parametrize("family", ["plain", "llama"])
+@pytest.mark.parametrize("file", FILES)
+def test_reads_are_what_the_rule_needs_token_by_token(file, family, form, dtype):
+    model, policy = tiny.model(family, dtype), file.partition(",")[0]
+    report, (trace,) = metered(model, cut(model, policy, form, **FILES[file]))
+    shares = [
+        reads_by_hand(policy, FILES[file], x, layer)
+        for i, layer in enumerate(model.layers)
+        for x in trace[f"blocks.{i}.mlp.norm"]
+    ]
+    assert report.read_exact == pytest.approx(np.mean(shares, axis=0), abs=1e-12)
+    np.testing.assert_allclose(np.concatenate([trace[f"blocks.{i}.mlp.reads"] for i in range(2)]), shares, atol=1e-12)
+
+
+class Counted(np.ndarray):
+    """A weight matrix that writes down which share of it is taken: some rows, some columns, or (by .T) all."""
+
+    @classmethod
+    def of(cls, array: np.ndarray, taken: list[float]) -> "Counted":
+        counted = array.view(cls)
+        counted.taken = taken
+        return counted
+
+    def __getitem__(self, key):
+        part = np.asarray(super().__getitem__(key))
+        self.taken.append(part.size / self.size)
+        return part
+
+    @property
+    def T(self):  # noqa: N802
+        self.taken.append(1.0)
+        return np.asarray(self).T
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("file", [*FILES, "static set", "recorded"])
+def test_reads_of_the_gathered_form_are_the_weights_that_it_touches(file, dtype):
+    model, policy = tiny.model("llama", dtype), file.partition(",")[0]
+    chosen = np.random.default_rng(1).random((2, len(IDS), 12)) < 0.4
+    if file in FILES:
+        ffn = cut(model, policy, "gathered", **FILES[file])
+    else:
+        ffn = SelectedFFN(StaticSet(chosen[:, 0]) if file == "static set" else Recorded(chosen), "gathered")
+    taken = {name: [] for name in ("gate_proj", "up_proj", "down_proj")}
+    for i, layer in enumerate(model.layers):
+        counted = {name: Counted.of(getattr(layer, name), shares) for name, shares in taken.items()}
+        model.layers[i] = replace(layer, **counted)
+    meter, cache = SparsityMeter(), KVCache(model.config, len(IDS), dtype)
+    for index in IDS:
+        model.forward([index], cache, ffn, tap=meter)
+    assert all(len(shares) == 2 * len(IDS) for shares in taken.values())  # once for each layer and token
+    assert meter.report().read_exact == pytest.approx([np.mean(shares) for shares in taken.values()], abs=1e-12)
+
+
 def test_dhar_gate_alone_as_for_phi3_reads_as_cats_does():
     model = tiny.model("phi3")
     report, traces = metered(model, cut(model, "dhar", gate_pre=0.3, out=0.2))
@@ -86,6 +192,14 @@ def test_a_tensor_sparsity_is_the_share_that_its_own_threshold_cuts():
         assert np.isclose(report.tensor_sparsity[tensor], share)
     assert np.isclose(report.achieved("tensor"), np.mean(list(report.tensor_sparsity.values())))
     assert report.achieved("neuron") == report.neuron_sparsity
+
+
+def test_the_gathered_form_does_not_know_how_much_of_up_dhar_cuts():
+    (masked, _), (gathered, _) = (
+        metered(tiny.model(), cut(tiny.model(), "dhar", form)) for form in ("masked", "gathered")
+    )
+    assert set(masked.tensor_sparsity) == {"gate", "up", "out"} and set(gathered.tensor_sparsity) == {"gate", "out"}
+    assert gathered.neuron_sparsity == masked.neuron_sparsity and gathered.read_exact == masked.read_exact
 
 
 @pytest.mark.parametrize(("policy", "name"), [("cats", "gate"), ("mid", "mid"), ("countdown", "up")])

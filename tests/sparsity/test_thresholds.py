@@ -1,0 +1,200 @@
+"""The two kinds of thresholds files: ours, and the ones that the paper released."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import tiny
+from cutting import texts
+
+from minillm.errors import ThresholdsError
+from minillm.predictors.select import sparse_ffn
+from minillm.sparsity.calibrate import calibrate
+from minillm.sparsity.policies import POLICIES
+from minillm.sparsity.spec import SparsitySpec
+from minillm.sparsity.thresholds import Thresholds
+from minillm.trace import Trace
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("by", ["tensor", "neuron"])
+def test_a_saved_file_comes_back_equal_and_cuts_the_same(model, tmp_path, policy, by):
+    thresholds = calibrate(model, texts(4), policy, 0.4, by=by)
+    thresholds.save(tmp_path / "t.json")
+    back = Thresholds.load(tmp_path / "t.json")
+    assert back == thresholds
+    ids = model.tokenizer.encode("the cat sat.")
+    ours, theirs = (model.forward(ids, ffn=sparse_ffn(model, t)) for t in (thresholds, back))
+    assert np.array_equal(ours, theirs) and [path.name for path in tmp_path.iterdir()] == ["t.json"]
+
+
+GOOD = {
+    "format": "minillm-thresholds", "version": 1, "policy": "dhar", "by": "tensor", "level": 0.5,
+    "spec": SparsitySpec("dhar", ("gate_pre", "up", "out"), ">=", "tensor", 0.5, 0.49).asdict(),
+    "quantile": "exact", "documents_sha256": ["00"],
+    "layers": [{"gate_pre": 0.1, "up": 0.2, "out": 0.3}, {"gate_pre": 0.4, "up": 0.5, "out": 0.6}],
+}  # fmt: skip
+BROKEN = {
+    "no format": ({"format": None}, "format is None, expected 'minillm-thresholds'"),
+    "another format": ({"format": "x"}, "format is 'x'"),
+    "a later version": ({"version": 2}, "version is 2, expected 1"),
+    "an unknown policy": ({"policy": "tea"}, "policy is 'tea', expected one of dhar, cats, mid"),
+    "a policy that is no name": ({"policy": ["dhar"]}, "policy is ['dhar']"),
+    "no policy": ({"policy": None}, "policy is None"),
+    "no layers": ({"layers": []}, "layers is []"),
+    "layers as an object": ({"layers": {"0": {}}}, "layers is"),
+    "a layer that is a number": ({"layers": [1]}, "layers[0] has 1"),
+    "an empty layer": ({"layers": [{}]}, "layers[0] has []"),
+    "a tensor of another policy": ({"layers": [{"mid": 1.0}]}, "layers[0] has ['mid']"),
+    "layers that differ": ({"layers": [{"up": 1.0}, {"out": 1.0}]}, "layers[1] has ['out']"),
+    "a negative threshold": ({"layers": [{"up": -1.0}]}, "layers[0].up is -1.0"),
+    "a threshold of true": ({"layers": [{"up": True}]}, "layers[0].up is True"),
+    "a threshold in words": ({"layers": [{"up": "x" * 9_000}]}, "layers[0].up is 'xxx"),
+    "a threshold of null": ({"layers": [{"up": None}]}, "layers[0].up is None"),
+    "a threshold beyond every float": ({"layers": [{"up": 10**400}]}, "layers[0].up is 1000"),
+    "a by of another kind": ({"by": "layer"}, "by is 'layer', expected tensor or neuron"),
+    "a quantile of another kind": ({"quantile": 3}, "quantile is 3"),
+    "a level of one": ({"level": 1}, "level is 1"),
+    "a level of true": ({"level": False}, "level is False"),
+    "a level in words": ({"level": "half"}, "level is 'half'"),
+    "hashes that are a string": ({"documents_sha256": "00"}, "documents_sha256"),
+    "hashes that are numbers": ({"documents_sha256": [0]}, "documents_sha256"),
+    "no spec": ({"spec": None}, "spec is None"),
+    "a spec with a field too many": ({"spec": GOOD["spec"] | {"x": 1}}, "spec is {"),
+    "a spec with a field missing": ({"spec": {"policy": "dhar"}}, "spec is {'policy': 'dhar'}"),
+    "a spec with a target in words": ({"spec": GOOD["spec"] | {"target": "half"}}, "spec.target is 'half'"),
+    "a spec with tensors as a string": ({"spec": GOOD["spec"] | {"tensors": "up"}}, "spec.tensors is 'up'"),
+    "a spec with a scope of 3": ({"spec": GOOD["spec"] | {"layer_scope": 3}}, "spec.layer_scope is 3"),
+    "a spec of another policy": ({"spec": GOOD["spec"] | {"policy": "mid"}}, "spec is of mid by tensor"),
+}
+
+
+def refuses(path, said: str) -> None:
+    with pytest.raises(ThresholdsError) as caught:
+        Thresholds.load(path)
+    text = str(caught.value)
+    assert path.name in text and said in text and "\n" not in text and len(text) < 600, text
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_malformed_file_is_refused_in_one_sentence_that_names_the_field(tmp_path, name):
+    changes, said = BROKEN[name]
+    path = tmp_path / "broken.json"
+    path.write_text(json.dumps(GOOD | changes), encoding="utf-8")
+    refuses(path, said)
+
+
+def test_the_file_that_the_broken_ones_differ_from_is_read(tmp_path):
+    path = tmp_path / "good.json"
+    path.write_text(json.dumps(GOOD), encoding="utf-8")
+    found = Thresholds.load(path)
+    assert found.layers[1]["out"] == 0.6 and found.spec.achieved == 0.49 and found.documents_sha256 == ("00",)
+    path.write_text(json.dumps({key: GOOD[key] for key in GOOD if key not in ("quantile", "documents_sha256")}))
+    assert Thresholds.load(path).quantile == "exact"
+
+
+@pytest.mark.parametrize(
+    "raw", [b"", b"[]", b"{", b"\xff\xfe", b'{"format": NaN}', b"[" * 100_000, b'{"format": 1, "format": 1}', b"{}"]
+)
+def test_a_file_that_is_no_json_object_of_a_known_kind_is_refused(tmp_path, raw):
+    path = tmp_path / "raw.json"
+    path.write_bytes(raw)
+    refuses(path, "")
+
+
+def test_a_file_that_is_not_there_or_cannot_be_written_is_refused(tmp_path):
+    refuses(tmp_path / "absent.json", "no such file")
+    refuses(tmp_path, "no such file")
+    thresholds = Thresholds("mid", "tensor", 0.5, ({"mid": 1.0},), SparsitySpec("mid", ("mid",), ">", "tensor", 0.5))
+    with pytest.raises(ThresholdsError, match="cannot be written"):
+        thresholds.save(tmp_path / "absent" / "t.json")
+    with pytest.raises(ThresholdsError, match="policy is mid, expected dhar"):
+        thresholds.save_paper(tmp_path / "t.json")
+    assert not list(tmp_path.iterdir())
+
+
+PAPER = {"gate_proj": {"layer_0": 0.1, "layer_1": 0.2}, "up_proj": {"layer_0": 0.3, "layer_1": 0.4},
+         "down_proj": {"layer_0": 0.5, "layer_1": 0.6}, "act_fn": {"layer_0": 9, "layer_1": 9}}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"up_proj": {"layer_0": 0.3}}, "up_proj has 1 layers"),
+        ({"gate_proj": {"layer_0": 0.1, "layer_2": 0.2}}, "gate_proj is not a table"),
+        ({"gate_proj": {}}, "gate_proj is not a table"),
+        ({"down_proj": [0.5, 0.6]}, "down_proj is not a table"),
+        ({"down_proj": {"layer_0": 0.5, "layer_1": "x"}}, "down_proj.layer_1 is 'x'"),
+        ({"down_proj": {"layer_0": 0.5, "layer_1": -1}}, "down_proj.layer_1 is -1"),
+        ({"gate_up_proj": PAPER["gate_proj"]}, "one of the two"),
+    ],
+)
+def test_a_malformed_file_of_the_papers_kind_is_refused(tmp_path, changes, said):
+    path = tmp_path / "paper-50.json"
+    path.write_text(json.dumps(PAPER | changes), encoding="utf-8")
+    refuses(path, said)
+
+
+def test_a_file_of_the_papers_kind_means_dhar_and_its_name_may_say_the_level(tmp_path):
+    for name, level in (("x-30.json", 0.3), ("thresholds.json", None), ("x-3.json", None), ("x-130.json", None)):
+        (tmp_path / name).write_text(json.dumps(PAPER), encoding="utf-8")
+        found = Thresholds.load(tmp_path / name)
+        assert (found.policy, found.by, found.level, found.spec.target) == ("dhar", "tensor", level, level)
+        assert found.layers == ({"gate_pre": 0.1, "up": 0.3, "out": 0.5}, {"gate_pre": 0.2, "up": 0.4, "out": 0.6})
+        found.save(tmp_path / "ours.json")  # and it can be kept as one of ours
+        assert Thresholds.load(tmp_path / "ours.json") == found
+
+
+def test_a_file_of_the_papers_kind_for_phi3_cuts_the_gate_alone_and_is_written_back_as_it_was(tmp_path):
+    fields = {"gate_up_proj": PAPER["gate_proj"], "down_proj": PAPER["down_proj"]}
+    (tmp_path / "phi-30.json").write_text(json.dumps(fields | {"activation_fn": PAPER["act_fn"]}), encoding="utf-8")
+    found = Thresholds.load(tmp_path / "phi-30.json")
+    assert found.layers == ({"gate_pre": 0.1, "out": 0.5}, {"gate_pre": 0.2, "out": 0.6})
+    assert found.spec.tensors == ("gate_pre", "out")
+    found.save_paper(tmp_path / "again.json")
+    assert json.loads((tmp_path / "again.json").read_text(encoding="utf-8")) == fields
+
+
+def test_our_own_thresholds_can_be_written_for_the_papers_code_and_read_back(model, tmp_path):
+    thresholds = calibrate(model, texts(2), "dhar", 0.5)
+    thresholds.save_paper(tmp_path / "mine-50.json")
+    fields = json.loads((tmp_path / "mine-50.json").read_text(encoding="utf-8"))
+    assert set(fields) == {"gate_proj", "up_proj", "down_proj"}
+    back = Thresholds.load(tmp_path / "mine-50.json")
+    assert back.layers == thresholds.layers and back.level == 0.5
+    # a file without a table for the output writes none
+    del (partial := copy.deepcopy(fields))["down_proj"]
+    (tmp_path / "partial.json").write_text(json.dumps(partial), encoding="utf-8")
+    Thresholds.load(tmp_path / "partial.json").save_paper(tmp_path / "again.json")
+    assert json.loads((tmp_path / "again.json").read_text(encoding="utf-8")) == partial
+
+
+@pytest.mark.shared
+def test_all_fifteen_files_of_the_paper_load_and_can_be_written_back(shared, tmp_path):
+    paths = sorted((shared / "paper" / "thresholds").glob("*.json"))
+    assert len(paths) == 15
+    for path in paths:
+        original = json.loads(path.read_text(encoding="utf-8"))
+        found = Thresholds.load(path)
+        assert len(found.layers) == 32 and found.level == int(path.stem[-2:]) / 100
+        phi3 = path.name.startswith("phi-3")
+        assert all(set(layer) == ({"gate_pre", "out"} if phi3 else {"gate_pre", "up", "out"}) for layer in found.layers)
+        gate, seventh = original["gate_up_proj" if phi3 else "gate_proj"], found.layers[7]
+        assert seventh["gate_pre"] == gate["layer_7"] and seventh["out"] == original["down_proj"]["layer_7"]
+        found.save_paper(tmp_path / path.name)
+        written = json.loads((tmp_path / path.name).read_text(encoding="utf-8"))
+        assert written == {key: value for key, value in original.items() if key not in ("act_fn", "activation_fn")}
+
+
+@pytest.mark.shared
+def test_the_papers_phi3_file_cuts_the_gate_and_the_output_and_leaves_up_alone(shared):
+    thresholds = Thresholds.load(shared / "paper" / "thresholds" / "phi-3-mini-50.json")
+    model = tiny.model("phi3", num_hidden_layers=32)
+    with Trace(keep="blocks.*.mlp.*") as trace:
+        model.forward([1, 5, 3], ffn=sparse_ffn(model, thresholds), tap=trace)
+    assert "blocks.31.mlp.mask_up" not in trace
+    expected = np.abs(trace["blocks.31.mlp.gate_pre"]) >= thresholds.layers[31]["gate_pre"]
+    assert np.array_equal(trace["blocks.31.mlp.mask"], expected) and not expected.all()
+    with pytest.raises(ThresholdsError, match="for 32 layers, the model has 2"):
+        sparse_ffn(tiny.model("phi3"), thresholds)
