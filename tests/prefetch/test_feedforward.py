@@ -34,8 +34,8 @@ def limits(model, policy: str = "mid", value: float = 0.4) -> Thresholds:
     return Thresholds(policy, "tensor", None, layers, spec)
 
 
-def buffer(capacity: int, keeper="lru", start=None) -> PrefetchBuffer:
-    return PrefetchBuffer(LAYERS, NEURONS, capacity, keeper, start=start)
+def buffer(capacity: int, eviction="lru", start=None) -> PrefetchBuffer:
+    return PrefetchBuffer(LAYERS, NEURONS, capacity, eviction, start=start)
 
 
 def guesser(model, kind: str = "chance"):
@@ -64,11 +64,11 @@ def gathered(model, cut: Thresholds, predictor=None, ids=IDS) -> np.ndarray:
 @pytest.mark.parametrize("family", ["llama", "mistral"])  # with and without biases
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @quick
-@given(capacity=st.integers(0, 12), keeper=st.sampled_from(["lru", "lfu", "window-2"]), value=st.floats(0, 1.5))
-def test_waiting_gives_the_gathered_ffn_bit_for_bit(family, dtype, capacity, keeper, value):
+@given(capacity=st.integers(0, 12), eviction=st.sampled_from(["lru", "lfu", "window-2"]), value=st.floats(0, 1.5))
+def test_waiting_gives_the_gathered_ffn_bit_for_bit(family, dtype, capacity, eviction, value):
     model = tiny.model(family, dtype)
     cut = limits(model, value=value)
-    ffn = BufferedFFN(policy_selector(model, cut), buffer(capacity, keeper))
+    ffn = BufferedFFN(policy_selector(model, cut), buffer(capacity, eviction))
     assert model.forward(IDS, ffn=ffn).tobytes() == gathered(model, cut).tobytes()
 
 
@@ -197,11 +197,11 @@ def test_only_the_rows_in_fast_memory_take_part():
 
 
 @quick
-@given(capacity=st.integers(0, 12), keeper=st.sampled_from(["lru", "window-2"]), seed=st.integers(0, 9))
-def test_after_each_token_the_fast_memory_holds_what_the_buffer_says_and_the_right_rows(capacity, keeper, seed):
+@given(capacity=st.integers(0, 12), eviction=st.sampled_from(["lru", "window-2"]), seed=st.integers(0, 9))
+def test_after_each_token_the_fast_memory_holds_what_the_buffer_says_and_the_right_rows(capacity, eviction, seed):
     model = tiny.model("mistral", seed=seed)
     own = Predicted(guesser(model), limits(model))
-    ffn = BufferedFFN(own, buffer(capacity, keeper), guess=own)
+    ffn = BufferedFFN(own, buffer(capacity, eviction), guess=own)
     cache = KVCache(model.config, 8, np.float64)
     for index in IDS:
         model.forward([index], cache, ffn)
