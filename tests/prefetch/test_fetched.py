@@ -9,6 +9,8 @@ import textwrap
 import numpy as np
 import pytest
 import tiny
+from passes import traced
+from selectors_of_each_kind import KINDS, Watched
 
 from minillm.errors import MinillmError
 from minillm.loading.tensors import save_tensors
@@ -18,11 +20,14 @@ from minillm.prefetch.bundle import read_layer, resident_llama, write_bundle
 from minillm.prefetch.fetched import FetchedFFN, predicted
 from minillm.prefetch.kernels import NeuronMajor, gather
 from minillm.prefetch.reader import BundleReader, runs_of
-from minillm.sparsity.selected import Recorded, StaticSet
+from minillm.sparsity import griffin
+from minillm.sparsity.selected import Recorded, SelectedFFN, StaticSet
 from minillm.trace import Trace, no_tap
 from minillm.transformer.attention import KVCache
+from minillm.transformer.evaluation import perplexity
 from minillm.transformer.ffn import swiglu
 from minillm.transformer.model import Llama
+from minillm.transformer.texts import document_hashes
 
 IDS = [1, 5, 3, 9, 30, 2, 7]
 F, D, LAYERS = 12, 8, 2
@@ -126,6 +131,62 @@ def test_the_taps_show_what_was_used_and_an_edit_of_the_mask_cuts_more(bundles):
         with Trace(keep="*.mlp.mid_cut", edits={"blocks.0.mlp.mask": np.zeros_like}) as trace:
             model.forward(IDS, ffn=ffn, tap=trace)
         assert not trace["blocks.0.mlp.mid_cut"].any()
+
+
+# ---- every kind of Selector ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def short_prompt(monkeypatch):
+    monkeypatch.setattr(griffin, "PROMPT", 3)
+
+
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_selector_gives_the_selected_ffn_of_its_blocks_and_the_same_reads(bundles, kind, group, short_prompt):
+    """The layers are those of the whole model, as some Selectors look at them; the sum is made from the reader's."""
+    model, make = bundles.source(), KINDS[kind]
+    with BundleReader(bundles(group), "float64") as reader:
+        ours = traced(model, IDS, ffn=FetchedFFN(reader, make(model)))
+    blockwise = Watched(make(model), lambda mask: widened(mask, group))
+    for form in ("masked", "gathered"):
+        theirs = traced(model, IDS, ffn=SelectedFFN(blockwise, form))
+        found, expected = ours["logits"], theirs["logits"]
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
+        for layer in range(LAYERS):
+            for step in ("mask", "reads"):
+                name = f"blocks.{layer}.mlp.{step}"
+                assert np.array_equal(ours[name], theirs[name]), name
+    assert (ours["blocks.0.mlp.reads"][:, 0] == 1).all() or kind != "predicted, with the gate"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_token_of_any_selector_is_bit_equal_to_the_gathered_rows(bundles, kind, dtype, short_prompt):
+    model, x = bundles.source(dtype), np.random.default_rng(1).standard_normal((1, D)).astype(dtype)
+    ours, theirs = KINDS[kind](model), KINDS[kind](model)
+    with BundleReader(bundles(5), dtype) as reader:
+        for layer in model.layers:
+            found = FetchedFFN(reader, ours)(x, layer)[0]
+            kept = np.flatnonzero(widened(theirs(x, layer, 0, no_tap)[0], 5))
+            assert found.tobytes() == gather(x[0], NeuronMajor.of(layer), kept).tobytes()
+
+
+def test_each_selector_is_asked_once_per_layer_and_the_next_layer_is_guessed_before_it(bundles):
+    own, ahead = (Watched(Recorded(masks())) for _ in range(2))
+    with BundleReader(bundles(5)) as reader:
+        resident_llama(bundles(5)).forward(IDS, ffn=FetchedFFN(reader, own, ahead))
+    assert own.calls == list(range(LAYERS)) and ahead.calls == list(range(1, LAYERS))
+
+
+def test_the_documents_behind_the_selection_reach_the_warning_of_perplexity(bundles):
+    seen = frozenset(document_hashes(tiny.STORIES[:1]))
+    select = Watched(StaticSet(np.ones((LAYERS, F), bool)), calibrated_on=seen)
+    with BundleReader(bundles(5)) as reader:
+        ffn = FetchedFFN(reader, select)
+        assert ffn.calibrated_on == seen and FetchedFFN(reader).calibrated_on == frozenset()
+        with pytest.warns(UserWarning, match="1 of the documents scored are among those"):
+            perplexity(resident_llama(bundles(5)), tiny.STORIES[:2], ffn=ffn)
 
 
 # ---- predictors ------------------------------------------------------------------------------------------------------
