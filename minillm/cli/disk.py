@@ -1,8 +1,8 @@
 """Commands that leave the FFN weights on disk: bundle writes a folder of them, prefetch real runs a model from it.
 
-``prefetch real`` gives a row per plan of fetching, each with and without announcing the next layer's bundles: every
-neuron, the oracle, and each predictor. With --memory the whole model is never loaded: then there is no oracle, and the
-rows have no dense model beside them.
+``prefetch real`` gives a row per plan of fetching (every neuron, the oracle, each predictor), with and without
+announcing the next layer's bundles. With --memory the whole model is never loaded: then there is no oracle, and no row
+of the dense model to compare with.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ REAL_TOKENS = 200  # scored by `prefetch real`, one at a time and once per row
 REAL_WORDS = (
     "ahead: the next layer's bundles are announced to the system one layer before. keeps: bundles per layer that a "
     "buffer keeps. cached: the largest share of a file that was in the system's cache before any token (0: cold). FFN, "
-    "reading: milliseconds per token, in all FFNs and of these in reading. kB: read per token, and what really came "
-    "from the disk. reads: share of all FFN weights. agreement: share of the likeliest next tokens that are those of "
-    "the dense model in memory."
+    "reading: milliseconds per token, in all FFNs, and the part of it spent reading. kB: read per token, and the part "
+    "that came from the disk. reads: share of all FFN weights. agreement: share of the likeliest next tokens that are "
+    "those of the dense model in memory."
 )
 
 
 class Loaded(NamedTuple):
     """A folder of bundles, its model with the FFN weights on disk, and the whole model.
 
-    whole: None under --memory; why_not then says what happened when it was loaded all the same ("": it fitted).
+    whole: None under --memory; why_not then says why it could not be loaded ("": it fitted).
     """
 
     bundle: Bundle
@@ -155,7 +155,7 @@ def reading_of(a: argparse.Namespace, model: Llama) -> Reading:
 
 
 def plans_without_model(a: argparse.Namespace, bundle: Bundle) -> list[DiskPlan]:
-    """Plans of fetching under --memory: everything, and predictors that need nothing but their file."""
+    """Plans of fetching under --memory: everything, and predictors that need only their file."""
     import numpy as np
 
     from ..predictors.baselines import Chance
@@ -181,7 +181,7 @@ def plans_without_model(a: argparse.Namespace, bundle: Bundle) -> list[DiskPlan]
 def plans_with_model(
     a: argparse.Namespace, bundle: Bundle, whole: Llama, reading: Reading
 ) -> tuple[list[DiskPlan], np.ndarray | None]:
-    """Plans of fetching: everything, the oracle, predictors; and each block's frequency where ``hot`` asks for it."""
+    """Plans of fetching: everything, the oracle, predictors; and each block's frequency where ``hot`` needs it."""
     from ..predictors.cutoffs import fit_cutoffs
     from ..predictors.protocol import check_fits
     from ..predictors.workshop import Workshop
@@ -211,7 +211,7 @@ def plans_with_model(
 def real_rows(
     a: argparse.Namespace, loaded: Loaded, reading: Reading, plans: list[DiskPlan], frequencies: np.ndarray | None
 ) -> list[dict[str, Any]]:
-    """The dense model in memory where it is there, then each plan without and with buffers, not ahead and ahead."""
+    """Rows: the dense model where it is in memory, then each plan without and with buffers, not ahead and ahead."""
     from ..study import disk
 
     model, bundle = loaded.model, loaded.bundle

@@ -53,9 +53,12 @@ def add(commands: flags.Commands) -> None:
     add_real_flags(prefetch)
     devices = '"phone UFS", "laptop NVMe" or "PCIe host to GPU" (default: laptop NVMe)'
     shares = "sizes of the buffer: shares of a layer's neurons, with commas"
+    policies = "eviction policies, comma-separated (default: replay: all; real: lru)"
     prefetch.add_argument("--capacity", type=flags.shares_to_all, metavar="SHARES", help=shares)
-    prefetch.add_argument("--keeper", default="lru", help="simulate: lru, lfu or window-K (default: lru)")
-    prefetch.add_argument("--keepers", type=flags.names, help="comma-separated (default: replay: all; real: lru)")
+    prefetch.add_argument(
+        "--keeper", default="lru", help="simulate: eviction policy lru, lfu or window-K (default: lru)"
+    )
+    prefetch.add_argument("--keepers", type=flags.names, help=policies)
     prefetch.add_argument("--device", default="laptop NVMe", help=devices)
     prefetch.add_argument(
         "--miss", choices=("wait", "drop"), default="wait",
@@ -116,7 +119,7 @@ def command_prefetch(a: argparse.Namespace) -> int:
 def known_neurons(
     a: argparse.Namespace, model: Llama, thresholds: Thresholds, texts: Texts, wanted: Iterable[str]
 ) -> tuple[list[FetchPlan], np.ndarray]:
-    """Plans to know a token's neurons (study/buffers.py), and each neuron's frequency (L, F)."""
+    """Plans to know a token's neurons (study/buffers.py), and how often each neuron is needed (L, F)."""
     from ..predictors.select import sparse_ffn
     from ..prefetch.record import frequencies, record
     from ..study.buffers import plans_of
@@ -132,7 +135,7 @@ def known_neurons(
 
 
 def prefetch_replay(a: argparse.Namespace, model: Llama, thresholds: Thresholds, texts: Texts) -> int:
-    """Eviction policies times capacities times predictors on one recorded text."""
+    """A row per predictor, capacity and eviction policy, on one recorded text."""
     from ..prefetch.replay import EVICTIONS, ROW_COLUMNS, SHARES, ReplaySettings
     from ..study.buffers import prefetch_rows, when_it_matters
     from ..tables import check_ending, json_rows, keys_as_headings, save_rows, text_table
@@ -162,7 +165,7 @@ def prefetch_replay(a: argparse.Namespace, model: Llama, thresholds: Thresholds,
 
 
 def draw_replay(rows: list[dict], path: str) -> None:
-    """Hit rates and bytes by capacity, of the last predictor: more curves would hide each other."""
+    """Hit rates and bytes by capacity, of the last predictor only: more curves would cover each other."""
     from ..show.canvas import new_axes
     from ..show.results_buffer import bytes_by_capacity, hit_rate_by_capacity
 
@@ -175,7 +178,7 @@ def draw_replay(rows: list[dict], path: str) -> None:
 
 
 def prefetch_table(a: argparse.Namespace, model: Llama, thresholds: Thresholds, texts: Texts) -> int:
-    """What a buffer is worth with each way to know the neurons: hits, bytes, stall and perplexity in one table."""
+    """What a buffer is worth with each plan to know the neurons: hits, bytes, stall and perplexity in one table."""
     from ..prefetch.replay import SHARES, ReplaySettings
     from ..study.buffers import TABLE_COLUMNS, TABLE_PREDICTORS, buffer_rows, when_it_matters
     from ..tables import check_ending
@@ -196,7 +199,7 @@ def prefetch_table(a: argparse.Namespace, model: Llama, thresholds: Thresholds, 
         f"{model.name}, {rows[0]['tokens']:,} tokens, dense perplexity {rows[0]['dense_perplexity']:.3f}; {a.device}, "
         "simulated. capacity: neurons kept per layer; fast kB: their bytes and the predictor's own tables. kB: fetched "
         "per token, in the bytes that the checkpoint stores. lru, belady, random: these eviction policies on the same "
-        "requests without any guess: hit rate, kB, milliseconds of stall. The mask of mid is known at no cost when "
+        "requests without guesses: hit rate, kB, milliseconds of stall. The mask of mid is known at no cost when "
         "the layer is reached. A miss that is dropped changes the output, so the perplexity is measured."
     )
     print_result(a, rows, rows, TABLE_COLUMNS, about, when_it_matters(rows))
@@ -207,7 +210,7 @@ def prefetch_table(a: argparse.Namespace, model: Llama, thresholds: Thresholds, 
 
 
 def prefetch_blocks(a: argparse.Namespace, model: Llama, texts: Texts) -> int:
-    """Speed at a large shape against perplexity of this model, for single neurons and blocks, and which to choose."""
+    """Speed at a large shape against this model's perplexity, for single neurons and blocks, and which to choose."""
     from tqdm.auto import tqdm
 
     from ..study import blocks
@@ -230,8 +233,8 @@ def prefetch_blocks(a: argparse.Namespace, model: Llama, texts: Texts) -> int:
         draw_blocks(points, model.name, a.figure)
     about = (
         f"Perplexity: {model.name}, dense {rows[0]['dense_perplexity']:.3f}; an oracle keeps each token's best blocks, "
-        "so it is a bound. clustered: neurons that matter together are stored together; in place: what is computed "
-        f"with for a neuron that is left out. Speed: one FFN of {rows[0]['shape']}, {rows[0]['speed_from']}; whole "
+        "so it is a bound. clustered: neurons that matter together are stored together; in place: the value of a "
+        f"neuron that is left out. Speed: one FFN of {rows[0]['shape']}, {rows[0]['speed_from']}; whole "
         f"token: where the FFNs hold {rows[0]['ffn_share']:.0%} of the bytes that a token reads."
     )
     print_result(a, rows, blocks.joint_table(rows), blocks.JOINT_COLUMNS, about, blocks.which_point(rows))
@@ -257,7 +260,7 @@ def draw_blocks(points: list[dict], name: str, path: str) -> None:
 
 
 def kept(making: Iterable[dict], output: str | None, report: Callable[[dict], None] | None = None) -> list[dict]:
-    """All rows; after each of them the file is written, so that what is stopped is not lost."""
+    """All rows; the file is written after each of them, so that an interrupted run loses nothing."""
     from ..tables import save_rows
 
     rows: list[dict] = []
@@ -273,7 +276,7 @@ def kept(making: Iterable[dict], output: str | None, report: Callable[[dict], No
 def print_result(
     a: argparse.Namespace, rows: list[dict], shown: list[dict], columns: Columns, about: str, sentences: list[str]
 ) -> None:
-    """The rows and the sentences as JSON, or the shown rows as a table, what it means, and the sentences."""
+    """Print rows and sentences as JSON, or the shown rows as a table, its explanation and the sentences."""
     from ..tables import json_rows, text_table
 
     if a.json:
@@ -284,7 +287,7 @@ def print_result(
 
 
 def print_words(about: str, sentences: list[str]) -> None:
-    """What a table means, and what follows from it."""
+    """Print the explanation of a table, and the sentences that follow from it."""
     print("\n" + wrapped(about))
     for sentence in sentences:
         print(wrapped(f"{sentence}."))

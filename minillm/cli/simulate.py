@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def prefetch_simulate(a: argparse.Namespace, model: Llama, thresholds: Thresholds) -> int:
-    """The events of a short generation, one line each, and what they cost on a device."""
+    """Print the events of a short generation, one line each, and their cost on a device."""
     from ..predictors.select import sparse_ffn
     from ..prefetch.buffer import PrefetchBuffer
     from ..prefetch.clock import simulate, work_of

@@ -1,18 +1,18 @@
-"""The prefetch buffer: a small fast memory before a large slow one, and the rules of what to keep in it.
+"""The prefetch buffer: a small fast memory in front of a large slow one, and what it keeps.
 
-The weights of a layer's N neurons lie in slow memory. For each token the layer needs a set A_t of them; the fast memory
-has kept a set R_{t-1} of at most C from the tokens before. Then
+The weights of a layer's N neurons lie in slow memory. For each token the layer needs a set A_t of them. The fast memory
+has kept a set R_{t-1} of at most C neurons from the tokens before, and a set P_t was prefetched for this token. Then
 
     hit      A_t & R_{t-1}                 costs nothing
     arrived  A_t & P_t, not kept           prefetched for this token before it was needed
     miss     the rest of A_t               has to be fetched while the layer waits
     wasted   P_t, not in A_t               prefetched and not needed
-    R_t is a part of R_{t-1} | A_t,  |R_t| <= C             what the eviction policy keeps
+    R_t is a part of R_{t-1} | A_t,  |R_t| <= C             what the eviction policy keeps (eviction.py)
 
-What is fetched for the token of the moment lies in a working space beside the C kept neurons, whether it is kept
-afterwards or not, so a set larger than C can be computed, and C = 0 is no buffer at all. It follows that prefetching
-changes *when* something is fetched, and adds waste, but never what is kept: its worth shows in stalls and bytes, and
-the hit rate (|hits| / |requested|) is the eviction policy's alone.
+The neurons that are fetched for the current token lie in a working space beside the C kept ones, whether they are kept
+afterwards or not. So a set larger than C can be computed, and C = 0 is no buffer at all. It follows that prefetching
+changes *when* a neuron is fetched, and adds waste, but never which neurons are kept: its value shows in stalls and
+bytes, and the hit rate (|hits| / |requested|) depends on the eviction policy alone.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from .traffic import Event, Request, Traffic, after, first, unpacked
 
 
 class PrefetchBuffer:
-    """Which neurons lie in fast memory: a set of at most ``capacity`` kept ones per layer, and what is under way.
+    """Which neurons lie in fast memory: a set of at most ``capacity`` kept ones per layer, and those under way.
 
     layers, neurons: L and N. capacity: per layer, in neurons, or in bytes with unit="bytes" (rounded down to whole
-    neurons of bytes_per_neuron). eviction: an Eviction, or the name of one that needs nothing else. start (L, N) bool:
-    what is kept before the first token, in place of the policy's own. log: whether prefetch and request write down
-    their events (in ``events``); step and run always do.
+    neurons of bytes_per_neuron). eviction: an Eviction, or the name of one that needs no further data. start (L, N)
+    bool: the neurons kept before the first token, in place of the policy's own. log: whether prefetch and request
+    record their events (in ``events``); step and run always do.
 
-    Each layer counts its own requests as tokens; they may come token by token or a layer at a time. The state may be
-    looked at: held, last, count (L, N), time (L,). Raises MinillmError for a start larger than the capacity.
+    Each layer counts its own requests as tokens; they may come token by token or a layer at a time. The state can be
+    read: held, last, count (L, N), time (L,). Raises MinillmError for a start larger than the capacity.
     """
 
     def __init__(
@@ -61,19 +61,18 @@ class PrefetchBuffer:
         self.reset()
 
     def reset(self) -> None:
-        """Back to the beginning: the contents of the start, nothing under way, nothing counted."""
+        """Back to the beginning: the start's contents, nothing under way, nothing counted."""
         self.held = self.start.copy()  # (L, N)
         self.last = np.full((self.layers, self.neurons), -1, np.int64)  # the last token that needed it; -1: none yet
         self.count = np.zeros((self.layers, self.neurons), np.int64)  # how many tokens needed it
         self.time = np.zeros(self.layers, np.int64)  # the token that the next request of a layer belongs to
         self.waiting = np.zeros((self.layers, self.neurons), bool)  # prefetched for the next request
-        self.served: Request | None = None  # the last request
         self.events: list[Event] = []
         self._number = 0
         self._counts: list[list[tuple[int, ...]]] = [[] for _ in range(self.layers)]
         self._requests: list[list[np.ndarray]] = [[] for _ in range(self.layers)]  # packed bits
 
-    # -- one thing at a time; (kind, mask) is what an event is made of
+    # -- one change at a time; an event is made of (kind, mask)
 
     def _order(self, layer: int, neurons: np.ndarray | Sequence[int]) -> Iterator[tuple[str, np.ndarray]]:
         new = self._mask(neurons) & ~self.held[layer] & ~self.waiting[layer]
@@ -81,13 +80,22 @@ class PrefetchBuffer:
         yield "prefetch", new
 
     def _serve(self, layer: int, neurons: np.ndarray | Sequence[int]) -> Iterator[tuple[str, np.ndarray]]:
-        wanted, held, waiting = self._mask(neurons), self.held[layer].copy(), self.waiting[layer].copy()
+        wanted = self._mask(neurons)
         yield "request", wanted
+        request, kept = self._counted(layer, wanted)
+        yield from self._changes(layer, request, kept)
+
+    def _counted(self, layer: int, wanted: np.ndarray) -> tuple[Request, np.ndarray]:
+        """The outcome of a request (N,) bool, which is counted, and the neurons to keep (N,); nothing has moved yet."""
+        held, waiting = self.held[layer], self.waiting[layer]
         kept, missed = self.settle(layer, wanted), wanted & ~held & ~waiting
         request = Request(wanted, wanted & held, wanted & waiting, missed, waiting & ~wanted, missed & ~kept)
-        self.served = request
         self._requests[layer].append(np.packbits(wanted))
         self._counts[layer].append(tuple(int(np.count_nonzero(mask)) for mask in request))
+        return request, kept
+
+    def _changes(self, layer: int, request: Request, kept: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+        held = self.held[layer].copy()
         yield "hit", request.hit
         yield "arrived", request.arrived
         yield "miss", request.missed
@@ -97,10 +105,10 @@ class PrefetchBuffer:
         yield "evict", held & ~kept
         self.held[layer] = kept
         yield "keep", kept & ~held
-        yield "pass", wanted & ~held & ~kept
+        yield "pass", request.requested & ~held & ~kept
 
     def settle(self, layer: Layers, wanted: np.ndarray) -> np.ndarray:
-        """Note that a layer's token used neurons (N,) bool, and say which it keeps; ``held`` is left to the caller.
+        """Count that a layer's token used neurons (N,) bool, and return which it keeps; ``held`` stays as it is.
 
         Several layers may come at once, with wanted (l, N). ->  bool like wanted.
         """
@@ -112,7 +120,7 @@ class PrefetchBuffer:
         candidates = (held | wanted) & (value >= 0)
         if self.capacity == 0:
             return np.zeros_like(candidates)
-        # One whole number for "value, then kept already, then lower index": no two are equal, and the C-th tells all.
+        # One whole number for "value, then kept already, then lower index": no two are equal, so the C-th is the limit.
         rank = np.where(candidates, (2 * value + held) * self.neurons + self._from_last, -1)
         return candidates & (rank >= np.partition(rank, -self.capacity)[..., -self.capacity, None])
 
@@ -146,7 +154,7 @@ class PrefetchBuffer:
     # -- what callers use
 
     def prefetch(self, layer: int, neurons: np.ndarray | Sequence[int]) -> np.ndarray:
-        """Order neurons (a mask or indices) for the layer's next request; what is there already is not ordered again.
+        """Order neurons (a mask or indices) for the layer's next request; those already there are not ordered again.
 
         ->  the mask (N,) of those that are fetched.
         """
@@ -156,20 +164,22 @@ class PrefetchBuffer:
         return new
 
     def request(self, layer: int, neurons: np.ndarray | Sequence[int]) -> Request:
-        """Ask for a token's neurons of a layer (a mask or indices), and let the eviction policy choose what stays."""
-        token = int(self.time[layer])
-        for kind, mask in self._serve(layer, neurons):
+        """Request a token's neurons of a layer (a mask or indices), and let the eviction policy choose which stay."""
+        wanted, token = self._mask(neurons), int(self.time[layer])
+        if self._log:
+            self._note(layer, token, "request", wanted)
+        request, kept = self._counted(layer, wanted)
+        for kind, mask in self._changes(layer, request, kept):
             if self._log:
                 self._note(layer, token, kind, mask)
-        assert self.served is not None  # _serve sets it
-        return self.served
+        return request
 
     def follow(self, trace: np.ndarray, guesses: np.ndarray | None = None, lookahead: str = "layer") -> None:
         """Take a trace (T, L, N) bool as the script of ``step`` and ``run``, token by token and layer by layer.
 
-        guesses (T, L, N) bool: what is prefetched for each request. It is ordered right after the request before it:
-        that of the layer before (lookahead "layer"), or that of the token before ("token"). Where there is none (the
-        first layer, the first token), it is ordered just before the request itself. Raises MinillmError.
+        guesses (T, L, N) bool: the neurons prefetched for each request. They are ordered right after an earlier
+        request: that of the layer before (lookahead "layer"), or that of the token before ("token"). Where there is
+        none (the first layer, the first token), they are ordered just before the request itself. Raises MinillmError.
         """
         trace = self._fitting(trace)
         guesses = guesses if guesses is None else self._fitting(guesses)
@@ -191,11 +201,11 @@ class PrefetchBuffer:
         self._script = script()
 
     def step(self) -> Event | None:
-        """Go on by one event of the script and return it; None at its end. The state is as the event leaves it."""
+        """Advance by one event of the script and return it; None at its end. The state is that after the event."""
         return next(self._script, None)
 
     def run(self) -> None:
-        """Go on to the end of the script."""
+        """Advance to the end of the script."""
         while self.step() is not None:
             pass
 
@@ -206,7 +216,7 @@ class PrefetchBuffer:
         return Traffic(*counts.transpose(2, 1, 0))
 
     def trace(self) -> np.ndarray:
-        """What was asked for so far, (T, L, N) bool: another policy can be tried on it. Raises as ``traffic`` does."""
+        """All requests so far, (T, L, N) bool: another policy can be tried on them. Raises as ``traffic`` does."""
         self._check_whole()
         return unpacked([np.array(rows, np.uint8) for rows in self._requests], self.neurons)
 

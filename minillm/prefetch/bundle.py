@@ -9,7 +9,8 @@ last block is shorter where g does not divide F), and each block is one *bundle*
     rows of the layer's array:  3 g b ... 3 g (b + 1) - 1  for block b, which holds neurons g b ... g (b + 1) - 1
 
 (g = 1: the row-column bundle of LLM in a Flash, Alizadeh et al. 2023, arXiv 2312.11514, section 3.2, with SwiGLU's
-gate beside it.) A larger g needs fewer reads and lets BLAS see longer matrices, but brings in neurons nobody asked for.
+gate beside it.) A larger g needs fewer reads and gives BLAS longer matrices, but it also brings in neurons
+that are not needed.
 
 The folder:
 
@@ -18,8 +19,8 @@ The folder:
     rest.safetensors          everything but the FFN's matrices (their biases are here), float32, under Llama's names
     layer-000.safetensors     one array "bundles" (3 F, D) per layer, F32 or BF16; its data begin at a multiple of 4096
 
-Every file of arrays is a valid safetensors file, which the safetensors library opens. The folder is written beside its
-place and renamed when it is whole.
+Every file of arrays is a valid safetensors file, which the safetensors library opens. The folder is written under
+another name and renamed when it is complete.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -65,11 +67,11 @@ def unbundled(rows: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarray, np.
 
 
 def write_bundle(source: Llama | str | Path, out: str | Path, group: int = 32, dtype: str = "float32") -> Path:
-    """Write a model as a folder of neuron bundles (module docstring), whole or not at all; returns its path.
+    """Write a model as a folder of neuron bundles (module docstring), complete or not at all; returns its path.
 
     source: a model that was loaded from a folder, or that folder. Read back, the matrices are those of the source bit
-    for bit (float32), or rounded to the nearest bfloat16. Raises BundleError: the place is taken or cannot be written,
-    group or dtype is out of range, the model came from no folder (and so has no config.json to copy).
+    for bit (float32), or rounded to the nearest bfloat16. Raises BundleError: the folder exists or cannot be written,
+    group or dtype is out of range, the model was not loaded from a folder (and so has no config.json to copy).
     """
     model = source if isinstance(source, Llama) else Llama.from_folder(source)
     folder = model.folder
@@ -88,7 +90,7 @@ def write_bundle(source: Llama | str | Path, out: str | Path, group: int = 32, d
             yield bundled(gate, up, down, group)  # (3 F, D)
 
     rest = {name: _tensor_of(model, name) for name in _rest_shapes(model.config)}
-    return _write_folder(Path(out), model.config, group, dtype, copy, rest, rows())
+    return _write_folder(Path(out), _Layout(model.config, group, dtype), copy, rest, rows())
 
 
 def write_random_bundle(
@@ -99,7 +101,7 @@ def write_random_bundle(
     fields: of a config.json without biases in the FFN. One layer is made at a time. Raises as ``write_bundle`` does.
     """
     config, rng = ModelConfig.from_dict(fields), np.random.default_rng(seed)
-    small = random_weights(replace(config, intermediate_size=1), rng, std=std)  # of the FFN nothing is kept
+    small = random_weights(replace(config, intermediate_size=1), rng, std=std)  # its FFN is not used
 
     def rows() -> Iterator[np.ndarray]:
         for _ in range(config.num_hidden_layers):
@@ -111,14 +113,23 @@ def write_random_bundle(
         (beside / "config.json").write_text(json.dumps(fields), encoding="utf-8")
 
     rest = {name: small[name] for name in _rest_shapes(config)}
-    return _write_folder(Path(out), config, group, dtype, describe, rest, rows())
+    return _write_folder(Path(out), _Layout(config, group, dtype), describe, rest, rows())
+
+
+class _Layout(NamedTuple):
+    """How a model lies in a folder of bundles: its config, neurons per block, and the type of the written weights."""
+
+    config: ModelConfig
+    group: int
+    dtype: str
 
 
 def _write_folder(
-    out: Path, config: ModelConfig, group: int, dtype: str, small_files: Callable[[Path], None],
-    rest: dict[str, np.ndarray], layers: Iterable[np.ndarray],
+    out: Path, layout: _Layout, small_files: Callable[[Path], None], rest: dict[str, np.ndarray],
+    layers: Iterable[np.ndarray],
 ) -> Path:  # fmt: skip
-    """Write the folder beside its place: what small_files puts there, the rest, and each layer's rows (3 F, D)."""
+    """Write the folder under another name (small_files, the rest, each layer's rows (3 F, D)), then rename it."""
+    config, group, dtype = layout
     if type(group) is not int or not 1 <= group <= config.intermediate_size:
         raise BundleError(f"group is {brief(group)}, expected 1 to {config.intermediate_size} (the model's neurons)")
     if dtype not in STORED:
@@ -135,11 +146,11 @@ def _write_folder(
             save_tensors(beside / REST, rest)
             for index, rows in enumerate(layers):
                 _write_layer(beside / _layer_file(index), to_bfloat16(rows) if dtype == "bfloat16" else rows)
-    except BundleError as problem:  # the reader of the message knows nothing of the folder beside
+    except BundleError as problem:  # the user knows the folder by its final name only
         raise BundleError(str(problem).replace(str(beside), str(out))) from None
     finally:
         if beside:
-            shutil.rmtree(beside, ignore_errors=True)  # nothing there once it has been renamed
+            shutil.rmtree(beside, ignore_errors=True)  # no longer there once it is renamed
     return out
 
 
@@ -176,7 +187,7 @@ def _tensor_of(model: Llama, name: str) -> np.ndarray:
 
 @contextmanager
 def _as_bundle_errors() -> Iterator[None]:
-    """A safetensors file of a bundle that cannot be read or written is the bundle's fault."""
+    """Raise a BundleError for a safetensors file of a bundle that cannot be read or written."""
     try:
         yield
     except CheckpointError as problem:
@@ -185,7 +196,7 @@ def _as_bundle_errors() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Bundle:
-    """What a folder of bundles holds, all checked but the weights themselves; ``open_bundle`` makes it.
+    """The contents of a bundle folder, everything checked except the weights; made by ``open_bundle``.
 
     layers: per layer, where its array of bundles (3 F, D) lies. rest: the other tensors.
     """
@@ -209,9 +220,9 @@ class Bundle:
 
 
 def open_bundle(folder: str | Path) -> Bundle:
-    """Read and check everything of a bundle folder but the weights: index, config, headers, names, shapes, sizes.
+    """Read and check a bundle folder except its weights: index, config, headers, names, shapes, sizes.
 
-    Raises BundleError (and ConfigError for its config.json) for what is cut short, foreign or contradicts itself.
+    Raises BundleError (and ConfigError for its config.json) for files that are cut short, foreign or contradictory.
     """
     folder = Path(folder)
     if not (folder / INDEX).is_file():
@@ -258,10 +269,10 @@ def read_layer(bundle: Bundle, index: int, dtype=np.float32) -> tuple[np.ndarray
 
 
 def resident_llama(bundle: Bundle, dtype: str | type = "float32") -> Llama:
-    """The model without the FFN's matrices: what stays in memory while the bundles stay on disk.
+    """The model without the FFN's matrices: the part in memory while the bundles stay on disk.
 
     Embedding, attention, norms, head and all biases are there. The three matrices of each layer are empty (F, 0), so
-    that a FeedForward that wants them fails at once: give ``forward`` one that fetches (prefetch/fetched.py).
+    that a FeedForward that needs them fails at once: give ``forward`` one that fetches (prefetch/fetched.py).
     Raises BundleError.
     """
     maps: dict[Path, np.ndarray] = {}
@@ -276,7 +287,7 @@ def resident_llama(bundle: Bundle, dtype: str | type = "float32") -> Llama:
 
 
 def whole_llama(bundle: Bundle, dtype: str | type = "float32") -> Llama:
-    """The model with everything in memory, as from any other folder; what a bundle's run is compared with.
+    """The model with everything in memory, as from any other folder; a run from disk is compared with it.
 
     Raises BundleError, and MemoryError where it does not fit.
     """

@@ -3,22 +3,22 @@
     fetching n neurons     n latency + n bytes / bandwidth        one read each, one after the other
     computing              multiply-adds / rate
 
-There are two lanes, one that computes and one that fetches; each does one thing at a time, in the order it was asked.
+There are two lanes, one that computes and one that fetches. Each does one thing at a time, in the order of requests.
 For layer l of token t:
 
     compute lane    rest (attention: its weights are resident) | stall | ffn | ... after the last layer: head
     fetch lane                            fetch: what is missing
                                           prefetch: the guess for the next layer (or for the next token)
 
-When the FFN's input is known, the missing neurons are asked for first, then the next guess. The FFN begins when all
-its neurons are there; until then the compute lane stands still, and that is a stall. With miss="drop" nobody waits for
-what is missing: what is to be kept of it is fetched behind the computing, and only the same layer's next token has to
-wait for it, should it still be under way. Without overlap the compute lane waits for every fetch, and the time is the
-sum of both lanes.
+When the FFN's input is known, the missing neurons are fetched first, then the next guess. The FFN begins when all its
+neurons are there. Until then the compute lane stands still, and that is a stall. With miss="drop" no layer waits for
+its missing neurons: those that the buffer will keep are fetched while the lane computes on, and only the same layer's
+next token has to wait for them, if they are still under way. Without overlap the compute lane waits for every fetch,
+and the time is the sum of both lanes.
 
-Nothing here is measured: the devices are round figures of their kind, all of them to be replaced by one's own. Work
-that is the same for every method (the embedding, sampling) has no time, and what lies in the buffer at the start was
-brought there before the clock began.
+Nothing here is measured: the devices are typical round figures, and a reader replaces them with their own. Work that is
+the same for every method (the embedding, sampling) takes no time, and the first contents of the buffer were fetched
+before the clock began.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ MISSES = ("wait", "drop")
 
 @dataclass(frozen=True)
 class Device:
-    """Slow memory and the processor before it: bandwidth in bytes/s, latency in s per read, rate in multiply-adds/s."""
+    """A slow memory and a processor: bandwidth in bytes/s, latency in s per read, rate in multiply-adds/s."""
 
     name: str
     bandwidth: float
@@ -52,8 +52,8 @@ class Device:
             raise MinillmError(f"{self.name}: found {found}, expected a positive bandwidth and rate, a latency >= 0")
 
 
-# Latency is what a read adds when many are in the queue, not what one read alone would take. A single token is bound by
-# reading weights from fast memory, so the rate is that memory's bandwidth over the bytes of a weight.
+# Latency is the time that a read adds when many are in the queue, not the time of one read alone. A single token is
+# limited by reading weights from fast memory, so the rate is that memory's bandwidth over the bytes of a weight.
 DEVICES = {
     device.name: device
     for device in (
@@ -75,9 +75,9 @@ def device_named(device: str | Device) -> Device:
 
 @dataclass(frozen=True)
 class Work:
-    """What a token costs: bytes and multiply-adds of a neuron, and multiply-adds of all that is resident.
+    """The cost of a token: bytes and multiply-adds of one neuron, and multiply-adds of everything that is resident.
 
-    layer: of one layer beside its neurons (attention, a predictor). token: of one token beside its layers (the head).
+    layer: of one layer without its neurons (attention, a predictor). token: of one token without its layers (the head).
     """
 
     neuron_bytes: int
@@ -87,18 +87,18 @@ class Work:
 
 
 def work_of(model: Llama, bytes_per_number: int | None = None, positions: int = 0, predictor: float = 0) -> Work:
-    """The work of one token of a model (``work_at``), stored in its own dtype where bytes_per_number is None."""
+    """The work of one token of a model (``work_at``); None: weights are stored in the model's dtype."""
     size = model.dtype.itemsize if bytes_per_number is None else bytes_per_number
     return work_at(model.config, size, positions, predictor)
 
 
 def work_at(c: ModelConfig, bytes_per_number: int = 4, positions: int = 0, predictor: float = 0) -> Work:
-    """The work of one token at a shape.
+    """The work of one token at a model shape.
 
         neuron = 3 D    layer = 2 D H d + 2 D K d + 2 positions H d + predictor    token = V D
 
-    bytes_per_number: of a weight in slow memory. positions: how many the attention looks back at. predictor:
-    multiply-adds of one at each layer.
+    bytes_per_number: of a weight in slow memory. positions: number of earlier positions that attention looks at.
+    predictor: multiply-adds of a predictor at each layer.
     """
     queries, keys = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
     layer = 2 * c.hidden_size * (queries + keys) + 2 * positions * queries + round(predictor)
@@ -123,7 +123,7 @@ def ffn_share(config: ModelConfig) -> float:
 
 
 def whole_token(speedup: float, share: float) -> float:
-    """What a faster FFN is worth to the whole token: 1 / (1 - share + share / speedup) (Amdahl 1967)."""
+    """Speed-up of the whole token from a faster FFN: 1 / (1 - share + share / speedup) (Amdahl 1967)."""
     return 1 / (1 - share + share / speedup)
 
 
@@ -131,7 +131,7 @@ def whole_token(speedup: float, share: float) -> float:
 
 
 class Interval(NamedTuple):
-    """A bar of the Gantt figure: what a lane did for (token, layer) from start to end, in seconds.
+    """A bar of the Gantt figure: what one lane does for (token, layer) from start to end, in seconds.
 
     kind: rest, stall, ffn, head (layer L) on the compute lane; fetch, prefetch on the other.
     """
@@ -148,7 +148,7 @@ FETCHING = ("fetch", "prefetch")
 
 @dataclass(frozen=True)
 class Timeline:
-    """The result of a simulation: when each token was done, and every interval, in the order of their making."""
+    """The result of a simulation: when each token was done, and every interval, in the order of the simulation."""
 
     device: Device
     intervals: list[Interval]
@@ -164,7 +164,7 @@ class Timeline:
         return sum(i.end - i.start for i in self.intervals if i.kind in kinds)
 
     def figures(self) -> dict[str, float]:
-        """Seconds per token, the shares of the time that were a stall and that the fetch lane was busy."""
+        """Seconds per token, the share of the time that is stall, and the share in which the fetch lane is busy."""
         whole = self.seconds or 1.0
         return {
             "seconds_per_token": self.seconds / max(1, len(self.ends)),
@@ -179,6 +179,39 @@ class Timeline:
     def rows(self) -> list[dict]:
         """The intervals as rows of a table or a figure."""
         return [interval._asdict() for interval in self.intervals]
+
+
+class _Lanes:
+    """The two lanes of a device while a simulation runs, and the intervals that they have made so far.
+
+    now: the compute lane's time. free: when the fetch lane is free again. Both in seconds.
+    """
+
+    def __init__(self, device: Device, neuron_bytes: int):
+        self.device, self.each = device, device.latency + neuron_bytes / device.bandwidth  # seconds per neuron
+        self.now = self.free = 0.0
+        self.intervals: list[Interval] = []
+
+    def compute(self, kind: str, token: int, layer: int, multiply_adds: float) -> None:
+        """The compute lane does so many multiply-adds."""
+        begin, self.now = self.now, self.now + multiply_adds / self.device.rate
+        if self.now > begin:
+            self.intervals.append(Interval(token, layer, kind, begin, self.now))
+
+    def wait(self, token: int, layer: int, until: float) -> None:
+        """The compute lane stands still until that time, if it has not come yet: a stall."""
+        if until > self.now:
+            self.intervals.append(Interval(token, layer, "stall", self.now, until))
+            self.now = until
+
+    def fetch(self, kind: str, token: int, layer: int, count: int) -> float:
+        """The fetch lane is asked for ``count`` neurons now; returns when they are there."""
+        if not count:
+            return self.now
+        begin = max(self.now, self.free)
+        self.free = begin + count * self.each
+        self.intervals.append(Interval(token, layer, kind, begin, self.free))
+        return self.free
 
 
 def simulate(
@@ -198,48 +231,24 @@ def simulate(
     tokens, layers = traffic.requested.shape
     missed, guessed = traffic.late(miss).tolist(), traffic.prefetched.tolist()
     computed = traffic.computed(miss).tolist()
-    each = device.latency + work.neuron_bytes / device.bandwidth
-    intervals: list[Interval] = []
-    now = free = 0.0  # the compute lane's time; when the fetch lane is free again
+    lanes = _Lanes(device, work.neuron_bytes)
     arriving: dict[tuple[int, int], float] = {}  # (token, layer) -> when its guess is there
-    behind = [0.0] * layers  # when what a layer dropped last is there
+    behind = [0.0] * layers  # when the neurons that a layer dropped last are there
     ends = np.empty(tokens)
-
-    def compute(kind: str, t: int, layer: int, multiply_adds: float) -> None:
-        nonlocal now
-        begin, now = now, now + multiply_adds / device.rate
-        if now > begin:
-            intervals.append(Interval(t, layer, kind, begin, now))
-
-    def wait(t: int, layer: int, until: float) -> None:
-        nonlocal now
-        if until > now:
-            intervals.append(Interval(t, layer, "stall", now, until))
-            now = until
-
-    def fetch(kind: str, t: int, layer: int, count: int) -> float:
-        nonlocal free
-        if count:
-            begin = max(now, free)
-            free = begin + count * each
-            intervals.append(Interval(t, layer, kind, begin, free))
-            return free
-        return now
-
     for t in range(tokens):
         for layer in range(layers):
-            compute("rest", t, layer, work.layer)
+            lanes.compute("rest", t, layer, work.layer)
             if first(t, layer, lookahead):
-                arriving[t, layer] = fetch("prefetch", t, layer, guessed[t][layer])
-            late = fetch("fetch", t, layer, missed[t][layer])
+                arriving[t, layer] = lanes.fetch("prefetch", t, layer, guessed[t][layer])
+            late = lanes.fetch("fetch", t, layer, missed[t][layer])
             later, next_layer = after(t, layer, lookahead)
             if later < tokens and next_layer < layers:
-                arriving[later, next_layer] = fetch("prefetch", later, next_layer, guessed[later][next_layer])
+                arriving[later, next_layer] = lanes.fetch("prefetch", later, next_layer, guessed[later][next_layer])
             if not overlap:
-                wait(t, layer, free)
-            wait(t, layer, max(arriving.pop((t, layer)), late if miss == "wait" else behind[layer]))
+                lanes.wait(t, layer, lanes.free)
+            lanes.wait(t, layer, max(arriving.pop((t, layer)), late if miss == "wait" else behind[layer]))
             behind[layer] = late
-            compute("ffn", t, layer, computed[t][layer] * work.neuron)
-        compute("head", t, layers, work.token)
-        ends[t] = now
-    return Timeline(device, intervals, ends)
+            lanes.compute("ffn", t, layer, computed[t][layer] * work.neuron)
+        lanes.compute("head", t, layers, work.token)
+        ends[t] = lanes.now
+    return Timeline(device, lanes.intervals, ends)

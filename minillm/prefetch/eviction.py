@@ -1,17 +1,18 @@
-"""Eviction policies: the rules of what a small buffer keeps.
+"""Eviction policies: the rules that decide which neurons a small buffer keeps.
 
-**A policy is one number per neuron; the C largest stay.** With t_j the last token that needed j and n_j how many did:
+**A policy is one number per neuron; the C largest stay.** With t_j the last token that needed j, and n_j
+the number of tokens that did:
 
     lru         t_j                                   the least recently used goes
     lfu         n_j, then t_j                         the least frequently used goes; a neuron's count outlives its stay
     window-k    t_j, if j was needed in the last k    LLM in a Flash (arXiv 2312.11514): the union of the last k sets
     hot         1 for the most frequent, fixed        PowerInfer (arXiv 2312.12456): counted on a calibration text
-    random      1 for a random set, fixed             hit rate C / N on any trace, in the mean: what no rule should miss
+    random      1 for a random set, fixed             hit rate C / N on any trace, in the mean: the least to expect
     belady      -(next token that needs j)            Belady 1966 with bypass: needs the future; no rule can do better
 
-Among equals those stay that are kept already, then those of lower index. With bypass means that what was needed now
-need not be kept. That belady is best: keeping j from one use to the next is an interval that earns one hit, at most C
-intervals may overlap, and dropping the one that ends last whenever there are too many leaves the most of them.
+Of equal neurons, those already kept stay first, then those of lower index. "With bypass" means that a neuron needed now
+need not be kept. Why belady is best: keeping j from one use to the next is an interval that earns one hit, at most C
+intervals may overlap, and dropping the one that ends last, whenever there are too many, leaves the most of them.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ Layers = int | np.ndarray  # one layer's index, or those of several that are tre
 
 
 class Usage(Protocol):
-    """What a rule may look at: the buffer's record of which token needed which neuron.
+    """What an eviction policy may look at: the buffer's record of which token needed which neuron.
 
-    last, count (L, N): the last token that needed a neuron (-1: none yet), and how many did. time (L,): the token that
-    a layer's next request belongs to.
+    last, count (L, N): the last token that needed a neuron (-1: none yet), and the number of tokens that did. time
+    (L,): the token that a layer's next request belongs to.
     """
 
     last: np.ndarray
@@ -42,10 +43,10 @@ class Usage(Protocol):
 
 @dataclass(frozen=True)
 class Eviction:
-    """A rule of what to keep: value(buffer, layer) gives a whole number per neuron, (N,), or (l, N) for l layers.
+    """An eviction policy: value(buffer, layer) gives a whole number per neuron, (N,), or (l, N) for l layers.
 
-    The largest stay; a negative one never does. start (L, N): what lies in the buffer before the first token, if the
-    rule says so.
+    The neurons of the largest values stay; one of a negative value never does. start (L, N): the neurons that lie in
+    the buffer before the first token, if the policy has such a set.
     """
 
     name: str
@@ -54,17 +55,17 @@ class Eviction:
 
 
 def lru() -> Eviction:
-    """Keep the most recently used."""
+    """Keep the most recently used neurons."""
     return Eviction("lru", lambda buffer, layer: buffer.last[layer] + 1)
 
 
 def lfu() -> Eviction:
-    """Keep the most often used since the beginning; of equal ones, the more recent."""
+    """Keep the neurons used most often since the beginning; of equal ones, the more recent."""
     return Eviction("lfu", lambda buffer, layer: (buffer.count[layer] << 24) + buffer.last[layer] + 1)
 
 
 def window(tokens: int) -> Eviction:
-    """Keep what any of the last ``tokens`` tokens needed (arXiv 2312.11514); the most recent where that is too much."""
+    """Keep what any of the last ``tokens`` tokens needed (arXiv 2312.11514); the most recent where there is no room."""
 
     def value(buffer: Usage, layer: Layers) -> np.ndarray:
         last = buffer.last[layer]
@@ -74,17 +75,17 @@ def window(tokens: int) -> Eviction:
 
 
 def static(name: str, sets: np.ndarray) -> Eviction:
-    """Keep the same set for ever: sets (L, N) bool, which is in the buffer from the start."""
+    """Always keep the same set: sets (L, N) bool, which is in the buffer from the start."""
     return Eviction(name, lambda buffer, layer: np.where(sets[layer], 1, -1), sets)
 
 
 def hot(frequencies: np.ndarray, capacity: int) -> Eviction:
-    """Keep the most frequent (arXiv 2312.12456): frequencies (L, N), counted on a text other than the one replayed."""
+    """Keep the most frequent neurons (arXiv 2312.12456): frequencies (L, N), counted on another text than replayed."""
     return static("hot", largest(np.asarray(frequencies), capacity))
 
 
 def random_set(layers: int, neurons: int, capacity: int, rng: np.random.Generator) -> Eviction:
-    """Keep a random set: what any knowledge at all has to beat."""
+    """Keep a random set: the baseline without any knowledge."""
     return static("random", largest(rng.random((layers, neurons)), capacity))
 
 
@@ -100,7 +101,7 @@ def next_uses(trace: np.ndarray) -> np.ndarray:
 def belady(trace: np.ndarray) -> Eviction:
     """Keep what is needed soonest, on the recorded trace (T, L, N) bool that will be replayed.
 
-    Raises MinillmError when another request comes than the trace foretold.
+    Raises MinillmError for a request that is not the trace's next one.
     """
     following = next_uses(trace)
 
@@ -116,12 +117,12 @@ def belady(trace: np.ndarray) -> Eviction:
 
 
 def eviction_named(name: str) -> Eviction:
-    """The eviction policy of a name that needs nothing else: lru, lfu, window-K. Raises MinillmError for any other."""
+    """The eviction policy of a name that needs no further data: lru, lfu, window-K. Raises MinillmError for others."""
     if name in ("lru", "lfu"):
         return {"lru": lru, "lfu": lfu}[name]()
     kind, _, tokens = name.partition("-")
     if kind == "window" and tokens.isdecimal():
         return window(int(tokens))
     raise MinillmError(
-        f"eviction policy {name!r} is unknown, expected lru, lfu or window-K, or an Eviction that knows more"
+        f"eviction policy {name!r} is unknown, expected lru, lfu or window-K, or an Eviction with its own data"
     )

@@ -1,8 +1,8 @@
-"""The sparse FFN that computes from the prefetch buffer and from nothing else.
+"""The sparse FFN that computes only from the prefetch buffer.
 
-The layer's weights play the slow memory. Of each neuron that the buffer holds there is a copy in a few small arrays,
-one row per neuron and matrix (its row of W_gate, its row of W_up, its column of W_down): the fast memory. For a token
-that needs the neurons J,
+The layer's weights stand for the slow memory. A few small arrays are the fast memory: they hold a copy of each neuron
+that the buffer keeps, one row per neuron and matrix (its row of W_gate, its row of W_up, its column of W_down). For a
+token that needs the neurons J,
 
     fetch what of J is not there            3 D numbers each, counted as they are copied
     y = swiglu(x, the layer of J alone)     W_gate[J], W_up[J], W_down[:, J], all taken from the fast memory
@@ -11,21 +11,21 @@ that needs the neurons J,
 so the formula is the dense one (ffn.py), on a layer that has only these neurons. In ascending order of J it is the same
 computation as the gathered FFN of a known mask, and equal to it bit for bit.
 
-Which neurons are needed (J) is said by a Selector; which were guessed before, if any, by another one, the guess:
+A Selector chooses the neurons that are needed (J). Another one, the guess, may choose those to prefetch:
 
     select            guess           for
     policy oracle     -               the policy's own mask, free of charge and at the last moment
-    predictor         -               a predictor whose word is the mask, known when the layer is reached
+    predictor         -               a predictor that selects, known when the layer is reached
     policy oracle     predictor       the predictor only prefetches: the output is that of the policy
     predictor         the same one    a predictor that knows early enough to prefetch what it selects
 
-What a miss means is the other choice:
+What happens on a miss is the other choice:
 
     wait        fetch it, then compute: exact, the buffer changes the time alone
-    drop        leave it out of this token's sum, and fetch behind what is to be kept: no stall, another output
+    drop        leave it out of this token's sum; fetch afterwards those that will be kept: no stall, another output
 
-A guess is ordered just before its request here, where its input is at hand; that it was known earlier (a layer, a
-token) changes only times, which are clock.py's.
+Here a guess is ordered just before its request, where its input is at hand. That it was known earlier (a layer, a
+token) changes only the times, which clock.py simulates.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ Bundles = tuple[np.ndarray, np.ndarray, np.ndarray]  # rows of gate, rows of up,
 
 
 def from_weights(layer: Layer, neurons: np.ndarray) -> Bundles:
-    """Read neurons (n,) from the layer's own weights: the slow memory unless another is given."""
+    """Read neurons (n,) from the layer's own weights: the default slow memory."""
     return layer.gate_proj[neurons], layer.up_proj[neurons], layer.down_proj.T[neurons]
 
 
 class FastMemory:
-    """The rows of one layer's neurons that are there: slot (N,) says in which row a neuron lies, -1 that it does not.
+    """The rows of one layer's neurons in fast memory: slot (N,) is the row of a neuron, -1 where it is not there.
 
-    Its arrays grow to what was held at once, which ``nbytes`` tells.
+    The arrays grow to the largest number of neurons held at once; ``nbytes`` is their size.
     """
 
     def __init__(self, neurons: int, hidden: int, dtype: np.dtype):
@@ -64,7 +64,7 @@ class FastMemory:
         self._free: list[int] = []
 
     def put(self, neurons: np.ndarray, bundles: Bundles) -> int:
-        """Copy in neurons (n,) that are not there, from arrays (n, D); -> the bytes copied."""
+        """Copy in neurons (n,) that are not there yet, from arrays (n, D); -> number of bytes copied."""
         if len(neurons) > len(self._free):
             have, more = len(self.arrays[0]), len(neurons) - len(self._free)
             grown = [np.empty((have + more, array.shape[1]), array.dtype) for array in self.arrays]
@@ -91,11 +91,11 @@ class FastMemory:
 
     @property
     def nbytes(self) -> int:
-        """Of the three arrays."""
+        """Size of the three arrays in bytes."""
         return sum(array.nbytes for array in self.arrays)
 
     def layer_of(self, layer: Layer, neurons: np.ndarray) -> Layer:
-        """The layer that has these neurons (n,) alone, all of them from here; biases are small and stay resident."""
+        """The layer of these neurons (n,) alone, their weights taken from here; biases are small and stay resident."""
         gate, up, down = (array[self.slot[neurons]] for array in self.arrays)  # (n, D) each
         gate_bias, up_bias = at_rows(layer.gate_bias, neurons), at_rows(layer.up_bias, neurons)
         return replace(layer, gate_proj=gate, up_proj=up, down_proj=down.T, gate_bias=gate_bias, up_bias=up_bias)
@@ -104,10 +104,10 @@ class FastMemory:
 class BufferedFFN:
     """A FeedForward that computes only from what the prefetch buffer holds (module docstring).
 
-    select: the Selector that says which neurons are needed. guess: the one whose mask is prefetched, None: nobody's;
-    it may be select itself. miss: "wait" or "drop". read(layer, neurons) -> three (n, D): the slow memory. It has a
-    state, which texts share one after the other as a session would: ``reset`` begins anew. bytes_read counts what was
-    copied in, the buffer's own start included.
+    select: the Selector of the neurons that are needed. guess: the Selector of those to prefetch, which may be select
+    itself (None: no prefetching). miss: "wait" or "drop". read(layer, neurons) -> three (n, D): the slow memory. The
+    buffer's state goes on from text to text, as in one session; ``reset`` starts again. bytes_read: bytes copied in so
+    far, the buffer's start included.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class BufferedFFN:
     def __call__(self, x: np.ndarray, layer: Layer, position: int = 0, tap: Tap = no_tap) -> np.ndarray:
         """x (T, D)  ->  y (T, D). Taps mask_guess, mask, reads, mid_cut and out.
 
-        mask is what is needed and can be edited; with miss "drop" it is what was computed, and is only shown.
+        mask: the needed neurons, which an edit may change; with miss "drop" the computed ones, which it may not.
         """
         needed, guessed = self.select(x, layer, position, tap), None  # (T, N)
         if self.guess is not None:

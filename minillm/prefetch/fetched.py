@@ -1,8 +1,13 @@
-"""The FFN that reads its weights from disk as it goes, and what can say beforehand which of them are wanted.
+"""The FFN that reads its weights from disk as it goes, and the Selectors of predictors for it.
 
-For each layer and token, a Selector says which neurons are wanted; the bundles that hold them are fetched, and SwiGLU
-is computed from these alone. A bundle that was fetched is used whole: its other neurons cost nothing more and can only
-help. What a Selector knows must not come from the bundles themselves: a predictor's scores, or masks recorded before.
+For each layer and token, a Selector chooses the neurons J; the bundles that hold them are fetched, and SwiGLU is
+computed from these alone:
+
+    used = all neurons of the blocks (bundle.py) that hold a neuron of J
+    y = sum over j in used of act(x . gate_j) (x . up_j) down_j
+
+A bundle that was fetched is used whole: its other neurons cost nothing more and can only help. A Selector must not need
+the bundles themselves to know its answer: a predictor has its scores, a record its masks.
 """
 
 from __future__ import annotations
@@ -26,10 +31,10 @@ from .reorder import best_blocks
 class FetchedFFN:
     """A FeedForward that reads its weights as it goes (module docstring): y = sum over fetched neurons of mid_j down_j.
 
-    select: which neurons each token wants; None: all of them. ahead: a Selector that is asked about the next layer with
-    what this layer knows (x is this layer's), for the reader's will_need; a wrong guess costs a read by the system,
-    never a wrong result. Neither may look at the layer's own gate and up, which are not in memory.
-    Several tokens at once (a prompt) share one fetch of all their blocks, and each uses its own.
+    select: the neurons of each token; None: all of them. ahead: a Selector that guesses the next layer's neurons from
+    this layer's x, for the reader's will_need. A wrong guess costs a read by the system and never changes the result.
+    Where the layer's own gate and up are not in memory, neither of the two may look at them. Several tokens at once (a
+    prompt) share one fetch of all their blocks, and each uses its own.
     """
 
     def __init__(self, reader: BundleReader, select: Selector | None = None, ahead: Selector | None = None):
@@ -42,7 +47,7 @@ class FetchedFFN:
         return self.select.calibrated_on
 
     def blocks(self, select: Selector, x: np.ndarray, layer: Layer, position: int, tap: Tap = no_tap) -> np.ndarray:
-        """The blocks that hold a neuron that is wanted.  x (T, D)  ->  bool (T, B). Raises MinillmError."""
+        """The blocks that hold a selected neuron.  x (T, D)  ->  bool (T, B). Raises MinillmError."""
         bundle = self.reader.bundle
         wanted, expected = select(x, layer, position, tap), [len(x), bundle.config.intermediate_size]
         if wanted.dtype != bool or list(wanted.shape) != expected:
@@ -56,7 +61,7 @@ class FetchedFFN:
         used = self.blocks(self.select, x, layer, position, tap)  # (T, B)
         blocks = np.flatnonzero(used.any(axis=0))
         if self.ahead is not None and index + 1 < len(reader.bundle.layers):
-            # Of the next layer only the number counts: its matrices are not in memory, so nobody can look at them.
+            # Of the next layer only the index counts: its matrices are not in memory, so no Selector can look at them.
             following = self.blocks(self.ahead, x, replace(layer, index=index + 1), position)
             reader.will_need(index + 1, np.flatnonzero(following.any(axis=0)))
         gate, up, down = reader.fetch(index, blocks)  # (n, D) each
@@ -82,10 +87,11 @@ class FetchedFFN:
 
 @dataclass(frozen=True, eq=False)
 class PredictedBlocks:
-    """A Selector that wants the best blocks of each token by a predictor's scores.
+    """A Selector of each token's best blocks by a predictor's scores.
 
-    The score of a neuron is an estimate of its magnitude, so that of a block is the sum of squares over its neurons (of
-    what is above zero). group: neurons per block. share: of the blocks that are wanted.
+        score of block b = sum over its neurons j of max(s_j, 0)^2        s_j: an estimate of the neuron's magnitude
+
+    group: neurons per block. share: of the blocks that are selected.
     """
 
     predictor: Predictor
@@ -95,7 +101,7 @@ class PredictedBlocks:
 
     @property
     def name(self) -> str:
-        """The predictor's."""
+        """The predictor's name."""
         return self.predictor.name
 
     @property

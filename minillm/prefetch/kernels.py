@@ -1,17 +1,17 @@
 """The FFN of one token from a set of neurons, as fast as NumPy can: three ways to touch only what is needed.
 
 One token's FFN is limited by memory: every weight is read once, for one product and one sum. So with a share r of the
-neurons the time should be r of the dense one. It is more, since which neurons they are changes from token to token:
+neurons the time should be r of the dense one. It is more, since the set of neurons changes from token to token:
 
     gather     W[J] x            copies the rows of J to one place, then multiplies: every row moves three times
     tiled      the same in tiles that stay in the core's own cache, into one buffer: the copy is read from there again
     blocks     W[b] x, b whole   neighbouring neurons chosen together: a slice is a view, and nothing is copied
 
 The first two take any set J. The last takes whole blocks of g neurons, stored as on disk (bundle.py): gate and up rows
-of a block are one matrix, so a block costs two products. Which neurons should share a block is chapter reorder.py.
+of a block are one matrix, so a block costs two products. reorder.py finds the neurons that should share a block.
 
 All need the down matrix neuron by neuron, as rows: its columns, F numbers apart, would cost a cache line per number.
-Each equals the masked form to the order of the sums, and none makes an intermediate of F numbers.
+Each equals the masked form up to the order of the sums, and none makes an intermediate of F numbers.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TILE = 512 * 1024  # bytes of a tile: it is read again from a core's own cache, 
 
 @dataclass(frozen=True, eq=False)
 class NeuronMajor:
-    """The matrices of one layer with a row per neuron: gate, up, down (F, D); a bias that there is not is None."""
+    """The matrices of one layer with a row per neuron: gate, up, down (F, D); a missing bias is None."""
 
     gate: np.ndarray
     up: np.ndarray
@@ -56,7 +56,7 @@ def coefficients(
 
         mid_j = act(x . gate_j + b_j) (x . up_j + c_j)
 
-    x (..., D), gate, up (n, D), neurons: which of the layer's they are (for its biases)  ->  (..., n).
+    x (..., D), gate, up (n, D), neurons: their indices in the layer (for its biases)  ->  (..., n).
     """
     return _combined(x @ gate.T, x @ up.T, neurons, weights)
 
@@ -72,7 +72,7 @@ def _combined(g: np.ndarray, u: np.ndarray, neurons: np.ndarray | slice, weights
 
 
 def gather(x: np.ndarray, weights: NeuronMajor, neurons: np.ndarray) -> np.ndarray:
-    """The plain form: the rows of a set of neurons, gathered whole.  x (D,), neurons (n,) indices  ->  y (D,)."""
+    """The plain form: the rows of a set of neurons, copied to one place.  x (D,), neurons (n,) indices  ->  y (D,)."""
     mid = coefficients(x, weights.gate[neurons], weights.up[neurons], neurons, weights)  # (n,)
     return _with_bias(mid @ weights.down[neurons], weights)
 
@@ -104,7 +104,7 @@ def tiled_gather(x: np.ndarray, weights: NeuronMajor, neurons: np.ndarray, tile:
 
 
 class Blocks(NamedTuple):
-    """One layer as bundles in memory: rows (3 F, D) as bundle.py lays them out, and the layer they are of."""
+    """One layer as bundles in memory: rows (3 F, D) as bundle.py lays them out, and the layer itself."""
 
     rows: np.ndarray
     group: int
@@ -119,7 +119,7 @@ class Blocks(NamedTuple):
 def block_views(x: np.ndarray, weights: Blocks, blocks: np.ndarray) -> np.ndarray:
     """The neurons of whole blocks, without a copy of any weight.  x (D,), blocks (n,) indices  ->  y (D,).
 
-    Two products per block, and the activation once for all: for small blocks its calls would take longer than reading.
+    Two products per block, and the activation once for all: a call per small block would take longer than reading it.
     """
     rows, g, layer = weights
     count = len(rows) // 3
@@ -155,27 +155,28 @@ MEASURED = {
     541: {"gather": (0.14, 2.05), "tiled": (1.19, 5.80), "blocks": (1.90, 9.08)},
 }
 DENSITIES = (0.5, 0.1)
-SMALL_BLOCKS = {1: 0.40, 4: 0.69, 8: 0.81, 16: 0.91, 32: 1.0}  # how much of that blocks of so many neurons reach
+SMALL_BLOCKS = {1: 0.40, 4: 0.69, 8: 0.81, 16: 0.91, 32: 1.0}  # block size -> the share of that speed-up
 
 
 def expected_speedup(shape: tuple[int, int], density: float, group: int = 1, itemsize: int = 4) -> dict[str, float]:
-    """Speed-up over the dense FFN of each way, from the table above, and dense: 1.
+    """Speed-up of each method over the dense FFN, from the table above, and dense: 1.
 
-    Between its sizes and densities, and beyond these, logarithms of speed-ups are linear in logarithms: speed-up is a
+    Between its sizes and densities, and beyond them, logarithms of speed-ups are linear in logarithms: speed-up is a
     power of density, near -1. shape (F, D); density: share of neurons touched; group: neurons per block, 1 where any
-    set may be asked for.
+    set may be needed.
     """
     sizes, megabytes = np.log(list(MEASURED)), np.log(3 * shape[0] * shape[1] * itemsize / 1e6)
     at_half, at_tenth = DENSITIES
     steps = np.log(at_half / max(density, 1e-9)) / np.log(at_half / at_tenth)  # 0 at the first density, 1 at the second
-    found = {"dense": 1.0}
-    for way in ("gather", "tiled", *(["blocks"] if group > 1 else [])):
-        logs = np.log([row[way] for row in MEASURED.values()])  # (sizes, 2)
+    speedups = {"dense": 1.0}
+    for method in ("gather", "tiled", *(["blocks"] if group > 1 else [])):
+        logs = np.log([row[method] for row in MEASURED.values()])  # (sizes, 2)
         half, tenth = (np.interp(megabytes, sizes, column) for column in logs.T)
-        found[way] = float(np.exp(half + steps * (tenth - half)))
-        if way == "blocks":
-            found[way] *= float(np.interp(np.log(group), np.log(list(SMALL_BLOCKS)), list(SMALL_BLOCKS.values())))
-    return found
+        speedups[method] = float(np.exp(half + steps * (tenth - half)))
+        if method == "blocks":
+            reached = np.interp(np.log(group), np.log(list(SMALL_BLOCKS)), list(SMALL_BLOCKS.values()))
+            speedups[method] *= float(reached)
+    return speedups
 
 
 def choose(shape: tuple[int, int], density: float, group: int = 1, itemsize: int = 4) -> str:

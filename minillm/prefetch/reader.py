@@ -1,4 +1,4 @@
-"""The same idea on a real disk: fetch the bundles that a token needs, and nothing else.
+"""Reading from a real disk: the bundles that a token needs, and nothing else.
 
     reader = BundleReader(open_bundle(folder))
     model = resident_llama(reader.bundle)                       # everything but the FFN's matrices
@@ -6,16 +6,16 @@
 
 How it is read:
 
-    first all of it is announced: posix_fadvise(WILLNEED) starts the disk and returns at once, so that it works on many
-        reads at a time and not on one after the other; one layer ahead, where somebody knows what comes
+    first everything is announced: posix_fadvise(WILLNEED) starts the disk and returns at once, so that it works on many
+        reads at a time and not on one after the other; one layer ahead, where a guess says what comes
     then one read per run of neighbouring bundles, straight into three reused buffers, gate, up and down rows apart
         (preadv fills a list of places from one stretch of the file; no row is copied once it is in memory)
     where the system lacks these calls (macOS has no fadvise, Windows neither): seek and readinto, the same bytes
 
 A buffer (buffer.py) may keep bundles in memory between tokens: it decides what stays, and the reader holds it.
 
-bytes_read counts what the system really gave us. Whether that came from the disk or from the system's own cache is
-another question, which decides every time measured: drop_cache() empties it, cached_share() proves it.
+bytes_read counts the bytes that the system returned. Whether they came from the disk or from the system's own cache is
+another question, and every measured time depends on it: drop_cache() empties the cache, cached_share() checks that.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PLACES = 1024 if hasattr(os, "sysconf") else 16  # of one preadv: Linux's and ma
 
 
 def runs_of(blocks: Sequence[int]) -> list[tuple[int, int]]:
-    """Runs of neighbours: ascending numbers -> [(first, one past the last), ...].
+    """Runs of neighbours: ascending numbers -> [(first, last + 1), ...].
 
     >>> runs_of([2, 3, 4, 7])
     [(2, 5), (7, 8)]
@@ -52,10 +52,10 @@ def runs_of(blocks: Sequence[int]) -> list[tuple[int, int]]:
 class BundleReader:
     """Reads bundles of an open bundle folder and counts the bytes; use it in a ``with``, or close() it.
 
-    dtype: of the rows that fetch() gives (float32 or float64). buffer: a PrefetchBuffer of bundle.layers x
-    bundle.blocks, or None; what it holds at its start is read at once. portable: never use preadv and fadvise.
-    announce: whether fetch() announces what it will read before it reads it.
-    bytes_read, reads and seconds (in fetch and will_need) so far may all be set to 0. Raises BundleError for a file
+    dtype: of the rows that fetch() returns (float32 or float64). buffer: a PrefetchBuffer of bundle.layers x
+    bundle.blocks, or None; its start is read at once. portable: never use preadv and fadvise. announce: whether fetch()
+    announces what it will read before it reads it.
+    bytes_read, reads and seconds (in fetch and will_need) so far can all be set to 0. Raises BundleError for a file
     that cannot be read or has become shorter.
     """
 
@@ -98,16 +98,16 @@ class BundleReader:
     # -- what callers use
 
     def neurons(self, blocks: np.ndarray) -> np.ndarray:
-        """The neurons of ascending blocks, in the order in which fetch() gives their rows."""
+        """The neurons of ascending blocks, in the order of the rows that fetch() returns."""
         group, count = self.bundle.group, self.bundle.config.intermediate_size
-        found = (np.asarray(blocks, int)[:, None] * group + np.arange(group)).ravel()
-        return found[found < count]  # the last block may be shorter
+        neurons = (np.asarray(blocks, int)[:, None] * group + np.arange(group)).ravel()
+        return neurons[neurons < count]  # the last block may be shorter
 
     def fetch(self, layer: int, blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The rows of ascending blocks of one layer.  blocks (n,)  ->  gate, up, down rows, each (neurons, D).
 
-        The arrays are good until the next call. With a buffer, what it holds is not read again, and this call is the
-        one request of that layer's token.
+        The arrays are valid until the next call. With a buffer, the blocks that it holds are not read again, and this
+        call is the one request of that layer's token.
         """
         started = time.perf_counter()
         if self.buffer is not None:
@@ -119,13 +119,13 @@ class BundleReader:
         return gate, up, down
 
     def will_need(self, layer: int, blocks: np.ndarray) -> None:
-        """Ask the system to begin reading these blocks, and do not wait; nothing happens where it cannot."""
+        """Ask the system to start reading these blocks, without waiting; no effect where it has no such call."""
         started = time.perf_counter()
         self._announce(layer, runs_of([b for b in np.asarray(blocks).tolist() if b not in self._held[layer]]))
         self.seconds += time.perf_counter() - started
 
     def drop_cache(self) -> None:
-        """Make the system forget the layers' files, so that the next read comes from the disk; see cached_share().
+        """Drop the layers' files from the system's cache, so that the next read comes from the disk (cached_share).
 
         Pages that some process has mapped stay; this reader maps none. Raises Unsupported where it cannot be done.
         """
@@ -136,12 +136,12 @@ class BundleReader:
                 if not self._written:
                     os.fsync(file.fileno())  # pages that still have to be written are not dropped
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        self._written = True  # nobody writes to a bundle
+        self._written = True  # a bundle is never changed
 
     # -- how it is done
 
     def _place(self, layer: int, first: int, end: int) -> tuple[int, int]:
-        """Where the blocks first ... end - 1 lie in the file: offset and length in bytes."""
+        """Offset and length in bytes of the blocks first ... end - 1 in the file."""
         group, size = self.bundle.group, self.bundle.neuron_bytes
         last = min(end * group, self.bundle.config.intermediate_size)
         return self.bundle.layers[layer].offset + first * group * size, (last - first * group) * size
@@ -193,7 +193,7 @@ class BundleReader:
         return wide
 
     def _read_at(self, layer: int, offset: int, views: list[memoryview]) -> None:
-        """Read one stretch of the file into a list of places, however many calls it takes."""
+        """Read one stretch of the file into a list of places, in as many calls as it takes."""
         file, at = self._files[layer], 0
         with file_errors(file.name, "read", BundleError):
             while at < len(views):
@@ -214,7 +214,7 @@ class BundleReader:
                     views[at] = views[at][got:]
 
     def _keep(self, layer: int, blocks: np.ndarray, buffer: PrefetchBuffer) -> None:
-        """Hold what the buffer keeps of the blocks just read (as stored: BF16 takes half), and let go of the rest."""
+        """Hold the blocks just read that the buffer keeps (as stored: BF16 takes half), and drop all others."""
         held, kept = self._held[layer], buffer.held[layer]
         for b in [b for b in held if not kept[b]]:
             del held[b]

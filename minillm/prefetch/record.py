@@ -1,7 +1,11 @@
-"""Recording: which neurons each token needs, and which were guessed beforehand, in one pass of the model.
+"""Recording: the neurons that each token needs, and those guessed beforehand, in one pass of the model.
 
-What a token needs does not depend on a buffer (as long as misses are waited for), so one pass gives the trace
-A (T, L, N) and, where a predictor takes part, its guesses P (T, L, N). replay.py then tries every buffer on the record.
+Which neurons a token needs does not depend on a buffer (as long as misses are waited for). So one pass gives the trace
+
+    A (T, L, N) bool        A[t, l, j]: token t needs neuron j of layer l
+    P (T, L, N) bool        the same for the guesses, where a predictor takes part
+
+and replay.py tries every buffer on this record, without the model.
 """
 
 from __future__ import annotations
@@ -20,9 +24,9 @@ from .traffic import unpacked
 
 
 class Recorder:
-    """A tap that writes down what a sparse FFN needs (mask) and what was guessed (mask_guess), eight neurons to a byte.
+    """A tap that records the steps mask (needed) and mask_guess (guessed) of a sparse FFN, eight neurons to a byte.
 
-    Works for ``generate``, ``perplexity`` and any pass; several texts are joined.
+    It works with ``generate``, ``perplexity`` and any pass; several texts are joined.
     """
 
     def __init__(self, layers: int, neurons: int):
@@ -46,7 +50,7 @@ class Recorder:
 
     @property
     def needed(self) -> np.ndarray:
-        """The trace (T, L, N) bool. Raises MinillmError where no mask was seen."""
+        """The trace (T, L, N) bool. Raises MinillmError where no mask was tapped."""
         if not all(self._needed):
             raise MinillmError("no mask was seen, expected a pass with a sparse FFN")
         return unpacked([np.concatenate(rows) for rows in self._needed], self.neurons)
@@ -60,9 +64,9 @@ class Recorder:
 
 
 def record(model: Llama, ffn: FeedForward, pieces: Sequence[Run], doing: str = "counting") -> Recorder:
-    """Pass the pieces of a text (``runs``) through the model with this FFN, and write down what each token needs.
+    """Pass the pieces of a text (``runs``) through the model with this FFN, and record which neurons each token needs.
 
-    ffn: one that taps its mask, of whole neurons: ``SelectedFFN(select, guess=...)``. doing: the progress bar's words.
+    ffn: one that taps its mask, of whole neurons: ``SelectedFFN(select, guess=...)``. doing: the progress bar's text.
     """
     recorder = Recorder.of(model)
     pass_over(model, pieces, recorder, ffn, doing)
@@ -70,5 +74,5 @@ def record(model: Llama, ffn: FeedForward, pieces: Sequence[Run], doing: str = "
 
 
 def frequencies(trace: np.ndarray) -> np.ndarray:
-    """How often each neuron was needed: (T, L, N) bool -> (L, N)."""
+    """The share of tokens that need each neuron: (T, L, N) bool -> (L, N)."""
     return trace.mean(axis=0)

@@ -1,28 +1,29 @@
 """Neurons that fire together, stored together: the permutation that makes blocks worth keeping.
 
-The order of a layer's neurons means nothing: permute the rows of gate and up and the columns of down alike, and the
-same products are summed in another order. So it may be chosen. If whole blocks of g neighbours are kept or left out
-(prefetch/kernels.py says why one would), the best order puts the neurons that matter for the same tokens into the same
-block, so that half of the blocks hold more than half of what counts.
+The order of a layer's neurons has no meaning: permute the rows of gate and up and the columns of down alike, and the
+same products are summed in another order. So it can be chosen. If whole blocks of g neighbours are kept or left out
+(prefetch/kernels.py gives the reason), the best order puts the neurons that matter for the same tokens into the same
+block, so that half of the blocks hold more than half of the output's energy.
 
-What counts: neuron j's share of token t's FFN output, as energy
+The energy of neuron j is its share of token t's FFN output,
 
     e[t, j] = m[t, j]^2 ||down_j||^2 / sum_i m[t, i]^2 ||down_i||^2                        m = act(gate) * up
 
 A token keeps the K blocks with the largest E[t, b] = sum of e[t, j] over the block. We look for the partition into
-blocks that maximises what is kept over a calibration text,
+blocks that keeps the most energy over a calibration text,
 
     kept = mean_t  sum of the K largest E[t, b]
 
-by exchanging neurons between blocks, two at a time. An exchange between blocks b and c leaves E[t, b] + E[t, c] = C
-as it is and changes their difference; with a >= a' the (K-1)-th and K-th largest of the other blocks, the token keeps
+by exchanging neurons between blocks, two at a time. An exchange between blocks b and c does not change
+E[t, b] + E[t, c] = C, only their difference. With a >= a' the (K-1)-th and K-th largest of the other blocks, the token
+keeps
 
     the K-2 largest of the others  +  max(a + a', C, a + (C + |E[t, b] - E[t, c]|) / 2)
 
 either none, both, or the larger of the two. So the exact gain of all g^2 exchanges of a pair of blocks is one array of
-(T, g, g) numbers, and the best one is made, until no pair has any. (Clustering brings together neurons that are alike,
-and hopes for the best. Here two neurons also share a block because no token needs either, and the blocks are equally
-large by themselves.) From a random start: one sorted by frequency ends in a poorer optimum.
+(T, g, g) numbers. The best exchange is made, until no pair has a gain. (Clustering brings similar neurons together,
+without this objective. Here two neurons can also share a block because no token needs either of them, and all blocks
+have the same size without a constraint.) The start is random: one sorted by frequency ends in a poorer optimum.
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ def recorded_mid(
     model: Llama, documents: str | Sequence[str], tokens: int = 4000, context: int | None = None
 ) -> list[np.ndarray]:
     """mid of each layer on the first ``tokens`` tokens of texts, in the dense model: L times (T, F)."""
-    found = sample_values(model, runs(model, documents, "documents", context), ("mid",), tokens)
-    return [layer["mid"] for layer in found]
+    sampled = sample_values(model, runs(model, documents, "documents", context), ("mid",), tokens)
+    return [layer["mid"] for layer in sampled]
 
 
 def neuron_energy(mid: np.ndarray, layer: Layer) -> np.ndarray:
@@ -59,7 +60,7 @@ def neuron_energy(mid: np.ndarray, layer: Layer) -> np.ndarray:
 
 
 def energy_shares(mid: np.ndarray, layer: Layer) -> np.ndarray:
-    """e: each neuron's part of the token's energy.  mid (T, F)  ->  (T, F), rows that sum to 1."""
+    """e: each neuron's share of the token's energy.  mid (T, F)  ->  (T, F), rows that sum to 1."""
     energy = neuron_energy(mid, layer)  # (T, F)
     return energy / energy.sum(axis=1, keepdims=True)
 
@@ -91,11 +92,10 @@ def clustered(energy: np.ndarray, group: int, rng: np.random.Generator, share: f
     starts = [*range(0, neurons, group), neurons]
     blocks = len(starts) - 1
     if kept_count(blocks, share) == blocks:
-        return order  # everything is kept in any order
-    K = kept_count(blocks, share) + 1  # with the first of the two blocks below, which hold no neuron and spare all
-    extra = np.broadcast_to(
-        np.array([[2], [0]], np.float32), (2, tokens)
-    )  # special cases: one is always kept, the other never
+        return order  # any order keeps everything
+    # Two more blocks without neurons, one always kept and one never, so that every K has neighbours to compare with.
+    K = kept_count(blocks, share) + 1
+    extra = np.broadcast_to(np.array([[2], [0]], np.float32), (2, tokens))
     sums = np.concatenate([block_energy(energy, order, group).T.astype(np.float32), extra])  # E (B + 2, T)
     energy = np.ascontiguousarray(energy.T, np.float32)  # (F, T): a neuron's values side by side
 
@@ -116,7 +116,7 @@ def clustered(energy: np.ndarray, group: int, rng: np.random.Generator, share: f
         exchanged = False
         for b, c in combinations(range(blocks), 2):
             if not every and settled.get((b, c)) == (moves[b], moves[c]):
-                continue  # neither has changed since; that the others have matters little, and is looked at in the end
+                continue  # neither has changed since; the others matter little, and the last sweep checks all pairs
             both = sums[b] + sums[c]  # C (T,)
             high, low = np.maximum(sums[b], sums[c]), np.minimum(sums[b], sums[c])
             a, a2 = largest_of_others(0, high, low), largest_of_others(1, high, low)
@@ -143,7 +143,7 @@ def clustered(energy: np.ndarray, group: int, rng: np.random.Generator, share: f
 def _best_exchange(
     mine: np.ndarray, yours: np.ndarray, difference: np.ndarray, level: np.ndarray
 ) -> tuple[int, int] | None:
-    """Which neuron of ours for which of theirs raises sum_t max(|E_b - E_c|, level) most; None where none does."""
+    """The exchange (i of mine, j of yours) that raises sum_t max(|E_b - E_c|, level) most; None where none does."""
     yours = 2 * yours  # (g, T)
     now = np.maximum(np.abs(difference), level).sum(dtype=np.float64)
     best, where = 2e-6 * len(level), None  # less is rounding
@@ -167,9 +167,9 @@ def best_blocks(energy: np.ndarray, order: np.ndarray, group: int, share: float)
 
 
 def dropped_means(mid: np.ndarray, layer: Layer, order: np.ndarray, group: int, share: float = 0.5) -> np.ndarray:
-    """What each neuron's mid is on average where its block is left out.  mid (T, F) of a calibration text  ->  (F,).
+    """Each neuron's mean mid over the tokens that leave its block out.  mid (T, F) of a calibration text  ->  (F,).
 
-    Zero for a neuron that never is.
+    Zero for a neuron that is never left out.
     """
     out = ~best_blocks(neuron_energy(mid, layer), order, group, share)  # (T, F)
     return np.where(out, mid, 0).sum(axis=0) / np.maximum(1, out.sum(axis=0, dtype=mid.dtype))
@@ -177,7 +177,7 @@ def dropped_means(mid: np.ndarray, layer: Layer, order: np.ndarray, group: int, 
 
 @dataclass(frozen=True, eq=False)
 class BlockOracle:
-    """A Selector that wants each token's best blocks: it knows mid, so it is a bound and no method.
+    """A Selector of each token's best blocks: it knows mid, so it is a bound and no method.
 
         the K blocks with the largest sum of (m_j - mean_j)^2 ||down_j||^2
 
@@ -186,9 +186,8 @@ class BlockOracle:
         y = c + sum of (m_j - mean_j) down_j over these blocks        c = sum over all j of mean_j down_j
 
     group: neurons per block. share: of the blocks that are kept. orders: per layer (place -> neuron), without changing
-    the model; None: as stored. means: per layer what a neuron that is left out counts as (``dropped_means``); None:
-    zero. c is known beforehand, so means cost no read: a block that is left out is not lost but replaced by what it
-    mostly is.
+    the model; None: as stored. means: per layer (F,), the mid of a neuron that is left out (``dropped_means``); None:
+    zero. c is known beforehand, so means cost no read: a block that is left out is replaced by its mean.
     """
 
     group: int

@@ -4,12 +4,12 @@ The record (record.py) is the trace A (T, L, N) and, where a predictor takes par
 says what one eviction policy at one capacity C makes of it, and beside it, from the same contents at the start and
 without any guess,
 
-    lru       the rule that anybody would try first
-    belady    the best that any rule could do (with bypass)
-    random    a fixed random set: C / N in the mean, which is what no knowledge at all gives
+    lru       the policy that one would try first
+    belady    the best that any policy can do (with bypass)
+    random    a fixed random set: C / N in the mean, the hit rate without any knowledge
 
-Guesses change neither what is kept nor the hit rate (buffer.py): compare them in bytes per token and stall. A row with
-guesses never moves fewer bytes than belady.
+Guesses change neither the kept neurons nor the hit rate (buffer.py): compare them in bytes per token and stall. A row
+with guesses never moves fewer bytes than belady.
 
 The set of the policy hot is counted on another text than the one replayed (``frequencies`` in record.py). Texts follow
 each other as in one long session, and the buffer stays warm between them.
@@ -36,7 +36,7 @@ SHARES = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)  # of a layer's neurons
 def kept_history(
     trace: np.ndarray, capacity: int, eviction: Eviction | str, start: np.ndarray | None = None
 ) -> np.ndarray:
-    """What is kept before each token, and after the last: trace (T, L, N) bool -> (T + 1, L, N) bool."""
+    """The neurons kept before each token, and after the last: trace (T, L, N) bool -> (T + 1, L, N) bool."""
     tokens, layers, neurons = trace.shape
     buffer = PrefetchBuffer(layers, neurons, capacity, eviction, start=start)
     history, every = np.empty((tokens + 1, layers, neurons), bool), np.arange(layers)
@@ -47,7 +47,7 @@ def kept_history(
 
 
 def traffic_of(trace: np.ndarray, history: np.ndarray, guessed: np.ndarray | None = None) -> Traffic:
-    """The traffic that a history of kept neurons (T + 1, L, N) means: all of ``PrefetchBuffer.request`` at once.
+    """The traffic of a history of kept neurons (T + 1, L, N): all calls of ``PrefetchBuffer.request`` at once.
 
     trace, guessed (T, L, N) bool  ->  counts (T, L).
     """
@@ -59,7 +59,7 @@ def traffic_of(trace: np.ndarray, history: np.ndarray, guessed: np.ndarray | Non
 
 
 def working_space(traffic: Traffic, lookahead: str = "layer") -> int:
-    """The most neurons that lie beside the kept ones at any time: of the token's layer under way, and guessed ahead."""
+    """The largest number of neurons beside the kept ones at any time: the current layer's, and those guessed ahead."""
     ahead = traffic.prefetched  # (T, L)
     own = ahead + traffic.missed
     after = np.zeros_like(own)
@@ -73,12 +73,12 @@ def working_space(traffic: Traffic, lookahead: str = "layer") -> int:
 
 @dataclass(frozen=True, eq=False)
 class ReplaySettings:
-    """How traces are replayed.
+    """Settings of a replay.
 
     evictions: names of eviction policies. shares: capacities, as shares of a layer's neurons. device: of the clock.
-    hot_frequencies (L, N): how often each neuron is needed on another text, for the policy hot, which is left out
-    without them. miss: "wait" or "drop". bytes_per_number: of a weight in slow memory; None: as in the model. seed: of
-    the random set.
+    hot_frequencies (L, N): share of another text's tokens that need each neuron, for the policy hot, which is left
+    out without them. miss: "wait" or "drop". bytes_per_number: of a weight in slow memory; None: as in the model. seed:
+    of the random set.
     """
 
     evictions: Sequence[str] = EVICTIONS
@@ -90,11 +90,11 @@ class ReplaySettings:
     seed: int = 0
 
     def names(self) -> list[str]:
-        """The eviction policies that have what they need to know."""
+        """The eviction policies whose data are there."""
         return [name for name in self.evictions if name != "hot" or self.hot_frequencies is not None]
 
     def eviction(self, name: str, capacity: int, layers: int, neurons: int) -> Eviction:
-        """The eviction policy of a name, given what it needs. Raises MinillmError where that is missing."""
+        """The eviction policy of a name, with its data. Raises MinillmError where these are missing."""
         if name == "hot":
             frequencies = self.hot_frequencies
             found = "none" if frequencies is None else list(frequencies.shape)
@@ -122,7 +122,7 @@ def replay(
     for capacity in sorted({min(capacity, neurons) for capacity in capacities}):
         fixed = settings.eviction("random", capacity, layers, neurons)
         chance = traffic_of(trace, kept_history(trace, capacity, fixed))
-        known: dict[tuple[str, bytes], np.ndarray] = {}  # the same start, the same history
+        known: dict[tuple[str, bytes], np.ndarray] = {}  # the same start gives the same history
 
         def history(eviction: Eviction, start: np.ndarray, capacity=capacity, known=known) -> np.ndarray:
             key = eviction.name, start.tobytes()
@@ -145,8 +145,10 @@ def replay(
 
 
 class Replayed(NamedTuple):
-    """A traffic, and the buffer behind it: capacity and neurons per layer, how many neurons lay in it at the start,
-    when guesses are known, and what a miss means."""
+    """A traffic, and the buffer behind it: capacity and neurons per layer, and the number of neurons preloaded in it.
+
+    lookahead: when guesses are known, "layer" or "token". miss: "wait" or "drop".
+    """
 
     traffic: Traffic
     capacity: int
@@ -157,7 +159,7 @@ class Replayed(NamedTuple):
 
 
 def figures_of(replayed: Replayed, work: Work, device: Device) -> dict:
-    """The figures of one traffic: capacity, hits, bytes, time."""
+    """The columns of one traffic: capacity, hits, bytes, time."""
     traffic, capacity, neurons, preloaded, lookahead, miss = replayed
     layers = traffic.requested.shape[1]
     dense = layers * neurons * work.neuron_bytes
@@ -165,7 +167,7 @@ def figures_of(replayed: Replayed, work: Work, device: Device) -> dict:
     timeline = simulate(traffic, device, work, lookahead=lookahead, miss=miss)
     return {
         "capacity": capacity,
-        "capacity_share": capacity / neurons,  # what a random set hits in the mean
+        "capacity_share": capacity / neurons,  # the mean hit rate of a random set
         "kept_bytes": layers * capacity * work.neuron_bytes,
         "preloaded_bytes": preloaded * work.neuron_bytes,
         "working_bytes": working_space(traffic, lookahead) * work.neuron_bytes,
@@ -201,10 +203,11 @@ ROW_COLUMNS = {  # for text_table
 
 
 def enough(demand: Sequence[dict], guessing: Sequence[dict], tolerance: float = 0.01) -> int | None:
-    """The capacity from which on prediction stops mattering: where guessing saves less than ``tolerance`` of the time.
+    """The capacity from which on guesses no longer matter: they save less than ``tolerance`` of the time.
 
-    demand, guessing: rows of one eviction policy, without and with guesses. ->  the smallest capacity from which on
-    that holds at every larger one, too; None where it never does. Raises MinillmError for rows of different capacities.
+    demand, guessing: rows of one eviction policy, without and with guesses. ->  the smallest capacity for which
+    this holds, there and at every larger one; None where it never does. Raises MinillmError for rows of different
+    capacities.
     """
     plain, guessed = ({row["capacity"]: row["seconds_per_token"] for row in rows} for rows in (demand, guessing))
     if set(plain) != set(guessed) or len(plain) != len(demand) or len(guessed) != len(guessing):

@@ -32,9 +32,9 @@ class Unsupported(MinillmError):
 class SystemReads(NamedTuple):
     """What Linux has counted for this process, in bytes (/proc/self/io).
 
-    given: by all reads so far (rchar). disk: what had to come from a disk (read_bytes); that counts what WILLNEED
-    asked for, used or not, and nothing that lay in the system's cache. itself: of reading these very numbers, which
-    ``given`` will count from now on.
+    given: by all reads so far (rchar). disk: the part that came from a disk (read_bytes), including what WILLNEED
+    announced, used or not, and without what was in the system's cache. itself: bytes of reading these counters, which
+    ``given`` will include from now on.
     """
 
     given: int
@@ -56,7 +56,8 @@ def system_reads() -> SystemReads | None:
 def cached_share(path: str | Path) -> float:
     """The share of a file's pages that lie in the system's memory now, by mincore(2): 0 is cold. Linux and macOS.
 
-    (Linux shows a file's owner the truth, and strangers a 1.) Raises Unsupported where the system lacks the call.
+    (Linux shows the true share to a file's owner, and 1 to other users.) Raises Unsupported where there is no such
+    call.
     """
     try:
         mincore = ctypes.CDLL(None, use_errno=True).mincore
@@ -78,18 +79,18 @@ def cached_share(path: str | Path) -> float:
 
 
 def limit_memory(megabytes: int) -> None:
-    """Forbid this process more than so many megabytes beyond what it has now (RLIMIT_AS): more is a MemoryError.
+    """Let this process use at most that many megabytes more than now (RLIMIT_AS): beyond that is a MemoryError.
 
-    What counts is address space, mapped files included; nothing lifts the limit again. Linux only: macOS takes the
-    call and keeps no limit. Raises MinillmError.
+    Address space counts, including mapped files; the limit stays until the process ends. Linux only: macOS accepts
+    the call and keeps no limit. Raises MinillmError.
     """
     if not sys.platform.startswith("linux"):
         raise MinillmError(f"{sys.platform}: keeps no limit of a process's memory, expected Linux")
     import resource
 
-    import tokenizers  # noqa: F401  (what is loaded later would count as the model's)
+    import tokenizers  # noqa: F401  (loaded later, it would count as the model's)
 
-    for dtype in (np.float32, np.float64):  # BLAS sets its own memory aside at its first larger product
+    for dtype in (np.float32, np.float64):  # BLAS allocates its own memory at its first larger product
         square = np.ones((600, 600), dtype)
         square @ square, square @ square[0], square[0] @ square
     with open("/proc/self/statm", "rb") as file:

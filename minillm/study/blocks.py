@@ -41,8 +41,10 @@ BLOCK_COLUMNS = {
 
 @dataclass(frozen=True)
 class BlockSettings:
-    """groups: neurons per block. tokens: of the calibration text that neurons are clustered on, which takes minutes.
-    seed: of the clustering's random start."""
+    """Settings of the clustering into blocks, which takes minutes.
+
+    groups: neurons per block. tokens: of the calibration text that neurons are clustered on. seed: of the random start.
+    """
 
     groups: Sequence[int] = GROUPS
     tokens: int = 2000
@@ -52,10 +54,10 @@ class BlockSettings:
 def block_rows(
     model: Llama, calibration: str | Sequence[str], test: Sample, settings: BlockSettings, share: float = 0.5
 ) -> list[dict]:
-    """Perplexity of keeping that share of each token's blocks, as stored and clustered: rows under BLOCK_COLUMNS.
+    """Perplexity with that share of each token's blocks kept, as stored and clustered: rows of BLOCK_COLUMNS.
 
-    kept_energy is on the calibration text, perplexity on the test text, once with nothing in a block's place and once
-    with its neurons' means; increase is over the dense model. Blocks of one neuron have no order.
+    kept_energy is measured on the calibration text, perplexity on the test text: once with zero in place of a block
+    that is left out, once with its neurons' means. increase: over the dense model. Blocks of one neuron have no order.
     """
     rows, dense = [], perplexity(model, *test).perplexity
     mids = recorded_mid(model, calibration, settings.tokens, test.context)
@@ -71,14 +73,14 @@ def block_rows(
             means = [dropped_means(*each, group, share) for each in zip(mids, model.layers, orders, strict=True)]
             for suffix, used in (("", None), ("_with_means", means)):
                 ffn = BlockOracle(group, share, orders, used).ffn()
-                found = perplexity(model, *test, ffn=ffn).perplexity
-                row |= {f"perplexity{suffix}": found, f"increase{suffix}": found / dense - 1}
+                score = perplexity(model, *test, ffn=ffn).perplexity
+                row |= {f"perplexity{suffix}": score, f"increase{suffix}": score / dense - 1}
             rows.append(row)
     return rows
 
 
-DEAR = 0.3  # of perplexity: nobody would choose that
-LIMITS = (0.01, 0.05, 0.10)  # increases of perplexity that one may be willing to pay
+DEAR = 0.3  # an increase of perplexity too large for a figure
+LIMITS = (0.01, 0.05, 0.10)  # acceptable increases of perplexity
 
 
 def expected_speeds(groups: Sequence[int] = GROUPS, sparsities: Sequence[float] = SPARSITIES) -> list[dict]:
@@ -86,16 +88,16 @@ def expected_speeds(groups: Sequence[int] = GROUPS, sparsities: Sequence[float] 
     shape, rows = (LARGE.intermediate_size, LARGE.hidden_size), []
     for group in groups:
         for sparsity in sparsities:
-            found = expected_speedup(shape, 1 - sparsity, group)
+            speedups = expected_speedup(shape, 1 - sparsity, group)
             for method in ("gather", "tiled") if group == 1 else ("blocks",):
-                speed = found[method]
+                speed = speedups[method]
                 rows.append({"method": method, "group": group, "sparsity": sparsity, "speedup": speed})
                 rows[-1] |= {"low": speed, "high": speed, "whole_token": whole_token(speed, ffn_share(LARGE))}
     return rows
 
 
 def read_speeds(path: str | Path) -> list[dict]:
-    """The rows that ``minillm bench ffn --json`` wrote, alone or in its result. Raises MinillmError for other files."""
+    """The rows of a file by ``minillm bench ffn --json``, or its whole result. Raises MinillmError for other files."""
     with file_errors(Path(path), "read", MinillmError):
         data = Path(path).read_bytes()
     try:
@@ -113,10 +115,10 @@ def joint_rows(
     model: Llama, calibration: str | Sequence[str], test: Sample, speeds: Sequence[dict] | None = None,
     settings: BlockSettings | None = None, sparsities: Sequence[float] = SPARSITIES,
 ) -> Iterator[dict]:  # fmt: skip
-    """Rows of the page (keys in the module's docstring): four for each block size and sparsity, two for single neurons.
+    """Rows (keys in the module's docstring): four for each block size and sparsity, two for single neurons.
 
-    speeds: rows of ``read_speeds``; None takes the table of kernels.py. Each sparsity has its own order, as a bundle
-    written for it would.
+    speeds: rows of ``read_speeds``; None: the table of kernels.py. The neurons are clustered for each sparsity anew, as
+    for a bundle that is written for it.
     """
     settings = settings or BlockSettings()
     where = "the table in kernels.py" if speeds is None else "minillm bench ffn"
@@ -125,15 +127,15 @@ def joint_rows(
         for row in block_rows(model, calibration, test, settings, 1 - sparsity):
             fastest = _fastest(speeds, row["group"], sparsity)
             for means, suffix in ((False, ""), (True, "_with_means")):
-                found, increase = row[f"perplexity{suffix}"], row[f"increase{suffix}"]
+                score, increase = row[f"perplexity{suffix}"], row[f"increase{suffix}"]
                 yield {
                     "model": model.name,
                     "group": row["group"],
                     "order": row["order"],
                     "means": means,
                     "sparsity": sparsity,
-                    "perplexity": found,
-                    "dense_perplexity": found / (1 + increase),
+                    "perplexity": score,
+                    "dense_perplexity": score / (1 + increase),
                     "increase": increase,
                     **{key: fastest.get(key) for key in ("method", "speedup", "low", "high", "whole_token")},
                     "ffn_share": fastest.get("ffn_share", ffn_share(LARGE)),
@@ -143,7 +145,7 @@ def joint_rows(
 
 
 def _fastest(speeds: Sequence[dict], group: int, sparsity: float) -> dict:
-    """The fastest way measured for blocks of so many neurons at that sparsity; {} where none was."""
+    """The row of the fastest method for that block size and sparsity; {} where none was measured."""
     fits = [row for row in speeds if row["group"] == group and abs(row["sparsity"] - sparsity) < 1e-6]
     best = max(fits, key=lambda row: row["speedup"], default={})
     if best and best.get("whole_token") is None:
@@ -159,7 +161,7 @@ JOINT_COLUMNS = {
 
 
 def joint_table(rows: Sequence[dict]) -> list[dict]:
-    """The rows, and what JOINT_COLUMNS print in words: what stands in place of a block, and the spread of the speed."""
+    """The rows, with the columns in_place (zero or means) and spread (of the speed) that JOINT_COLUMNS prints."""
     shown = []
     for row in rows:
         spread = None if row["speedup"] is None else f"{row['low']:.2f} .. {row['high']:.2f}"
@@ -168,9 +170,9 @@ def joint_table(rows: Sequence[dict]) -> list[dict]:
 
 
 def cheaper_points(rows: Sequence[dict]) -> list[dict]:
-    """What a figure of the page shows: with means or without, whichever costs less, where a speed is known.
+    """The points of a figure: rows with a known speed, with means or without, whichever costs less.
 
-    What costs more than DEAR is left to the table.
+    Rows that cost more than DEAR stand in the table only.
     """
     best: dict[tuple, dict] = {}
     for row in rows:
@@ -192,7 +194,7 @@ def best_point(rows: Sequence[dict], limit: float, single: bool = False) -> dict
 
 
 def in_words(row: dict) -> str:
-    """A row of the page as a part of a sentence."""
+    """A row as a part of a sentence."""
     neurons = f"blocks of {row['group']}, {row['order']}," if row["group"] > 1 else "single neurons,"
     means = " means in place of what is left out," if row["means"] else ""
     return (
@@ -202,14 +204,14 @@ def in_words(row: dict) -> str:
 
 
 def which_point(rows: Sequence[dict], limits: Sequence[float] = LIMITS) -> list[str]:
-    """Which point to choose, for each increase of perplexity that one is willing to pay: sentences, on one model."""
-    said = []
+    """Which point to choose, for each limit on the increase of perplexity: sentences, of one model."""
+    sentences = []
     for limit in limits:
         best, single = best_point(rows, limit), best_point(rows, limit, single=True)
         if best is None:
-            said.append(f"For at most {limit:+.0%} of perplexity: nothing is faster than the dense FFN")
+            sentences.append(f"For at most {limit:+.0%} of perplexity: nothing is faster than the dense FFN")
             continue
         other = "" if best["group"] == 1 else "; the best of single neurons: "
         other += "" if best["group"] == 1 else in_words(single) if single else "none is faster than dense"
-        said.append(f"For at most {limit:+.0%} of perplexity choose {in_words(best)}{other}")
-    return said
+        sentences.append(f"For at most {limit:+.0%} of perplexity choose {in_words(best)}{other}")
+    return sentences

@@ -55,13 +55,13 @@ ROLES = ("select", "prefetch", "both")
 
 
 class FetchPlan(NamedTuple):
-    """How the neurons of a token come to be known.
+    """A plan to know the neurons of a token.
 
-    predictor None: the policy's own mask, free of charge and at the last moment. role: what a predictor's mask is for.
+    predictor None: the policy's own mask, free of charge and at the last moment. role: the use of a predictor's mask.
     lookahead: how early it is known; "layer" or "token" for a role that prefetches.
 
         role        needed       guessed      for
-        select      its mask     -            the policy's own mask, or a predictor whose word is the mask
+        select      its mask     -            the policy's own mask, or a predictor that selects the neurons
         prefetch    policy's     its mask     the predictor only prefetches: the output is that of the policy
         both        its mask     its mask     a predictor that knows early enough to prefetch what it selects
     """
@@ -71,7 +71,7 @@ class FetchPlan(NamedTuple):
     lookahead: str = "layer"
 
     def selectors(self, model: Llama, thresholds: Thresholds) -> tuple[Selector, Selector | None]:
-        """Who says what is needed, and whose guess is prefetched (None: nobody's). Raises MinillmError.
+        """The Selector of the needed neurons, and that of the guess to prefetch (None: no guess). Raises MinillmError.
 
         thresholds: of policy mid, where a predictor takes part.
         """
@@ -101,7 +101,7 @@ class FetchPlan(NamedTuple):
         return float(np.mean([predictor.multiply_adds(i) for i in range(layers)]))
 
     def about(self) -> dict:
-        """Who says what is needed, for a row."""
+        """The columns of a row that name the predictor and its role."""
         predictor = self.predictor
         return {
             "predictor": "policy's own mask" if predictor is None else predictor.name,
@@ -114,13 +114,13 @@ def prefetch_rows(
     model: Llama, thresholds: Thresholds, sample: Sample, plans: Sequence[FetchPlan] = (FetchPlan(),),
     settings: ReplaySettings | None = None,
 ) -> Iterator[dict]:  # fmt: skip
-    """Replay's rows for a model: each plan, capacity and eviction policy, with the perplexity that goes with it.
+    """Replay's rows for a model: each plan, capacity and eviction policy, with its perplexity.
 
-    miss "wait": the sample is scored once per plan, and that pass is the record. miss "drop": what is dropped changes
-    what follows, so it is scored anew for each row, by an FFN that computes from the buffer alone; belady, which needs
-    the future, has no row of its own there, and the baselines are those of the row's own requests. A predictor's own
-    bytes are resident and its work counts (an oracle's is free). Raises MinillmError, also for a predictor that is to
-    guess before it can (its lookaheads).
+    miss "wait": the sample is scored once per plan, and that pass is the record. miss "drop": dropped neurons change
+    the tokens that follow, so the sample is scored again for each row, by an FFN that computes from the buffer alone.
+    There belady, which needs the future, has no row of its own, and the baselines are those of the row's own requests.
+    A predictor's own bytes are resident and its work counts (an oracle's is free). Raises MinillmError, also for a
+    predictor that cannot guess as early as its plan says (its lookaheads).
     """
     settings = settings or ReplaySettings()
     layers, _, neurons = shape_of(model)
@@ -151,7 +151,7 @@ def prefetch_rows(
 def dropped_row(
     buffer: PrefetchBuffer, name: str, plan: FetchPlan, work: Work, settings: ReplaySettings
 ) -> dict:  # fmt: skip
-    """The row of a buffer that has served a text with misses dropped; its baselines wait, on the same requests."""
+    """The row of a buffer after a text with misses dropped; its baselines wait for theirs, on the same requests."""
     trace, start, capacity, device = buffer.trace(), buffer.start, buffer.capacity, device_named(settings.device)
     chance = settings.eviction("random", capacity, buffer.layers, buffer.neurons)
     rivals = ((lru(), start), (belady(trace), start), (chance, None))
@@ -170,7 +170,7 @@ ALL, OWN = "all neurons", "mask of mid"
 
 
 def plan_of(predictor: Predictor) -> FetchPlan:
-    """How a predictor is used best: what can guess early does, and what selects badly only prefetches."""
+    """The best plan of a predictor: one that can guess early does so, and one that selects badly only prefetches."""
     early = predictor.lookaheads
     if not predictor.selects:
         return FetchPlan(predictor, "prefetch", early[-1])
@@ -190,7 +190,7 @@ def plans_of(workshop: Workshop, names: Sequence[str], sparsity: float) -> list[
 
 
 def stored_size(model: Llama) -> int:
-    """Bytes of one FFN weight as the checkpoint stores it."""
+    """Bytes of one FFN weight, as the checkpoint stores it."""
     layers, hidden, neurons = shape_of(model)
     return round(ffn_bytes(model)[1] / (3 * layers * hidden * neurons))
 
@@ -199,36 +199,36 @@ def buffer_rows(
     model: Llama, thresholds: Thresholds, sample: Sample, plans: Sequence[FetchPlan] = (FetchPlan(),),
     settings: ReplaySettings | None = None, dropping: Sequence[FetchPlan] = (),
 ) -> Iterator[dict]:  # fmt: skip
-    """Rows of ``prefetch_rows`` for each plan and capacity, under the keys of TABLE_COLUMNS besides.
+    """Rows of ``prefetch_rows`` for each plan and capacity, with the keys of TABLE_COLUMNS added.
 
-    thresholds: of policy mid. settings: its eviction policies, misses and bytes are replaced: lru, waited for, bytes as
-    the checkpoint stores its weights. dropping: plans that are scored again with misses that are dropped, a pass per
-    capacity for lru, and one for a hot set where its frequencies are given. The rows of ALL come first.
+    thresholds: of policy mid. settings: three of them are replaced: the eviction policy is lru, misses are waited for,
+    and bytes are as the checkpoint stores its weights. dropping: plans that are scored again with dropped misses: one
+    pass per capacity for lru, and one for a hot set where its frequencies are given. The rows of ALL come first.
     """
     layers, _, neurons = shape_of(model)
     size, first = stored_size(model), True
     waiting = replace(settings or ReplaySettings(), evictions=("lru",), miss="wait", bytes_per_number=size)
     drop = replace(waiting, evictions=("lru", "hot"), miss="drop")
-    for some, how in ((plans, waiting), (dropping, drop)):
-        for row in prefetch_rows(model, thresholds, sample, some, how):
-            if first:  # now it is known how many tokens there are
+    for chosen, each in ((plans, waiting), (dropping, drop)):
+        for row in prefetch_rows(model, thresholds, sample, chosen, each):
+            if first:  # the number of tokens is known only now
                 about = {key: row[key] for key in ("model", "dense_perplexity")}
                 about |= {"predictor": ALL, "role": "select", "own_bytes": 0, "perplexity": row["dense_perplexity"]}
                 asked = np.ones((row["tokens"], layers, neurons), bool)
                 capacities = [round(share * neurons) for share in waiting.shares]
-                for each in replay(asked, work_of(model, size), capacities, waiting):
-                    yield _readable(about | each)
+                for dense in replay(asked, work_of(model, size), capacities, waiting):
+                    yield _readable(about | dense)
                 first = False
             yield _readable(row)
 
 
 def _readable(row: dict) -> dict:
-    """The row, and what the table prints of it."""
+    """The row, with the columns that the table prints."""
     known = {None: "at the layer", "layer": "a layer before", "token": "a token before"}[row["guesses"]]
-    way = OWN if row["predictor"] == "policy's own mask" else row["predictor"]
+    plan = OWN if row["predictor"] == "policy's own mask" else row["predictor"]
     if row["role"] == "prefetch":
-        way = f"{OWN}, guess: {way}"
-    wide = {"way": way, "known": "-" if way == ALL else known, "misses": row["miss"]}
+        plan = f"{OWN}, guess: {plan}"
+    wide = {"way": plan, "known": "-" if plan == ALL else known, "misses": row["miss"]}
     wide |= {"kB": row["bytes_per_token"] / 1e3, "stall": row["stall_share"]}
     wide["fast kB"] = (row["kept_bytes"] + row["own_bytes"]) / 1e3
     wide["stall ms"] = row["stall_share"] * row["seconds_per_token"] * 1e3
@@ -248,28 +248,29 @@ TABLE_COLUMNS |= {"perplexity": ("perplexity", ".3f")}
 
 
 def when_it_matters(rows: Sequence[dict], tolerance: float = 0.01) -> list[str]:
-    """From which capacity on it stops mattering to know which neurons, and to know it early: sentences.
+    """From which capacity on it no longer matters which neurons are known, and how early: sentences.
 
-    rows of ``buffer_rows`` or ``prefetch_rows``; of keeper lru, misses waited for. Guesses are held against the same
-    requests without guesses, and what is known against fetching all neurons, where the rows hold ALL. Time is that of
-    the whole token: what is known saves computing, too, even where everything fits.
+    rows of ``buffer_rows`` or ``prefetch_rows``; those of eviction policy lru count, with misses waited for. Guesses
+    are compared with the same requests without guesses, and known neurons with fetching all of them, where the rows
+    hold ALL. Time is that of the whole token: known neurons save computing, too, even where everything fits.
     """
     counted = [row for row in rows if row["miss"] == "wait" and row["keeper"] == "lru"]
     groups: dict[tuple, list[dict]] = {}
     for row in counted:
         groups.setdefault((row.get("way", row["predictor"]), row["role"], row["guesses"]), []).append(row)
-    dense, said = groups.pop((ALL, "select", None), None), []
-    for (name, role, early), found in groups.items():
+    dense, sentences = groups.pop((ALL, "select", None), None), []
+    for (name, role, early), known in groups.items():
         if early:
-            said.append(f"{name}: {_enough(found, _without_guesses(found), 'its being known early', tolerance)}")
+            sentences.append(f"{name}: {_enough(known, _without_guesses(known), 'its being known early', tolerance)}")
         if dense and role != "prefetch":
-            said.append(f"{name}: {_enough(found, dense, 'knowing which neurons are needed', tolerance)}")
-    return said
+            sentences.append(f"{name}: {_enough(known, dense, 'knowing which neurons are needed', tolerance)}")
+    return sentences
 
 
-def _enough(found: Sequence[dict], rivals: Sequence[dict], what: str, tolerance: float) -> str:
-    at, before = enough(rivals, found, tolerance), {row["capacity"]: row["seconds_per_token"] for row in rivals}
-    saved, where = max((1 - row["seconds_per_token"] / before[row["capacity"]], row["capacity"]) for row in found)
+def _enough(known: Sequence[dict], rivals: Sequence[dict], what: str, tolerance: float) -> str:
+    """One sentence: the capacity from which on ``what`` saves too little time, and the most that it saves."""
+    at, before = enough(rivals, known, tolerance), {row["capacity"]: row["seconds_per_token"] for row in rivals}
+    saved, where = max((1 - row["seconds_per_token"] / before[row["capacity"]], row["capacity"]) for row in known)
     most = f"{saved:.0%} (at {where})"
     if at is None:
         return f"even at the largest capacity tried, {what} saves {tolerance:.0%} of the time or more; at most {most}"
@@ -278,5 +279,5 @@ def _enough(found: Sequence[dict], rivals: Sequence[dict], what: str, tolerance:
 
 
 def _without_guesses(rows: Sequence[dict]) -> list[dict]:
-    """The same requests, lru without any guess: what a row carries beside it."""
+    """The same requests with lru and no guesses: the baseline that each row carries."""
     return [{"capacity": row["capacity"], "seconds_per_token": row["lru_seconds"]} for row in rows]

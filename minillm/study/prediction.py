@@ -4,15 +4,15 @@ For each predictor, with its own mask in the loop (predictors/select.py):
 
     recall, precision, f1, iou, selected   against the mask of policy mid, pooled over tokens, mean over layers
     own_bytes        of its tables, and their share of the FFNs' bytes in float32 and as the checkpoint stores them
-    bytes_per_token  (rows and columns read) x their stored size + own_bytes: what a token touches, all FFNs together
+    bytes_per_token  (rows and columns read) x their stored size + own_bytes: what a token reads, all FFNs together
     increase         perplexity with it minus the dense model's;  times_oracle = that over the oracle's own increase,
-                     None where that is below NOTHING of the dense perplexity: a multiple of nothing says nothing
+                     None where that is below NOTHING of the dense perplexity: then a multiple means nothing
     kl               mean KL divergence from the dense model's next-token distribution, in nats
 
-and beside them what any of them must beat (chance, static, previous-token) and the bound (oracle).
+and beside them the baselines that a predictor must beat (chance, static, previous-token) and the bound (oracle).
 
-Three texts that share no document: ``training`` for what is counted or trained, ``held`` for thresholds, cutoffs and
-early stopping, ``test`` for the figures.
+Three texts share no document: ``training`` for counting and training, ``held`` for thresholds, cutoffs and early
+stopping, ``test`` for the figures.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def predictor_row(
     ffn, meter, counted = sparse_ffn(model, thresholds, predictor=predictor), PredictionMeter(), SparsityMeter()
     score = perplexity(model, test, dense.protocol, dense.context, ffn, chained(meter, counted))
     kl, agreement = divergence(model, test, ffn, dense.protocol, dense.context)
-    found, (in_float32, as_stored) = meter.report(), ffn_bytes(model)
+    metrics, (in_float32, as_stored) = meter.report(), ffn_bytes(model)
     read = counted.report().read_exact
     layers, hidden, intermediate = shape_of(model)
     own_work = sum(predictor.multiply_adds(i) for i in range(layers))
@@ -66,7 +66,7 @@ def predictor_row(
         "model": model.name,
         "predictor": predictor.name,
         "fraction": fraction,
-        **found,
+        **metrics,
         "own_bytes": predictor.nbytes,
         "own_share_float32": predictor.nbytes / in_float32,
         "own_share_stored": predictor.nbytes / as_stored,
@@ -97,7 +97,7 @@ class PredictionSettings:
     """How predictors are made: 1 - sparsity is the selected fraction of the neurons.
 
     thresholds: of policy mid, the truth; None: calibrated on the held-out documents. rank: of svd and learned; None: a
-    quarter of D. seed: of whatever is drawn.
+    quarter of D. seed: of all random numbers.
     """
 
     sparsity: float = 0.5
@@ -109,7 +109,7 @@ class PredictionSettings:
 def workshop_of(
     model: Llama, calibration: str | Sequence[str], settings: PredictionSettings, context: int | None = None
 ) -> Workshop:
-    """What predictors are made from: the calibration text, split into training and held-out documents."""
+    """The Workshop that makes predictors: the calibration text, split into training and held-out documents."""
     training, held = split_text(calibration, TRAINING_SHARE)
     thresholds = settings.thresholds
     if thresholds is None:
@@ -123,9 +123,9 @@ def prediction_rows(
 ) -> Iterator[dict]:  # fmt: skip
     """Make, set and score predictors at the selected fraction; yields each row as soon as it is known.
 
-    calibration: split here into training and held-out documents. The oracle comes first, asked for or not: the others'
-    increase is counted in its own. Its cutoffs are the thresholds, all others' are fitted to the fraction. made: takes
-    each predictor by its name, for whoever goes on with it. Raises MinillmError for an unknown name.
+    calibration: split here into training and held-out documents. The oracle always comes first: the others' increase is
+    given in multiples of its increase. Its cutoffs are the thresholds; all others' are fitted to the fraction. made: a
+    dict that is filled with the predictors by name, for further use. Raises MinillmError for an unknown name.
     """
     settings = settings or PredictionSettings()
     fraction, context = 1 - settings.sparsity, test.context
@@ -144,20 +144,20 @@ def prediction_rows(
 
 
 def verdict(rows: Sequence[dict]) -> list[str]:
-    """What the rows of one fraction say about the questions that such a table is made for, in sentences."""
-    found, counted = [], [row for row in rows if row["times_oracle"] is not None]
+    """The answers that the rows of one fraction give to the questions of such a table, as sentences."""
+    sentences, counted = [], [row for row in rows if row["times_oracle"] is not None]
 
     def cheapest(candidates: list[dict], among: str, bound: float) -> None:
         if candidates:
             best = min(candidates, key=lambda row: row["times_oracle"])
             within = "within" if best["times_oracle"] <= bound else "not within"
             cost = f"{best['predictor']} costs {best['times_oracle']:.2f} times the oracle's increase"
-            found.append(f"{among}: {cost} ({within} {bound:g})")
+            sentences.append(f"{among}: {cost} ({within} {bound:g})")
 
     if not counted and rows:
         small = [row for row in rows if 0 < row["own_share_float32"] <= 1 / 8]
         free = [row["predictor"] for row in small if row["increase"] <= NOTHING * row["dense"]]
-        found.append(
+        sentences.append(
             f"The oracle costs less than {NOTHING:.1%}: no multiples of it are given. As little, with at most 1/8 of "
             f"the FFNs' float32 bytes: {', '.join(free) or 'none'}"
         )
@@ -171,5 +171,5 @@ def verdict(rows: Sequence[dict]) -> list[str]:
             continue
         won = {"recall": learned["recall"] > rival["recall"], "perplexity": learned["perplexity"] < rival["perplexity"]}
         words = " and ".join(f"{'beats' if better else 'does not beat'} it in {key}" for key, better in won.items())
-        found.append(f"{learned['predictor']} against {rival['predictor']}, the same fraction selected: {words}")
-    return found
+        sentences.append(f"{learned['predictor']} against {rival['predictor']}, the same fraction selected: {words}")
+    return sentences

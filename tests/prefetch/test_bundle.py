@@ -14,7 +14,17 @@ from minillm.errors import BundleError, ConfigError, MinillmError
 from minillm.loading.config import ModelConfig
 from minillm.loading.tensors import read_header, save_tensors, to_bfloat16
 from minillm.prefetch import bundle as module
-from minillm.prefetch.bundle import bundled, open_bundle, read_layer, resident_llama, unbundled, write_bundle
+from minillm.prefetch.bundle import (
+    bundled,
+    open_bundle,
+    read_layer,
+    resident_llama,
+    unbundled,
+    whole_llama,
+    write_bundle,
+    write_random_bundle,
+)
+from minillm.prefetch.reader import BundleReader
 from minillm.transformer.model import Llama, random_weights
 
 F = 12  # of tiny.folder
@@ -127,6 +137,31 @@ def test_safetensors_itself_opens_every_file_and_the_data_begin_at_a_page(tmp_pa
                     layer = model.layers[int(name[6:9])]
                     rows = bundled(layer.gate_proj, layer.up_proj, layer.down_proj, 5)
                     assert np.array_equal(file.get_tensor("bundles"), rows)
+
+
+@pytest.mark.parametrize("group", [1, 5])
+def test_the_whole_model_of_a_bundle_is_the_one_it_was_written_from(tmp_path, model, group):
+    whole = whole_llama(open_bundle(write_bundle(model, tmp_path / "bundle", group)), "float64")
+    source = Llama.from_folder(model.folder, "float64")
+    assert np.allclose(whole.forward([1, 5, 3]), source.forward([1, 5, 3]), rtol=0, atol=1e-12)
+    for ours, theirs in zip(whole.layers, source.layers, strict=True):
+        for name in ("gate_proj", "up_proj", "down_proj"):
+            assert np.array_equal(getattr(ours, name), getattr(theirs, name))
+
+
+def test_a_random_bundle_opens_runs_and_is_the_same_for_the_same_seed(tmp_path):
+    fields = {**tiny.LLAMA, "intermediate_size": 50}
+    one, two, other = (
+        open_bundle(write_random_bundle(fields, tmp_path / name, 16, seed=seed))
+        for name, seed in (("one", 1), ("two", 1), ("other", 2))
+    )
+    logits = [whole_llama(bundle).forward([1, 2, 3]) for bundle in (one, two, other)]
+    assert np.array_equal(logits[0], logits[1]) and not np.array_equal(logits[0], logits[2])
+    with BundleReader(one) as reader:
+        rows = np.concatenate([array.ravel() for array in reader.fetch(0, np.arange(one.blocks))])
+    assert 0.01 < rows.std() < 0.03 and len(np.unique(rows)) > 1000
+    with pytest.raises(BundleError, match="exists already"):
+        write_random_bundle(fields, tmp_path / "one")
 
 
 # ---- whole or not at all ---------------------------------------------------------------------------------------------

@@ -5,6 +5,8 @@ import pytest
 import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from passes import traced
+from selectors_of_each_kind import KINDS, Watched, limits, random_masks
 
 from minillm.errors import MinillmError
 from minillm.predictors.baselines import Chance, PreviousToken, Static
@@ -13,13 +15,14 @@ from minillm.predictors.select import Predicted, sparse_ffn
 from minillm.prefetch.buffer import PrefetchBuffer
 from minillm.prefetch.eviction import belady, random_set, static
 from minillm.prefetch.feedforward import BufferedFFN, FastMemory, from_weights
-from minillm.sparsity.policies import POLICIES
-from minillm.sparsity.selected import Recorded
+from minillm.sparsity import griffin
+from minillm.sparsity.selected import Recorded, SelectedFFN, StaticSet
 from minillm.sparsity.sparse import policy_selector
-from minillm.sparsity.spec import SparsitySpec
 from minillm.sparsity.thresholds import Thresholds
 from minillm.trace import Trace
 from minillm.transformer.attention import KVCache
+from minillm.transformer.evaluation import perplexity
+from minillm.transformer.texts import document_hashes
 
 quick = settings(max_examples=20, derandomize=True, deadline=None)
 IDS = [1, 5, 3, 9, 30, 2, 7]
@@ -27,15 +30,8 @@ LAYERS, NEURONS, HIDDEN = 2, 12, 8  # of tiny.model()
 BUNDLE = 3 * HIDDEN  # numbers
 
 
-def limits(model, policy: str = "mid", value: float = 0.4) -> Thresholds:
-    rule = POLICIES[policy]
-    layers = tuple(dict.fromkeys(rule.tensors, value) for _ in model.layers)
-    spec = SparsitySpec(policy, rule.tensors, rule.comparison, "tensor", None)
-    return Thresholds(policy, "tensor", None, layers, spec)
-
-
-def buffer(capacity: int, keeper="lru", start=None) -> PrefetchBuffer:
-    return PrefetchBuffer(LAYERS, NEURONS, capacity, keeper, start=start)
+def buffer(capacity: int, eviction="lru", start=None) -> PrefetchBuffer:
+    return PrefetchBuffer(LAYERS, NEURONS, capacity, eviction, start=start)
 
 
 def guesser(model, kind: str = "chance"):
@@ -64,11 +60,11 @@ def gathered(model, cut: Thresholds, predictor=None, ids=IDS) -> np.ndarray:
 @pytest.mark.parametrize("family", ["llama", "mistral"])  # with and without biases
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @quick
-@given(capacity=st.integers(0, 12), keeper=st.sampled_from(["lru", "lfu", "window-2"]), value=st.floats(0, 1.5))
-def test_waiting_gives_the_gathered_ffn_bit_for_bit(family, dtype, capacity, keeper, value):
+@given(capacity=st.integers(0, 12), eviction=st.sampled_from(["lru", "lfu", "window-2"]), value=st.floats(0, 1.5))
+def test_waiting_gives_the_gathered_ffn_bit_for_bit(family, dtype, capacity, eviction, value):
     model = tiny.model(family, dtype)
     cut = limits(model, value=value)
-    ffn = BufferedFFN(policy_selector(model, cut), buffer(capacity, keeper))
+    ffn = BufferedFFN(policy_selector(model, cut), buffer(capacity, eviction))
     assert model.forward(IDS, ffn=ffn).tobytes() == gathered(model, cut).tobytes()
 
 
@@ -89,8 +85,8 @@ def test_waiting_is_exact_for_a_predictor_in_every_role(kind, role):
 @pytest.mark.parametrize("policy", ["mid", "cats", "countdown", "cett", "topk", "topp"])
 def test_any_policy_that_cuts_whole_neurons_equals_its_masked_form(policy):
     model = tiny.model("llama")
-    expected = model.forward(IDS, ffn=sparse_ffn(model, limits(model, policy)))
-    found = model.forward(IDS, ffn=BufferedFFN(policy_selector(model, limits(model, policy)), buffer(3)))
+    expected = model.forward(IDS, ffn=sparse_ffn(model, limits(model, policy=policy)))
+    found = model.forward(IDS, ffn=BufferedFFN(policy_selector(model, limits(model, policy=policy)), buffer(3)))
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
 
 
@@ -109,6 +105,77 @@ def test_token_by_token_is_the_same_as_a_text_at_once():
         np.testing.assert_allclose(found, outputs[0], rtol=1e-4, atol=1e-4)
         assert nbytes == states[0][0] and np.array_equal(held, states[0][2])
         assert all(np.array_equal(a, b) for a, b in zip(traffic, states[0][1], strict=True))
+
+
+# ---- every kind of Selector ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def short_prompt(monkeypatch):
+    monkeypatch.setattr(griffin, "PROMPT", 3)
+
+
+@pytest.mark.parametrize("capacity", [0, 4, 12])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("kind", KINDS)
+def test_waiting_gives_the_gathered_ffn_of_any_selector_bit_for_bit_and_the_masked_one(
+    kind, dtype, capacity, short_prompt
+):
+    model, make = tiny.model("llama", dtype), KINDS[kind]
+    found = model.forward(IDS, ffn=BufferedFFN(make(model), buffer(capacity)))
+    assert found.tobytes() == model.forward(IDS, ffn=SelectedFFN(make(model), "gathered")).tobytes()
+    masked = model.forward(IDS, ffn=SelectedFFN(make(model)))
+    rounding = 1e-12 if dtype == np.float64 else 1e-5
+    np.testing.assert_allclose(found, masked, rtol=0, atol=rounding * np.abs(masked).max())
+    assert not np.allclose(masked, model.forward(IDS), rtol=0, atol=1e-3)  # something was cut
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_mask_and_reads_are_those_of_the_selected_ffn(kind, short_prompt):
+    model, make = tiny.model("llama"), KINDS[kind]
+    ours, theirs = (
+        traced(model, IDS, ffn=ffn) for ffn in (BufferedFFN(make(model), buffer(4)), SelectedFFN(make(model)))
+    )
+    for layer in range(LAYERS):
+        mask, reads = (ours[f"blocks.{layer}.mlp.{name}"] for name in ("mask", "reads"))
+        assert np.array_equal(mask, theirs[f"blocks.{layer}.mlp.mask"])
+        assert np.array_equal(reads, theirs[f"blocks.{layer}.mlp.reads"])
+        gate = np.ones(len(IDS)) if kind == "predicted, with the gate" else mask.mean(axis=1)
+        np.testing.assert_allclose(reads, np.stack([gate, mask.mean(axis=1), mask.mean(axis=1)], axis=1), rtol=1e-15)
+
+
+def test_with_misses_dropped_the_reads_are_of_what_was_computed():
+    model = tiny.model("llama")
+    ffn = BufferedFFN(KINDS["policy oracle"](model), buffer(4), "drop")
+    trace = traced(model, IDS, ffn=ffn)
+    for layer in range(LAYERS):
+        computed = ffn.buffer.traffic().computed("drop")[:, layer] / NEURONS
+        np.testing.assert_allclose(trace[f"blocks.{layer}.mlp.reads"], np.tile(computed[:, None], 3), rtol=1e-15)
+
+
+@pytest.mark.parametrize("executor", [SelectedFFN, lambda select, guess: BufferedFFN(select, buffer(4), guess=guess)])
+def test_a_selector_is_asked_once_per_layer_be_it_the_guess_too_or_not(executor):
+    model = tiny.model("llama")
+    own, other = (Watched(KINDS[kind](model)) for kind in ("policy oracle", "predicted"))
+    model.forward(IDS, ffn=executor(own, guess=own))
+    assert own.calls == list(range(LAYERS))
+    own.calls.clear()
+    model.forward(IDS, ffn=executor(own, guess=other))
+    assert own.calls == other.calls == list(range(LAYERS))
+
+
+@pytest.mark.parametrize("part", ["select", "guess"])
+def test_the_documents_behind_the_selection_or_the_guess_reach_the_warning_of_perplexity(small, part):
+    model, thresholds = small
+    seen = frozenset(document_hashes(tiny.STORIES[2:3]))
+    parts = {"select": StaticSet(random_masks(model)), "guess": StaticSet(random_masks(model))}
+    parts[part] = Watched(parts[part], calibrated_on=seen)
+    ffn = BufferedFFN(**parts, buffer=buffer(4))
+    assert ffn.calibrated_on == seen
+    with pytest.warns(UserWarning, match="1 of the documents scored are among those"):
+        perplexity(model, tiny.STORIES[2:], ffn=ffn)
+    by_policy = BufferedFFN(policy_selector(model, thresholds), buffer(4))
+    assert by_policy.calibrated_on == frozenset(document_hashes(tiny.STORIES[:2]))
 
 
 # ---- dropping --------------------------------------------------------------------------------------------------------
@@ -197,11 +264,11 @@ def test_only_the_rows_in_fast_memory_take_part():
 
 
 @quick
-@given(capacity=st.integers(0, 12), keeper=st.sampled_from(["lru", "window-2"]), seed=st.integers(0, 9))
-def test_after_each_token_the_fast_memory_holds_what_the_buffer_says_and_the_right_rows(capacity, keeper, seed):
+@given(capacity=st.integers(0, 12), eviction=st.sampled_from(["lru", "window-2"]), seed=st.integers(0, 9))
+def test_after_each_token_the_fast_memory_holds_what_the_buffer_says_and_the_right_rows(capacity, eviction, seed):
     model = tiny.model("mistral", seed=seed)
     own = Predicted(guesser(model), limits(model))
-    ffn = BufferedFFN(own, buffer(capacity, keeper), guess=own)
+    ffn = BufferedFFN(own, buffer(capacity, eviction), guess=own)
     cache = KVCache(model.config, 8, np.float64)
     for index in IDS:
         model.forward([index], cache, ffn)
@@ -269,7 +336,7 @@ def test_what_does_not_fit_is_refused():
     inner = policy_selector(model, limits(model))
     for policy in ("dhar", "teal", "wina"):
         with pytest.raises(MinillmError, match="cuts whole neurons"):
-            policy_selector(model, limits(model, policy))
+            policy_selector(model, limits(model, policy=policy))
     with pytest.raises(MinillmError, match="miss is 'guess'"):
         BufferedFFN(inner, buffer(3), miss="guess")
     for shape in ((1, NEURONS), (LAYERS, NEURONS + 1)):

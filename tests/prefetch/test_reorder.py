@@ -19,11 +19,9 @@ from minillm.prefetch.reorder import (
     recorded_mid,
     retained,
 )
-from minillm.study.blocks import BLOCK_COLUMNS, BlockSettings, block_rows
 from minillm.trace import Trace
 from minillm.transformer.ffn import swiglu
 from minillm.transformer.model import Llama
-from minillm.transformer.texts import Sample
 
 IDS = [1, 5, 3, 9, 30, 2, 7]
 F = 12
@@ -153,12 +151,3 @@ def test_energies_are_the_neurons_shares_of_the_dense_output(tmp_path):
         swiglu(x, layer, tap=trace)
     alone = [gather(x[0], NeuronMajor.of(layer), np.array([j])) for j in range(F)]
     np.testing.assert_allclose(neuron_energy(trace["mid"], layer)[0], [y @ y for y in alone], rtol=1e-10)
-
-
-def test_the_rows_of_the_study_show_that_clustering_keeps_more(tmp_path):
-    model = tiny.loaded(tmp_path / "model")
-    rows = block_rows(model, tiny.STORIES[:2], Sample(tiny.STORIES[2:]), BlockSettings([1, 4], 4000))
-    assert [(row["group"], row["order"]) for row in rows] == [(1, "stored"), (4, "stored"), (4, "clustered")]
-    assert rows[0]["kept_energy"] > rows[2]["kept_energy"] > rows[1]["kept_energy"]
-    assert all(list(row) == list(BLOCK_COLUMNS) for row in rows)
-    assert all(row["increase"] != row["increase_with_means"] for row in rows)

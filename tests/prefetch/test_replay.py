@@ -7,110 +7,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minillm.errors import MinillmError
-from minillm.predictors.ahead import Ahead
-from minillm.predictors.baselines import PreviousToken, Static
-from minillm.predictors.oracle import Oracle
-from minillm.predictors.select import Predicted, sparse_ffn
-from minillm.predictors.sign import Sign
+from minillm.predictors.select import sparse_ffn
 from minillm.prefetch.buffer import PrefetchBuffer
 from minillm.prefetch.clock import Device, work_of
 from minillm.prefetch.eviction import belady, hot, random_set
 from minillm.prefetch.feedforward import BufferedFFN
 from minillm.prefetch.record import Recorder, frequencies
 from minillm.prefetch.replay import ROW_COLUMNS, ReplaySettings, enough, kept_history, replay, traffic_of, working_space
-from minillm.sparsity.calibrate import calibrate
-from minillm.sparsity.selected import SelectedFFN
 from minillm.sparsity.sparse import policy_selector
-from minillm.study.buffers import FetchPlan, prefetch_rows
 from minillm.tables import text_table
-from minillm.trace import Trace
-from minillm.transformer.evaluation import perplexity
-from minillm.transformer.generation import generate
-from minillm.transformer.texts import Sample
 
 quick = settings(max_examples=20, derandomize=True, deadline=None)
 RULES = ("lru", "lfu", "window-2", "hot", "random", "belady")
-HALF = (0.0, 0.5, 1.0)
 
 
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    """(model in float32, thresholds of mid at half of the neurons)."""
-    model = tiny.loaded(tmp_path_factory.mktemp("small") / "model", "float32")
-    return model, calibrate(model, tiny.STORIES[:2], "mid", 0.5, by="neuron")
-
-
-def guesser(model, thresholds) -> PreviousToken:
-    """What the token before needed: a guess that can be made a token ahead."""
-    layers, neurons = model.config.num_hidden_layers, model.config.intermediate_size
-    static = Static((layers, model.config.hidden_size, neurons), np.full((layers, neurons), 0.5, np.float32))
-    found = PreviousToken(static)
-    found.cutoffs = np.full(layers, 0.9)
-    return found
-
-
-def keeper(name: str, capacity: int, trace: np.ndarray):
+def eviction(name: str, capacity: int, trace: np.ndarray):
     if name == "belady":
         return belady(trace)
     return ReplaySettings(hot_frequencies=trace.mean(axis=0), seed=5).eviction(name, capacity, *trace.shape[1:])
-
-
-# ---- recording -------------------------------------------------------------------------------------------------------
-
-
-def test_the_record_is_the_masks_of_the_pass(small):
-    model, thresholds = small
-    ffn = sparse_ffn(model, thresholds)
-    recorder, ids = Recorder.of(model), model.tokenizer.encode("the cat sat.")
-    with Trace(keep="*.mlp.mask") as trace:
-        model.forward(ids, ffn=ffn, tap=lambda name, value: recorder(name, trace(name, value)))
-    expected = np.stack([trace[f"blocks.{i}.mlp.mask"] for i in range(2)], axis=1)
-    assert np.array_equal(recorder.needed, expected) and recorder.guessed is None
-
-
-def test_a_generation_is_recorded_prompt_and_tokens_alike(small):
-    model, thresholds = small
-    ffn = sparse_ffn(model, thresholds)
-    recorder, ids = Recorder.of(model), model.tokenizer.encode("a dog")
-    steps = list(generate(model, ids, 5, ffn=ffn, tap=recorder, stop_at_eos=False))
-    whole = Recorder.of(model)
-    model.forward([*ids, *(step.token for step in steps[:-1])], ffn=ffn, tap=whole)
-    assert np.array_equal(recorder.needed, whole.needed) and len(whole.needed) == len(ids) + 4
-
-
-def test_in_the_role_of_a_prefetcher_a_predictor_changes_nothing_but_the_guesses(small):
-    model, thresholds = small
-    oracle = perplexity(model, tiny.STORIES[2:], ffn=sparse_ffn(model, thresholds, predictor=Oracle(model, thresholds)))
-    alone = Recorder.of(model)
-    perplexity(model, tiny.STORIES[2:], ffn=sparse_ffn(model, thresholds), tap=alone)
-    guess = Predicted(guesser(model, thresholds), thresholds)
-    ffn, recorder = SelectedFFN(policy_selector(model, thresholds), guess=guess), Recorder.of(model)
-    found = perplexity(model, tiny.STORIES[2:], ffn=ffn, tap=recorder)
-    assert found.nll == oracle.nll and np.array_equal(recorder.needed, alone.needed)
-    first = {0, next(t for t in range(1, 99) if not recorder.guessed[t].any())}  # of each text: no token before
-    for t in range(1, len(recorder.needed)):
-        if t not in first:
-            assert np.array_equal(recorder.guessed[t], recorder.needed[t - 1])
-
-
-def test_the_role_both_records_the_predictors_mask_twice_and_select_once(small):
-    model, thresholds = small
-    for role in ("select", "both"):
-        select, guess = FetchPlan(guesser(model, thresholds), role).selectors(model, thresholds)
-        ffn, recorder = SelectedFFN(select, guess=guess), Recorder.of(model)
-        model.forward(model.tokenizer.encode("a dog saw the sea."), ffn=ffn, tap=recorder)
-        assert (recorder.guessed is None) == (role == "select")
-        assert role == "select" or np.array_equal(recorder.guessed, recorder.needed)
-
-
-def test_a_pass_without_masks_and_a_policy_that_cuts_inputs_are_refused(small):
-    model, _ = small
-    recorder = Recorder(2, 12)
-    model.forward([1, 2], tap=recorder)
-    with pytest.raises(MinillmError, match="no mask"):
-        recorder.needed  # noqa: B018
-    with pytest.raises(MinillmError, match="whole neurons"):
-        policy_selector(model, calibrate(model, tiny.STORIES[:2], "teal", 0.5))
 
 
 # ---- replaying -------------------------------------------------------------------------------------------------------
@@ -124,30 +38,30 @@ def test_all_layers_at_once_count_what_the_buffer_counts_request_by_request(rule
     shape = tuple(rng.integers(1, 9, 3))
     trace, guesses = rng.random(shape) < 0.4, rng.random(shape) < 0.4
     capacity = min(capacity, shape[2])
-    buffer = PrefetchBuffer(shape[1], shape[2], capacity, keeper(rule, capacity, trace))
+    buffer = PrefetchBuffer(shape[1], shape[2], capacity, eviction(rule, capacity, trace))
     for t in range(shape[0]):
         for layer in range(shape[1]):
             if guess:
                 buffer.prefetch(layer, guesses[t, layer])
             buffer.request(layer, trace[t, layer])
-    history = kept_history(trace, capacity, keeper(rule, capacity, trace))
+    history = kept_history(trace, capacity, eviction(rule, capacity, trace))
     found = traffic_of(trace, history, guesses if guess else None)
     for name, expected in buffer.traffic()._asdict().items():
         assert np.array_equal(getattr(found, name), expected), name
     assert np.array_equal(history[-1], buffer.held)
 
 
-def test_a_buffer_that_runs_in_the_model_counts_what_replay_foretells(small):
+def test_a_buffer_that_runs_in_the_model_counts_what_replay_counts(small):
     model, thresholds = small
     ffn, ids = sparse_ffn(model, thresholds), model.tokenizer.encode("tom and ann had a red ball.")
     recorder = Recorder.of(model)
     model.forward(ids, ffn=ffn, tap=recorder)
     for rule in ("lru", "lfu", "belady"):
         buffered = BufferedFFN(
-            policy_selector(model, thresholds), PrefetchBuffer(2, 12, 4, keeper(rule, 4, recorder.needed))
+            policy_selector(model, thresholds), PrefetchBuffer(2, 12, 4, eviction(rule, 4, recorder.needed))
         )
         model.forward(ids, ffn=buffered)
-        expected = traffic_of(recorder.needed, kept_history(recorder.needed, 4, keeper(rule, 4, recorder.needed)))
+        expected = traffic_of(recorder.needed, kept_history(recorder.needed, 4, eviction(rule, 4, recorder.needed)))
         assert all(np.array_equal(a, b) for a, b in zip(buffered.buffer.traffic(), expected, strict=True))
 
 
@@ -217,58 +131,7 @@ def test_frequencies_are_counted_and_hot_needs_them():
     ]
 
 
-# ---- a model ---------------------------------------------------------------------------------------------------------
-
-
-def test_rows_of_a_model_carry_the_perplexity_of_what_was_computed(small):
-    model, thresholds = small
-    texts = tiny.STORIES[2:]
-    plans = [
-        FetchPlan(),
-        FetchPlan(guesser(model, thresholds), "prefetch", "token"),
-        FetchPlan(guesser(model, thresholds)),
-        FetchPlan(Oracle(model, thresholds), "both"),
-    ]
-    rows = list(prefetch_rows(model, thresholds, Sample(texts), plans, ReplaySettings(("lru", "random"), HALF)))
-    exact, watched, inside, perfect = (rows[i : i + 6] for i in range(0, 24, 6))
-    assert [row["role"] for row in rows[::6]] == ["select", "prefetch", "select", "both"]
-    cut = perplexity(model, texts, ffn=sparse_ffn(model, thresholds)).perplexity
-    predicted = sparse_ffn(model, thresholds, predictor=guesser(model, thresholds))
-    assert {row["perplexity"] for row in exact} == {cut} == {row["perplexity"] for row in watched}
-    assert {row["perplexity"] for row in inside} == {perplexity(model, texts, ffn=predicted).perplexity} != {cut}
-    assert {row["dense_perplexity"] for row in rows} == {perplexity(model, texts).perplexity}
-    for plain, guessed, bound in zip(exact, watched, perfect, strict=True):
-        assert plain["hit_rate"] == guessed["hit_rate"] == bound["hit_rate"]
-        assert plain["bytes_per_token"] == bound["bytes_per_token"] <= guessed["bytes_per_token"]
-        assert bound["seconds_per_token"] <= plain["seconds_per_token"] and bound["late_bytes"] == 0
-
-
-def test_a_predictor_that_needs_the_layers_own_input_may_not_guess_ahead_of_it(small):
-    model, thresholds = small
-    sign, ahead = Sign.fit(model), Ahead.fit(model, thresholds, tiny.STORIES[:2], 4)
-    assert [p.lookaheads for p in (sign, ahead, guesser(model, thresholds))] == [(), ("layer",), ("layer", "token")]
-    for predictor in (sign, ahead):
-        predictor.cutoffs = np.zeros(2)
-    for way in (FetchPlan(sign, "both"), FetchPlan(sign, "prefetch", "token"), FetchPlan(ahead, "both", "token")):
-        with pytest.raises(MinillmError, match="cannot guess one"):
-            next(prefetch_rows(model, thresholds, Sample(tiny.STORIES[2:]), [way]))
-    assert (
-        next(prefetch_rows(model, thresholds, Sample(tiny.STORIES[2:]), [FetchPlan(ahead, "both")]))["late_bytes"] == 0
-    )
-
-
-def test_dropping_is_scored_anew_and_is_exact_with_room_for_all(small):
-    model, thresholds = small
-    texts, everything = tiny.STORIES[2:], np.full((2, 12), 0.5)
-    settings = ReplaySettings(("lru", "hot", "belady"), HALF, hot_frequencies=everything, miss="drop")
-    rows = list(prefetch_rows(model, thresholds, Sample(texts), settings=settings))
-    assert [(row["keeper"], row["capacity"]) for row in rows] == [(k, c) for c in (0, 6, 12) for k in ("lru", "hot")]
-    cut = perplexity(model, texts, ffn=sparse_ffn(model, thresholds)).perplexity
-    assert rows[-1]["perplexity"] == pytest.approx(cut, rel=1e-5) and rows[-1]["dropped_share"] == 0
-    assert rows[0]["dropped_share"] == 1 and rows[0]["bytes_per_token"] == 0
-    assert len({row["perplexity"] for row in rows[::2]}) == 3
-    assert all(row["hit_rate"] <= row["belady"] + 1e-12 for row in rows)
-    assert all(row["stall_share"] == 0 for row in rows if row["keeper"] == "hot")
+# ---- where guesses matter --------------------------------------------------------------------------------------------
 
 
 def test_prediction_stops_mattering_where_it_saves_less_than_the_tolerance_and_ever_after():

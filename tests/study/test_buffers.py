@@ -1,33 +1,26 @@
-"""What a buffer is worth: the table against the replay it is made of, and the page of speed and perplexity."""
-
-import json
+"""What a buffer is worth: rows of a model, and the table against the replay that it is made of."""
 
 import numpy as np
 import pytest
 import tiny
+from traces import guesser
 
 from minillm.errors import MinillmError
+from minillm.predictors.ahead import Ahead
+from minillm.predictors.oracle import Oracle
+from minillm.predictors.select import sparse_ffn
+from minillm.predictors.sign import Sign
 from minillm.predictors.workshop import Workshop
-from minillm.prefetch.clock import LARGE, Device, ffn_share, whole_token
-from minillm.prefetch.kernels import expected_speedup
+from minillm.prefetch.clock import Device
+from minillm.prefetch.record import Recorder
 from minillm.prefetch.replay import ReplaySettings
 from minillm.sparsity.calibrate import calibrate
-from minillm.study.blocks import (
-    JOINT_COLUMNS,
-    BlockSettings,
-    best_point,
-    block_rows,
-    cheaper_points,
-    expected_speeds,
-    joint_rows,
-    joint_table,
-    read_speeds,
-    which_point,
-)
+from minillm.sparsity.selected import SelectedFFN
 from minillm.study.buffers import (
     ALL,
     OWN,
     TABLE_COLUMNS,
+    FetchPlan,
     buffer_rows,
     plan_of,
     plans_of,
@@ -55,36 +48,107 @@ def thresholds(model):
 
 
 @pytest.fixture(scope="module")
-def ways(model, thresholds):
+def plans(model, thresholds):
     workshop = Workshop(model, thresholds, TRAINING[:9], TRAINING[9:], rank=3)
     return plans_of(workshop, ["shadow-4", "previous-token", "oracle"], 0.5)
 
 
 @pytest.fixture(scope="module")
-def rows(model, thresholds, ways):
-    often = np.random.default_rng(0).random((2, 24))
-    settings = ReplaySettings(shares=SHARES, hot_frequencies=often)
-    return list(buffer_rows(model, thresholds, Sample(TEST), ways, settings, dropping=ways[1:2]))
+def rows(model, thresholds, plans):
+    frequencies = np.random.default_rng(0).random((2, 24))
+    settings = ReplaySettings(shares=SHARES, hot_frequencies=frequencies)
+    return list(buffer_rows(model, thresholds, Sample(TEST), plans, settings, dropping=plans[1:2]))
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """(model in float32, thresholds of mid at half of the neurons)."""
+    model = tiny.loaded(tmp_path_factory.mktemp("small") / "model", "float32")
+    return model, calibrate(model, tiny.STORIES[:2], "mid", 0.5, by="neuron")
+
+
+# ---- rows of a model -------------------------------------------------------------------------------------------------
+
+
+def test_the_role_both_records_the_predictors_mask_twice_and_select_once(small):
+    model, thresholds = small
+    for role in ("select", "both"):
+        select, guess = FetchPlan(guesser(model), role).selectors(model, thresholds)
+        ffn, recorder = SelectedFFN(select, guess=guess), Recorder.of(model)
+        model.forward(model.tokenizer.encode("a dog saw the sea."), ffn=ffn, tap=recorder)
+        assert (recorder.guessed is None) == (role == "select")
+        assert role == "select" or np.array_equal(recorder.guessed, recorder.needed)
+
+
+def test_rows_of_a_model_carry_the_perplexity_of_what_was_computed(small):
+    model, thresholds = small
+    texts = tiny.STORIES[2:]
+    plans = [
+        FetchPlan(),
+        FetchPlan(guesser(model), "prefetch", "token"),
+        FetchPlan(guesser(model)),
+        FetchPlan(Oracle(model, thresholds), "both"),
+    ]
+    rows = list(prefetch_rows(model, thresholds, Sample(texts), plans, ReplaySettings(("lru", "random"), SHARES)))
+    exact, watched, inside, perfect = (rows[i : i + 6] for i in range(0, 24, 6))
+    assert [row["role"] for row in rows[::6]] == ["select", "prefetch", "select", "both"]
+    cut = perplexity(model, texts, ffn=sparse_ffn(model, thresholds)).perplexity
+    predicted = sparse_ffn(model, thresholds, predictor=guesser(model))
+    assert {row["perplexity"] for row in exact} == {cut} == {row["perplexity"] for row in watched}
+    assert {row["perplexity"] for row in inside} == {perplexity(model, texts, ffn=predicted).perplexity} != {cut}
+    assert {row["dense_perplexity"] for row in rows} == {perplexity(model, texts).perplexity}
+    for plain, guessed, bound in zip(exact, watched, perfect, strict=True):
+        assert plain["hit_rate"] == guessed["hit_rate"] == bound["hit_rate"]
+        assert plain["bytes_per_token"] == bound["bytes_per_token"] <= guessed["bytes_per_token"]
+        assert bound["seconds_per_token"] <= plain["seconds_per_token"] and bound["late_bytes"] == 0
+
+
+def test_a_predictor_that_needs_the_layers_own_input_may_not_guess_ahead_of_it(small):
+    model, thresholds = small
+    sign, ahead = Sign.fit(model), Ahead.fit(model, thresholds, tiny.STORIES[:2], 4)
+    assert [p.lookaheads for p in (sign, ahead, guesser(model))] == [(), ("layer",), ("layer", "token")]
+    for predictor in (sign, ahead):
+        predictor.cutoffs = np.zeros(2)
+    for plan in (FetchPlan(sign, "both"), FetchPlan(sign, "prefetch", "token"), FetchPlan(ahead, "both", "token")):
+        with pytest.raises(MinillmError, match="cannot guess one"):
+            next(prefetch_rows(model, thresholds, Sample(tiny.STORIES[2:]), [plan]))
+    assert (
+        next(prefetch_rows(model, thresholds, Sample(tiny.STORIES[2:]), [FetchPlan(ahead, "both")]))["late_bytes"] == 0
+    )
+
+
+def test_dropping_is_scored_anew_and_is_exact_with_room_for_all(small):
+    model, thresholds = small
+    texts, everything = tiny.STORIES[2:], np.full((2, 12), 0.5)
+    settings = ReplaySettings(("lru", "hot", "belady"), SHARES, hot_frequencies=everything, miss="drop")
+    rows = list(prefetch_rows(model, thresholds, Sample(texts), settings=settings))
+    assert [(row["keeper"], row["capacity"]) for row in rows] == [(k, c) for c in (0, 6, 12) for k in ("lru", "hot")]
+    cut = perplexity(model, texts, ffn=sparse_ffn(model, thresholds)).perplexity
+    assert rows[-1]["perplexity"] == pytest.approx(cut, rel=1e-5) and rows[-1]["dropped_share"] == 0
+    assert rows[0]["dropped_share"] == 1 and rows[0]["bytes_per_token"] == 0
+    assert len({row["perplexity"] for row in rows[::2]}) == 3
+    assert all(row["hit_rate"] <= row["belady"] + 1e-12 for row in rows)
+    assert all(row["stall_share"] == 0 for row in rows if row["keeper"] == "hot")
 
 
 # ---- the table -------------------------------------------------------------------------------------------------------
 
 
-def test_a_way_says_what_each_predictor_can_do(model, thresholds, ways):
+def test_a_plan_says_what_each_predictor_can_do(model, thresholds, plans):
     shop = Workshop(model, thresholds, TRAINING[:9], TRAINING[9:], rank=3)
     found = {name: plan_of(shop.make(name))[1:] for name in ("chance", "static", "learned", "learned-ahead", "ahead-2")}
     assert found["chance"] == found["static"] == ("prefetch", "token")
     assert found["learned"] == ("select", "layer") and found["learned-ahead"] == found["ahead-2"] == ("both", "layer")
-    assert [way[1:] for way in ways[1:]] == [("select", "layer"), ("prefetch", "token"), ("both", "layer")]
-    assert all(way.predictor.cutoffs is not None for way in ways[1:])
+    assert [plan[1:] for plan in plans[1:]] == [("select", "layer"), ("prefetch", "token"), ("both", "layer")]
+    assert all(plan.predictor.cutoffs is not None for plan in plans[1:])
 
 
-def test_rows_are_those_of_the_replay_with_all_neurons_before_them(model, thresholds, ways, rows):
+def test_rows_are_those_of_the_replay_with_all_neurons_before_them(model, thresholds, plans, rows):
     assert [row["way"] for row in rows[::3]] == [
         ALL, OWN, "shadow 4-bit", f"{OWN}, guess: previous-token", "oracle", "shadow 4-bit", "shadow 4-bit",
     ]  # fmt: skip
     settings = ReplaySettings(("lru",), SHARES, bytes_per_number=4)  # loaded in float64, its file holds float32
-    expected = list(prefetch_rows(model, thresholds, Sample(TEST), ways, settings))
+    expected = list(prefetch_rows(model, thresholds, Sample(TEST), plans, settings))
     assert stored_size(model) == 4
     for row, theirs in zip(rows[3:15], expected, strict=True):
         assert {key: row[key] for key in theirs} == theirs
@@ -147,102 +211,9 @@ def test_the_sentences_say_from_where_on_nothing_is_gained():
     assert when_it_matters(plain("alone", [2, 1])) == []
 
 
-def test_a_perfect_guess_matters_where_computing_takes_as_long_as_fetching(model, thresholds, ways):
+def test_a_perfect_guess_matters_where_computing_takes_as_long_as_fetching(model, thresholds, plans):
     slow = Device("slow processor", bandwidth=1e12, latency=0, rate=1e3)
     found = list(
-        buffer_rows(model, thresholds, Sample(TEST), [ways[3]], ReplaySettings(shares=(0.0, 1.0), device=slow))
+        buffer_rows(model, thresholds, Sample(TEST), [plans[3]], ReplaySettings(shares=(0.0, 1.0), device=slow))
     )
     assert found[2]["seconds_per_token"] < found[2]["lru_seconds"] and found[2]["device"] == "slow processor"
-
-
-# ---- the page --------------------------------------------------------------------------------------------------------
-
-
-SPEEDS = [
-    {"method": "gather", "group": 1, "sparsity": 0.5, "speedup": 0.6, "low": 0.5, "high": 0.7},
-    {"method": "tiled", "group": 1, "sparsity": 0.5, "speedup": 1.2, "low": 1.1, "high": 1.3, "whole_token": 1.1},
-    {"method": "blocks", "group": 4, "sparsity": 0.5, "speedup": 1.8, "low": 1.7, "high": 1.9, "ffn_share": 0.5},
-]  # fmt: skip
-
-
-def test_each_row_joins_a_measured_perplexity_with_the_fastest_way(model):
-    found = list(joint_rows(model, TRAINING, Sample(TEST), SPEEDS, BlockSettings((1, 4, 8), 100), (0.5,)))
-    assert [(row["group"], row["order"], row["means"]) for row in found] == [
-        (1, "stored", False), (1, "stored", True),
-        (4, "stored", False), (4, "stored", True), (4, "clustered", False), (4, "clustered", True),
-        (8, "stored", False), (8, "stored", True), (8, "clustered", False), (8, "clustered", True),
-    ]  # fmt: skip
-    theirs = block_rows(model, TRAINING, Sample(TEST), BlockSettings((1, 4, 8), 100), 0.5)
-    assert [row["perplexity"] for row in found[::2]] == [row["perplexity"] for row in theirs]
-    assert [row["increase"] for row in found[1::2]] == [row["increase_with_means"] for row in theirs]
-    dense = perplexity(model, TEST).perplexity
-    assert all(row["dense_perplexity"] == pytest.approx(dense) for row in found)
-    assert (found[0]["method"], found[0]["speedup"], found[0]["whole_token"]) == ("tiled", 1.2, 1.1)
-    assert found[2]["whole_token"] == pytest.approx(whole_token(1.8, 0.5)) and found[2]["ffn_share"] == 0.5
-    assert found[6]["speedup"] is None and found[6]["method"] is None  # not measured, not made up
-    assert len(cheaper_points(found)) == 3 and "clustered" in text_table(joint_table(found), JOINT_COLUMNS)
-
-
-def test_without_a_measurement_the_table_of_the_kernels_stands_in(model):
-    (row, *_) = joint_rows(model, TRAINING, Sample(TEST), None, BlockSettings((1,), 100), (0.9,))
-    expected = expected_speedup((5632, 2048), 0.1)
-    assert row["speedup"] == pytest.approx(max(expected["gather"], expected["tiled"]))
-    assert "kernels.py" in row["speed_from"]
-    assert row["whole_token"] == pytest.approx(whole_token(row["speedup"], ffn_share(LARGE)))
-    assert row["whole_token"] < 1 / (1 - ffn_share(LARGE)) < row["speedup"]  # Amdahl's limit
-    assert {row["method"] for row in expected_speeds((1, 8), (0.5,))} == {"gather", "tiled", "blocks"}
-
-
-def point(group, speedup, increase, means=False):
-    row = {"group": group, "order": "clustered", "means": means, "sparsity": 0.5, "increase": increase}
-    return row | {"method": "blocks", "speedup": speedup, "whole_token": 1.1, "perplexity": 1.0}
-
-
-def test_the_point_chosen_is_the_fastest_within_the_limit():
-    rows = [point(1, 1.2, 0.002), point(8, 1.5, 0.009), point(32, 1.9, 0.04, True), point(32, 9, 0.2)]
-    rows.append(point(4, None, 0))
-    assert best_point(rows, 0.01)["speedup"] == 1.5 and best_point(rows, 0.05)["speedup"] == 1.9
-    assert best_point(rows, 0.01, single=True)["speedup"] == 1.2 and best_point(rows, 0.001) is None
-    first, second = which_point(rows, (0.001, 0.05))
-    assert first == "For at most +0% of perplexity: nothing is faster than the dense FFN"
-    assert "+5% of perplexity choose blocks of 32, clustered, means in place" in second
-    assert "FFN 1.90 times as fast, whole token 1.10, perplexity +4.0%; the best of single neurons: " in second
-
-
-def test_speeds_are_read_alone_or_in_their_result_and_nothing_else_is(tmp_path):
-    for content in (SPEEDS, {"shape": "1 x 2", "ffn_share": 0.4, "rows": [{"method": "dense"}, *SPEEDS]}):
-        (tmp_path / "speed.json").write_text(json.dumps(content), encoding="utf-8")
-        found = read_speeds(tmp_path / "speed.json")
-        assert [row["speedup"] for row in found] == [0.6, 1.2, 1.8]
-        assert found[0].get("shape") == (None if isinstance(content, list) else "1 x 2")
-    for wrong in ("[1]", "{}", "nothing", '[{"method": "gather"}]'):
-        (tmp_path / "speed.json").write_text(wrong, encoding="utf-8")
-        with pytest.raises(MinillmError, match="speed.json: cannot be read as speeds .* expected the JSON of `minillm"):
-            read_speeds(tmp_path / "speed.json")
-    with pytest.raises(MinillmError, match="absent.json: cannot be read"):
-        read_speeds(tmp_path / "absent.json")
-
-
-# ---- trained models --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-@pytest.mark.shared
-def test_clustered_blocks_beat_the_trial_on_tinystories_656k(shared):
-    """An independent trial kept half of the blocks at +6, +10, +16 and +24 % of perplexity."""
-    import minillm
-    from minillm.transformer.texts import first_tokens, split_documents
-
-    model = minillm.load(shared / "models" / "tinystories-656k")
-    training, valid = (
-        split_documents((shared / "text" / f"tinystories-{part}.txt").read_text(encoding="utf-8"))
-        for part in ("train", "valid")
-    )
-    test = first_tokens(model, valid, 10_000)
-    rows = block_rows(model, training[:60], Sample(test), BlockSettings((4, 8, 16, 32), 3000))
-    found = {row["group"]: row for row in rows if row["order"] == "clustered"}
-    stored = {row["group"]: row for row in rows if row["order"] == "stored"}
-    for group, trial in ((4, 0.06), (8, 0.10), (16, 0.16), (32, 0.24)):
-        assert found[group]["increase"] < (trial if group > 4 else 1.05 * trial), group
-        assert found[group]["increase_with_means"] < 0.9 * trial, group
-        assert group == 4 or found[group]["increase"] < 0.8 * stored[group]["increase"], group

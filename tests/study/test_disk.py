@@ -2,27 +2,24 @@
 
 import os
 import sys
-import time
 
 import numpy as np
 import pytest
 import tiny
 
-from minillm.errors import BundleError, MinillmError
+from minillm.errors import MinillmError
 from minillm.predictors.select import sparse_ffn
 from minillm.prefetch import eviction
 from minillm.prefetch import replay as replay_module
 from minillm.prefetch.buffer import PrefetchBuffer
 from minillm.prefetch.bundle import open_bundle, resident_llama, whole_llama, write_bundle, write_random_bundle
 from minillm.prefetch.reader import BundleReader
-from minillm.prefetch.system import Unsupported, system_reads
+from minillm.prefetch.system import Unsupported
 from minillm.sparsity.calibrate import calibrate
 from minillm.study import disk as real
 from minillm.study import passes
-from minillm.trace import no_tap
 from minillm.transformer.evaluation import perplexity
 from minillm.transformer.generation import generate
-from minillm.transformer.model import Llama
 from minillm.transformer.texts import Run, runs
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux's own counters and limits")
@@ -48,84 +45,10 @@ def made(tmp_path_factory):
     return make
 
 
-def ways(made, group, texts, new=0):
+def oracle_of(made, group, texts, new=0):
     bundle, whole, model, thresholds = made(group)
     ffn = real.oracle_ffn(whole, bundle, thresholds, 0.5)
     return real.oracle(whole, bundle, ffn, passes.Reading(texts, new)), ffn
-
-
-# ---- the whole model out of its bundles ------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("group", [1, 5])
-def test_the_whole_model_of_a_bundle_is_the_one_it_was_written_from(made, group):
-    _, whole, _, _ = made(group)
-    source = Llama.from_folder(made.folder / "model", "float64")
-    assert np.allclose(whole.forward([1, 5, 3]), source.forward([1, 5, 3]), rtol=0, atol=1e-12)
-    for ours, theirs in zip(whole.layers, source.layers, strict=True):
-        for name in ("gate_proj", "up_proj", "down_proj"):
-            assert np.array_equal(getattr(ours, name), getattr(theirs, name))
-
-
-def test_a_random_bundle_opens_runs_and_is_the_same_for_the_same_seed(tmp_path):
-    fields = {**tiny.LLAMA, "intermediate_size": 50}
-    one, two, other = (
-        open_bundle(write_random_bundle(fields, tmp_path / name, 16, seed=seed))
-        for name, seed in (("one", 1), ("two", 1), ("other", 2))
-    )
-    logits = [whole_llama(bundle).forward([1, 2, 3]) for bundle in (one, two, other)]
-    assert np.array_equal(logits[0], logits[1]) and not np.array_equal(logits[0], logits[2])
-    with BundleReader(one) as reader:
-        rows = np.concatenate([array.ravel() for array in reader.fetch(0, np.arange(one.blocks))])
-    assert 0.01 < rows.std() < 0.03 and len(np.unique(rows)) > 1000
-    with pytest.raises(BundleError, match="exists already"):
-        write_random_bundle(fields, tmp_path / "one")
-
-
-# ---- token by token --------------------------------------------------------------------------------------------------
-
-
-def test_one_by_one_scores_and_generates_as_the_model_itself_does(made):
-    _, whole, _, _ = made(1)
-    (text,) = runs(whole, TEXTS[:1])
-    guesses, nll = passes.one_by_one(whole, text.ids)
-    assert nll.sum() == pytest.approx(perplexity(whole, TEXTS[:1]).nll, rel=1e-12)
-    assert guesses == whole.forward(text.ids[:-1]).argmax(axis=1).tolist()
-    steps = [step.token for step in generate(whole, text.ids, 6)]
-    guesses, nll = passes.one_by_one(whole, text.ids, 6)
-    assert guesses[len(text.ids) - 1 :] == steps and len(nll) == len(text.ids) - 1
-
-
-def test_generation_ends_with_the_sequence(made, tmp_path):
-    first = passes.one_by_one(made(1)[1], [1, 5], 1)[0][-1]
-    model = tiny.loaded(tmp_path / "ending", eos_token_id=first)
-    assert passes.one_by_one(model, [1, 5], 9)[0] == passes.one_by_one(made(1)[1], [1, 5], 1)[0]
-
-
-def test_a_text_is_cut_after_so_many_scored_tokens(made):
-    pieces = runs(made(1)[1], TEXTS)
-    lengths = [len(piece.ids) - piece.unscored for piece in pieces]
-    for tokens in (1, lengths[0], lengths[0] + 1, 10_000):
-        cut = passes.cut_after(pieces, tokens)
-        assert sum(len(piece.ids) - piece.unscored for piece in cut) == min(tokens, sum(lengths))
-        assert all(ours.ids == theirs.ids[: len(ours.ids)] for ours, theirs in zip(cut, pieces, strict=False))
-
-
-def test_the_stopwatch_counts_the_ffns_seconds_without_what_happens_before_a_pass():
-    layers, calls = tiny.model().layers, []
-
-    def ffn(x, layer, position, tap):
-        calls.append(layer.index)
-        time.sleep(0.002)
-        return x
-
-    watch = passes.Stopwatch(ffn, lambda: calls.append("before") or time.sleep(0.02))
-    for position in (0, 3):
-        for layer in layers:
-            watch(np.zeros((3, D)), layer, position, no_tap)
-    assert calls == ["before", 0, 1] * 2 and watch.tokens == 6
-    assert watch.seconds >= 0.008 and watch.outside >= 0.04
-    assert watch.seconds < 0.04 or watch.outside > 0.08  # the pauses are not in it (unless the machine stood still)
 
 
 # ---- the rows --------------------------------------------------------------------------------------------------------
@@ -141,7 +64,7 @@ def test_from_disk_the_text_is_scored_as_in_memory_and_the_bytes_are_those_of_th
     bundle, whole, model, _ = made(group)
     texts = runs(whole, TEXTS)
     dense, resident = real.resident_row(whole, passes.Reading(texts))
-    oracle, ffn = ways(made, group, texts)
+    oracle, ffn = oracle_of(made, group, texts)
     expected = {"everything": perplexity(whole, TEXTS), "oracle": perplexity(whole, TEXTS, ffn=ffn)}
     assert dense["perplexity"] == pytest.approx(expected["everything"].perplexity, rel=1e-9)
     assert dense["agreement"] == 1 and dense["tokens"] == expected["oracle"].tokens
@@ -149,15 +72,15 @@ def test_from_disk_the_text_is_scored_as_in_memory_and_the_bytes_are_those_of_th
     sizes = np.minimum(group, F - np.arange(bundle.blocks) * group) * bundle.neuron_bytes
     asked = {"everything": len(oracle.trace) * LAYERS * sizes.sum(), "oracle": (oracle.trace @ sizes).sum()}
     assert asked["oracle"] < asked["everything"]
-    for way in (real.EVERYTHING, oracle):
+    for plan in (real.EVERYTHING, oracle):
         for ahead in (False, True):
             row, _ = real.fetched_row(
-                model, bundle, passes.Reading(texts), way._replace(ahead=ahead), resident=resident
+                model, bundle, passes.Reading(texts), plan._replace(ahead=ahead), resident=resident
             )
-            assert row["perplexity"] == pytest.approx(expected[way.name].perplexity, rel=1e-9)
-            assert row["bytes_per_token"] * row["tokens"] == pytest.approx(asked[way.name])
-            assert row["reads"] == pytest.approx(asked[way.name] / asked["everything"])
-            assert row["way"] == way.name and row["ahead"] == ahead and row["hit_rate"] is None
+            assert row["perplexity"] == pytest.approx(expected[plan.name].perplexity, rel=1e-9)
+            assert row["bytes_per_token"] * row["tokens"] == pytest.approx(asked[plan.name])
+            assert row["reads"] == pytest.approx(asked[plan.name] / asked["everything"])
+            assert row["way"] == plan.name and row["ahead"] == ahead and row["hit_rate"] is None
             assert 0 < row["read_seconds"] < row["ffn_seconds"] and row["tokens_per_second"] > 0
     assert (
         row["agreement"]
@@ -174,7 +97,7 @@ def test_the_systems_own_count_of_bytes_is_the_same(made, portable, monkeypatch)
         monkeypatch.delattr(os, "preadv", raising=False)
     bundle, whole, model, _ = made(5)
     texts = runs(whole, TEXTS)
-    oracle, _ = ways(made, 5, texts)
+    oracle, _ = oracle_of(made, 5, texts)
     plans = [oracle._replace(ahead=ahead) for ahead in (False, True)]
     rows = [real.fetched_row(model, bundle, passes.Reading(texts), plan)[0] for plan in plans]
     assert all(row["system_bytes"] == row["bytes_per_token"] for row in rows) and real.counters_agree(rows)
@@ -182,19 +105,10 @@ def test_the_systems_own_count_of_bytes_is_the_same(made, portable, monkeypatch)
     assert real.counters_agree([rows[0] | {"system_bytes": None}]) is None
 
 
-@linux
-def test_the_systems_count_leaves_out_its_own_reading(tmp_path):
-    (tmp_path / "file").write_bytes(bytes(1000))
-    before = system_reads()
-    (tmp_path / "file").read_bytes()
-    after = system_reads()
-    assert after.given - before.given - before.itself == 1000 and after.disk >= before.disk
-
-
 def test_a_prompt_is_continued_as_the_resident_model_does_it(made):
     bundle, whole, model, thresholds = made(1)
     texts = [Run(whole.tokenizer.encode("the cat"), 0, 0, 0)]
-    oracle, ffn = ways(made, 1, texts, 8)
+    oracle, ffn = oracle_of(made, 1, texts, 8)
     dense, resident = real.resident_row(whole, passes.Reading(texts, 8))
     assert (
         resident.guesses == [[step.token for step in generate(whole, texts[0].ids, 8)]] and dense["perplexity"] is None
@@ -208,20 +122,20 @@ def test_a_prompt_is_continued_as_the_resident_model_does_it(made):
 
 
 @pytest.mark.parametrize("group", [1, 5])
-@pytest.mark.parametrize("keeper", ["lru", "window-2", "random", "hot", "belady"])
-def test_a_buffer_saves_what_it_hits_and_changes_no_result(made, group, keeper):
+@pytest.mark.parametrize("name", ["lru", "window-2", "random", "hot", "belady"])
+def test_a_buffer_saves_what_it_hits_and_changes_no_result(made, group, name):
     bundle, whole, model, _ = made(group)
     texts, capacity = runs(whole, TEXTS), bundle.blocks // 2
-    oracle, ffn = ways(made, group, texts)
+    oracle, ffn = oracle_of(made, group, texts)
     frequencies = real.block_frequencies(whole, bundle, ffn, texts)
     plain, _ = real.fetched_row(model, bundle, passes.Reading(texts), oracle)
-    buffered = real.DiskBuffer(keeper, capacity, frequencies)
+    buffered = real.DiskBuffer(name, capacity, frequencies)
     row, _ = real.fetched_row(model, bundle, passes.Reading(texts), oracle._replace(ahead=True), buffered)
     assert row["perplexity"] == plain["perplexity"] and row["bytes_per_token"] < plain["bytes_per_token"]
-    assert (row["preloaded_bytes"] > 0) == (keeper in ("random", "hot"))
+    assert (row["preloaded_bytes"] > 0) == (name in ("random", "hot"))
     settings = replay_module.ReplaySettings(hot_frequencies=frequencies)
-    rule = eviction.belady(oracle.trace) if keeper == "belady" else settings.eviction(
-        keeper, capacity, LAYERS, bundle.blocks
+    rule = eviction.belady(oracle.trace) if name == "belady" else settings.eviction(
+        name, capacity, LAYERS, bundle.blocks
     )  # fmt: skip
     buffer = PrefetchBuffer(LAYERS, bundle.blocks, capacity, rule)
     buffer.follow(oracle.trace)
@@ -235,7 +149,7 @@ def test_a_buffer_saves_what_it_hits_and_changes_no_result(made, group, keeper):
 def test_how_often_a_block_is_wanted_is_counted_on_the_calibration_text(made):
     bundle, whole, _, _ = made(5)
     texts = runs(whole, TEXTS)
-    oracle, ffn = ways(made, 5, texts)
+    oracle, ffn = oracle_of(made, 5, texts)
     shares = real.block_frequencies(whole, bundle, ffn, texts)
     assert shares.shape == (LAYERS, bundle.blocks)
     # the oracle's record has no pass of the last token of each text, which is only a target
@@ -254,8 +168,8 @@ def test_a_predictor_selects_as_in_memory_early_or_not(made, group, name):
     known = [f"{story} {i}" for i, story in enumerate(known)]
     predictor = Workshop(whole, thresholds, known[:1], known[1:], None, 2).make(name)
     fit_cutoffs(whole, predictor, thresholds, known[1:], 0.5)
-    way = real.plan_of(predictor, bundle, 0.5)
-    plans = [way._replace(ahead=ahead) for ahead in (False, True)]
+    plan = real.plan_of(predictor, bundle, 0.5)
+    plans = [plan._replace(ahead=ahead) for ahead in (False, True)]
     found = [real.fetched_row(model, bundle, passes.Reading(texts), plan)[0] for plan in plans]
     assert found[0]["perplexity"] == found[1]["perplexity"]
     assert found[0]["bytes_per_token"] == found[1]["bytes_per_token"]
@@ -292,8 +206,8 @@ def test_an_early_guess_of_a_predictor_made_to_look_ahead_is_what_it_then_select
         predictor.cutoffs = np.zeros(LAYERS) if name == "learned-ahead" else np.full(LAYERS, 0.1)
         watch = Watched(real.plan_of(predictor, bundle, 0.5).select(0))
         said = watch.answers
-        way = real.DiskPlan(name, lambda number, watch=watch: watch)
-        real.fetched_row(model, bundle, passes.Reading(runs(whole, TEXTS[:1])), way._replace(ahead=True))
+        plan = real.DiskPlan(name, lambda number, watch=watch: watch)
+        real.fetched_row(model, bundle, passes.Reading(runs(whole, TEXTS[:1])), plan._replace(ahead=True))
         early = {place: answers for place, answers in said.items() if place[0] > 0}
         assert early and all(len(answers) == 2 and np.array_equal(*answers) for answers in early.values())
 
