@@ -190,7 +190,8 @@ def print_natural(rows: list[dict]) -> None:
 
 def print_distributions(weight_magnitudes: list[dict], activation_magnitudes: list[dict]) -> None:
     """The two tables of ``distribution_rows``, with what one must know to read them."""
-    from ..study.distributions import NEAR_ZERO, normal_below
+    from ..study.distributions import normal_below
+    from ..study.natural import NEAR_ZERO
     from ..tables import keys_as_headings, text_table
 
     print("\nMagnitudes of the FFN's weights.\n")

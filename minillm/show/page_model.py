@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ..study.distributions import NEAR_ZERO, normal_below
+from ..study.distributions import normal_below
+from ..study.natural import NEAR_ZERO
 from ..study.summary import SHOWN_STEPS, Study
 from .html import beside, commands, figure, table, text
 from .page_shared import command, protocol, under

@@ -19,7 +19,7 @@ from ..transformer.texts import Run, runs
 from .policies import TENSORS, column_norms, magnitude
 
 EXACT_BYTES = 1 << 30  # above this, magnitudes are counted in buckets and not kept
-STEPS = ("gate_pre", "gate", "up", "mid", "out")  # what `collect` collects by default
+COLLECTED = ("gate_pre", "gate", "up", "mid", "out")  # what `collect` collects by default
 
 
 class ExactMagnitudes:
@@ -147,7 +147,7 @@ class Magnitudes:
 def collect(
     model: Llama,
     documents: str | Sequence[str],
-    tensors: Sequence[str] = STEPS,
+    tensors: Sequence[str] = COLLECTED,
     context: int | None = None,
     quantile: str | None = None,
 ) -> Magnitudes:

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import MinillmError
-from ..sparsity.magnitudes import STEPS, ExactMagnitudes, Magnitudes, StreamingMagnitudes, collect
+from ..sparsity.magnitudes import COLLECTED, ExactMagnitudes, Magnitudes, StreamingMagnitudes, collect
 from ..transformer.layer import FFN_MATRICES
 from ..transformer.model import Llama
+from .natural import NEAR_ZERO
 
-NEAR_ZERO = (0.01, 0.1)  # of r, of the whole matrix
 BELOW = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0)  # the magnitudes of the table
 BLOCK = 1 << 20  # weights looked at together
 
@@ -52,7 +52,7 @@ def weight_magnitudes(model: Llama) -> list[dict[str, Any]]:
 
 
 def activation_magnitudes(
-    model: Llama, documents: str | Sequence[str], context: int | None = None, tensors: Sequence[str] = STEPS
+    model: Llama, documents: str | Sequence[str], context: int | None = None, tensors: Sequence[str] = COLLECTED
 ) -> Magnitudes:
     """Count the magnitudes of each step in each layer of the dense model on texts (protocol documents)."""
     return collect(model, documents, tensors, context, "streaming")

@@ -22,7 +22,8 @@ from ..transformer.evaluation import pass_over
 from ..transformer.model import Llama
 from ..transformer.texts import runs
 
-NEAR_ZERO = {"gate_below_1_percent": 0.01, "gate_below_10_percent": 0.1}  # of r
+NEAR_ZERO = (0.01, 0.1)  # of r: the r.m.s. of the values that are looked at together
+BELOW_KEYS = {f"gate_below_{100 * near:g}_percent": near for near in NEAR_ZERO}
 
 
 def natural_sparsity(model: Llama, documents: str | Sequence[str], context: int | None = None) -> list[dict[str, Any]]:
@@ -37,12 +38,12 @@ def natural_sparsity(model: Llama, documents: str | Sequence[str], context: int 
             count, size = counts[at.layer], np.abs(value)  # (T, F)
             r = np.sqrt(np.square(size, dtype=np.float64).mean(axis=-1, keepdims=True))  # (T, 1)
             count["gate_zeros"] += value.size - int(np.count_nonzero(value))
-            count.update({key: int(np.count_nonzero(size <= near * r)) for key, near in NEAR_ZERO.items()})
+            count.update({key: int(np.count_nonzero(size <= near * r)) for key, near in BELOW_KEYS.items()})
             count["tokens"] += len(value)
         return value
 
     pass_over(model, runs(model, documents, "documents", context), tap, what="counting")
-    keys = ("gate_zeros", *NEAR_ZERO, "mid_zeros")
+    keys = ("gate_zeros", *BELOW_KEYS, "mid_zeros")
     return [
         {"layer": layer, "tokens": count["tokens"]}
         | {key: count[key] / (count["tokens"] * model.config.intermediate_size) for key in keys}

@@ -71,7 +71,7 @@ def text_digest(documents: str | Sequence[str]) -> str:
     return hashlib.sha256(whole.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-class Cut(NamedTuple):
+class SweepPoint(NamedTuple):
     """What makes one row of a model: a policy or a method, and its target. by "weights": policy is a method's name."""
 
     policy: str
@@ -115,7 +115,7 @@ class Settings:
 
     calibration: str | Sequence[str]
     test: Sample
-    cuts: Sequence[Cut]
+    cuts: Sequence[SweepPoint]
     tensors: Sequence[str]
     jobs: int | None
 
@@ -182,7 +182,7 @@ def sweep(
     for method in methods:
         method_named(method)
     kinds = [(policy, by) for policy in policies] + [(method, WEIGHTS) for method in methods]
-    cuts = [Cut(*kind, target) for target in dict.fromkeys(sparsities) for kind in dict.fromkeys(kinds)]
+    cuts = [SweepPoint(*kind, target) for target in dict.fromkeys(sparsities) for kind in dict.fromkeys(kinds)]
     settings = Settings(calibration, Sample(test, protocol, context), cuts, tensors, jobs)
     same = [settings.same(model) for model in models]
     plan = [_key(s | identity) for s in same for identity in (DENSE, *(cut._asdict() for cut in cuts))]
@@ -241,7 +241,7 @@ def _short(value: object) -> str:
     return text[:12] + "..." if len(text) == 64 else text  # a SHA-256
 
 
-def _computed(shared: Shared, left: Sequence[Cut], settings: Settings) -> Iterator[dict]:
+def _computed(shared: Shared, left: Sequence[SweepPoint], settings: Settings) -> Iterator[dict]:
     """The rows that are left, each as soon as it is known: one after the other, or by joblib's workers."""
     if settings.jobs == 1:
         yield from (shared.row(*cut) for cut in left)
