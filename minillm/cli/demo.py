@@ -233,7 +233,7 @@ def print_predicted(rows: list[dict]) -> None:
             "matter most (the mask of mid) that were selected; with a recall near chance, little of the model is left, "
             "and its perplexity shows it. Own: bytes of the predictor's tables; read: what a token reads, tables "
             "included; both as shares of the FFN's bytes as stored. The oracle has no tables and reads nothing to "
-            "know. x oracle: the increase of perplexity over that of the oracle. More: minillm predict eval."
+            "know. x oracle: the increase of perplexity, divided by that of the oracle. More: minillm predict eval."
         )
     )
 
