@@ -1,11 +1,10 @@
 """Figures of whole passes: curves and bars are the rows, the first step that differs is named."""
 
-import functools
 import math
 
 import numpy as np
 import pytest
-from figures import check_labels, check_looks, check_texts, tokens
+from figures import check_figure, tokens
 
 from minillm.errors import MinillmError
 from minillm.show import canvas
@@ -66,25 +65,9 @@ UNITS = (
 )
 
 
-@functools.cache
-def figure_named(name):
-    """The figure of that name, for tests that only look at it."""
-    return figure_of(FIGURES[name]())
-
-
 @pytest.mark.parametrize("name", FIGURES)
-def test_every_figure_can_be_read(name, recwarn):
-    figure = figure_named(name)
-    check_texts(figure)
-    check_labels(figure, UNITS)
-    check_looks(figure)
-    assert not [w for w in recwarn if "Glyph" in str(w.message)]
-
-
-@pytest.mark.parametrize("name", FIGURES)
-def test_every_figure_has_an_alt_text(name):
-    words = canvas.alt_text(figure_named(name))
-    assert len(words) > 60 and words.endswith(".")
+def test_every_figure_can_be_read_and_has_an_alt_text(name, recwarn):
+    check_figure(figure_of(FIGURES[name]()), recwarn, UNITS, titles=False)
 
 
 def test_errors_are_the_rows_and_the_first_that_differs_is_named():

@@ -1,11 +1,10 @@
 """Figures of one step's values: what is drawn is what was given."""
 
-import functools
 import math
 
 import numpy as np
 import pytest
-from figures import check_labels, check_looks, check_texts, panels, tokens
+from figures import check_figure, panels, tokens
 
 from minillm.errors import MinillmError
 from minillm.loading.config import RopeConfig
@@ -50,25 +49,9 @@ FIGURES = figures()
 UNITS = ("(token)", "(index)", "(most often active first)", "(no unit)", "(share of values, own scale)", "(%)")
 
 
-@functools.cache
-def figure_named(name):
-    """The figure of that name, for tests that only look at it."""
-    return figure_of(FIGURES[name]())
-
-
 @pytest.mark.parametrize("name", FIGURES)
-def test_every_figure_can_be_read(name, recwarn):
-    figure = figure_named(name)
-    check_texts(figure)
-    check_labels(figure, UNITS)
-    check_looks(figure)
-    assert not [w for w in recwarn if "Glyph" in str(w.message)]
-
-
-@pytest.mark.parametrize("name", FIGURES)
-def test_every_figure_has_an_alt_text(name):
-    words = canvas.alt_text(figure_named(name))
-    assert len(words) > 60 and words.endswith(".")
+def test_every_figure_can_be_read_and_has_an_alt_text(name, recwarn):
+    check_figure(figure_of(FIGURES[name]()), recwarn, UNITS, titles=False)
 
 
 def test_each_head_is_drawn_as_it_is_and_what_nobody_may_see_is_left_out():

@@ -1,11 +1,10 @@
 """The map of the model: every step is on it, boxes lie apart, arrows begin and end at boxes."""
 
-import functools
 import math
 import re
 
 import pytest
-from figures import check_looks, check_texts, drawn_texts, overlapping
+from figures import check_figure, drawn_texts, overlapping
 
 from minillm.errors import MinillmError
 from minillm.show import canvas
@@ -30,24 +29,9 @@ def figures():
 FIGURES = figures()
 
 
-@functools.cache
-def figure_named(name):
-    """The figure of that name, for tests that only look at it."""
-    return figure_of(FIGURES[name]())
-
-
 @pytest.mark.parametrize("name", FIGURES)
-def test_every_figure_can_be_read(name, recwarn):
-    figure = figure_named(name)
-    check_texts(figure)
-    check_looks(figure)
-    assert not [w for w in recwarn if "Glyph" in str(w.message)]
-
-
-@pytest.mark.parametrize("name", FIGURES)
-def test_every_figure_has_an_alt_text(name):
-    words = canvas.alt_text(figure_named(name))
-    assert len(words) > 60 and words.endswith(".")
+def test_every_figure_can_be_read_and_has_an_alt_text(name, recwarn):
+    check_figure(figure_of(FIGURES[name]()), recwarn, titles=False)
 
 
 def test_every_step_of_a_trace_is_on_the_map_and_alone_on_it():

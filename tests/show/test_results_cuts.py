@@ -1,10 +1,8 @@
 """Figures of what a cut costs: curves, bands and published points are the rows."""
 
-import functools
-
 import numpy as np
 import pytest
-from figures import check_labels, check_looks, check_texts
+from figures import check_figure
 
 from minillm.errors import MinillmError
 from minillm.show import canvas
@@ -63,26 +61,9 @@ FIGURES = figures()
 UNITS = ("(%)", "(per token)", "(per token), log scale", "(times dense)")
 
 
-@functools.cache
-def figure_named(name):
-    """The figure of that name, for tests that only look at it."""
-    return figure_of(FIGURES[name]())
-
-
 @pytest.mark.parametrize("name", FIGURES)
-def test_every_figure_can_be_read(name, recwarn):
-    figure = figure_named(name)
-    check_texts(figure)
-    check_labels(figure, UNITS)
-    check_looks(figure)
-    assert all(ax.get_title() for ax in figure.axes)
-    assert not [w for w in recwarn if "Glyph" in str(w.message)]
-
-
-@pytest.mark.parametrize("name", FIGURES)
-def test_every_figure_has_an_alt_text(name):
-    words = canvas.alt_text(figure_named(name))
-    assert len(words) > 60 and words.endswith(".") and any(c.isdigit() for c in words)
+def test_every_figure_can_be_read_and_has_an_alt_text(name, recwarn):
+    check_figure(figure_of(FIGURES[name]()), recwarn, UNITS)
 
 
 def test_a_policy_looks_the_same_whichever_others_are_beside_it():

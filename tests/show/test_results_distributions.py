@@ -1,12 +1,9 @@
 """Figures of distributions: units, near-zeros where there are no zeros."""
 
-import functools
-
 import numpy as np
 import pytest
-from figures import check_labels, check_looks, check_texts
+from figures import check_figure
 
-from minillm.show import canvas
 from minillm.show.canvas import figure_of
 from minillm.show.results_distributions import magnitudes_by_layer, magnitudes_figure, natural_by_layer
 
@@ -39,26 +36,9 @@ UNITS = ("(%)", "(no unit, log scale)")
 NAMES = ("layer",)  # an axis that has names of things, and no unit
 
 
-@functools.cache
-def figure_named(name):
-    """The figure of that name, for tests that only look at it."""
-    return figure_of(FIGURES[name]())
-
-
 @pytest.mark.parametrize("name", FIGURES)
-def test_every_figure_can_be_read(name, recwarn):
-    figure = figure_named(name)
-    check_texts(figure)
-    check_labels(figure, UNITS, NAMES)
-    check_looks(figure)
-    assert all(ax.get_title() for ax in figure.axes)
-    assert not [w for w in recwarn if "Glyph" in str(w.message)]
-
-
-@pytest.mark.parametrize("name", FIGURES)
-def test_every_figure_has_an_alt_text(name):
-    words = canvas.alt_text(figure_named(name))
-    assert len(words) > 60 and words.endswith(".") and any(c.isdigit() for c in words)
+def test_every_figure_can_be_read_and_has_an_alt_text(name, recwarn):
+    check_figure(figure_of(FIGURES[name]()), recwarn, UNITS, NAMES)
 
 
 def test_natural_sparsity_shows_near_zeros_where_no_gate_is_exactly_zero():

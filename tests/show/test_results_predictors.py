@@ -1,10 +1,8 @@
 """Figures of predictors: points and bars are the rows."""
 
-import functools
-
 import numpy as np
 import pytest
-from figures import check_labels, check_looks, check_texts
+from figures import check_figure
 
 from minillm.errors import MinillmError
 from minillm.show import canvas
@@ -50,26 +48,9 @@ UNITS = ("(%)", "(per token)", "(MB)", "(kB)", "(% of neurons)")
 NAMES = ("kind of position", "how the FFNs are run")  # an axis that has names of things, and no unit
 
 
-@functools.cache
-def figure_named(name):
-    """The figure of that name, for tests that only look at it."""
-    return figure_of(FIGURES[name]())
-
-
 @pytest.mark.parametrize("name", FIGURES)
-def test_every_figure_can_be_read(name, recwarn):
-    figure = figure_named(name)
-    check_texts(figure)
-    check_labels(figure, UNITS, NAMES)
-    check_looks(figure)
-    assert all(ax.get_title() for ax in figure.axes)
-    assert not [w for w in recwarn if "Glyph" in str(w.message)]
-
-
-@pytest.mark.parametrize("name", FIGURES)
-def test_every_figure_has_an_alt_text(name):
-    words = canvas.alt_text(figure_named(name))
-    assert len(words) > 60 and words.endswith(".") and any(c.isdigit() for c in words)
+def test_every_figure_can_be_read_and_has_an_alt_text(name, recwarn):
+    check_figure(figure_of(FIGURES[name]()), recwarn, UNITS, NAMES)
 
 
 def test_precision_and_recall_are_the_rows_in_order_of_recall():

@@ -2,6 +2,8 @@
 
 import itertools
 
+from minillm.show.canvas import alt_text
+
 WORDS = ["", "Once", " upon", " a", " time", " internationalization", "\n", " ", "$", " 猫", "\t", "�"]
 
 
@@ -61,6 +63,21 @@ def check_looks(figure):
         lines = [line for line in ax.lines if not line.get_label().startswith("_") and line.get_linestyle() != ":"]
         looks = {(str(line.get_color()), line.get_marker()) for line in lines}
         assert len(looks) == len(lines) and all(line.get_marker() != "None" for line in lines)
+
+
+def check_figure(figure, recwarn, units=None, without=(), titles=True):
+    """Everything above; each panel has a title, every character a glyph, and the whole an alt text with figures in it.
+
+    units, without: of ``check_labels``; None where the axes carry no labels. titles: False where a panel needs none.
+    """
+    check_texts(figure)
+    if units is not None:
+        check_labels(figure, units, without)
+    check_looks(figure)
+    assert not titles or all(ax.get_title() for ax in figure.axes)
+    assert not [w for w in recwarn if "Glyph" in str(w.message)]
+    words = alt_text(figure)
+    assert len(words) > 60 and words.endswith(".") and (not titles or any(c.isdigit() for c in words))
 
 
 def tokens(count):
