@@ -38,9 +38,10 @@ def fit_cutoffs(
 
     Each pass computes all quantiles with the current cutoffs; the first pass is dense. Each pass settles at least one
     more layer, and the passes end when every layer is within ``tolerance``, usually after two or three.
+
     documents: training text only. fraction 1 selects everything, with cutoffs of -inf. All scores of a pass are held in
-    memory; ten thousand tokens are enough. Raises MinillmError for a fraction out of range,
-    and for a predictor of another model.
+    memory; ten thousand tokens are enough. Raises MinillmError for a fraction out of range and for a predictor of
+    another model.
     """
     check_fits(predictor, model)
     if not 0 < fraction <= 1:

@@ -34,8 +34,8 @@ STEP = 0.05  # of one tensor's level
 def cett_curve(mid: np.ndarray, layer: Layer) -> tuple[np.ndarray, np.ndarray]:
     """CETT of one layer at every threshold of the grid.
 
-    mid (T, F)  ->  thresholds (GRID,), CETT (GRID,). Per token, the neurons are sorted by length and
-    their vectors n_j are added one by one: the length of a partial sum is what a threshold just above it loses.
+    mid (T, F)  ->  thresholds (GRID,), CETT (GRID,). Per token, the neurons are sorted by length and their
+    vectors n_j are added one by one: the length of a partial sum is what a threshold just above its last neuron loses.
     """
     length = magnitude("neuron_norm", mid, {"neuron_norm": np.linalg.norm(layer.down_proj, axis=0)})  # (T, F)
     grid = np.linspace(length.min(), np.quantile(length, TOP), GRID)

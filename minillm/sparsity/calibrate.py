@@ -55,12 +55,13 @@ def calibrate(
 ) -> Thresholds:
     """Find the thresholds at which ``policy`` reaches ``sparsity`` on a text (arXiv 2412.12178, eq. 3-6).
 
-    documents: a text with separator lines, or a list. sparsity: 0 to below 1, of what ``by`` counts (module
-    docstring). quantile: "exact", "streaming", or None for exact where it fits in memory. magnitudes: the result
-    of ``collect`` for the same documents, so that several calibrations share one pass. allocation: "uniform" takes the
-    same level for each tensor of each layer, "greedy" (teal, wina) gives each layer's tensors their own levels with the
-    same mean. The spec in the result holds the achieved value. Raises MinillmError for a target out of range or out of
-    reach, and for an unknown policy, ``by`` or allocation.
+    documents: a text with separator lines, or a list. sparsity: 0 to below 1, of what ``by`` counts (module docstring).
+    quantile: "exact", "streaming", or None for exact where it fits in memory. magnitudes: the result of ``collect`` for
+    the same documents, so that several calibrations share one pass. allocation: "uniform" takes the same level for each
+    tensor of each layer, "greedy" (teal, wina) gives each layer's tensors their own levels with the same mean.
+
+    The spec in the result holds the achieved value. Raises MinillmError for a target out of range or out of reach, and
+    for an unknown policy, ``by`` or allocation.
     """
     rule = policy_named(policy)
     target = Target(rule, by, sparsity, allocation)

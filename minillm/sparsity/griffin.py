@@ -30,6 +30,7 @@ class Griffin:
 
     shares: per layer, the share of neurons that are left out. It holds the state of one text; position 0 starts a new
     text, with fresh state. Calling it with the middle of a text whose start it has not seen raises MinillmError.
+    To choose, it computes gate and up of the prompt, which the FFN then computes again.
     """
 
     name = "griffin"

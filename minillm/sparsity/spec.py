@@ -1,11 +1,11 @@
 """What "50 % sparse" means: one description and one accounting for every sparsity figure.
 
 "Sparsity" can be a share of gate activations, of inputs, of neurons or of weights. Two figures can be compared only
-where these fields are known:
+where these fields are known (``SparsitySpec``):
 
-    tensor, comparison, token scope, layer scope, granularity, target and ACHIEVED value       SparsitySpec
+    tensor, comparison, token scope, layer scope, granularity, target and ACHIEVED value
 
-The quantities are always counted in the same way, from the masks of a run and from what it read:    SparsityMeter
+The quantities are always counted in the same way, from the masks of a run and from what it read (``SparsityMeter``):
 
     neuron sparsity    share of (token, neuron) pairs whose mid is cut to zero
     read_exact         share of [gate, up, down] weights read per token when the policy computes its own mask: whatever
