@@ -35,8 +35,8 @@ from ..errors import MinillmError
 from ..sparsity.policies import largest
 from ..sparsity.selected import mid_mask
 from ..sparsity.thresholds import Thresholds
+from ..transformer.ffn import mid_of
 from ..transformer.model import Llama, shape_of
-from ..transformer.ops import linear
 from ..transformer.texts import document_hashes
 from .memory import TIE, sample_patterns
 from .protocol import Predictor
@@ -154,9 +154,7 @@ class TruePattern(NamedTuple):
 
     def of(self, index: int, x: np.ndarray) -> np.ndarray:
         """x (T, D)  ->  the true pattern of each row, bool (T, F)."""
-        layer = self.model.layers[index]
-        gate = layer.act(linear(x, layer.gate_proj, layer.gate_bias))  # (T, F)
-        return mid_mask(gate * linear(x, layer.up_proj, layer.up_bias), self.thresholds, index)  # (T, F)
+        return mid_mask(mid_of(x, self.model.layers[index]), self.thresholds, index)  # (T, F)
 
 
 class Clusters(Predictor):

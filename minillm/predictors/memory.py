@@ -22,6 +22,7 @@ import numpy as np
 
 from ..errors import MinillmError
 from ..sparsity.magnitudes import sample_values
+from ..sparsity.selected import check_truth
 from ..sparsity.sparse import policy_ffn
 from ..sparsity.thresholds import Thresholds
 from ..transformer.model import Llama
@@ -41,10 +42,9 @@ def sample_patterns(
     """Inputs (L, N, D) and patterns (L, N, F) of N = ``size`` positions of a text, drawn at random, kept in order.
 
     A shorter text gives all of its positions. They are taken from the model as it runs, cut by these thresholds of
-    policy mid. Raises MinillmError for thresholds of another policy.
+    policy mid. Raises ThresholdsError for thresholds of another policy.
     """
-    if thresholds.policy != "mid":
-        raise MinillmError(f"the thresholds are of policy {thresholds.policy}, a predictor's truth is mid")
+    check_truth(thresholds)
     pieces = runs(model, documents, "documents", context)
     values = sample_values(model, pieces, ("norm", "mask"), ffn=policy_ffn(model, thresholds))
     total = len(values[0]["norm"])

@@ -12,8 +12,8 @@ import numpy as np
 
 from ..errors import MinillmError
 from ..sparsity.thresholds import Thresholds
+from ..transformer.ffn import mid_of
 from ..transformer.model import Llama, shape_of
-from ..transformer.ops import linear
 from .protocol import LOOKAHEADS, Predictor
 
 
@@ -30,9 +30,7 @@ class Oracle(Predictor):
 
     def predict(self, index: int, position: int, x: np.ndarray) -> np.ndarray:
         """x (T, D)  ->  |mid| (T, F)."""
-        layer = self.layers[index]
-        gate = layer.act(linear(x, layer.gate_proj, layer.gate_bias))  # (T, F)
-        return np.abs(gate * linear(x, layer.up_proj, layer.up_bias))  # (T, F)
+        return np.abs(mid_of(x, self.layers[index]))  # (T, F)
 
     def multiply_adds(self, index: int) -> float:
         """Gate and up in full: 2 F D."""

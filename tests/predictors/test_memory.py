@@ -44,7 +44,7 @@ def test_fewer_positions_are_drawn_in_order_from_all_of_the_text(model, threshol
 
 
 def test_thresholds_of_another_policy_are_refused(model):
-    with pytest.raises(MinillmError, match="policy dhar, a predictor's truth is mid"):
+    with pytest.raises(MinillmError, match="policy dhar, expected mid"):
         Library.fit(model, calibrate(model, texts(2), "dhar", 0.5), texts(2), rng())
 
 
