@@ -115,7 +115,7 @@ def prefetch_real(a: argparse.Namespace) -> int:
         return 0
     print_real(a, loaded, reading, rows)
     if (agree := disk.counters_agree(rows)) is not None:
-        say(f"bytes: the system's own count is {'the same' if agree else 'ANOTHER ONE, see --json'} in every row")
+        say(f"bytes: the system's own count is {'the same' if agree else 'DIFFERENT, see --json'} in every row")
     if any((row.get("cached") or 0) > 0.01 for row in rows):
         say("minillm: note: not cold, as this file system keeps its pages in memory: no time here is a disk's")
     return 0

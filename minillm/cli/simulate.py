@@ -34,7 +34,7 @@ def prefetch_simulate(a: argparse.Namespace, model: Llama, thresholds: Threshold
     steps = list(generate(model, ids, new_tokens(a, model, ids, 2), ffn=ffn, tap=recorder))
     layers, _, neurons = shape_of(model)
     if a.keeper not in ("lru", "lfu") and not a.keeper.startswith("window-"):
-        raise MinillmError(f"keeper {a.keeper!r} needs a text to choose from, expected lru, lfu or window-K")
+        raise MinillmError(f"--keeper {a.keeper!r} needs a text to choose from, expected lru, lfu or window-K")
     capacity = round((a.capacity or [0.5])[-1] * neurons)
     buffer = PrefetchBuffer(layers, neurons, capacity, a.keeper)
     buffer.follow(recorder.needed)

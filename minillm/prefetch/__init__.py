@@ -1,1 +1,1 @@
-"""5. Fetching: neurons in bundles on disk, a small buffer in fast memory, and only what is needed brought in."""
+"""5. Fetching: neurons lie in bundles on disk, a small buffer is in fast memory, and only needed neurons are read."""

@@ -193,13 +193,13 @@ class _Lanes:
         self.intervals: list[Interval] = []
 
     def compute(self, kind: str, token: int, layer: int, multiply_adds: float) -> None:
-        """The compute lane does so many multiply-adds."""
+        """The compute lane is busy for the time of these multiply-adds."""
         begin, self.now = self.now, self.now + multiply_adds / self.device.rate
         if self.now > begin:
             self.intervals.append(Interval(token, layer, kind, begin, self.now))
 
     def wait(self, token: int, layer: int, until: float) -> None:
-        """The compute lane stands still until that time, if it has not come yet: a stall."""
+        """The compute lane stands still until a later time: a stall."""
         if until > self.now:
             self.intervals.append(Interval(token, layer, "stall", self.now, until))
             self.now = until

@@ -3,8 +3,8 @@
 **A policy is one number per neuron; the C largest stay.** With t_j the last token that needed j, and n_j
 the number of tokens that did:
 
-    lru         t_j                                   the least recently used goes
-    lfu         n_j, then t_j                         the least frequently used goes; a neuron's count outlives its stay
+    lru         t_j                                   evicts the least recently used
+    lfu         n_j, then t_j                         evicts the least frequently used, counted from the beginning
     window-k    t_j, if j was needed in the last k    LLM in a Flash (arXiv 2312.11514): the union of the last k sets
     hot         1 for the most frequent, fixed        PowerInfer (arXiv 2312.12456): counted on a calibration text
     random      1 for a random set, fixed             hit rate C / N on any trace, in the mean: the least to expect

@@ -1,4 +1,4 @@
-"""Speed joined with perplexity: what it gains and what it costs to keep whole blocks of neighbouring neurons.
+"""Speed joined with perplexity: the gain and the cost of keeping whole blocks of neighbouring neurons.
 
 Blocks of g neighbouring neurons are fast, since nothing is copied, and they cost perplexity, since a block is kept or
 left out whole. So each row (``joint_rows``) joins
@@ -117,7 +117,7 @@ def joint_rows(
 ) -> Iterator[dict]:  # fmt: skip
     """Rows (keys in the module's docstring): four for each block size and sparsity, two for single neurons.
 
-    speeds: rows of ``read_speeds``; None: the table of kernels.py. The neurons are clustered for each sparsity anew, as
+    speeds: rows of ``read_speeds``; None: the table of kernels.py. Neurons are clustered again for each sparsity, as
     for a bundle that is written for it.
     """
     settings = settings or BlockSettings()

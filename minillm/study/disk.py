@@ -14,7 +14,7 @@ guess costs time and never changes the result.
 
 Every token passes alone (passes.py), those of the prompt, too. Before each token, the system's cache of the bundles is
 emptied where that is possible, or the second token would come from memory; this is not part of the measured time.
-``cached`` is the largest share of a file that is in the cache all the same, by mincore. Then
+``cached`` is the largest share of a file that is still in the cache, by mincore. Then
 
     bytes_per_token     counted by the reader
     system_bytes        counted by the system for the same reads: the two agree, or something is wrong
@@ -228,8 +228,8 @@ def counters_agree(rows: Sequence[dict]) -> bool | None:
 def drop_page_cache(reader: BundleReader) -> float | None:
     """Empty the system's cache of the bundles, where that is possible.
 
-    ->  the largest share of a file that is in the cache all the same; None where the system does not show its cache:
-    then it is not known where the bytes come from.
+    ->  the largest share of a file that is still in the cache; None where the system does not show its cache: then it
+    is not known where the bytes come from.
     """
     try:
         with suppress(Unsupported):

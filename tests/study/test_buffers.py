@@ -80,6 +80,17 @@ def test_the_role_both_records_the_predictors_mask_twice_and_select_once(small):
         assert role == "select" or np.array_equal(recorder.guessed, recorder.needed)
 
 
+def test_a_plan_without_a_guess_to_prefetch_or_of_another_role_is_refused_and_an_oracle_works_for_free(small):
+    model, thresholds = small
+    for role in ("prefetch", "both"):
+        with pytest.raises(MinillmError, match=f"role {role} needs a guess"):
+            FetchPlan(role=role).selectors(model, thresholds)
+    with pytest.raises(MinillmError, match="role is 'guess', expected one of select, prefetch, both"):
+        FetchPlan(guesser(model), "guess").selectors(model, thresholds)
+    assert FetchPlan().own_work(2) == FetchPlan(Oracle(model, thresholds)).own_work(2) == 0
+    assert FetchPlan(Sign.fit(model)).own_work(2) == np.mean([Sign.fit(model).multiply_adds(i) for i in range(2)]) > 0
+
+
 def test_rows_of_a_model_carry_the_perplexity_of_what_was_computed(small):
     model, thresholds = small
     texts = tiny.STORIES[2:]
