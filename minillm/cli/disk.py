@@ -174,7 +174,7 @@ def plans_without_model(a: argparse.Namespace, bundle: Bundle) -> list[DiskPlan]
             raise MinillmError(f"--memory leaves no room to make {name}, expected a predictor's file, or chance")
         else:
             check_fits(predictor := load_predictor(name), resident_llama(bundle))
-        plans.append(disk.plan_of(predictor, bundle, 1 - a.sparsity))
+        plans.append(disk.disk_plan_of(predictor, bundle, 1 - a.sparsity))
     return plans
 
 
@@ -202,7 +202,7 @@ def plans_with_model(
         check_fits(predictor := workshop.make(name), whole)
         if predictor.cutoffs is None and bundle.group == 1:
             fit_cutoffs(whole, predictor, thresholds, held, share, context)
-        plans.append(disk.plan_of(predictor, bundle, share))
+        plans.append(disk.disk_plan_of(predictor, bundle, share))
     if "hot" not in (a.keepers or []):
         return plans, None
     return plans, disk.block_frequencies(whole, bundle, ffn, runs(whole, known, "documents", context))
@@ -259,7 +259,7 @@ def print_real(a: argparse.Namespace, loaded: Loaded, reading: Reading, rows: li
     print(wrapped(f"{bundle.folder}: {kind}, {about_bundle(loaded)['bytes'] / 1e6:,.1f} MB of FFN weights"))
     if a.memory:
         print(wrapped(f"At most {a.memory} MB more than Python itself; loaded whole: {loaded.why_not or 'it fits'}"))
-    print("\n" + text_table(disk.as_shown(rows), disk.ROW_COLUMNS) + "\n")
+    print("\n" + text_table(disk.as_shown(rows), disk.DISK_COLUMNS) + "\n")
     done = f"a prompt of {len(reading.texts[0].ids)} continued greedily" if reading.new else "scored"
     print(wrapped(f"{rows[-1]['tokens']:,} tokens, one at a time, {done}. {REAL_WORDS}"))
     first_way = {row["text"]: row["way"] for row in reversed(rows) if row.get("text")}

@@ -33,7 +33,7 @@ from .buffer import PrefetchBuffer
 from .bundle import STORED, Bundle
 from .system import Unsupported
 
-PLACES = 1024 if hasattr(os, "sysconf") else 16  # of one preadv: Linux's and macOS's IOV_MAX
+VECTORS = 1024 if hasattr(os, "sysconf") else 16  # of one preadv: Linux's and macOS's IOV_MAX
 
 
 def runs_of(blocks: Sequence[int]) -> list[tuple[int, int]]:
@@ -201,7 +201,7 @@ class BundleReader:
                     file.seek(offset)
                     got = file.readinto(views[at])
                 else:
-                    got = os.preadv(file.fileno(), views[at : at + PLACES], offset)
+                    got = os.preadv(file.fileno(), views[at : at + VECTORS], offset)
                 if not got:
                     raise BundleError(f"{file.name}: ends at byte {offset}, expected more: it has been cut short")
                 self.bytes_read += got

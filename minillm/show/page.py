@@ -19,7 +19,7 @@ from .page_buffer import buffer_parts
 from .page_costs import cost_parts
 from .page_model import distribution_parts, model_parts, natural_parts, protocol_parts
 from .page_predictors import pattern_parts, predictor_parts
-from .page_shared import command, paid
+from .page_shared import paid, repeat_command
 
 
 def page_of(study: Study) -> str:
@@ -78,5 +78,5 @@ def word_parts(s: Study) -> dict[str, str]:
     """The policies in words, and the page's own command."""
     rules = [policy_named(name) for name in COMPARED_POLICIES]
     kept = {rule.name: f"Keeps {in_words(rule.tensors, rule.comparison)} ({rule.source})." for rule in rules}
-    whole = command(s, "report", "-o", "report.html", takes="text tokens prompt context seed method")
+    whole = repeat_command(s, "report", "-o", "report.html", takes="text tokens prompt context seed method")
     return {"policies": terms(kept), "repeat": commands([whole])}

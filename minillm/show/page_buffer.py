@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..study.costs import HALF
 from ..study.summary import BUFFER_PREDICTORS, CAPACITIES, DEVICE, Study
 from .html import beside, bullets, commands, figure, table
-from .page_shared import command, joined, under
+from .page_shared import joined, repeat_command, under
 from .results_buffer import bytes_by_capacity, gantt, hit_rate_by_capacity
 
 RIVALS = {"lru": "LRU", "belady": "Belady", "random": "random"}
@@ -55,8 +55,8 @@ def buffer_parts(s: Study) -> dict[str, str]:
         "ways": table(rows, BUFFERED, "What the buffer is worth, by how the neurons are known", about, "", "heading"),
         "matters": bullets([f"{sentence}." for sentence in s.matters]),
         "repeat": commands([
-            command(s, "prefetch replay", "-o", "keepers.csv"),
-            command(s, "prefetch table", *ways),
-            command(s, "prefetch simulate", takes="context"),
+            repeat_command(s, "prefetch replay", "-o", "keepers.csv"),
+            repeat_command(s, "prefetch table", *ways),
+            repeat_command(s, "prefetch simulate", takes="context"),
         ]),
     }  # fmt: skip

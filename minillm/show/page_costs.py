@@ -8,21 +8,21 @@ from __future__ import annotations
 from ..study.costs import COMPARED_POLICIES, HALF, TARGETS, WEIGHT_TARGETS
 from ..study.summary import NEW_TOKENS, Study
 from .html import beside, commands, figure, table, template, terms, text
-from .page_shared import command, definition, joined, protocol, under
+from .page_shared import definition, joined, scored_on, repeat_command, under
 from .results_cuts import beside_the_paper, cost_of_cuts
 
-LIMITS = ("low", "high")  # of an interval of 95 %
+INTERVAL = ("low", "high")  # of an interval of 95 %
 READS = {"gate": "gate", "up": "up", "down": "down", "exact": "all", "known_mask": "mask known"}
 COST_COLUMNS = {"policy": ("policy", ""), "target": ("target", ".0%"), "achieved": ("achieved", ".3f")}
 COST_COLUMNS |= under("perplexity", {"perplexity": ("measured", ".3f"), "vs_dense": ("of dense", ".3f")})
-COST_COLUMNS |= under("perplexity", {f"perplexity_{end}": (end, ".3f") for end in LIMITS})
+COST_COLUMNS |= under("perplexity", {f"perplexity_{end}": (end, ".3f") for end in INTERVAL})
 COST_COLUMNS |= {"bits_per_byte": ("bits per byte", ".4f"), "neuron_sparsity": ("neurons cut", ".3f")}
 COST_COLUMNS |= under("weights read per token", {f"read_{key}": (heading, ".3f") for key, heading in READS.items()})
 COST_COLUMNS |= {"union_density": ("needed by 16 tokens", ".3f")}
 AGAINST = {"policy": ("policy", ""), "target": ("target", ".0%")}
 AGAINST |= under("achieved by", {"share": ("the policy", ".3f"), "baseline_share": ("mid", ".3f")})
 AGAINST |= under("ln of the ratio to mid", {"log_ratio": ("measured", "+.4f")})
-AGAINST |= under("ln of the ratio to mid", {end: (end, "+.4f") for end in LIMITS})
+AGAINST |= under("ln of the ratio to mid", {end: (end, "+.4f") for end in INTERVAL})
 AGAINST |= {"verdict": ("verdict", "")}
 
 
@@ -40,7 +40,7 @@ def cost_parts(s: Study) -> dict[str, str]:
         else:
             drawn = cost_of_cuts(rows, x)
             words = "Bands: 95 % intervals of the cost over documents." if s.compared else ""
-        caption = f"{words} {definition(rows)} Scored: {protocol(s.dense)}."
+        caption = f"{words} {definition(rows)} Scored: {scored_on(s.dense)}."
         pieces = [beside(figure(drawn, f"cost-{by}", heading, caption))]
         pieces.append(table(rows, COST_COLUMNS, heading, ending, "" if by == "tensor" else "target"))
         if s.compared.get(by):
@@ -49,12 +49,15 @@ def cost_parts(s: Study) -> dict[str, str]:
             pieces.append(table(s.compared[by], AGAINST, f"{heading}: each policy against mid", about, "target"))
         names = "dhar" if by == "tensor" else joined(COMPARED_POLICIES)
         how = ("--by", by, "--policy", names, "--sparsity", joined(TARGETS[by]))
-        pieces.append(commands([command(s, "sweep", *how, "-o", f"{by}.csv", "--figure", f"{by}.svg")]))
+        pieces.append(commands([repeat_command(s, "sweep", *how, "-o", f"{by}.csv", "--figure", f"{by}.svg")]))
         parts[by] = "\n".join(pieces)
     parts["stories"] = terms({policy: " ".join((s.prompt + story).split()) for policy, story in s.stories.items()})
     calibrate = ("--policy", "mid", "--sparsity", HALF, "--by", "neuron", "-o", "mid.json")
     generate = ("--prompt", s.prompt, "-n", NEW_TOKENS, "--thresholds", "mid.json")
-    lines = [command(s, "calibrate", *calibrate, takes="text context"), command(s, "generate", *generate, takes="")]
+    lines = [
+        repeat_command(s, "calibrate", *calibrate, takes="text context"),
+        repeat_command(s, "generate", *generate, takes=""),
+    ]
     return parts | {"weights": weights_part(s), "repeat": commands(lines)}
 
 

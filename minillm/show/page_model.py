@@ -11,7 +11,7 @@ from ..study.distributions import normal_below
 from ..study.natural import NEAR_ZERO
 from ..study.summary import SHOWN_STEPS, Study
 from .html import beside, commands, figure, table, text
-from .page_shared import command, protocol, under
+from .page_shared import scored_on, repeat_command, under
 from .results_distributions import magnitudes_by_layer, natural_by_layer
 
 
@@ -27,7 +27,7 @@ def model_parts(s: Study) -> dict[str, str]:
             table(s.config, {"field": ("field", ""), "value": ("value", "")}, "Config"),
             f"<div>\n{parts}\n{limit}\n</div>",
         ),
-        "repeat": commands([command(s, "inspect", takes="")]),
+        "repeat": commands([repeat_command(s, "inspect", takes="")]),
     }
 
 
@@ -40,10 +40,10 @@ def protocol_parts(s: Study) -> dict[str, str]:
         "perplexity": f"{s.dense['perplexity']:.4f}",
         "bits": f"{s.dense['bits_per_byte']:.4f}",
         "bytes": f"{s.dense['bytes']:,}",
-        "protocol": text(protocol(s.dense)),
+        "protocol": text(scored_on(s.dense)),
         "origin": text(origin or "Both texts are those that come with minillm; no document is in both."),
         "read": table(s.texts, columns, "What each part read"),
-        "repeat": commands([command(s, "perplexity", takes="text context")]),
+        "repeat": commands([repeat_command(s, "perplexity", takes="text context")]),
     }
 
 
@@ -72,7 +72,7 @@ def distribution_parts(s: Study) -> dict[str, str]:
     sizes = {"median": "median", "below_0.1": "up to 0.1", "below_1": "up to 1"}
     for step in SHOWN_STEPS:
         activations |= under(step, {f"{step} {key}": (heading, ".3f") for key, heading in sizes.items()})
-    where = f"Nothing is cut: every value of every token and BOS, all layers; {protocol(s.dense)}."
+    where = f"Nothing is cut: every value of every token and BOS, all layers; {scored_on(s.dense)}."
     drawn = [
         figure(
             magnitudes_by_layer(at, shares, step), f"size-{step}", f"Magnitudes of {step}",
@@ -93,7 +93,7 @@ def distribution_parts(s: Study) -> dict[str, str]:
             by_layer(s.activations, "step", list(sizes)), activations, "Magnitudes of the activations",
             "The median of the magnitudes, and the shares of values up to 0.1 and 1.",
         ),
-        "repeat": commands([command(s, "inspect --distributions", "--figure", "sizes.svg", takes="text")]),
+        "repeat": commands([repeat_command(s, "inspect --distributions", "--figure", "sizes.svg", takes="text")]),
     }  # fmt: skip
 
 
@@ -103,10 +103,10 @@ def natural_parts(s: Study) -> dict[str, str]:
     columns |= {f"gate_below_{n}_percent": (f"gate/below {n} %", ".4f") for n in (1, 10)}
     columns["mid_zeros"] = ("mid/exactly 0", ".4f")
     about = "Gate: act(gate_pre); 1 % and 10 %: of the root mean square of the gates of the same token and layer."
-    caption = f"{about} Nothing is cut: every token and BOS, all neurons, all layers; {protocol(s.dense)}."
+    caption = f"{about} Nothing is cut: every token and BOS, all neurons, all layers; {scored_on(s.dense)}."
     drawn = natural_by_layer({s.name: s.natural})
     return {
         "figures": beside(figure(drawn, "natural-zeros", "Natural sparsity by layer", caption)),
         "rows": table(s.natural, columns, "Natural sparsity, as shares", about),
-        "repeat": commands([command(s, "inspect --natural", "--figure", "natural.svg", takes="text")]),
+        "repeat": commands([repeat_command(s, "inspect --natural", "--figure", "natural.svg", takes="text")]),
     }

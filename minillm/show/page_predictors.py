@@ -8,7 +8,7 @@ from __future__ import annotations
 from ..study.costs import HALF
 from ..study.summary import PREDICTORS, Study
 from .html import beside, bullets, commands, figure, table
-from .page_shared import command, joined, protocol, under
+from .page_shared import joined, scored_on, repeat_command, under
 from .results_predictors import cost_of_predictors, match_by_position
 
 NEAR_DENSE = 1.1  # times the dense perplexity: what the second figure of predictors shows
@@ -28,7 +28,7 @@ def predictor_parts(s: Study) -> dict[str, str]:
     one, near = s.predictors[0], [row for row in s.predictors if row["perplexity"] <= NEAR_DENSE * row["dense"]]
     caption = (
         "Perplexity with the predictor in the loop against the bytes that a token reads in all FFNs, the predictor's "
-        f"own tables included, as stored. Definition of the truth: {one['truth']}. Scored: {protocol(one)}."
+        f"own tables included, as stored. Definition of the truth: {one['truth']}. Scored: {scored_on(one)}."
     )
     drawn = [
         figure(
@@ -53,17 +53,17 @@ def predictor_parts(s: Study) -> dict[str, str]:
         "figures": beside(*drawn),
         "rows": table(s.predictors, PREDICTED, "Predictors", about),
         "verdict": bullets([f"{sentence}." for sentence in s.verdict]),
-        "repeat": commands([command(s, "predict eval", *how, "--figure", "predictors.svg")]),
+        "repeat": commands([repeat_command(s, "predict eval", *how, "--figure", "predictors.svg")]),
     }
 
 
-PLACES = {"prefix": "before", "window": "all"}
+SCOPES = {"prefix": "before", "window": "all"}
 GUESSES = {"": "this text", "static_": "static", "chance_": "chance", "unrelated_": "unrelated"}
 
 
 def pattern_parts(s: Study) -> dict[str, str]:
     """Table II of the paper with its controls, pooled over edits and layers."""
-    rows = [row | {"group": PLACES.get(row["scope"], row["scope"])} for row in s.patterns]
+    rows = [row | {"group": SCOPES.get(row["scope"], row["scope"])} for row in s.patterns]
     columns = {"group": ("positions", ""), "positions": ("number", ","), "density": ("active", ".3f")}
     for heading, rate in (("match", "match"), ("recall", "recall"), ("IoU", "iou")):
         columns |= under(heading, {f"{prefix}{rate}": (guess, ".3f") for prefix, guess in GUESSES.items()})
@@ -82,5 +82,5 @@ def pattern_parts(s: Study) -> dict[str, str]:
     return {
         "figures": beside(figure(match_by_position(rows), "match", title, caption)),
         "rows": table(rows, columns, title, about),
-        "repeat": commands([command(s, "patterns", "-o", "patterns.csv")]),
+        "repeat": commands([repeat_command(s, "patterns", "-o", "patterns.csv")]),
     }

@@ -14,7 +14,7 @@ DEFAULTS = {"text": None, "context": None, "seed": 0, "dtype": "float32", "promp
 DEFAULTS |= {"method": None}
 
 
-def command(study: Study, words: str, *more: object, takes: str = "text context seed") -> str:
+def repeat_command(study: Study, words: str, *more: object, takes: str = "text context seed") -> str:
     """A command line for the same model.
 
     words: the command; more: what follows it; takes: the page's own options that the command takes, too.
@@ -31,7 +31,7 @@ def joined(values: Sequence[object]) -> str:
     return ",".join(map(str, values))
 
 
-def protocol(scored: Mapping) -> str:
+def scored_on(scored: Mapping) -> str:
     """Tokens, protocol, context, BOS and dtype of a measurement, in words."""
     where = "{tokens:,} tokens, protocol {protocol}, context {context}, BOS {bos}, {dtype}"
     return where.format(**scored)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-KINDS = {  # kinds of the intervals of a timeline: their words, colour and hatch
+INTERVAL_LOOKS = {  # kinds of the intervals of a timeline: their words, colour and hatch
     "rest": ("attention", "#AAAAAA", ""),
     "ffn": ("FFN", COLOURS[0], ""),
     "head": ("head", COLOURS[5], ".."),
@@ -129,7 +129,7 @@ def gantt(intervals: Sequence[Interval | Mapping], *, ax: Axes | None = None) ->
         raise MinillmError("there are no intervals, expected those of a simulation")
     begin, end = min(i.start for i in bars), max(i.end for i in bars)
     unit, size = next(((u, s) for u, s in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)) if end - begin >= s), ("ns", 1e-9))
-    for kind, (words, colour, hatch) in KINDS.items():
+    for kind, (words, colour, hatch) in INTERVAL_LOOKS.items():
         alike = [i for i in bars if i.kind == kind]
         if alike:
             rows = [i.layer + (0.19 if kind in FETCHING else -0.19) for i in alike]

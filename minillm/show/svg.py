@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 XLINK = "{http://www.w3.org/1999/xlink}"
 USELESS = ("metadata", "style", "title")  # elements of matplotlib's file that a page does not need
-STYLE = "stroke-linejoin: round; stroke-linecap: butt"  # what matplotlib's <style> says
+LINE_STYLE = "stroke-linejoin: round; stroke-linecap: butt"  # what matplotlib's <style> says
 
 
 def svg(figure: Axes, name: str, title: str) -> str:
@@ -40,7 +40,7 @@ def svg(figure: Axes, name: str, title: str) -> str:
     wide, _ = figure_of(figure).get_size_inches()
     root = Element("svg", {"role": "img", "aria-labelledby": f"{name}-title {name}-words"})
     root.set("viewBox", drawing.get("viewBox", ""))
-    root.set("style", f"--inches: {wide:g}; {STYLE}")
+    root.set("style", f"--inches: {wide:g}; {LINE_STYLE}")
     SubElement(root, "title", id=f"{name}-title").text = title
     SubElement(root, "desc", id=f"{name}-words").text = alt_text(figure)
     for part in drawing:

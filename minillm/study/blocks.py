@@ -193,7 +193,7 @@ def best_point(rows: Sequence[dict], limit: float, single: bool = False) -> dict
     return max(fits, key=lambda row: (row["speedup"], -row["increase"]), default=None)
 
 
-def in_words(row: dict) -> str:
+def point_in_words(row: dict) -> str:
     """A row as a part of a sentence."""
     neurons = f"blocks of {row['group']}, {row['order']}," if row["group"] > 1 else "single neurons,"
     means = " means in place of what is left out," if row["means"] else ""
@@ -212,6 +212,6 @@ def which_point(rows: Sequence[dict], limits: Sequence[float] = LIMITS) -> list[
             sentences.append(f"For at most {limit:+.0%} of perplexity: nothing is faster than the dense FFN")
             continue
         other = "" if best["group"] == 1 else "; the best of single neurons: "
-        other += "" if best["group"] == 1 else in_words(single) if single else "none is faster than dense"
-        sentences.append(f"For at most {limit:+.0%} of perplexity choose {in_words(best)}{other}")
+        other += "" if best["group"] == 1 else point_in_words(single) if single else "none is faster than dense"
+        sentences.append(f"For at most {limit:+.0%} of perplexity choose {point_in_words(best)}{other}")
     return sentences

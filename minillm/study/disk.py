@@ -93,7 +93,7 @@ class DiskBuffer:
         return PrefetchBuffer(layers, blocks, self.capacity, rule, log=False)
 
 
-def plan_of(predictor: Predictor, bundle: Bundle, share: float) -> DiskPlan:
+def disk_plan_of(predictor: Predictor, bundle: Bundle, share: float) -> DiskPlan:
     """The plan of a predictor: by its cutoffs where a bundle is one neuron, else the best ``share`` of the bundles."""
     select = predicted(predictor, bundle.group, None if bundle.group == 1 else share)
     return DiskPlan(predictor.name, lambda number: select)
@@ -197,20 +197,20 @@ def _row(name: str, watch: Stopwatch, result: Result, resident: Result | None) -
     }
 
 
-ROW_COLUMNS = {  # for text_table, of ``as_shown``
+DISK_COLUMNS = {  # for text_table, of ``as_shown``
     "way": ("way", ""), "announced": ("ahead", ""), "keeper": ("keeper", ""), "capacity": ("keeps", "d"),
     "cached": ("cached", ".2f"), "tokens_per_second": ("tokens/s", ",.1f"), "ffn_ms": ("FFN ms", ".2f"),
     "read_ms": ("reading", ".2f"), "kB": ("kB", ",.0f"), "disk_kB": ("from disk", ",.0f"), "reads": ("reads", ".3f"),
     "hit_rate": ("hits", ".3f"), "perplexity": ("perplexity", ".3f"), "agreement": ("agreement", ".3f"),
 }  # fmt: skip
-UNITS = {  # {key of ROW_COLUMNS: (key of a row, factor)}
+UNITS = {  # {key of DISK_COLUMNS: (key of a row, factor)}
     "ffn_ms": ("ffn_seconds", 1e3), "read_ms": ("read_seconds", 1e3), "kB": ("bytes_per_token", 1e-3),
     "disk_kB": ("disk_bytes", 1e-3),
 }  # fmt: skip
 
 
 def as_shown(rows: Sequence[dict]) -> list[dict]:
-    """The rows, with the columns that ROW_COLUMNS prints in other units: milliseconds and kB per token."""
+    """The rows, with the columns that DISK_COLUMNS prints in other units: milliseconds and kB per token."""
     shown = []
     for row in rows:
         line = row | {"announced": "yes" if row.get("ahead") else None}

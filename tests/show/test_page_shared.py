@@ -4,15 +4,15 @@ from dataclasses import replace
 
 import reports
 
-from minillm.show.page_shared import command, definition, joined, paid, protocol, under
+from minillm.show.page_shared import definition, joined, paid, scored_on, repeat_command, under
 
 
 def test_a_command_names_the_model_and_only_the_options_that_differ_from_the_defaults():
     study = replace(reports.study(), options={"model": "a b", "text": "my text.txt", "seed": 0, "context": 64})
-    assert command(study, "sweep", "--by", "reads") == (
+    assert repeat_command(study, "sweep", "--by", "reads") == (
         "minillm sweep --model 'a b' --text 'my text.txt' --context 64 --by reads"
     )
-    assert command(study, "inspect", takes="") == "minillm inspect --model 'a b'"
+    assert repeat_command(study, "inspect", takes="") == "minillm inspect --model 'a b'"
     assert joined((0.5, "mid")) == "0.5,mid"
 
 
@@ -33,6 +33,6 @@ def test_a_definition_is_the_spec_of_one_row_and_the_rules_of_the_others():
 
 def test_the_protocol_is_that_of_the_row_and_groups_are_put_before_headings():
     dense = reports.study().dense
-    words = protocol(dense)
+    words = scored_on(dense)
     assert all(str(dense[key]) in words for key in ("protocol", "context", "bos", "dtype"))
     assert under("reads", {"read_gate": ("gate", ".3f")}) == {"read_gate": ("reads/gate", ".3f")}

@@ -168,7 +168,7 @@ def test_a_predictor_selects_as_in_memory_early_or_not(made, group, name):
     known = [f"{story} {i}" for i, story in enumerate(known)]
     predictor = Workshop(whole, thresholds, known[:1], known[1:], None, 2).make(name)
     fit_cutoffs(whole, predictor, thresholds, known[1:], 0.5)
-    plan = real.plan_of(predictor, bundle, 0.5)
+    plan = real.disk_plan_of(predictor, bundle, 0.5)
     plans = [plan._replace(ahead=ahead) for ahead in (False, True)]
     found = [real.fetched_row(model, bundle, passes.Reading(texts), plan)[0] for plan in plans]
     assert found[0]["perplexity"] == found[1]["perplexity"]
@@ -204,7 +204,7 @@ def test_an_early_guess_of_a_predictor_made_to_look_ahead_is_what_it_then_select
     for name in ("ahead-4", "learned-ahead"):
         predictor = Workshop(whole, thresholds, known[:1], known[1:], None, 2).make(name)
         predictor.cutoffs = np.zeros(LAYERS) if name == "learned-ahead" else np.full(LAYERS, 0.1)
-        watch = Watched(real.plan_of(predictor, bundle, 0.5).select(0))
+        watch = Watched(real.disk_plan_of(predictor, bundle, 0.5).select(0))
         said = watch.answers
         plan = real.DiskPlan(name, lambda number, watch=watch: watch)
         real.fetched_row(model, bundle, passes.Reading(runs(whole, TEXTS[:1])), plan._replace(ahead=True))
