@@ -8,7 +8,7 @@ from __future__ import annotations
 from ..study.costs import COMPARED_POLICIES, HALF, TARGETS, WEIGHT_TARGETS
 from ..study.summary import NEW_TOKENS, Study
 from .html import beside, commands, figure, table, template, terms, text
-from .page_shared import definition, joined, scored_on, repeat_command, under
+from .page_shared import definition, joined, repeat_command, scored_on, under
 from .results_cuts import beside_the_paper, cost_of_cuts
 
 INTERVAL = ("low", "high")  # of an interval of 95 %

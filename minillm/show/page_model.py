@@ -11,7 +11,7 @@ from ..study.distributions import normal_below
 from ..study.natural import NEAR_ZERO
 from ..study.summary import SHOWN_STEPS, Study
 from .html import beside, commands, figure, table, text
-from .page_shared import scored_on, repeat_command, under
+from .page_shared import repeat_command, scored_on, under
 from .results_distributions import magnitudes_by_layer, natural_by_layer
 
 

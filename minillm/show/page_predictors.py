@@ -8,7 +8,7 @@ from __future__ import annotations
 from ..study.costs import HALF
 from ..study.summary import PREDICTORS, Study
 from .html import beside, bullets, commands, figure, table
-from .page_shared import joined, scored_on, repeat_command, under
+from .page_shared import joined, repeat_command, scored_on, under
 from .results_predictors import cost_of_predictors, match_by_position
 
 NEAR_DENSE = 1.1  # times the dense perplexity: what the second figure of predictors shows

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import reports
 
-from minillm.show.page_shared import definition, joined, paid, scored_on, repeat_command, under
+from minillm.show.page_shared import definition, joined, paid, repeat_command, scored_on, under
 
 
 def test_a_command_names_the_model_and_only_the_options_that_differ_from_the_defaults():
