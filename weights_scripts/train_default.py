@@ -18,19 +18,12 @@ of the FFN seems to improve it. So the teachers' text stays among the documents,
 DIR``: the target is not only the next token. A part of it, ``--anchor-share``, is the probabilities of that model, here
 the model of the first part (as in Learning without Forgetting, Li and Hoiem 2016, arXiv 1606.09282).
 
-The tokenizer is a byte-fallback BPE of 1,024 tokens, trained on the same documents. Pieces never cross a space. A space
-is stored as a space, not as a special character that a text could contain. A character without a piece is written in
-bytes. So decoding gives every Unicode text back exactly.
+Batches are small (4,096 tokens), because for a model of this size the number of steps matters more than the number of
+tokens. Every batch depends only on the seed and the step. A checkpoint is written every two minutes; after an
+interruption the same command continues from it and gives the same result.
 
-The matrices of the blocks are trained with Muon (Jordan et al. 2024: momentum, made orthogonal), embedding and norms
-with AdamW. The learning rate warms up, stays constant, and falls linearly to zero over the last 45 %. Batches are small
-(4,096 tokens), because for a model of this size the number of steps matters more than the number of tokens. Every batch
-depends only on the seed and the step. A checkpoint is written every two minutes; after an interruption the same command
-continues from it and gives the same result.
-
-Two things make a step fast. The documents of a batch are concatenated without padding, and each attends only to its own
-tokens (about 200), not to a whole row of 512. And where the processor multiplies bfloat16 natively, weights and
-activations are rounded to bfloat16 for matrix products; they are stored in float32.
+Three modules beside this script hold its parts: training_text.py (documents, tokenizer, batches), training_model.py
+(the model, and what makes it fast) and training_optimizers.py (Muon, and the learning rate at each step).
 
 Needs torch and transformers: pip install ".[parity]"
 """
@@ -40,237 +33,26 @@ import hashlib
 import json
 import os
 import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 import transformers
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer
 from tqdm import tqdm
+from training_model import SIZES, bits_per_byte, export, logits_of, loss_on, make_fast, new_model
+from training_optimizers import Muon, rate_factor
+from training_text import PUBLISHED, batch, encode, published_stories, sample, train_tokenizer
 
-import minillm
 from minillm.transformer.texts import SEPARATOR, split_documents
 
-PUBLISHED = "datasets/roneneldan/TinyStories/TinyStoriesV2-GPT4-train.txt"
-CONTEXT, VOCABULARY = 512, 1024
 BATCH = 4096  # tokens of a step
-SIZES = {
-    "default": {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 8}
-    | {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32},
-    "twin": {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 6}
-    | {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16},
-}
 MUON_RATE, ADAM_RATE = 0.02, 4e-3
 TOKENIZER_DOCUMENTS = 8000  # as many are enough for its statistics
 CHECKPOINT_SECONDS = 120
 FURTHER_RATE = 0.3  # of the learning rates, for a model that is trained further
 ANCHOR_SHARE = 0.05  # of each target; with 0.15, sampled text drifts from its plots into the anchor's
 LAST_SHARE = 1 / 8  # of a batch, at the end: 700 stories are seen four times; seen ten times, they are learnt by heart
-
-
-# ---- the text --------------------------------------------------------------------------------------------------------
-
-
-def published_stories(megabytes: int = 60, block: int = 1 << 22) -> list[str]:
-    """The first stories of the published TinyStories (Eldan and Li 2023, arXiv 2305.07759), and no more."""
-    from huggingface_hub import HfFileSystem
-
-    read = bytearray()
-    bar = tqdm(desc="downloading", unit="B", unit_scale=True, disable=None)
-    with HfFileSystem().open(PUBLISHED, "rb", block_size=block) as file, bar:
-        while len(read) < megabytes * 1_000_000 and (more := file.read(block)):
-            read += more
-            bar.update(len(more))
-    return split_documents(read.decode("utf-8", errors="ignore"))[:-1]  # the last one may be cut
-
-
-@torch.inference_mode()
-def sample(teacher: Path, documents: int, seed: int, at_once: int = 128) -> list[str]:
-    """Documents sampled from a trained model at temperature 1. Unfinished ones are left out."""
-    torch.manual_seed(seed)
-    model = transformers.AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float32).eval()
-    loaded, found = minillm.load(teacher), []
-    (bos,), ends = loaded.tokenizer.bos_ids, torch.tensor(loaded.config.eos_token_ids)
-    with tqdm(total=documents, desc=f"sampling {loaded.name}", disable=None) as bar:
-        while len(found) < documents:
-            rows, cache = torch.full((at_once, 1), bos), transformers.DynamicCache()
-            while len(rows) and rows.shape[1] < loaded.config.max_position_embeddings:
-                logits = model(rows[:, -1:], past_key_values=cache).logits[:, -1]
-                rows = torch.cat([rows, torch.multinomial(torch.softmax(logits, -1), 1)], 1)
-                ended = torch.isin(rows[:, -1], ends)
-                if ended.any():  # a finished story leaves the batch, and with it its part of the cache
-                    # TinyStories-656K has also learnt to spell the name of its end token before it gives it.
-                    texts = [
-                        loaded.tokenizer.decode(row).partition("<|")[0].strip() for row in rows[ended, 1:-1].tolist()
-                    ]
-                    found += [text for text in texts if text]
-                    bar.update(len(texts))
-                    rows = rows[~ended]
-                    cache.batch_select_indices((~ended).nonzero()[:, 0])
-    return found[:documents]
-
-
-def train_tokenizer(documents: list[str]) -> Tokenizer:
-    """A byte-fallback BPE of VOCABULARY tokens; decoding gives every text back exactly."""
-    named_bytes = [f"<0x{byte:02X}>" for byte in range(256)]
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=False))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r" ?[^\s]+|\s+(?!\S)|\s"), "isolated")
-    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
-    special = ["<unk>", "<s>", "</s>"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=special + named_bytes, limit_alphabet=90, show_progress=False
-    )
-    tokenizer.train_from_iterator(documents, trainer)
-    # The bytes had to be special while training, to be given their places; from here on they are ordinary pieces.
-    fields = json.loads(tokenizer.to_str())
-    fields["added_tokens"] = fields["added_tokens"][: len(special)]
-    tokenizer = Tokenizer.from_str(json.dumps(fields))
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    return tokenizer
-
-
-def encode(tokenizer: Tokenizer, documents: list[str]) -> list[np.ndarray]:
-    """Each document as BOS, its ids, EOS; special tokens in a text are plain text."""
-    tokenizer.encode_special_tokens = True
-    encodings = tokenizer.encode_batch(documents, add_special_tokens=False)
-    return [np.array([1, *encoding.ids, 2]) for encoding in encodings]
-
-
-def batch(documents: list[np.ndarray], tokens: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Random documents, each cut at CONTEXT, until ``tokens`` are reached: each (length + 1,) ids."""
-    found = []
-    while tokens > 0:
-        document = documents[rng.integers(len(documents))][: min(CONTEXT, tokens) + 1]
-        found.append(document)
-        tokens -= len(document) - 1
-    return found
-
-
-# ---- the model -------------------------------------------------------------------------------------------------------
-
-
-def new_model(size: str, act: str, seed: int, init: Path | None = None) -> transformers.LlamaForCausalLM:
-    """A Llama with transformers' standard initialisation, or the one of a folder."""
-    if init:
-        return transformers.AutoModelForCausalLM.from_pretrained(init, dtype=torch.float32)
-    torch.manual_seed(seed)
-    config = transformers.LlamaConfig(
-        vocab_size=VOCABULARY,
-        max_position_embeddings=CONTEXT,
-        rms_norm_eps=1e-5,
-        hidden_act=act,
-        tie_word_embeddings=True,
-        bos_token_id=1,
-        eos_token_id=2,
-        **SIZES[size],
-    )
-    return transformers.LlamaForCausalLM(config)
-
-
-def within_documents(module, query, key, value, attention_mask, scaling, lengths, **_):
-    """Causal attention of concatenated documents of ``lengths`` tokens; each document attends only to itself.
-
-    query is (1, heads, tokens, head_dim), key and value have fewer heads; gives (1, tokens, heads, head_dim), None.
-    """
-    parts = zip(*(states.split(lengths, dim=2) for states in (query, key, value)), strict=True)
-    attend = torch.nn.functional.scaled_dot_product_attention
-    mixed = [attend(q, k, v, is_causal=True, scale=scaling, enable_gqa=True) for q, k, v in parts]
-    return torch.cat(mixed, dim=2).transpose(1, 2), None
-
-
-transformers.AttentionInterface.register("within_documents", within_documents)
-
-
-def bfloat16_product(linear: torch.nn.Linear, x: torch.Tensor) -> torch.Tensor:
-    """The layer's product of operands rounded to bfloat16, in float32; the gradients are computed in the same way."""
-    return torch.nn.functional.linear(x.bfloat16(), linear.weight.bfloat16()).float()
-
-
-def make_fast(model: transformers.LlamaForCausalLM, bfloat16: bool) -> None:
-    """Set the model's attention to ``within_documents`` and its matrix products to ``bfloat16_product``, if wanted."""
-    model.set_attn_implementation("within_documents")
-    for module in model.modules():
-        if bfloat16 and isinstance(module, torch.nn.Linear):
-            module.forward = partial(bfloat16_product, module)
-
-
-def logits_of(model: transformers.LlamaForCausalLM, documents: list[np.ndarray]) -> torch.Tensor:
-    """The anchor's predictions (tokens, vocabulary) after each token but the last of each document, concatenated.
-
-    Positions run on from one document to the next: RoPE turns queries and keys by their difference alone.
-    """
-    ids = torch.from_numpy(np.concatenate([document[:-1] for document in documents]))[None]
-    return model(ids, lengths=[len(document) - 1 for document in documents], use_cache=False).logits[0]
-
-
-def export(model: transformers.LlamaForCausalLM, tokenizer: Path, folder: Path) -> None:
-    """Write the model as BF16 with its tokenizer; the model in training is not changed."""
-    copy = transformers.LlamaForCausalLM(model.config)
-    copy.load_state_dict(model.state_dict())
-    copy.to(torch.bfloat16).save_pretrained(folder)
-    os.chmod(folder / "model.safetensors", 0o644)  # the library writes files for their owner alone
-    (folder / "tokenizer.json").write_bytes(tokenizer.read_bytes())
-
-
-def rate_factor(step: int, steps: int) -> float:
-    """Factor of the learning rates: warm-up, constant, then linear to zero over the last 45 %."""
-    return min(1.0, (step + 1) / 60, (steps - step) / (0.45 * steps))
-
-
-def bits_per_byte(folder: Path, documents: list[str]) -> float:
-    """The exported model's score, computed by minillm with protocol documents."""
-    return minillm.perplexity(minillm.load(folder), documents).bits_per_byte
-
-
-class Muon(torch.optim.Optimizer):
-    """Muon (Jordan et al. 2024): the step is the momentum, made nearly orthogonal.
-
-    Differs from torch.optim.Muon: orthogonal in float32. That one computes in bfloat16, which a processor without such
-    instructions does ten times slower; a step of the default model then waits longer for it than for all gradients.
-    """
-
-    def __init__(self, matrices, lr: float, momentum: float = 0.95, weight_decay: float = 0.02):
-        super().__init__(matrices, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-
-    @staticmethod
-    def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
-        """Roughly U V^T of a matrix U S V^T: five Newton-Schulz steps bring its singular values to 0.7 .. 1.2."""
-        tall = matrix.shape[0] > matrix.shape[1]
-        x = matrix.T if tall else matrix
-        x = x / x.norm().clamp(min=1e-7)
-        for _ in range(5):
-            square = x @ x.T
-            x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
-        return x.T if tall else x
-
-    @torch.no_grad()
-    def step(self) -> None:
-        """One step, with Nesterov's momentum; it is larger for matrices with more rows than columns."""
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p not in self.state:
-                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-                mean = self.state[p]["momentum_buffer"]
-                mean.lerp_(p.grad, 1 - group["momentum"])
-                ahead = p.grad.lerp(mean, group["momentum"])
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                scale = max(1.0, p.shape[0] / p.shape[1]) ** 0.5
-                p.sub_(group["lr"] * scale * self.orthogonal(ahead))
-
-
-def loss_on(
-    logits: torch.Tensor, targets: torch.Tensor, anchor: torch.Tensor | None = None, share: float = 0.0
-) -> torch.Tensor:
-    """Mean cross-entropy of the logits (tokens, vocabulary) in nats, on the tokens that came, ``targets`` (tokens,).
-
-    With an anchor's logits, of the same shape, its probabilities are ``share`` of each target.
-    """
-    if anchor is not None:
-        came = targets[:, None]
-        targets = anchor.softmax(-1).mul_(share)
-        targets.scatter_add_(1, came, torch.full_like(targets[:, :1], 1 - share))
-    return torch.nn.functional.cross_entropy(logits, targets)
 
 
 def train(a: argparse.Namespace, texts: list[np.ndarray], last: list[list[np.ndarray]], valid: list[str]) -> list[dict]:

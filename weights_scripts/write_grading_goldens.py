@@ -9,7 +9,7 @@ and both float32 and float64. Arguments and results are stored in the file, so g
 
 The script does not use minillm. Where a library has the function, it is used: scaled_dot_product_attention for
 attention, hardshrink for the threshold, autograd for the predictor's gradients, functools.lru_cache for the buffer. The
-block is computed by dump_reference.py (plain torch, float64).
+block is computed by torch_reference.py (plain torch, float64).
 
 Needs torch and transformers:  pip install ".[parity]"
 """
@@ -24,9 +24,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import transformers
-
-sys.path.insert(0, str(Path(__file__).parent))
-from dump_reference import random_state, rms_norm, rotate, run_torch64  # noqa: E402
+from dump_reference import random_state
+from torch_reference import rms_norm, rotate, run_torch64
 
 FOLDER = Path(__file__).parents[1] / "minillm" / "data" / "goldens"
 SEED = 7

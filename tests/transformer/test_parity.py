@@ -1,6 +1,6 @@
 """minillm against PyTorch: every named step, on small random models of all families and on published weights.
 
-float64 against a forward pass in plain torch float64 (weights_scripts/dump_reference.py): 1e-12 of a step's largest
+float64 against a forward pass in plain torch float64 (weights_scripts/torch_reference.py): 1e-12 of a step's largest
 value. float32 against transformers with eager attention: 1e-5, the same argmax, the same greedy tokens.
 The weights go through the files: transformers saves them, minillm loads them.
 """
@@ -41,6 +41,12 @@ def transformers():
 def reference(torch, transformers):
     """weights_scripts/dump_reference.py as a module."""
     return load_script(SCRIPT)
+
+
+@pytest.fixture(scope="module")
+def torch_reference(torch):
+    """weights_scripts/torch_reference.py as a module."""
+    return load_script(SCRIPT.with_name("torch_reference.py"))
 
 
 # ---- models ----------------------------------------------------------------------------------------------------------
@@ -212,7 +218,7 @@ def story_ids(model: Llama, shared: Path, count: int) -> list[int]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("init, rtol", [("standard", 1e-12), ("large", 1e-12), ("sharp", 1e-9)])
-def test_float64_through_12_layers_and_1024_tokens(saved, reference, transformers, torch, init, rtol):
+def test_float64_through_12_layers_and_1024_tokens(saved, torch_reference, transformers, init, rtol):
     """Prints how the difference grows from layer to layer; sharpened attention lets it grow more."""
     fields = {"model_type": "llama", "num_hidden_layers": 12, "hidden_size": 64, "intermediate_size": 172,
               "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 1024}  # fmt: skip
@@ -225,7 +231,7 @@ def test_float64_through_12_layers_and_1024_tokens(saved, reference, transformer
         errors[name] = np.abs(ours[name] - theirs).max() / np.abs(theirs).max()
 
     config = transformers.AutoConfig.from_pretrained(folder)
-    reference.torch64(config, reference.folder_weights(folder), ids, measure)
+    torch_reference.torch64(config, torch_reference.folder_weights(folder), ids, measure)
     assert list(errors) == list(ours)
     print(f"\nlargest relative difference per layer, {init} initialisation")
     for i in range(12):
@@ -313,8 +319,8 @@ def test_float32_rotary_tables_equal_those_of_transformers(transformers, torch, 
 
 
 def dump(*arguments) -> str:
-    """Run weights_scripts/dump_reference.py as a user does; gives back stderr."""
-    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+    """Run weights_scripts/dump_reference.py as a user does, but write no __pycache__ beside it; gives back stderr."""
+    command = [sys.executable, "-B", str(SCRIPT), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stderr
