@@ -33,6 +33,7 @@ import hashlib
 import json
 import os
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -41,18 +42,63 @@ import transformers
 from tokenizers import Tokenizer
 from tqdm import tqdm
 from training_model import SIZES, bits_per_byte, export, logits_of, loss_on, make_fast, new_model
-from training_optimizers import Muon, rate_factor
+from training_optimizers import Optimizers, make_optimizers, rate_factor, set_rates, update
 from training_text import PUBLISHED, batch, encode, published_stories, sample, train_tokenizer
 
 from minillm.transformer.texts import SEPARATOR, split_documents
 
 BATCH = 4096  # tokens of a step
-MUON_RATE, ADAM_RATE = 0.02, 4e-3
 TOKENIZER_DOCUMENTS = 8000  # as many are enough for its statistics
 CHECKPOINT_SECONDS = 120
-FURTHER_RATE = 0.3  # of the learning rates, for a model that is trained further
 ANCHOR_SHARE = 0.05  # of each target; with 0.15, sampled text drifts from its plots into the anchor's
 LAST_SHARE = 1 / 8  # of a batch, at the end: 700 stories are seen four times; seen ten times, they are learnt by heart
+
+
+@dataclass
+class Progress:
+    """How far a run has come; a checkpoint holds it beside the model and the optimizers."""
+
+    step: int = 0  # steps done
+    curve: list[dict] = field(default_factory=list)  # the points for the log
+    mean: float | None = None  # running mean of the loss
+    seconds: float = 0.0  # time used, before an interruption too
+
+
+def load_checkpoint(path: Path, model: torch.nn.Module, optimizers: Optimizers) -> Progress:
+    """Set model and optimizers to their state in the checkpoint."""
+    state = torch.load(path)
+    model.load_state_dict(state["model"])
+    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
+    return Progress(state["step"], state["curve"], state["mean"], state["seconds"])
+
+
+def save_checkpoint(path: Path, model: torch.nn.Module, optimizers: Optimizers, progress: Progress) -> None:
+    """Write a checkpoint, complete or not at all."""
+    state = vars(progress) | {"model": model.state_dict()}
+    state["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
+    torch.save(state, path.with_suffix(".partial"))
+    os.replace(path.with_suffix(".partial"), path)
+
+
+def draw_documents(
+    a: argparse.Namespace, texts: list[np.ndarray], last: list[list[np.ndarray]], step: int, factor: float
+) -> list[np.ndarray]:
+    """The documents of one step: BATCH tokens. While the rate falls (``factor``), those of ``last`` are mixed in."""
+    rng = np.random.default_rng([a.seed, step])
+    falling = step > int(a.tokens / BATCH) / 2
+    late = round(BATCH * a.last_share / len(last) * (1 - factor)) if last and falling else 0
+    documents = batch(texts, BATCH - late * len(last), rng)
+    return documents + [document for file in last for document in batch(file, late, rng)]
+
+
+def loss_of(
+    model: torch.nn.Module, anchor: torch.nn.Module | None, documents: list[np.ndarray], share: float
+) -> torch.Tensor:
+    """The loss of a step, in nats per token; an anchor's probabilities are ``share`` of each target."""
+    targets = torch.from_numpy(np.concatenate([document[1:] for document in documents]))
+    held = logits_of(anchor, documents) if anchor else None
+    return loss_on(logits_of(model, documents), targets, held, share)
 
 
 def train(a: argparse.Namespace, texts: list[np.ndarray], last: list[list[np.ndarray]], valid: list[str]) -> list[dict]:
@@ -62,58 +108,37 @@ def train(a: argparse.Namespace, texts: list[np.ndarray], last: list[list[np.nda
     if a.anchor:
         anchor = new_model(a.size, a.act, a.seed, a.anchor).requires_grad_(False)
         make_fast(anchor, a.bfloat16)
-    in_blocks = {n: p for n, p in model.named_parameters() if p.ndim == 2 and "layers" in n}
-    others = [p for n, p in model.named_parameters() if n not in in_blocks]
-    optimizers = [
-        Muon(in_blocks.values(), lr=MUON_RATE),
-        torch.optim.AdamW(others, lr=ADAM_RATE, betas=(0.9, 0.98), weight_decay=0.0),
-    ]
-    steps, first, curve, mean, began = int(a.tokens / BATCH), 0, [], None, time.time()
-    checkpoint = a.out / "checkpoint.pt"
+    optimizers = make_optimizers(model)
+    steps, progress, began, checkpoint = int(a.tokens / BATCH), Progress(), time.time(), a.out / "checkpoint.pt"
     if checkpoint.exists():
-        state = torch.load(checkpoint)
-        first, curve, mean, began = state["step"], state["curve"], state["mean"], began - state["seconds"]
-        model.load_state_dict(state["model"])
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        print(f"continuing at step {first} of {steps}", flush=True)
-    saved_at = time.time()
+        progress = load_checkpoint(checkpoint, model, optimizers)
+        began -= progress.seconds
+        print(f"continuing at step {progress.step} of {steps}", flush=True)
+    first, saved_at = progress.step, time.time()
     for step in tqdm(range(first, steps), initial=first, total=steps, desc="training", unit="step", disable=None):
-        rng = np.random.default_rng([a.seed, step])
         factor = rate_factor(step, steps)
-        late = round(BATCH * a.last_share / len(last) * (1 - factor)) if last and step > steps / 2 else 0
-        documents = batch(texts, BATCH - late * len(last), rng)
-        documents += [document for file in last for document in batch(file, late, rng)]
-        for optimizer, rate in zip(optimizers, (MUON_RATE, ADAM_RATE), strict=True):
-            for group in optimizer.param_groups:
-                group["lr"] = rate * factor * (FURTHER_RATE if a.init else 1)
-        targets = torch.from_numpy(np.concatenate([document[1:] for document in documents]))
-        held = logits_of(anchor, documents) if anchor else None
-        loss = loss_on(logits_of(model, documents), targets, held, a.anchor_share)
+        set_rates(optimizers, factor, further=bool(a.init))
+        loss = loss_of(model, anchor, draw_documents(a, texts, last, step, factor), a.anchor_share)
         model.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(others, 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-        mean = loss.item() if mean is None else 0.98 * mean + 0.02 * loss.item()
-        done = step + 1 == steps
+        update(optimizers)
+        progress.step = step + 1
+        progress.mean = loss.item() if progress.mean is None else 0.98 * progress.mean + 0.02 * loss.item()
+        done = progress.step == steps
         if step % 100 == 0 or done:
             minutes = round((time.time() - began) / 60, 1)
-            point = {"step": step, "tokens": (step + 1) * BATCH, "minutes": minutes, "loss": round(mean, 4)}
+            point = {"step": step, "tokens": (step + 1) * BATCH, "minutes": minutes, "loss": round(progress.mean, 4)}
             if valid and (step % 500 == 0 or done):
                 export(model, a.out / "tokenizer.json", a.out / "model")
                 point["bits_per_byte"] = round(bits_per_byte(a.out / "model", valid if done else valid[:40]), 4)
-            curve.append(point)
+            progress.curve.append(point)
             print(json.dumps(point), flush=True)
         if time.time() - saved_at > CHECKPOINT_SECONDS or done:
-            state = {"step": step + 1, "curve": curve, "mean": mean, "seconds": time.time() - began}
-            state["model"] = model.state_dict()
-            state["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
-            torch.save(state, checkpoint.with_suffix(".partial"))
-            os.replace(checkpoint.with_suffix(".partial"), checkpoint)
+            progress.seconds = time.time() - began
+            save_checkpoint(checkpoint, model, optimizers, progress)
             saved_at = time.time()
     export(model, a.out / "tokenizer.json", a.out / "model")
-    return curve
+    return progress.curve
 
 
 def command_line(a: argparse.Namespace) -> str:
@@ -155,37 +180,30 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return a
 
 
-def main() -> None:
-    """Prepare the text, train the tokenizer, train the model, write the log."""
-    a = parse()
-    a.out.mkdir(parents=True, exist_ok=True)
-
-    sampled = a.out / "sampled.txt"
-    if a.teacher and not sampled.exists():
+def sampled_stories(a: argparse.Namespace) -> Path:
+    """The file of documents sampled from the teachers; it is written once."""
+    path = a.out / "sampled.txt"
+    if not path.exists():
         drawn = [story for teacher in a.teacher for story in sample(teacher, a.stories, a.seed)]
-        sampled.with_suffix(".partial").write_text(f"\n{SEPARATOR}\n".join(drawn) + "\n", encoding="utf-8")
-        os.replace(sampled.with_suffix(".partial"), sampled)
-    files = [*a.text, *([sampled] if a.teacher else [])]
-    read = {file: split_documents(file.read_text(encoding="utf-8")) for file in (*files, *a.last, a.valid) if file}
-    texts = [document for file in files for document in read[file]] if files else published_stories()
-    last, valid = [read[file] for file in a.last], read.get(a.valid, [])
-    if overlap := set(valid) & {*texts, *sum(last, [])}:
-        raise SystemExit(f"{len(overlap)} documents of {a.valid} are in the training text, expected none")
+        path.with_suffix(".partial").write_text(f"\n{SEPARATOR}\n".join(drawn) + "\n", encoding="utf-8")
+        os.replace(path.with_suffix(".partial"), path)
+    return path
 
-    if a.init:
-        a.tokenizer = a.init / "tokenizer.json"
+
+def prepare_tokenizer(a: argparse.Namespace, texts: list[str], real: list[str]) -> Tokenizer:
+    """The tokenizer of the run, OUT/tokenizer.json: the given one, or one trained on the texts and the real stories."""
+    path = a.out / "tokenizer.json"
     if a.tokenizer:
-        (a.out / "tokenizer.json").write_bytes(a.tokenizer.read_bytes())
-    elif not (a.out / "tokenizer.json").exists():
-        real = last[0] if last else []
-        train_tokenizer(texts[:TOKENIZER_DOCUMENTS] + real).save(str(a.out / "tokenizer.json"))
-    if a.anchor and (a.anchor / "tokenizer.json").read_bytes() != (a.out / "tokenizer.json").read_bytes():
+        path.write_bytes(a.tokenizer.read_bytes())
+    elif not path.exists():
+        train_tokenizer(texts[:TOKENIZER_DOCUMENTS] + real).save(str(path))
+    if a.anchor and (a.anchor / "tokenizer.json").read_bytes() != path.read_bytes():
         raise SystemExit(f"{a.anchor / 'tokenizer.json'} differs from the model's tokenizer, expected the same")
-    tokenizer = Tokenizer.from_file(str(a.out / "tokenizer.json"))
-    encoded = {file: encode(tokenizer, documents) for file, documents in read.items() if file != a.valid}
-    if not files:
-        encoded[PUBLISHED] = encode(tokenizer, texts)
-    ids = [document for file in files or [PUBLISHED] for document in encoded[file]]
+    return Tokenizer.from_file(str(path))
+
+
+def log_of(a: argparse.Namespace, documents: dict[Path, list[str]], data_tokens: int) -> dict:
+    """The log but for its curve: what determines the result. ``documents``: those of each file that is trained on."""
     log = {
         "command": command_line(a),
         "seed": a.seed,
@@ -193,20 +211,44 @@ def main() -> None:
         "act": a.act,
         "tokens": int(a.tokens),
         "data": [
-            {"file": file.name, "documents": len(read[file]), "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
-            for file in read
-            if file != a.valid
+            {"file": file.name, "documents": len(texts), "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+            for file, texts in documents.items()
         ],
-        "data_tokens": sum(len(document) for documents in encoded.values() for document in documents),
+        "data_tokens": data_tokens,
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "threads": torch.get_num_threads(),
         "bfloat16": a.bfloat16,
     }
     if a.init:
         log["before"] = json.loads((a.init / "log.json").read_text(encoding="utf-8"))  # how the given model was made
+    return log
+
+
+def main() -> None:
+    """Prepare the text, train the tokenizer, train the model, write the log."""
+    a = parse()
+    a.out.mkdir(parents=True, exist_ok=True)
+    if a.init:
+        a.tokenizer = a.init / "tokenizer.json"
+
+    files = [*a.text, *([sampled_stories(a)] if a.teacher else [])]
+    read = {file: split_documents(file.read_text(encoding="utf-8")) for file in (*files, *a.last, a.valid) if file}
+    texts = [document for file in files for document in read[file]] if files else published_stories()
+    last, valid = [read[file] for file in a.last], read.get(a.valid, [])
+    if overlap := set(valid) & {*texts, *sum(last, [])}:
+        raise SystemExit(f"{len(overlap)} documents of {a.valid} are in the training text, expected none")
+
+    tokenizer = prepare_tokenizer(a, texts, last[0] if last else [])
+    trained_on = {file: documents for file, documents in read.items() if file != a.valid}
+    encoded = {file: encode(tokenizer, documents) for file, documents in trained_on.items()}
+    if not files:
+        encoded[PUBLISHED] = encode(tokenizer, texts)
+    ids = [document for source in files or [PUBLISHED] for document in encoded[source]]
+    data_tokens = sum(len(document) for documents in encoded.values() for document in documents)
+    log = log_of(a, trained_on, data_tokens)
     log["curve"] = train(a, ids, [encoded[file] for file in a.last], valid)
-    (a.out / "log.json").write_text(json.dumps(log, indent=1) + "\n", encoding="utf-8")
-    (a.out / "model" / "log.json").write_text(json.dumps(log, indent=1) + "\n", encoding="utf-8")
+    for folder in (a.out, a.out / "model"):
+        (folder / "log.json").write_text(json.dumps(log, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

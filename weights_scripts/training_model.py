@@ -70,7 +70,7 @@ def make_fast(model: transformers.LlamaForCausalLM, bfloat16: bool) -> None:
 
 
 def logits_of(model: transformers.LlamaForCausalLM, documents: list[np.ndarray]) -> torch.Tensor:
-    """The anchor's predictions (tokens, vocabulary) after each token but the last of each document, concatenated.
+    """The model's logits (tokens, vocabulary) after each token but the last of each document, concatenated.
 
     Positions run on from one document to the next: RoPE turns queries and keys by their difference alone.
     """
@@ -90,14 +90,14 @@ def export(model: transformers.LlamaForCausalLM, tokenizer: Path, folder: Path) 
 def loss_on(
     logits: torch.Tensor, targets: torch.Tensor, anchor: torch.Tensor | None = None, share: float = 0.0
 ) -> torch.Tensor:
-    """Mean cross-entropy of the logits (tokens, vocabulary) in nats, on the tokens that came, ``targets`` (tokens,).
+    """Mean cross-entropy of the logits (tokens, vocabulary) in nats; ``targets`` (tokens,) are the ids that follow.
 
     With an anchor's logits, of the same shape, its probabilities are ``share`` of each target.
     """
     if anchor is not None:
-        came = targets[:, None]
+        ids = targets[:, None]
         targets = anchor.softmax(-1).mul_(share)
-        targets.scatter_add_(1, came, torch.full_like(targets[:, :1], 1 - share))
+        targets.scatter_add_(1, ids, torch.full_like(targets[:, :1], 1 - share))
     return torch.nn.functional.cross_entropy(logits, targets)
 
 

@@ -6,6 +6,9 @@ with AdamW. The learning rate warms up, stays constant, and falls linearly to ze
 
 import torch
 
+MUON_RATE, ADAM_RATE = 0.02, 4e-3
+FURTHER_RATE = 0.3  # of the learning rates, for a model that is trained further
+
 
 def rate_factor(step: int, steps: int) -> float:
     """Factor of the learning rates: warm-up, constant, then linear to zero over the last 45 %."""
@@ -46,3 +49,29 @@ class Muon(torch.optim.Optimizer):
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 scale = max(1.0, p.shape[0] / p.shape[1]) ** 0.5
                 p.sub_(group["lr"] * scale * self.orthogonal(ahead))
+
+
+Optimizers = tuple[Muon, torch.optim.AdamW]
+
+
+def make_optimizers(model: torch.nn.Module) -> Optimizers:
+    """Muon for the matrices of the blocks, AdamW for embedding and norms."""
+    in_blocks = {n: p for n, p in model.named_parameters() if p.ndim == 2 and "layers" in n}
+    others = [p for n, p in model.named_parameters() if n not in in_blocks]
+    adam = torch.optim.AdamW(others, lr=ADAM_RATE, betas=(0.9, 0.98), weight_decay=0.0)
+    return Muon(in_blocks.values(), lr=MUON_RATE), adam
+
+
+def set_rates(optimizers: Optimizers, factor: float, further: bool) -> None:
+    """Set the learning rates to ``factor`` of the full ones; lower for a model that is trained further."""
+    for optimizer, rate in zip(optimizers, (MUON_RATE, ADAM_RATE), strict=True):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * factor * (FURTHER_RATE if further else 1)
+
+
+def update(optimizers: Optimizers) -> None:
+    """One step of both; AdamW's gradients are scaled down to a norm of 1 where they are larger."""
+    _, adam = optimizers
+    torch.nn.utils.clip_grad_norm_(adam.param_groups[0]["params"], 1.0)
+    for optimizer in optimizers:
+        optimizer.step()

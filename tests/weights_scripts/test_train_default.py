@@ -146,3 +146,28 @@ def test_a_text_that_is_scored_may_not_be_trained_on(script, tmp_path, monkeypat
     monkeypatch.setattr("sys.argv", ["train", str(tmp_path / "out"), "--text", str(text), "--valid", str(text)])
     with pytest.raises(SystemExit, match="expected none"):
         script.main()
+
+
+def test_without_a_text_it_trains_on_the_published_stories(script, tmp_path, monkeypatch):
+    trained_on = []
+
+    def train(a, texts, last, valid):
+        (a.out / "model").mkdir()
+        trained_on.extend(texts)
+        return []
+
+    monkeypatch.setattr(script, "published_stories", lambda: STORIES)
+    monkeypatch.setattr(script, "train", train)
+    monkeypatch.setattr("sys.argv", ["train", str(tmp_path)])
+    script.main()
+    log = json.loads((tmp_path / "log.json").read_text(encoding="utf-8"))
+    assert len(trained_on) == len(STORIES) and log["data"] == []
+    assert log["data_tokens"] == sum(len(document) for document in trained_on) > len(STORIES)
+    assert (tmp_path / "model" / "log.json").read_bytes() == (tmp_path / "log.json").read_bytes()
+
+
+def test_the_command_line_of_the_log_has_what_determines_the_result_and_no_path(script, tmp_path):
+    words = f"{tmp_path} --text /a/t.txt --last /b/l.txt --anchor /c/part-1 --tokens 5e4 --valid /d/v.txt --seed 2"
+    line = "--size default --act silu --tokens 50000 --seed 2 --text t.txt --last l.txt --anchor part-1"
+    assert script.command_line(script.parse(words.split())) == line
+    assert script.command_line(script.parse([*words.split(), "--anchor-share", "0.1"])) == f"{line} --anchor-share 0.1"

@@ -1,9 +1,11 @@
-"""The model of the training script: what makes a step fast changes no result, and the anchor's part of the loss."""
+"""The model of the training script: what makes a step fast changes no result, the loss, and the folder."""
 
 import numpy as np
 import pytest
 from scripts import load_script
 from training_stories import STORIES
+
+import minillm
 
 
 @pytest.fixture(scope="module")
@@ -45,3 +47,20 @@ def test_an_anchor_is_its_share_of_every_target(script):
     by_hand = -(targets * logits.log_softmax(1)).sum(1).mean()
     assert torch.allclose(script.loss_on(logits, came, held, 0.2), by_hand, rtol=1e-12)
     assert script.loss_on(logits, came) == torch.nn.functional.cross_entropy(logits, came)
+
+
+def test_an_exported_model_is_rounded_and_the_one_in_training_is_not(script, tokenizer, tmp_path):
+    import torch
+
+    model = script.new_model("twin", "relu", 5)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    script.export(model, tmp_path / "tokenizer.json", tmp_path / "model")
+    assert all(
+        value.dtype == torch.float32 and torch.equal(value, before[n]) for n, value in model.state_dict().items()
+    )
+    loaded = minillm.load(tmp_path / "model")
+    assert loaded.config.hidden_act == "relu" and loaded.config.tie_word_embeddings
+    embedding = before["model.embed_tokens.weight"]
+    assert np.array_equal(loaded.embed_tokens, embedding.bfloat16().float().numpy())
+    assert script.bits_per_byte(tmp_path / "model", STORIES[:2]) > 1  # it has not been trained
