@@ -23,6 +23,7 @@ import os
 import shutil
 import struct
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -36,17 +37,33 @@ from minillm.transformer.rope import halves_from_interleaved
 MAGIC = 0x616B3432
 FIELDS = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "max_seq_len")
 LIMITS = (2**16, 2**20, 1024, 4096, 4096, 2**21, 2**24)
+TABLES = ("cos", "sin")  # of the legacy format; a Llama computes its rotary tables again
 BOS, EOS, FIRST_BYTE = 1, 2, 3  # id 0 is <unk>, the ids 3 to 258 are the bytes
 
 
-def read_model(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
-    """Read a .bin file: the fields of config.json, and the weights by Hugging Face's names. Raises CheckpointError."""
-    try:
-        with open(path, "rb") as file:
-            head = file.read(256)
-            size = file.seek(0, os.SEEK_END)
-    except OSError as problem:
-        raise CheckpointError(f"{path}: cannot be read ({problem.strerror})") from None
+@dataclass(frozen=True)
+class Header:
+    """What the first bytes of a .bin file give: the format, and the sizes by llama2.c's names."""
+
+    legacy: bool
+    shared: bool  # the head is the embedding
+    start: int  # the byte at which the weights begin
+    dim: int
+    hidden_dim: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    vocab_size: int
+    max_seq_len: int
+
+    @property
+    def head_dim(self) -> int:
+        """d, the size of a head."""
+        return self.dim // self.n_heads
+
+
+def parse_header(head: bytes, path: Path, size: int) -> Header:
+    """The header from the first 256 bytes of a file of ``size`` bytes. Raises CheckpointError."""
     if len(head) < 28:
         raise CheckpointError(f"{path}: has {size} bytes, expected a header of at least 28")
     legacy = struct.unpack_from("<I", head)[0] != MAGIC
@@ -60,61 +77,85 @@ def read_model(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
             raise CheckpointError(f"{path}: is in {what}, expected legacy or version 1 with float32 weights")
         if len(head) < 256:
             raise CheckpointError(f"{path}: has {size} bytes, expected a header of 256")
-        values, start = struct.unpack_from("<7i", head, 8), 256
+        values, start = list(struct.unpack_from("<7i", head, 8)), 256
         if head[36] > 1 or any(head[37:]):
             raise CheckpointError(f"{path}: the header has other bytes after max_seq_len, expected 0 or 1 and zeros")
         shared = head[36] == 1
     for field, value, limit in zip(FIELDS, values, LIMITS, strict=True):
         if not 0 < value <= limit:
             raise CheckpointError(f"{path}: {field} is {value}, expected 1 to {limit}")
-    dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size, max_seq_len = values
+    header = Header(legacy, shared, start, *values)
+    dim, n_heads, n_kv_heads = header.dim, header.n_heads, header.n_kv_heads
     if dim % n_heads or n_heads % n_kv_heads or dim // n_heads % 2:
         raise CheckpointError(
             f"{path}: dim {dim}, n_heads {n_heads}, n_kv_heads {n_kv_heads} do not fit, expected an even dim / n_heads "
             "and a whole n_heads / n_kv_heads"
         )
+    return header
 
-    d, kv = dim // n_heads, dim // n_heads * n_kv_heads
-    norms = [("input_layernorm", (n_layers, dim)), ("post_attention_layernorm", (n_layers, dim)), ("norm", (dim,))]
-    embedding = [("embed_tokens", (vocab_size, dim))]
-    rows = {"q": dim, "k": kv, "v": kv, "o": dim}
-    attention = [(f"self_attn.{name}_proj", (n_layers, rows[name], dim)) for name in rows]
-    ffn = [("mlp.gate_proj", (n_layers, hidden_dim, dim)), ("mlp.down_proj", (n_layers, dim, hidden_dim)),
-           ("mlp.up_proj", (n_layers, hidden_dim, dim))]  # fmt: skip
-    own_head = [] if shared else [("lm_head", (vocab_size, dim))]
-    if legacy:  # the rotary tables are computed again by whoever runs the model
-        tables = [("cos", (max_seq_len, d // 2)), ("sin", (max_seq_len, d // 2))]
-        order = [*embedding, norms[0], *attention, norms[1], *ffn, norms[2], *tables, *own_head]
-    else:
-        order = [*norms, *embedding, *attention, *ffn, *own_head]
+
+def arrays_in_order(h: Header) -> list[tuple[str, tuple[int, ...]]]:
+    """(kind, shape) of every array of the file. The kind is Hugging Face's name without the layer."""
+    kv = h.head_dim * h.n_kv_heads
+    norms = [("input_layernorm", (h.n_layers, h.dim)), ("post_attention_layernorm", (h.n_layers, h.dim)),
+             ("norm", (h.dim,))]  # fmt: skip
+    embedding = [("embed_tokens", (h.vocab_size, h.dim))]
+    rows = {"q": h.dim, "k": kv, "v": kv, "o": h.dim}
+    attention = [(f"self_attn.{name}_proj", (h.n_layers, rows[name], h.dim)) for name in rows]
+    ffn = [("mlp.gate_proj", (h.n_layers, h.hidden_dim, h.dim)), ("mlp.down_proj", (h.n_layers, h.dim, h.hidden_dim)),
+           ("mlp.up_proj", (h.n_layers, h.hidden_dim, h.dim))]  # fmt: skip
+    own_head = [] if h.shared else [("lm_head", (h.vocab_size, h.dim))]
+    if h.legacy:
+        tables = [(name, (h.max_seq_len, h.head_dim // 2)) for name in TABLES]
+        return [*embedding, norms[0], *attention, norms[1], *ffn, norms[2], *tables, *own_head]
+    return [*norms, *embedding, *attention, *ffn, *own_head]
+
+
+def named_weights(kind: str, array: np.ndarray, head_dim: int) -> dict[str, np.ndarray]:
+    """The weights of one array by Hugging Face's names; those of all layers are divided, W_q and W_k reordered."""
+    if not kind.startswith(("input", "post", "self_attn", "mlp")):
+        return {"lm_head.weight" if kind == "lm_head" else f"model.{kind}.weight": array}
+    layers = list(array)
+    if kind in ("self_attn.q_proj", "self_attn.k_proj"):
+        layers = [halves_from_interleaved(layer, len(layer) // head_dim) for layer in layers]
+    return {f"model.layers.{i}.{kind}.weight": layer for i, layer in enumerate(layers)}
+
+
+def config_fields(h: Header) -> dict:
+    """The fields of config.json."""
+    return {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "float32",
+        "vocab_size": h.vocab_size, "hidden_size": h.dim, "intermediate_size": h.hidden_dim,
+        "num_hidden_layers": h.n_layers, "num_attention_heads": h.n_heads, "num_key_value_heads": h.n_kv_heads,
+        "head_dim": h.head_dim, "max_position_embeddings": h.max_seq_len, "hidden_act": "silu", "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0, "rope_scaling": None, "attention_bias": False, "mlp_bias": False,
+        "tie_word_embeddings": h.shared, "bos_token_id": BOS, "eos_token_id": EOS,
+    }  # fmt: skip
+
+
+def read_model(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
+    """Read a .bin file: the fields of config.json, and the weights by Hugging Face's names. Raises CheckpointError."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(256)
+            size = file.seek(0, os.SEEK_END)
+    except OSError as problem:
+        raise CheckpointError(f"{path}: cannot be read ({problem.strerror})") from None
+    header = parse_header(head, path, size)
+    order = arrays_in_order(header)
     counts = [math.prod(shape) for _, shape in order]
-    if size != start + 4 * sum(counts):
-        raise CheckpointError(f"{path}: has {size} bytes, expected {start + 4 * sum(counts)} from its header")
+    expected = header.start + 4 * sum(counts)
+    if size != expected:
+        raise CheckpointError(f"{path}: has {size} bytes, expected {expected} from its header")
 
-    floats, weights, at = np.memmap(path, "<f4", "r", offset=start), {}, 0
+    floats, weights, at = np.memmap(path, "<f4", "r", offset=header.start), {}, 0
     for (kind, shape), count in zip(order, counts, strict=True):
         array, at = floats[at : at + count].reshape(shape), at + count
         if not np.isfinite(array).all():
             raise CheckpointError(f"{path}: the weights of {kind} hold NaN or infinity, expected finite numbers")
-        if kind in ("cos", "sin"):
-            continue
-        if kind.startswith(("input", "post", "self_attn", "mlp")):
-            for i, layer in enumerate(array):
-                if kind in ("self_attn.q_proj", "self_attn.k_proj"):
-                    layer = halves_from_interleaved(layer, len(layer) // d)
-                weights[f"model.layers.{i}.{kind}.weight"] = layer
-        else:
-            weights["lm_head.weight" if kind == "lm_head" else f"model.{kind}.weight"] = array
-
-    config = {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "float32",
-        "vocab_size": vocab_size, "hidden_size": dim, "intermediate_size": hidden_dim, "num_hidden_layers": n_layers,
-        "num_attention_heads": n_heads, "num_key_value_heads": n_kv_heads, "head_dim": d,
-        "max_position_embeddings": max_seq_len, "hidden_act": "silu", "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
-        "rope_scaling": None, "attention_bias": False, "mlp_bias": False, "tie_word_embeddings": shared,
-        "bos_token_id": BOS, "eos_token_id": EOS,
-    }  # fmt: skip
-    return config, weights
+        if kind not in TABLES:
+            weights |= named_weights(kind, array, header.head_dim)
+    return config_fields(header), weights
 
 
 def read_pieces(path: Path, vocab_size: int) -> list[tuple[str, float]]:
