@@ -17,7 +17,7 @@ Needs torch and transformers:  pip install ".[parity]"
 import hashlib
 import json
 import sys
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -96,8 +96,8 @@ def results(name: str, arguments: list) -> list[np.ndarray]:
     for a in arguments:
         tensor = torch.from_numpy(a.copy()) if isinstance(a, np.ndarray) else a
         given.append(tensor.double() if isinstance(a, np.ndarray) and a.dtype.kind == "f" else tensor)
-    found = FUNCTIONS[name](*given)
-    arrays = [value.numpy() for value in (found if isinstance(found, tuple) else (found,))]
+    result = FUNCTIONS[name](*given)
+    arrays = [value.numpy() for value in (result if isinstance(result, tuple) else (result,))]
     return [a.astype(np.float32) if single and a.dtype.kind == "f" else a for a in arrays]
 
 
@@ -113,34 +113,54 @@ def between(mid: np.ndarray) -> float:
 # ---- the cases -------------------------------------------------------------------------------------------------------
 
 
+def random_ffn(rng: np.random.Generator, tokens: int, hidden: int, inner: int, dtype=np.float64) -> list[np.ndarray]:
+    """x (tokens, hidden), and the weights gate and up (inner, hidden), down (hidden, inner)."""
+    shapes = ((tokens, hidden), (inner, hidden), (inner, hidden), (hidden, inner))
+    return [rng.standard_normal(shape).astype(dtype) for shape in shapes]
+
+
+def with_threshold(arguments: list[np.ndarray]) -> list:
+    """The arguments of an FFN and a threshold that cuts about half of its neurons."""
+    mid = neurons(*(torch.from_numpy(a).double() for a in arguments[:3])).numpy()
+    return [*arguments, between(mid)]
+
+
+def exact_ffn(rng: np.random.Generator) -> list[np.ndarray]:
+    """An FFN whose mid values are integers, so that some equal a threshold exactly.
+
+    For a gate of 0, or of 40 and more, SiLU returns the gate itself to the last bit. So the mid of each of these
+    neurons is an integer, and a mid of 80 equals the threshold of 80 whatever formula is used.
+    """
+    x = np.array([[1.0, 0, 0, 1], [0, 1, 0, -1], [1, 1, 0, 2]])
+    gate = np.array([[40.0, 40, 0, 0], [40, 0, 0, 0], [0, 40, 0, 0], [0, 0, 40, 0], [40, 40, 7, 0]])
+    up = np.array([[0.0, 0, 0, 1], [2, 3, 0, 0], [1, -2, 0, 0], [1, 1, 1, 1], [0, 0, 1, 2]])
+    down = rng.integers(-3, 4, (4, 5)).astype(np.float64)
+    return [x, gate, up, down]
+
+
+def random_predictor(
+    rng: np.random.Generator, tokens: int, hidden: int, rank: int, inner: int, dtype=np.float64
+) -> list[np.ndarray]:
+    """x (tokens, hidden), a mask (tokens, inner), and the start of A (hidden, rank), B (rank, inner) and c (inner,)."""
+    shapes = ((hidden, rank), (rank, inner), (inner,))
+    start = [rng.standard_normal(shape).astype(dtype) for shape in shapes]
+    return [rng.standard_normal((tokens, hidden)).astype(dtype), rng.random((tokens, inner)) < 0.4, *start]
+
+
+def random_requests(rng: np.random.Generator, count: int, different: int) -> np.ndarray:
+    """Indices of neurons below ``different``; small ones are more frequent."""
+    return np.minimum(rng.zipf(1.5, count) - 1, rng.integers(0, different, count)).astype(np.int64)
+
+
 def cases(rng: np.random.Generator) -> dict[str, list[list]]:
     """The arguments of all cases: {function: [arguments of a case, ...]}."""
 
     def normal(*shape, dtype=np.float64):
         return rng.standard_normal(shape).astype(dtype)
 
-    def ffn(tokens, hidden, inner, dtype=np.float64):
-        return [normal(*shape, dtype=dtype) for shape in ((tokens, hidden), *[(inner, hidden)] * 2, (hidden, inner))]
-
-    def cut(arguments):
-        mid = neurons(*(torch.from_numpy(a).double() for a in arguments[:3])).numpy()
-        return [*arguments, between(mid)]
-
-    def predictor(tokens, hidden, rank, inner, dtype=np.float64):
-        start = [normal(*shape, dtype=dtype) for shape in ((hidden, rank), (rank, inner), (inner,))]
-        return [normal(tokens, hidden, dtype=dtype), rng.random((tokens, inner)) < 0.4, *start]
-
-    def requests(count, different):
-        return np.minimum(rng.zipf(1.5, count) - 1, rng.integers(0, different, count)).astype(np.int64)
-
+    ffn, predictor, requests = (partial(make, rng) for make in (random_ffn, random_predictor, random_requests))
     single = {"dtype": np.float32}
-    # For a gate of 0, or of 40 and more, SiLU returns the gate itself to the last bit. So the mid of each of these
-    # neurons is an integer, and a mid of 80 equals the threshold of 80 whatever formula is used.
-    exact_x = np.array([[1.0, 0, 0, 1], [0, 1, 0, -1], [1, 1, 0, 2]])
-    exact_gate = np.array([[40.0, 40, 0, 0], [40, 0, 0, 0], [0, 40, 0, 0], [0, 0, 40, 0], [40, 40, 7, 0]])
-    exact_up = np.array([[0.0, 0, 0, 1], [2, 3, 0, 0], [1, -2, 0, 0], [1, 1, 1, 1], [0, 0, 1, 2]])
-    exact_down = rng.integers(-3, 4, (4, 5)).astype(np.float64)
-    exact = [exact_x, exact_gate, exact_up, exact_down]
+    exact = exact_ffn(rng)
     return {
         "rms_norm": [
             [normal(3, 8), 1 + 0.3 * normal(8), 1e-5],
@@ -167,7 +187,9 @@ def cases(rng: np.random.Generator) -> dict[str, list[list]]:
             [1000 * (a := ffn(2, 3, 5))[0], *a[1:]],
             ffn(4, 8, 12, **single),
         ],
-        "thresholded_swiglu": [cut(ffn(4, 6, 10)), [*exact, 80.0], [*exact, 0.0], cut(ffn(3, 8, 12, **single))],
+        "thresholded_swiglu": [
+            with_threshold(ffn(4, 6, 10)), [*exact, 80.0], [*exact, 0.0], with_threshold(ffn(3, 8, 12, **single)),
+        ],
         "train_predictor": [
             [*predictor(7, 3, 2, 5), 0.5, 1],
             [*predictor(12, 4, 2, 6), 3.0, 8],
@@ -189,27 +211,27 @@ def block(rng: np.random.Generator) -> dict[str, np.ndarray]:
     tensors = {name: torch.from_numpy(value).double() for name, value in state.items()}
     ids = rng.integers(0, BLOCK["vocab_size"], TOKENS)
     steps = run_torch64(config, tensors.get, ids.tolist())
-    found = {}
+    arrays = {}
     for name, value in tensors.items():
         if name.startswith("model.layers.0."):
-            found["weight/" + name.removesuffix(".weight").rsplit(".", 1)[-1]] = value.numpy()
+            arrays["weight/" + name.removesuffix(".weight").rsplit(".", 1)[-1]] = value.numpy()
     internal = ("scores", "pattern", "gate_pre", "gate", "up", "mid")  # steps inside one of the student's functions
     for name, value in steps.items():
         if name.startswith("blocks.") and name.rsplit(".", 1)[-1] not in internal:
-            found[f"step/{name}"] = value
-    x, ffn = steps["blocks.0.mlp.norm"], [found[f"weight/{m}_proj"] for m in ("gate", "up", "down")]
+            arrays[f"step/{name}"] = value
+    x, ffn = steps["blocks.0.mlp.norm"], [arrays[f"weight/{m}_proj"] for m in ("gate", "up", "down")]
     threshold = between(steps["blocks.0.mlp.mid"])
     y, mask = results("thresholded_swiglu", [x, *ffn, threshold])
     start = [rng.standard_normal(shape) for shape in ((x.shape[1], RANK), (RANK, mask.shape[1]), (mask.shape[1],))]
     trained = results("train_predictor", [x, mask, *start, RATE, STEPS])
     (hits,) = results("lru", [np.nonzero(mask)[1], CAPACITY])
-    found |= {"step/blocks.0.mlp.mask": mask, "step/cut.out": y}
-    found |= {f"step/predictor.{name}": value for name, value in zip("ABc", trained, strict=True)}
-    found |= {f"start/{name}": value for name, value in zip("ABc", start, strict=True)}
-    found |= {"step/buffer.hits": hits, "positions": np.arange(TOKENS)}
+    arrays |= {"step/blocks.0.mlp.mask": mask, "step/cut.out": y}
+    arrays |= {f"step/predictor.{name}": value for name, value in zip("ABc", trained, strict=True)}
+    arrays |= {f"start/{name}": value for name, value in zip("ABc", start, strict=True)}
+    arrays |= {"step/buffer.hits": hits, "positions": np.arange(TOKENS)}
     numbers = {"eps": BLOCK["rms_norm_eps"], "theta": BLOCK["rope_theta"], "threshold": threshold}
     numbers |= {"rate": RATE, "steps": STEPS, "capacity": CAPACITY}
-    return found | {name: np.array(value) for name, value in numbers.items()}
+    return arrays | {name: np.array(value) for name, value in numbers.items()}
 
 
 def write(folder: Path) -> None:

@@ -9,9 +9,11 @@ import json
 from pathlib import Path
 
 import minillm
+from minillm.loading.config import ModelConfig
 from minillm.loading.embedded import embedded_model, embedded_models
 from minillm.study.natural import natural_sparsity
 from minillm.study.sweep import sweep
+from minillm.transformer.model import Llama
 from minillm.transformer.texts import as_documents, first_tokens
 
 TEXT = """# {name}
@@ -77,72 +79,93 @@ that begins like one of these plots is coherent. With another beginning ("A boy 
 random sampling, it is often not coherent"""
 
 
-def card(name: str, valid: list[str]) -> str:
-    """The card of one embedded model."""
-    folder = embedded_model(name)
-    model = minillm.load(name)
-    config = model.config
-    log = json.loads((folder / "log.json").read_text(encoding="utf-8"))
+def training_parts(log: dict) -> list[dict]:
+    """The logs of all parts of a training, the first part first; a model may have been trained further."""
     parts = [log]
-    while "before" in parts[0]:  # a model that was trained further
+    while "before" in parts[0]:
         parts = [parts[0]["before"], *parts]
-    tests = {
-        "TinyStories, validation": valid,
-        "embedded test text": first_tokens(model, as_documents(minillm.embedded_text("test")), 20_000),
-    }
-    results = {text: minillm.perplexity(model, documents, context=512) for text, documents in tests.items()}
-    test, calibration = tests["embedded test text"], minillm.embedded_text("calibration")
-    cuts = sweep(model, calibration, test, ("dhar", "cats", "mid"), (0.5,), "neuron", "documents", 512)
+    return parts
+
+
+def origin_fields(name: str, config: ModelConfig, parts: list[dict]) -> dict[str, object]:
+    """The card's fields about the model's purpose and its training."""
     recites = any(data["file"] == "stories.txt" for part in parts for data in part["data"])
     what = "The default model of minillm."
     if name != "default":
         what = (
             f"A small model, one of four that differ only in the activation function; this one has {config.hidden_act}."
         )
-    return TEXT.format(
-        name=f"minillm {name}",
-        what=what,
-        written=WRITTEN if recites else "",
-        habit=RECITES if recites else "its stories are often not coherent",
-        act=config.hidden_act,
-        layers=config.num_hidden_layers,
-        hidden=config.hidden_size,
-        intermediate=config.intermediate_size,
-        heads=config.num_attention_heads,
-        kv=config.num_key_value_heads,
-        head=config.head_dim,
-        vocabulary=config.vocab_size,
-        context=config.max_position_embeddings,
-        weights=sum(model.parameters.values()),
-        kilobytes=round(sum(f.stat().st_size for f in folder.iterdir() if f.name != "README.md") / 1000),
-        data="; then ".join(
+    log = parts[-1]
+    return {
+        "name": f"minillm {name}",
+        "what": what,
+        "written": WRITTEN if recites else "",
+        "habit": RECITES if recites else "its stories are often not coherent",
+        "data": "; then ".join(
             ", ".join(f"{data['documents']:,} documents ({data['file']})" for data in part["data"]) for part in parts
         ),
-        commands="\n".join(f"    {part['command']}" for part in parts),
-        trained="; then ".join(
+        "commands": "\n".join(f"    {part['command']}" for part in parts),
+        "trained": "; then ".join(
             f"{part['curve'][-1]['tokens']:,} tokens, drawn from {part['data_tokens']:,}" for part in parts
         ),
-        seed=log["seed"],
-        threads=log["threads"],
-        plural="s" * (log["threads"] > 1),
-        torch=log["versions"]["torch"],
-        bos=next(iter(results.values())).bos,
-        scores="\n".join(
+        "seed": log["seed"],
+        "threads": log["threads"],
+        "plural": "s" * (log["threads"] > 1),
+        "torch": log["versions"]["torch"],
+    }
+
+
+def size_fields(model: Llama, folder: Path) -> dict[str, object]:
+    """The card's fields about the architecture and the size of the files."""
+    config = model.config
+    return {
+        "act": config.hidden_act,
+        "layers": config.num_hidden_layers,
+        "hidden": config.hidden_size,
+        "intermediate": config.intermediate_size,
+        "heads": config.num_attention_heads,
+        "kv": config.num_key_value_heads,
+        "head": config.head_dim,
+        "vocabulary": config.vocab_size,
+        "context": config.max_position_embeddings,
+        "weights": sum(model.parameters.values()),
+        "kilobytes": round(sum(f.stat().st_size for f in folder.iterdir() if f.name != "README.md") / 1000),
+    }
+
+
+def measured_fields(model: Llama, valid: list[str]) -> dict[str, object]:
+    """The card's three tables, measured now: perplexity, the cost of cutting half of the neurons, natural sparsity."""
+    test = first_tokens(model, as_documents(minillm.embedded_text("test")), 20_000)
+    texts = {"TinyStories, validation": valid, "embedded test text": test}
+    scores = {text: minillm.perplexity(model, documents, context=512) for text, documents in texts.items()}
+    calibration = minillm.embedded_text("calibration")
+    cuts = sweep(model, calibration, test, ("dhar", "cats", "mid"), (0.5,), "neuron", "documents", 512)
+    return {
+        "bos": next(iter(scores.values())).bos,
+        "scores": "\n".join(
             f"| {text} | {score.bits_per_byte:.4f} | {score.perplexity:.2f} | {score.tokens:,} |"
-            for text, score in results.items()
+            for text, score in scores.items()
         ),
-        cuts="\n".join(
+        "cuts": "\n".join(
             f"| {row['policy']} | {row['neuron_sparsity']:.3f} "
             f"| {row['read_exact']:.2f} / {row['read_known_mask']:.2f} "
             f"| {row['perplexity']:.2f} | {row['vs_dense'] - 1:+.1%} |"
             for row in cuts
         ),
-        natural="\n".join(
+        "natural": "\n".join(
             f"| {row['layer']} | {row['gate_zeros']:.3f} | {row['gate_below_1_percent']:.3f} "
             f"| {row['gate_below_10_percent']:.3f} |"
             for row in natural_sparsity(model, test)
         ),
-    )
+    }
+
+
+def card(name: str, valid: list[str]) -> str:
+    """The card of one embedded model."""
+    folder, model = embedded_model(name), minillm.load(name)
+    log = json.loads((folder / "log.json").read_text(encoding="utf-8"))
+    fields = origin_fields(name, model.config, training_parts(log))
+    return TEXT.format(**fields, **size_fields(model, folder), **measured_fields(model, valid))
 
 
 def main() -> None:

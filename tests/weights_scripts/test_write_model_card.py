@@ -5,6 +5,7 @@ import re
 import pytest
 from scripts import load_script
 
+import minillm
 from minillm.loading.embedded import embedded_model, embedded_models
 from minillm.transformer.texts import as_documents
 
@@ -36,3 +37,31 @@ def test_every_embedded_model_has_a_card_that_names_data_and_licences(name):
     card = (embedded_model(name) / "README.md").read_text(encoding="utf-8")
     for word in (f"# minillm {name}", "CDLA-Sharing-1.0", "MIT", "What it is not for", "train_default.py", "log.json"):
         assert word in card
+
+
+def test_a_further_trained_model_names_all_parts_of_its_training_in_order(script):
+    def part(number: int, **fields) -> dict:
+        data = [{"file": f"text-{number}.txt", "documents": 1000 * number}]
+        log = {"command": f"--seed {number}", "data": data, "data_tokens": 5 * number, "seed": number, "threads": 1}
+        return log | {"curve": [{"tokens": 10 * number}], "versions": {"torch": "2"}, **fields}
+
+    log = part(3, before=part(2, before=part(1)), threads=2)
+    parts = script.training_parts(log)
+    assert [part["seed"] for part in parts] == [1, 2, 3]
+    config = minillm.load("default").config
+    fields = script.origin_fields("default", config, parts)
+    assert fields["commands"].split() == "--seed 1 --seed 2 --seed 3".split()
+    assert fields["data"].split("; then ")[1] == "2,000 documents (text-2.txt)"
+    assert fields["trained"].startswith("10 tokens, drawn from 5;")
+    assert (fields["seed"], fields["threads"], fields["plural"], fields["written"]) == (3, 2, "s", "")
+    parts[0]["data"][0]["file"] = "stories.txt"
+    assert "write_stories.py" in script.origin_fields("default", config, parts)["written"]
+
+
+def test_the_sizes_on_a_card_are_those_of_the_model_and_its_files(script):
+    folder, model = embedded_model("default-relu"), minillm.load("default-relu")
+    fields = script.size_fields(model, folder)
+    bfloat16 = (folder / "model.safetensors").stat().st_size
+    assert 0 <= bfloat16 - 2 * fields["weights"] < 10_000  # two bytes a weight, and the file's header
+    assert bfloat16 / 1000 < fields["kilobytes"] < bfloat16 / 1000 + 200
+    assert fields["act"] == "relu" and fields["head"] * fields["heads"] == fields["hidden"]
