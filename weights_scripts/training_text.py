@@ -39,10 +39,10 @@ def sample(teacher: Path, documents: int, seed: int, at_once: int = 128) -> list
     """Documents sampled from a trained model at temperature 1. Unfinished ones are left out."""
     torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float32).eval()
-    loaded, found = minillm.load(teacher), []
+    loaded, stories = minillm.load(teacher), []
     (bos,), ends = loaded.tokenizer.bos_ids, torch.tensor(loaded.config.eos_token_ids)
     with tqdm(total=documents, desc=f"sampling {loaded.name}", disable=None) as bar:
-        while len(found) < documents:
+        while len(stories) < documents:
             rows, cache = torch.full((at_once, 1), bos), transformers.DynamicCache()
             while len(rows) and rows.shape[1] < loaded.config.max_position_embeddings:
                 logits = model(rows[:, -1:], past_key_values=cache).logits[:, -1]
@@ -53,11 +53,11 @@ def sample(teacher: Path, documents: int, seed: int, at_once: int = 128) -> list
                     texts = [
                         loaded.tokenizer.decode(row).partition("<|")[0].strip() for row in rows[ended, 1:-1].tolist()
                     ]
-                    found += [text for text in texts if text]
+                    stories += [text for text in texts if text]
                     bar.update(len(texts))
                     rows = rows[~ended]
                     cache.batch_select_indices((~ended).nonzero()[:, 0])
-    return found[:documents]
+    return stories[:documents]
 
 
 def train_tokenizer(documents: list[str]) -> Tokenizer:
@@ -88,9 +88,9 @@ def encode(tokenizer: Tokenizer, documents: list[str]) -> list[np.ndarray]:
 
 def batch(documents: list[np.ndarray], tokens: int, rng: np.random.Generator) -> list[np.ndarray]:
     """Random documents, each cut at CONTEXT, until ``tokens`` are reached: each (length + 1,) ids."""
-    found = []
+    drawn = []
     while tokens > 0:
         document = documents[rng.integers(len(documents))][: min(CONTEXT, tokens) + 1]
-        found.append(document)
+        drawn.append(document)
         tokens -= len(document) - 1
-    return found
+    return drawn

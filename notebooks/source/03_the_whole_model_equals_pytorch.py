@@ -571,5 +571,5 @@ if CHECKPOINT:
 # Rounding: Goldberg 1991, "What every computer scientist should know about floating-point arithmetic".
 #
 # **Source.** [trace.py](../minillm/trace.py) (`compare`), [model.py](../minillm/transformer/model.py),
-# [dump_reference.py](../weights_scripts/dump_reference.py) (the same pass in PyTorch), and
+# [torch_reference.py](../weights_scripts/torch_reference.py) (the same pass in PyTorch), and
 # [test_planted_bugs.py](../tests/transformer/test_planted_bugs.py): many more mistakes, each found at its step.
