@@ -113,7 +113,9 @@ def _checked(target: float, matrices: str, pattern: tuple[int, int] | None) -> t
         raise MinillmError(f"matrices is {matrices!r}, expected one of {', '.join(MATRIX_SETS)}")
     if pattern is not None and target != 1 - pattern[0] / pattern[1]:
         kept, group = pattern
-        raise MinillmError(f"target is {target}, expected {1 - kept / group} for {kept} of {group} weights")
+        raise MinillmError(
+            f"target is {target}, expected {1 - kept / group}: the pattern keeps {kept} of {group} weights"
+        )
     return MATRIX_SETS[matrices]
 
 

@@ -131,7 +131,7 @@ def test_an_input_that_is_never_active_loses_its_weights_first(tmp_path):
 
 def test_a_pattern_takes_no_other_target_and_matrices_no_other_name(tmp_path):
     model = model_of("plain", tmp_path / "m")
-    with pytest.raises(MinillmError, match=r"target is 0\.3, expected 0\.5 for 2 of 4 weights"):
+    with pytest.raises(MinillmError, match=r"target is 0\.3, expected 0\.5: the pattern keeps 2 of 4 weights"):
         fit("wanda-2:4", model, TEXT, 0.3)
     with pytest.raises(MinillmError, match="matrices is 'attention', expected one of ffn, all"):
         wanda.fit(model, TEXT, 0.5, matrices="attention")
