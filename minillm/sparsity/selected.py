@@ -21,7 +21,7 @@ import numpy as np
 
 from ..errors import MinillmError, ThresholdsError
 from ..trace import Tap, no_tap
-from ..transformer.ffn import Selector
+from ..transformer.ffn import Selector, mid_of
 from ..transformer.layer import Layer
 from ..transformer.ops import linear
 from .gathered import columns_of, rows_of
@@ -98,10 +98,7 @@ class SelectedFFN:
             tap("mask_guess", guess)  # (T, F)
         if self.form == "gathered":
             return self._gathered(x, layer, selected, tap)
-        gate_pre = tap("gate_pre", linear(x, layer.gate_proj, layer.gate_bias))  # (T, F)
-        gate = tap("gate", layer.act(gate_pre))  # (T, F)
-        up = tap("up", linear(x, layer.up_proj, layer.up_bias))  # (T, F)
-        mid = tap("mid", gate * up)  # (T, F)
+        mid = mid_of(x, layer, tap)  # (T, F)
         if self.truth is not None and tap is not no_tap:
             tap("mask_true", mid_mask(mid, self.truth, layer.index))  # (T, F)
         mask = tap("mask", selected)  # (T, F)

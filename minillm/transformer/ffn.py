@@ -71,7 +71,9 @@ def swiglu(x: np.ndarray, layer: Layer, position: int = 0, tap: Tap = no_tap) ->
     return tap("out", linear(mid, layer.down_proj, layer.down_bias))  # (T, D)
 
 
-def mid_of(x: np.ndarray, layer: Layer) -> np.ndarray:
-    """The coefficient of every neuron, act(x W_gate^T) * (x W_up^T), where nothing is tapped.  x (T, D)  ->  (T, F)."""
-    gate = layer.act(linear(x, layer.gate_proj, layer.gate_bias))  # (T, F)
-    return gate * linear(x, layer.up_proj, layer.up_bias)  # (T, F)
+def mid_of(x: np.ndarray, layer: Layer, tap: Tap = no_tap) -> np.ndarray:
+    """The first four lines of swiglu alone: the coefficient of every neuron.  x (T, D)  ->  mid (T, F)."""
+    gate_pre = tap("gate_pre", linear(x, layer.gate_proj, layer.gate_bias))  # (T, F)
+    gate = tap("gate", layer.act(gate_pre))  # (T, F)
+    up = tap("up", linear(x, layer.up_proj, layer.up_bias))  # (T, F)
+    return tap("mid", gate * up)  # (T, F)
