@@ -32,6 +32,15 @@ def here(tmp_path_factory) -> Path:
     return here
 
 
+@pytest.fixture(scope="session")
+def files(tmp_path_factory) -> Path:
+    """A folder for the commands of the buffer: a model, and a text of a few documents."""
+    folder = tmp_path_factory.mktemp("prefetch")
+    tiny.loaded(folder / "model")
+    (folder / "text.txt").write_text(SEPARATOR.join(tiny.STORIES * 4), encoding="utf-8")
+    return folder
+
+
 @pytest.fixture(autouse=True)
 def unchanged(monkeypatch, here):
     """Run in the folder, at 80 columns; what main changes for the whole process is put back."""

@@ -8,7 +8,6 @@ import sys
 import pytest
 import tiny
 
-from minillm.cli import main as cli
 from minillm.prefetch.bundle import open_bundle, write_bundle, write_random_bundle
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux's own counters and limits")
@@ -26,14 +25,9 @@ def files(tmp_path_factory):
     return folder
 
 
-def run(capsys, *words) -> tuple[int, str, str]:
-    status = cli.main([str(word) for word in words])
-    return status, *capsys.readouterr()
-
-
-def test_the_command_scores_a_text_by_every_way(files, capsys, tmp_path):
+def test_the_command_scores_a_text_by_every_way(files, run, tmp_path):
     how = ("prefetch", "real", files / "g1", "--text", files / "text.txt", "--tokens", 15, "--predictor", "static")
-    status, out, _ = run(capsys, *how, "--keepers", "lru,belady,hot", "--json", "-o", tmp_path / "rows.csv")
+    status, out, _ = run(*how, "--keepers", "lru,belady,hot", "--json", "-o", tmp_path / "rows.csv")
     found = json.loads(out)
     rows = found["rows"]
     assert status == 0 and (tmp_path / "rows.csv").is_file()
@@ -52,9 +46,9 @@ def test_the_command_scores_a_text_by_every_way(files, capsys, tmp_path):
     assert "numpy" in found["bundle"]["environment"]
 
 
-def test_the_command_continues_a_prompt_with_whole_blocks_and_prints_a_table(files, capsys):
+def test_the_command_continues_a_prompt_with_whole_blocks_and_prints_a_table(files, run):
     known = ("--calibration", files / "known.txt", "--predictor", "shadow-4", "--sparsity", "0.34", "--capacity", "0")
-    status, out, said = run(capsys, "prefetch", "real", "--bundle", files / "g5", "-p", "the cat", "-n", 5, *known)
+    status, out, said = run("prefetch", "real", "--bundle", files / "g5", "-p", "the cat", "-n", 5, *known)
     assert status == 0 and "shadow 4-bit" in out and "resident" in out
     assert "3 blocks of 5 neurons, bfloat16" in " ".join(out.split())
     assert "a prompt of 8 continued greedily" in " ".join(out.split())
@@ -77,11 +71,11 @@ def test_the_command_continues_a_prompt_with_whole_blocks_and_prints_a_table(fil
         ("g1 -o rows.txt", "expected .csv or .json"),
     ],
 )
-def test_what_cannot_be_run_is_refused_in_one_sentence(files, capsys, monkeypatch, words, said):
+def test_what_cannot_be_run_is_refused_in_one_sentence(files, run, monkeypatch, words, said):
     monkeypatch.chdir(files)
-    status, out, err = run(capsys, "prefetch", "real", *words.split(), "-n", 2)
+    status, out, err = run("prefetch", "real", *words.split(), "-n", 2)
     assert status == 1 and said in err and not out and "Traceback" not in err
-    assert run(capsys, "prefetch", "replay", "g1")[0] == run(capsys, "prefetch", "simulate", "--memory", "9")[0] == 1
+    assert run("prefetch", "replay", "g1")[0] == run("prefetch", "simulate", "--memory", "9")[0] == 1
 
 
 def limited(folder, megabytes, *words) -> subprocess.CompletedProcess:
@@ -136,11 +130,11 @@ def test_a_bundle_of_400_mb_runs_where_160_mb_are_allowed_and_the_whole_model_do
     assert json.loads(enough.stdout)["bundle"]["loaded_whole"] is True, enough.stderr
 
 
-def test_bundle_writes_a_folder_once(tmp_path, capsys):
+def test_bundle_writes_a_folder_once(tmp_path, run):
     tiny.loaded(tmp_path / "model")
     out = tmp_path / "bundles"
     how = ("-m", tmp_path / "model", "-o", out, "--group", 4)
-    status, printed, _ = run(capsys, "bundle", *how, "--stored", "bfloat16")
+    status, printed, _ = run("bundle", *how, "--stored", "bfloat16")
     assert status == 0 and "3 blocks of 4 neurons per layer" in printed and (out / "layer-001.safetensors").is_file()
-    status, _, said = run(capsys, "bundle", *how)
+    status, _, said = run("bundle", *how)
     assert status == 1 and "exists already" in said

@@ -4,58 +4,37 @@ import json
 
 import pytest
 import tiny
+from speeds import SPEEDS
 
 from minillm.cli import main as cli
 from minillm.study.buffers import ALL, OWN
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("prefetch")
-    tiny.loaded(folder / "model")
-    (folder / "text.txt").write_text("\n<|endoftext|>\n".join(tiny.STORIES * 4), encoding="utf-8")
-    return folder
-
-
-def run(capsys, *words) -> tuple[int, str, str]:
-    status = cli.main([str(word) for word in words])
-    return status, *capsys.readouterr()
-
-
-def test_replay_has_a_row_for_each_way_keeper_and_capacity_with_its_baselines(files, capsys, tmp_path):
+def test_replay_has_a_row_for_each_way_keeper_and_capacity_with_its_baselines(files, run, tmp_path):
     how = ("-m", files / "model", "--text", files / "text.txt", "--capacity", "0.25,0.5,1", "--keepers", "lru,belady")
     out = tmp_path / "rows.json"
-    status, printed, _ = run(capsys, "prefetch", "replay", *how, "--predictor", "static", "-o", out)
+    status, printed, _ = run("prefetch", "replay", *how, "--predictor", "static", "-o", out)
     rows = json.loads(out.read_text(encoding="utf-8"))
     assert status == 0 and len(rows) == 2 * 3 * 2 and "its being known early saves" in printed
     assert {row["predictor"] for row in rows} == {"policy's own mask", "static"}
     for row in rows:
         assert row["belady"] >= row["lru"] - 1e-12 and {"random", "bytes_per_token", "stall_share"} <= set(row)
-    dropped = run(capsys, "prefetch", "replay", *how, "--miss", "drop", "--json")
+    dropped = run("prefetch", "replay", *how, "--miss", "drop", "--json")
     assert dropped[0] == 0 and {row["keeper"] for row in json.loads(dropped[1])} == {"lru"}
 
 
-def test_simulate_and_replay_draw_what_they_found_and_table_says_that_it_does_not(files, capsys, tmp_path):
+def test_simulate_and_replay_draw_what_they_found_and_table_says_that_it_does_not(files, run, tmp_path):
     pytest.importorskip("matplotlib")
     how = ("-m", files / "model", "--text", files / "text.txt", "--capacity", "0.25,0.5", "--tokens", 40)
-    status, _, said = run(capsys, "prefetch", "simulate", *how, "-n", 2, "--figure", tmp_path / "bars.svg")
+    status, _, said = run("prefetch", "simulate", *how, "-n", 2, "--figure", tmp_path / "bars.svg")
     assert status == 0 and "Timeline of 3 layers and 1 tokens" in said and (tmp_path / "bars.svg").stat().st_size > 1000
-    status, _, said = run(
-        capsys, "prefetch", "replay", *how, "--predictor", "static", "--figure", tmp_path / "hits.png"
-    )
+    status, _, said = run("prefetch", "replay", *how, "--predictor", "static", "--figure", tmp_path / "hits.png")
     assert status == 0 and "Hit rate against the buffer's capacity" in said and "fetched per token" in said
     assert (tmp_path / "hits.png").stat().st_size > 1000
-    status, _, said = run(capsys, "prefetch", "table", *how, "--figure", tmp_path / "none.png")
+    status, _, said = run("prefetch", "table", *how, "--figure", tmp_path / "none.png")
     assert status == 1 and "prefetch table draws nothing, expected --figure with simulate, replay or blocks" in said
-    status, _, said = run(capsys, "prefetch", "simulate", *how, "--figure", tmp_path / "bars.gif")
+    status, _, said = run("prefetch", "simulate", *how, "--figure", tmp_path / "bars.gif")
     assert status == 1 and "the name ends in .gif, expected .png or .svg" in said
-
-
-SPEEDS = [
-    {"method": "gather", "group": 1, "sparsity": 0.5, "speedup": 0.6, "low": 0.5, "high": 0.7},
-    {"method": "tiled", "group": 1, "sparsity": 0.5, "speedup": 1.2, "low": 1.1, "high": 1.3, "whole_token": 1.1},
-    {"method": "blocks", "group": 4, "sparsity": 0.5, "speedup": 1.8, "low": 1.7, "high": 1.9, "ffn_share": 0.5},
-]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

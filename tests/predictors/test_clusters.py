@@ -2,14 +2,13 @@
 
 import numpy as np
 import pytest
-from patterns import BITS, metrics, random_patterns, rng, texts
+from patterns import BITS, check_forms_agree, check_selected_share, metrics, random_patterns, rng, texts
 
 from minillm.errors import MinillmError
 from minillm.predictors.baselines import Static
 from minillm.predictors.clusters import Clusters, ClusterSettings, balanced, cluster, distances, spread
 from minillm.predictors.cutoffs import fit_cutoffs
 from minillm.predictors.files import load_predictor, save_predictor
-from minillm.predictors.metrics import PredictionMeter
 from minillm.predictors.select import predicted_ffn, sparse_ffn
 from minillm.sparsity.policies import largest
 from minillm.trace import Trace
@@ -167,20 +166,13 @@ def test_clusters_whose_parts_do_not_fit_are_refused(model, thresholds):
 
 def test_the_selected_share_is_the_one_asked_for_in_spite_of_tied_votes(model, thresholds):
     train = texts(6)
-    for predictor in (Clusters.fit(model, thresholds, train, rng(), ClusterSettings(count=5)),):
-        fit_cutoffs(model, predictor, thresholds, train, 0.4)
-        meter = PredictionMeter()
-        for text in train:
-            model.forward(model.tokenizer.encode(text), ffn=predicted_ffn(predictor, thresholds), tap=meter)
-        assert meter.report()["selected"] == pytest.approx(0.4, abs=0.005)
+    predictor = Clusters.fit(model, thresholds, train, rng(), ClusterSettings(count=5))
+    check_selected_share(model, predictor, thresholds, train, 0.4)
 
 
 def test_gathered_and_masked_forms_agree(model, thresholds):
-    for predictor in (Clusters.fit(model, thresholds, texts(4), rng(), ClusterSettings(count=4)),):
-        predictor.cutoffs = np.full(3, 0.6)
-        ids = model.tokenizer.encode(texts(1, seed=9)[0])
-        a, b = (model.forward(ids, ffn=predicted_ffn(predictor, thresholds, form)) for form in ("masked", "gathered"))
-        assert np.allclose(a, b, rtol=1e-12, atol=1e-12 * np.abs(a).max())
+    predictor = Clusters.fit(model, thresholds, texts(4), rng(), ClusterSettings(count=4))
+    check_forms_agree(model, predictor, thresholds)
 
 
 def test_bytes_count_packed_bits(model, thresholds):

@@ -3,13 +3,12 @@
 import numpy as np
 import pytest
 import tiny
-from patterns import BITS, random_patterns, rng, texts
+from patterns import BITS, check_forms_agree, check_selected_share, random_patterns, rng, texts
 
 from minillm.errors import MinillmError
 from minillm.predictors.cutoffs import fit_cutoffs
 from minillm.predictors.files import load_predictor, save_predictor
 from minillm.predictors.memory import Library, LibrarySettings, nearest, sample_patterns
-from minillm.predictors.metrics import PredictionMeter
 from minillm.predictors.select import predicted_ffn, sparse_ffn
 from minillm.sparsity.calibrate import calibrate
 from minillm.trace import Trace
@@ -102,23 +101,14 @@ def test_a_library_whose_parts_do_not_fit_is_refused(model, thresholds, changes)
 
 def test_the_selected_share_is_the_one_asked_for_in_spite_of_tied_votes(model, thresholds):
     train = texts(6)
-    for predictor in (
-        Library.fit(model, thresholds, train, rng(), LibrarySettings(k=1)),
-        Library.fit(model, thresholds, train, rng(), LibrarySettings(k=5)),
-    ):
-        fit_cutoffs(model, predictor, thresholds, train, 0.4)
-        meter = PredictionMeter()
-        for text in train:
-            model.forward(model.tokenizer.encode(text), ffn=predicted_ffn(predictor, thresholds), tap=meter)
-        assert meter.report()["selected"] == pytest.approx(0.4, abs=0.005)
+    for k in (1, 5):
+        predictor = Library.fit(model, thresholds, train, rng(), LibrarySettings(k=k))
+        check_selected_share(model, predictor, thresholds, train, 0.4)
 
 
 def test_gathered_and_masked_forms_agree(model, thresholds):
-    for predictor in (Library.fit(model, thresholds, texts(4), rng(), LibrarySettings(k=3)),):
-        predictor.cutoffs = np.full(3, 0.6)
-        ids = model.tokenizer.encode(texts(1, seed=9)[0])
-        a, b = (model.forward(ids, ffn=predicted_ffn(predictor, thresholds, form)) for form in ("masked", "gathered"))
-        assert np.allclose(a, b, rtol=1e-12, atol=1e-12 * np.abs(a).max())
+    predictor = Library.fit(model, thresholds, texts(4), rng(), LibrarySettings(k=3))
+    check_forms_agree(model, predictor, thresholds)
 
 
 def test_bytes_count_packed_bits(model, thresholds):

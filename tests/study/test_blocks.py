@@ -4,6 +4,7 @@ import json
 
 import pytest
 import tiny
+from speeds import SPEEDS
 
 from minillm.errors import MinillmError
 from minillm.prefetch.clock import LARGE, ffn_share, whole_token
@@ -27,11 +28,6 @@ from minillm.transformer.texts import Sample
 
 TRAINING = [f"{story} And then he saw {i} red balls." for i in range(3) for story in tiny.STORIES]
 TEST = tiny.STORIES
-SPEEDS = [
-    {"method": "gather", "group": 1, "sparsity": 0.5, "speedup": 0.6, "low": 0.5, "high": 0.7},
-    {"method": "tiled", "group": 1, "sparsity": 0.5, "speedup": 1.2, "low": 1.1, "high": 1.3, "whole_token": 1.1},
-    {"method": "blocks", "group": 4, "sparsity": 0.5, "speedup": 1.8, "low": 1.7, "high": 1.9, "ffn_share": 0.5},
-]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

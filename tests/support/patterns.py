@@ -1,7 +1,9 @@
 """Small texts, a model of three layers and random patterns: what tests of libraries and clusters start from."""
 
 import numpy as np
+import pytest
 
+from minillm.predictors.cutoffs import fit_cutoffs
 from minillm.predictors.metrics import PredictionMeter
 from minillm.predictors.select import predicted_ffn
 from minillm.transformer.evaluation import perplexity
@@ -27,3 +29,20 @@ def metrics(model, predictor, thresholds, documents) -> dict[str, float]:
     meter = PredictionMeter()
     perplexity(model, documents, ffn=predicted_ffn(predictor, thresholds), tap=meter)
     return meter.report()
+
+
+def check_selected_share(model, predictor, thresholds, documents, share: float) -> None:
+    """With cutoffs fitted for this share, this share of the neurons is selected, although many votes are equal."""
+    fit_cutoffs(model, predictor, thresholds, documents, share)
+    meter = PredictionMeter()
+    for text in documents:
+        model.forward(model.tokenizer.encode(text), ffn=predicted_ffn(predictor, thresholds), tap=meter)
+    assert meter.report()["selected"] == pytest.approx(share, abs=0.005)
+
+
+def check_forms_agree(model, predictor, thresholds) -> None:
+    """The gathered and the masked FFN of the predictor give the same logits."""
+    predictor.cutoffs = np.full(3, 0.6)
+    ids = model.tokenizer.encode(texts(1, seed=9)[0])
+    a, b = (model.forward(ids, ffn=predicted_ffn(predictor, thresholds, form)) for form in ("masked", "gathered"))
+    assert np.allclose(a, b, rtol=1e-12, atol=1e-12 * np.abs(a).max())
