@@ -3,18 +3,40 @@
 It names the place (file and field), what was found there and what was expected. All of them are ValueErrors, so a
 caller can catch them without knowing minillm.
 
-The two helpers at the end are for files: an error of the operating system becomes such a sentence, too, and a file is
-written whole or not at all.
+What was found may come from anywhere: a file's name, a token, a student's exception. ``show`` makes such text safe to
+print; every message passes through it, and so does every cell of a table.
 """
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+import unicodedata
+
+MESSAGE_LIMIT = 1_000  # characters
+JOINERS = "\u200c\u200d"  # invisible, but emoji and some scripts are spelled with them
+
+
+def show(text: object, limit: int | None = None) -> str:
+    r"""Text as it may stand on a terminal or a page: characters that would steer it are written as escapes.
+
+    Control characters ("\x1b", "\r", "\n"), characters that turn the direction of writing or have no width, line
+    separators, and halves of surrogate pairs become "\x1b", "\u202e" and so on. A text longer than ``limit``
+    characters loses its middle.
+    """
+    text = str(text)
+    if limit is not None and len(text) > limit:
+        half = (limit - 5) // 2
+        text = f"{text[:half]} ... {text[-half:]}"
+    return text if text.isprintable() else "".join(map(_visible, text))
+
+
+def _visible(character: str) -> str:
+    unseen = unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") and character not in JOINERS
+    return character.encode("unicode_escape").decode("ascii") if unseen else character
 
 
 class MinillmError(ValueError):
     """Something given to minillm (a file, an argument, a text) cannot be used as it is."""
+
+    def __init__(self, message: object = ""):
+        super().__init__(show(message, MESSAGE_LIMIT))
 
 
 class CheckpointError(MinillmError):
@@ -44,30 +66,3 @@ class ThresholdsError(MinillmError):
 
 class BundleError(MinillmError):
     """A folder of neuron bundles."""
-
-
-@contextmanager
-def file_errors(path: str | Path, done: str, error: type[MinillmError]) -> Iterator[None]:
-    """Turn an OSError of the block into ``error``: "{path}: cannot be {done} (No space left on device)"."""
-    try:
-        yield
-    except OSError as problem:
-        raise error(f"{path}: cannot be {done} ({problem.strerror or problem})") from None
-
-
-@contextmanager
-def whole_file(path: str | Path, error: type[MinillmError]) -> Iterator[Path]:
-    """Give a temporary path beside ``path`` to write to; after the block, the file there is renamed to ``path``.
-
-    So nobody ever reads half a file, and when the block fails, an older file ``path`` stays as it was. An OSError
-    becomes ``error``.
-    """
-    path = Path(path)
-    beside = path.parent / f".{path.name}.{os.getpid()}.partial"
-    try:
-        with file_errors(path, "written", error):
-            yield beside
-            os.replace(beside, path)
-    finally:
-        with suppress(OSError):
-            beside.unlink()

@@ -12,7 +12,8 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from .errors import MinillmError, file_errors, whole_file
+from .errors import MinillmError, show
+from .files import file_errors, whole_file
 
 Columns = Mapping[str, tuple[str, str]]  # {key of a row: (heading, format)}; the format "" is for text
 
@@ -23,8 +24,8 @@ def keys_as_headings(formats: Mapping[str, str]) -> dict[str, tuple[str, str]]:
 
 
 def cell(value: object, form: str) -> str:
-    """A value as a table shows it; a dash for None."""
-    return "-" if value is None else format(value, form)
+    """A value as a table shows it; a dash for None, escapes for what would steer a terminal."""
+    return "-" if value is None else show(format(value, form))
 
 
 def text_table(rows: Sequence[Mapping[str, object]], columns: Columns) -> str:

@@ -25,7 +25,8 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from .errors import TraceError, whole_file
+from .errors import TraceError
+from .files import whole_file
 from .steps import _near_misses, explain, step_info
 
 Tap: TypeAlias = Callable[[str, np.ndarray], np.ndarray]

@@ -1,47 +1,35 @@
-"""A file is written whole or not at all, and what the system refuses becomes one sentence."""
-
-import errno
-import os
+"""What was found is printed as text: it cannot steer a terminal, and no message is endless."""
 
 import pytest
 
-from minillm.errors import BundleError, MinillmError, TraceError, file_errors, whole_file
+from minillm.errors import MESSAGE_LIMIT, MinillmError, TraceError, show
 
 
-def test_a_written_file_takes_its_name_only_after_the_block(tmp_path):
-    path = tmp_path / "name.json"
-    with whole_file(path, MinillmError) as beside:
-        beside.write_text("new", encoding="utf-8")
-        assert not path.exists() and beside.parent == tmp_path
-    assert path.read_text(encoding="utf-8") == "new" and os.listdir(tmp_path) == ["name.json"]
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain, Ünïcödé 猫 😀", "plain, Ünïcödé 猫 😀"),
+        ("\x1b[31mred\x07", r"\x1b[31mred\x07"),
+        ("one\r\ntwo\t.", r"one\r\ntwo\t."),
+        ("\x9b31m\x00", r"\x9b31m\x00"),
+        ("cod\u202ee\u2066.", r"cod\u202ee\u2066."),  # turned to the right, and a piece of its own
+        ("a\u200bb\ufeff", r"a\u200bb\ufeff"),  # no width
+        ("a\u2028b", r"a\u2028b"),
+        ("\ud800", r"\ud800"),
+        ("👩\u200d🔬", "👩\u200d🔬"),
+    ],
+)
+def test_characters_that_steer_a_terminal_are_escaped(text, shown):
+    assert show(text) == shown and show(shown) == shown
 
 
-def test_a_block_that_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path):
-    path = tmp_path / "name.json"
-    path.write_text("old", encoding="utf-8")
-    for problem in (ZeroDivisionError(), KeyboardInterrupt()):
-        with pytest.raises(type(problem)), whole_file(path, MinillmError) as beside:
-            beside.write_text("half", encoding="utf-8")
-            raise problem
-    assert path.read_text(encoding="utf-8") == "old" and os.listdir(tmp_path) == ["name.json"]
+def test_a_long_text_loses_its_middle():
+    assert show("a" * 30 + "z" * 30, 25) == "a" * 10 + " ... " + "z" * 10
+    assert show("a" * 25, 25) == "a" * 25
 
 
-@pytest.mark.parametrize("name", ["absent/name.json", ".", "folder", "x" * 300])
-def test_a_name_that_cannot_be_written_is_the_callers_error_in_one_sentence(tmp_path, monkeypatch, name):
-    (tmp_path / "folder").mkdir()
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(BundleError, match="cannot be written") as caught, whole_file(name, BundleError) as beside:
-        beside.write_bytes(b"")
-    assert str(caught.value).startswith(name) and "\n" not in str(caught.value)
-    assert os.listdir(tmp_path) == ["folder"]
-
-
-def test_only_what_the_system_refuses_is_turned_into_the_sentence():
-    with pytest.raises(TraceError, match=r"^a\.npz: cannot be read \(No space left on device\)$"):
-        with file_errors("a.npz", "read", TraceError):
-            raise OSError(errno.ENOSPC, "No space left on device")
-    with pytest.raises(TraceError, match=r"^a\.npz: cannot be read \(said without a number\)$"):
-        with file_errors("a.npz", "read", TraceError):
-            raise OSError("said without a number")
-    with pytest.raises(ZeroDivisionError), file_errors("a.npz", "read", TraceError):
-        raise ZeroDivisionError
+@pytest.mark.parametrize("kind", [MinillmError, TraceError])
+def test_every_message_is_one_line_of_limited_length(kind):
+    error = kind("the name " + "\x1b\n" * 5_000 + " is not known")
+    assert "\x1b" not in str(error) and "\n" not in str(error) and str(error).endswith("is not known")
+    assert len(str(error)) <= 4 * MESSAGE_LIMIT and len(str(kind("x" * 9_999))) == MESSAGE_LIMIT - 1

@@ -12,10 +12,10 @@ import minillm
 PACKAGE = Path(minillm.__file__).parent
 # In reading order; "folder/" is every file of a folder whose own order is not fixed yet.
 ORDER = """
-    errors steps trace optim tables
+    errors files steps trace optim tables
     loading/fields loading/config loading/tensors loading/checkpoint loading/embedded loading/hub loading/tokenizer
     transformer/ops transformer/rope transformer/layer transformer/attention transformer/ffn transformer/blocks
-    transformer/model transformer/generation transformer/texts transformer/evaluation
+    transformer/fingerprint transformer/model transformer/generation transformer/texts transformer/evaluation
     sparsity/spec sparsity/policies sparsity/masked sparsity/gathered sparsity/griffin sparsity/thresholds
     sparsity/selected sparsity/sparse sparsity/magnitudes sparsity/allocate sparsity/calibrate
     predictors/protocol predictors/select predictors/metrics predictors/cutoffs predictors/catalogue predictors/files

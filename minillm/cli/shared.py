@@ -9,10 +9,12 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
+import tempfile
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .. import files
 from ..errors import MinillmError
 from ..loading.embedded import embedded_text
 
@@ -41,12 +43,7 @@ def wrapped(text: str, first: str = "") -> str:
 
 def read_text(path: str) -> str:
     """The text of a UTF-8 file. Raises MinillmError for a file that is missing, empty or in another encoding."""
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise MinillmError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError as error:
-        raise MinillmError(f"{path}: byte {error.start} is not UTF-8, expected a UTF-8 text") from None
+    text = files.read_text(path)
     if not text.strip():
         raise MinillmError(f"{path}: is empty, expected a text")
     return text
@@ -151,15 +148,12 @@ def load_ffn(arguments: argparse.Namespace, model: Llama) -> FeedForward:
 def check_output(path: str) -> None:
     """Refuse a name that cannot be written before the work, not after it; what is there stays as it is."""
     target = Path(path)
-    try:
+    with files.file_errors(path, "written", MinillmError):
         # A device or a pipe would be replaced by a file: everything is written beside its target and then renamed.
         if not target.name or (target.exists() and not target.is_file()):
             raise MinillmError(f"{path!r}: is not a regular file, expected the name of a file to write")
-        beside = target.with_name(target.name + ".partial")
-        beside.touch()
-        beside.unlink()
-    except OSError as error:
-        raise MinillmError(f"{path}: cannot be written ({error.strerror})") from None
+        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".", suffix=".tmp"):
+            pass
 
 
 def write_figure(path: str, *panels: Axes | Figure) -> None:

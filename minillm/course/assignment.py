@@ -23,7 +23,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..errors import MinillmError, file_errors, whole_file
+from ..errors import MinillmError
+from ..files import file_errors, whole_file
 from ..loading.embedded import DATA
 from ..trace import load_arrays
 from .check import Verdict, judge, total_score, written_call

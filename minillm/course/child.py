@@ -19,7 +19,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import MinillmError, file_errors
+from ..errors import MinillmError
+from ..files import file_errors
 from .assignment import FUNCTIONS, POINTS, Grade, cases_of, goldens, grade_function
 from .block import Block, run_block
 from .check import error_text, raised

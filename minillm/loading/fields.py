@@ -17,7 +17,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError, MinillmError, file_errors
+from ..errors import ConfigError, MinillmError
+from ..files import read_bytes, regular_file
 
 JSON_LIMIT = 10_000_000  # bytes; a real config.json has about 1 kB, the index of a 405B model 120 kB
 
@@ -90,11 +91,7 @@ class Fields:
 
 def read_json(path: Path, error: type[MinillmError], limit: int = JSON_LIMIT) -> dict[str, Any]:
     """Read a JSON file that holds one object, as strictly as parse_json; UTF-8, a byte order mark is allowed."""
-    with file_errors(path, "read", error), open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        if size > limit:
-            raise error(f"{path}: has {size} bytes, expected at most {limit}")
-        raw = file.read(size)
+    raw = read_bytes(path, error, limit)
     return parse_json(raw.removeprefix(b"\xef\xbb\xbf"), str(path), error)
 
 
@@ -161,9 +158,7 @@ def file_in(folder: str | Path, name: str, error: type[MinillmError]) -> Path:
         allowed.append(home.parents[1] / "blobs")
     if Path(os.path.realpath(path)).parent not in allowed:
         raise error(f"{path}: is a link out of its folder, expected a file inside it")
-    if not path.is_file():
-        raise error(f"{path}: is missing, expected a file")
-    return path
+    return regular_file(path, error)
 
 
 def brief(value: object) -> str:

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, NamedTuple, TypeGuard
 
 import numpy as np
 
-from ..errors import BundleError, CheckpointError, file_errors, whole_file
+from ..errors import BundleError, CheckpointError
+from ..files import file_errors, whole_file
 from .fields import Fields, brief, parse_json
 
 if TYPE_CHECKING:

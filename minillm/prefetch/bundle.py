@@ -35,7 +35,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..errors import BundleError, CheckpointError, whole_file
+from ..errors import BundleError, CheckpointError
+from ..files import whole_file
 from ..loading.config import ModelConfig
 from ..loading.fields import Fields, brief, file_in, read_json
 from ..loading.tensors import DTYPES, TensorInfo, read_header, read_tensor, save_tensors, to_bfloat16

@@ -27,7 +27,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..errors import BundleError, file_errors
+from ..errors import BundleError
+from ..files import file_errors
 from ..loading.tensors import DTYPES
 from .buffer import PrefetchBuffer
 from .bundle import STORED, Bundle

@@ -22,7 +22,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..errors import BundleError, MinillmError, file_errors
+from ..errors import BundleError, MinillmError
+from ..files import file_errors
 
 
 class Unsupported(MinillmError):

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
 
-from ..errors import MinillmError, whole_file
+from ..errors import MinillmError
+from ..files import whole_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -18,7 +18,8 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING
 
-from ..errors import MinillmError, whole_file
+from ..errors import MinillmError
+from ..files import whole_file
 from ..tables import Columns, cell
 from .canvas import matplotlib_or_error
 from .svg import svg

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from dataclasses import fields as dataclass_fields
 from pathlib import Path
 
-from ..errors import ThresholdsError, whole_file
+from ..errors import ThresholdsError
+from ..files import whole_file
 from ..loading.fields import brief, read_json
 from ..transformer.model import Llama
 from .policies import POLICIES

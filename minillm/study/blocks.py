@@ -23,7 +23,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import MinillmError, file_errors
+from ..errors import MinillmError
+from ..files import file_errors
 from ..prefetch.clock import LARGE, ffn_share, whole_token
 from ..prefetch.kernels import expected_speedup
 from ..prefetch.reorder import BlockOracle, clustered, dropped_means, energy_shares, recorded_mid, retained

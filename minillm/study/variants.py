@@ -18,7 +18,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..errors import MinillmError, file_errors
+from ..errors import MinillmError
+from ..files import file_errors
 from ..transformer.model import Llama
 
 SIMILARITIES = (95, 90, 85, 80, 75, 70)  # percent of a text that its variants share with it, in the released files

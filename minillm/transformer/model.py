@@ -28,6 +28,7 @@ from ..trace import Tap, no_tap, scoped
 from .attention import KVCache
 from .blocks import Positions, block
 from .ffn import FeedForward, swiglu
+from .fingerprint import Fingerprint, fingerprint_of
 from .layer import Layer
 from .ops import linear, rms_norm
 from .rope import rope_table
@@ -71,6 +72,11 @@ class Llama:
         if kind == "snapshots":  # models--org--name/snapshots/REVISION
             return repository.removeprefix("models--").replace("--", "/")
         return self.folder.resolve().name
+
+    @cached_property
+    def fingerprint(self) -> Fingerprint:
+        """Of the config and some weights: what files made from this model carry. Read when it is first asked for."""
+        return fingerprint_of(self.name, self.config, self.embed_tokens, self.layers)
 
     @property
     def has_tokenizer(self) -> bool:
