@@ -7,6 +7,7 @@ renamed (``whole_file``): nobody ever reads half a file, and an older file stays
 """
 
 import os
+import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -38,7 +39,10 @@ def regular_file(path: str | Path, error: type[MinillmError], limit: int | None 
     """
     path = Path(path)
     with file_errors(path, "read", error):
-        about = os.stat(path)
+        try:
+            about = os.stat(path)
+        except FileNotFoundError:
+            raise error(f"{path}: is missing, expected a file") from None
     if not stat.S_ISREG(about.st_mode):
         kinds = {stat.S_IFDIR: "a folder", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFIFO: "a pipe"}
         kind = kinds.get(stat.S_IFMT(about.st_mode), "no file of data")
@@ -52,7 +56,10 @@ def read_bytes(path: str | Path, error: type[MinillmError], limit: int) -> bytes
     """The bytes of a regular file of at most ``limit`` bytes. Raises error in one sentence."""
     path = regular_file(path, error, limit)
     with file_errors(path, "read", error), open(path, "rb") as file:
-        raw = file.read(limit + 1)
+        size = os.fstat(file.fileno()).st_size
+        raw = file.read(size + 1)
+        if len(raw) > size:
+            raw += file.read(max(0, limit + 1 - len(raw)))
     if len(raw) > limit:  # it grew since, or it is a file of the system's that says 0
         raise error(f"{path}: has more than {limit:,} bytes, expected at most {limit:,}")
     return raw
@@ -93,11 +100,37 @@ def whole_file(path: str | Path, error: type[MinillmError]) -> Iterator[Path]:
                 beside.unlink()
 
 
+@contextmanager
+def whole_folder(path: str | Path, error: type[MinillmError]) -> Iterator[Path]:
+    """The same for a folder: give a new one beside ``path`` to fill; after the block it is renamed to ``path``.
+
+    Raises error where ``path`` exists already.
+    """
+    path = Path(path)
+    beside = None
+    try:
+        with file_errors(path, "written", error):
+            if os.path.lexists(path):
+                raise error(f"{path}: exists already, expected the name of a new folder")
+            beside = Path(tempfile.mkdtemp(prefix=f".{path.name[:40]}.", suffix=".tmp", dir=path.parent))
+            yield beside
+            os.chmod(beside, _new_mode(0o777))
+            os.rename(beside, path)
+    finally:
+        if beside is not None:
+            shutil.rmtree(beside, ignore_errors=True)  # no longer there once it is renamed
+
+
 def _mode(path: Path) -> int:
     """The mode of the file that is there, or what a new file gets."""
     with suppress(OSError):
         if not path.is_symlink():
             return stat.S_IMODE(path.stat().st_mode)
+    return _new_mode(0o666)
+
+
+def _new_mode(full: int) -> int:
+    """The mode that the system gives to a new file or folder."""
     umask = os.umask(0)
     os.umask(umask)
-    return 0o666 & ~umask
+    return full & ~umask

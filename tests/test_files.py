@@ -6,7 +6,7 @@ import os
 import pytest
 
 from minillm.errors import BundleError, MinillmError, TraceError
-from minillm.files import file_errors, read_bytes, read_text, whole_file
+from minillm.files import file_errors, read_bytes, read_text, whole_file, whole_folder
 
 
 def test_a_written_file_takes_its_name_only_after_the_block(tmp_path):
@@ -87,7 +87,7 @@ def test_what_is_no_regular_file_of_that_size_is_refused_before_it_is_read(tmp_p
     for path, found in (
         (tmp_path / "pipe", "is a pipe"), ("/dev/zero", "is a device"), (tmp_path, "is a folder"),
         (tmp_path / "large", "has 11 bytes, expected at most 10"), ("/proc/self/maps", "has more than 10 bytes"),
-        (tmp_path / "absent", "No such file"), ("zero\0byte", "zero byte"),
+        (tmp_path / "absent", "is missing"), ("zero\0byte", "zero byte"),
     ):  # fmt: skip
         with pytest.raises(TraceError, match=found):
             read_bytes(path, TraceError, 10)
@@ -96,3 +96,18 @@ def test_what_is_no_regular_file_of_that_size_is_refused_before_it_is_read(tmp_p
         read_text(tmp_path / "bad.txt")
     (tmp_path / "good.txt").write_bytes("\ufeffgood ü".encode())
     assert read_text(tmp_path / "good.txt") == "good ü"
+
+
+def test_a_folder_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "folder"
+    with pytest.raises(KeyboardInterrupt), whole_folder(path, BundleError) as beside:
+        (beside / "half").write_bytes(b"")
+        raise KeyboardInterrupt
+    assert os.listdir(tmp_path) == []
+    with whole_folder(path, BundleError) as beside:
+        (beside / "file").write_bytes(b"whole")
+        assert not path.exists()
+    (tmp_path / "plain").mkdir()
+    assert (path / "file").read_bytes() == b"whole" and path.stat().st_mode == (tmp_path / "plain").stat().st_mode
+    with pytest.raises(BundleError, match="folder: exists already"), whole_folder(path, BundleError):
+        raise AssertionError

@@ -36,7 +36,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import BundleError, CheckpointError
-from ..files import whole_file
+from ..files import whole_folder
 from ..loading.config import ModelConfig
 from ..loading.fields import Fields, brief, file_in, read_json
 from ..loading.tensors import DTYPES, TensorInfo, read_header, read_tensor, save_tensors, to_bfloat16
@@ -135,12 +135,9 @@ def _write_folder(
         raise BundleError(f"group is {brief(group)}, expected 1 to {config.intermediate_size} (the model's neurons)")
     if dtype not in STORED:
         raise BundleError(f"dtype is {brief(dtype)}, expected one of {', '.join(STORED)}")
-    if out.exists():
-        raise BundleError(f"{out}: exists already, expected the name of a new folder")
     beside = None
     try:
-        with _as_bundle_errors(), whole_file(out, BundleError) as beside:
-            beside.mkdir()
+        with _as_bundle_errors(), whole_folder(out, BundleError) as beside:
             small_files(beside)
             about = {"format": FORMAT, "version": VERSION, "group": group, "dtype": dtype}
             (beside / INDEX).write_text(json.dumps(about) + "\n", encoding="utf-8")
@@ -149,9 +146,6 @@ def _write_folder(
                 _write_layer(beside / _layer_file(index), to_bfloat16(rows) if dtype == "bfloat16" else rows)
     except BundleError as problem:  # the user knows the folder by its final name only
         raise BundleError(str(problem).replace(str(beside), str(out))) from None
-    finally:
-        if beside:
-            shutil.rmtree(beside, ignore_errors=True)  # no longer there once it is renamed
     return out
 
 

@@ -95,7 +95,7 @@ def test_a_file_is_read_up_to_its_limit_and_may_begin_with_a_byte_order_mark(tmp
     assert read_json(path, ConfigError, limit=11) == {"a": 1}
     with pytest.raises(ConfigError, match=r"x\.json: has 11 bytes, expected at most 10"):
         read_json(path, ConfigError, limit=10)
-    with pytest.raises(ConfigError, match=r"absent\.json: cannot be read"):
+    with pytest.raises(ConfigError, match=r"absent\.json: is missing"):
         read_json(tmp_path / "absent.json", ConfigError)
 
 

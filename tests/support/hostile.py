@@ -253,7 +253,7 @@ REFUSED_CONFIG_FILES = {
     "integer of 5000 digits": (_TEXT.replace("12,", "9" * 5000 + ",").encode(), "not valid JSON"),
     "UTF-16": (_TEXT.encode("utf-16"), "UTF-8"),
     "nested 100,000 deep": (b'{"a":' + b"[" * 100_000, "nested too deeply"),
-    "more than 10 MB": (_TEXT.encode() + b" " * 10_000_000, "at most 10000000"),
+    "more than 10 MB": (_TEXT.encode() + b" " * 10_000_000, "at most 10,000,000"),
 }
 
 
@@ -451,7 +451,7 @@ REFUSED_FOLDERS = {
     "index truncated": (_raw_index(b'{"weight_map": {"a"'), "not valid JSON"),
     "index an array": (_raw_index(b"[]"), "a JSON list"),
     "index with a duplicate key": (_raw_index(b'{"weight_map": {"a": "b", "a": "c"}}'), "twice"),
-    "index of more than 10 MB": (_raw_index(b"{}" + b" " * 10_000_000), "at most 10000000"),
+    "index of more than 10 MB": (_raw_index(b"{}" + b" " * 10_000_000), "at most 10,000,000"),
     "both shards missing": (_index(_lose_both), "model-00001-of-00002.safetensors, model-00002-of-00002.safetensors"),
     "shard a directory": (_index(_shard_directory), "model-00001-of-00002.safetensors"),
     "tensor missing": (_tensors(lambda t: {k: v for k, v in t.items() if k != Q1}), Q1),
