@@ -13,18 +13,25 @@ MESSAGE_LIMIT = 1_000  # characters
 JOINERS = "\u200c\u200d"  # invisible, but emoji and some scripts are spelled with them
 
 
-def show(text: object, limit: int | None = None) -> str:
+def show(text: object, limit: int | None = None, keep: str = "") -> str:
     r"""Text as it may stand on a terminal or a page: characters that would steer it are written as escapes.
 
     Control characters ("\x1b", "\r", "\n"), characters that turn the direction of writing or have no width, line
-    separators, and halves of surrogate pairs become "\x1b", "\u202e" and so on. A text longer than ``limit``
-    characters loses its middle.
+    separators, and halves of surrogate pairs become "\x1b", "\u202e" and so on. What is longer than ``limit``
+    characters then loses its middle. keep: what stays as it is, such as the "\n" between the lines of a story.
     """
-    text = str(text)
-    if limit is not None and len(text) > limit:
-        half = (limit - 5) // 2
-        text = f"{text[:half]} ... {text[-half:]}"
-    return text if text.isprintable() else "".join(map(_visible, text))
+    text = _without_middle(str(text), limit)
+    if text.isprintable():
+        return text
+    return _without_middle("".join(c if c in keep else _visible(c) for c in text), limit)
+
+
+def _without_middle(text: str, limit: int | None) -> str:
+    """The text, or its two ends where it is longer than ``limit`` characters."""
+    if limit is None or len(text) <= limit:
+        return text
+    half = (limit - 5) // 2
+    return f"{text[:half]} ... {text[-half:]}"
 
 
 def _visible(character: str) -> str:

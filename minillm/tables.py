@@ -15,6 +15,7 @@ from pathlib import Path
 from .errors import MinillmError, show
 from .files import file_errors, whole_file
 
+WIDTH = 100  # characters of a line of text; a wider table is split
 Columns = Mapping[str, tuple[str, str]]  # {key of a row: (heading, format)}; the format "" is for text
 
 
@@ -28,21 +29,44 @@ def cell(value: object, form: str) -> str:
     return "-" if value is None else show(format(value, form))
 
 
-def text_table(rows: Sequence[Mapping[str, object]], columns: Columns) -> str:
+def text_table(rows: Sequence[Mapping[str, object]], columns: Columns, names: int = 1) -> str:
     """Rows as aligned text, under one line of headings: text on the left of its column, numbers on the right.
 
-    A value of None, or a key that a row does not have, is printed as a dash.
+    A value of None, or a key that a row does not have, is printed as a dash. A table that is wider than WIDTH is
+    split: parts stand below each other, and the first ``names`` columns, which name the row, come again in each part.
     """
-    headings = [heading for heading, _ in columns.values()]
-    cells = [headings] + [[cell(row.get(key), form) for key, (_, form) in columns.items()] for row in rows]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
-    left = [form == "" for _, form in columns.values()]
-    return "\n".join(
-        "  ".join(
-            c.ljust(w) if is_left else c.rjust(w) for c, w, is_left in zip(line, widths, left, strict=True)
-        ).rstrip()
-        for line in cells
-    )
+    ready = [
+        _aligned([show(heading), *(cell(row.get(key), form) for row in rows)], form == "")
+        for key, (heading, form) in columns.items()
+    ]
+    naming, rest = ready[:names], ready[names:]
+    parts = _parts(naming, rest) if _width(ready) > WIDTH else [rest]
+    tables = ([*naming, *part] for part in parts)
+    return "\n\n".join("\n".join("  ".join(cells).rstrip() for cells in zip(*part, strict=True)) for part in tables)
+
+
+def _aligned(cells: Sequence[str], left: bool) -> list[str]:
+    """The cells of a column, equally wide."""
+    width = max(map(len, cells))
+    return [cell.ljust(width) if left else cell.rjust(width) for cell in cells]
+
+
+def _width(columns: Sequence[Sequence[str]]) -> int:
+    return sum(len(column[0]) + 2 for column in columns) - 2
+
+
+def _parts(naming: list[list[str]], rest: list[list[str]]) -> list[list[list[str]]]:
+    """The other columns in groups, each of which fits beside the naming ones; at least one column in each group.
+
+    Where a user's long name takes most of a line, a group still gets half of the usual width.
+    """
+    limit = max(WIDTH, _width(naming) + WIDTH // 2)
+    parts: list[list[list[str]]] = [[]]
+    for column in rest:
+        if parts[-1] and _width([*naming, *parts[-1], column]) > limit:
+            parts.append([])
+        parts[-1].append(column)
+    return parts
 
 
 def check_ending(path: str | Path) -> None:

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from minillm.errors import MinillmError
-from minillm.tables import keys_as_headings, save_rows, text_table
+from minillm.tables import WIDTH, keys_as_headings, save_rows, text_table
 
 ROWS = [
     {"policy": "dense", "target": None, "tokens": 44293, "reads": [1.0, 0.5], "spec": 'a, "b"\nc'},
@@ -34,6 +34,28 @@ def test_a_column_has_its_own_heading_and_takes_the_rows_key():
     columns = {"tokens": ("scored", ","), "policy": ("", "")}
     assert text_table(ROWS, columns).splitlines() == ["scored", "44,293  dense", "     7  dhär"]
     assert keys_as_headings({"tokens": ","}) == {"tokens": ("tokens", ",")}
+
+
+def test_a_wide_table_is_split_and_every_part_names_its_rows():
+    columns = {"policy": "", "target": ".2f"} | {f"figure {i:02}": ".3f" for i in range(20)}
+    rows = [{"policy": "dense"}, {"policy": "mid", "target": 0.5} | {f"figure {i:02}": i for i in range(20)}]
+    table = text_table(rows, keys_as_headings(columns), names=2)
+    parts = [part.splitlines() for part in table.split("\n\n")]
+    assert len(parts) > 1 and max(map(len, table.splitlines())) <= WIDTH
+    for heading, dense, mid in parts:
+        assert heading.split()[:2] == ["policy", "target"]
+        assert dense.split()[:2] == ["dense", "-"] and mid.split()[:2] == ["mid", "0.50"]
+    headings = " ".join(heading for heading, *_ in parts)
+    assert all(headings.count(f"figure {i:02}") == 1 for i in range(20))
+
+
+def test_a_long_name_does_not_make_a_part_for_every_column():
+    columns = keys_as_headings({"policy": ""} | {f"figure {i:02}": ".3f" for i in range(4)})
+    assert text_table([{"policy": "x" * 300}], columns).count("\n\n") == 0
+
+
+def test_headings_cannot_steer_a_terminal_either():
+    assert text_table([{"a": "x\x1b[2J"}], {"a": ("\x1b[1m", "")}) == "\\x1b[1m\nx\\x1b[2J"
 
 
 def test_json_reads_back_equal(tmp_path):

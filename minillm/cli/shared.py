@@ -11,12 +11,14 @@ import shutil
 import sys
 import tempfile
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import files
-from ..errors import MinillmError
+from ..errors import MESSAGE_LIMIT, MinillmError, show
 from ..loading.embedded import embedded_text
+from ..tables import WIDTH
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,14 +30,23 @@ if TYPE_CHECKING:
 
 
 def say(*words: object) -> None:
-    """Print on stderr what is not the result: progress, seeds, timings, notes."""
-    print(*words, file=sys.stderr, flush=True)
+    """Print on stderr what is not the result: progress, seeds, timings, notes; nothing in it can steer a terminal."""
+    text = show(" ".join(map(str, words)), MESSAGE_LIMIT, keep="\n")
+    print(text, file=sys.stderr, flush=True)
 
 
 def wrapped(text: str, first: str = "") -> str:
     """Text in lines that fit the terminal (at most 100 columns); ``first`` stands before the first line."""
-    width = max(40, min(100, shutil.get_terminal_size().columns))
-    return textwrap.fill(text, width, initial_indent=first, subsequent_indent=" " * len(first), break_on_hyphens=False)
+    width = max(40, min(WIDTH, shutil.get_terminal_size().columns))
+    first = show(first)
+    indent = " " * min(len(first), width // 2)
+    return textwrap.fill(show(text), width, initial_indent=first, subsequent_indent=indent, break_on_hyphens=False)
+
+
+def labelled(texts: Mapping[str, str]) -> str:
+    """Each text beside its name, as ``wrapped`` lines; the texts begin in the same column."""
+    width = max(map(len, map(show, texts)), default=0)
+    return "\n".join(wrapped(text, f"  {show(name):<{width}}  ") for name, text in texts.items())
 
 
 # ---- texts -----------------------------------------------------------------------------------------------------------

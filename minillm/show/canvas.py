@@ -161,11 +161,6 @@ def legend_above(ax: Axes, entries: int, columns: int = 3) -> None:
     ax.set_title(ax.get_title(), pad=6 + 13 * lines)
 
 
-def byte_unit(largest: float) -> tuple[str, float]:
-    """The unit (GB, MB, kB or bytes) that suits a number of bytes, and its size in bytes."""
-    return next(((u, s) for u, s in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if largest >= s), ("bytes", 1.0))
-
-
 def check_rows(rows: Sequence[Mapping], keys: Sequence[str]) -> None:
     """Raise MinillmError where there is no row, or where one lacks a key."""
     if not rows:

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..errors import MinillmError
 from ..trace import Comparison, Row
+from ..units import byte_unit
 from .canvas import (
     BLACK,
     BLUE,
@@ -21,7 +22,6 @@ from .canvas import (
     RED,
     Look,
     bar_look,
-    byte_unit,
     check_rows,
     curve_styles,
     drawn,

@@ -12,11 +12,11 @@ import numpy as np
 
 from ..errors import MinillmError
 from ..prefetch.clock import FETCHING, Interval
+from ..units import byte_unit, time_unit
 from .canvas import (
     BLACK,
     COLOURS,
     Look,
-    byte_unit,
     check_rows,
     drawn,
     given_or_new,
@@ -128,7 +128,7 @@ def gantt(intervals: Sequence[Interval | Mapping], *, ax: Axes | None = None) ->
     if not bars:
         raise MinillmError("there are no intervals, expected those of a simulation")
     begin, end = min(i.start for i in bars), max(i.end for i in bars)
-    unit, size = next(((u, s) for u, s in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)) if end - begin >= s), ("ns", 1e-9))
+    unit, size = time_unit(end - begin)
     for kind, (words, colour, hatch) in INTERVAL_LOOKS.items():
         alike = [i for i in bars if i.kind == kind]
         if alike:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import MinillmError
+from ..units import byte_unit
 from .canvas import (
     BLACK,
     COLOURS,
     bar_look,
-    byte_unit,
     check_rows,
     drawn,
     given_or_new,

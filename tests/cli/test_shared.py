@@ -18,6 +18,23 @@ def test_words_fit_the_terminal_and_follow_their_first_words(monkeypatch):
         assert all(line.startswith("       word") for line in lines[1:])
 
 
+def test_what_is_said_and_wrapped_cannot_steer_a_terminal_and_is_no_page_long(capsys):
+    shared.say("note:", "red \x1b[31m", "x" * 5000)
+    said = capsys.readouterr().err
+    assert "red \\x1b[31m" in said and "\x1b" not in said and len(said) < 1100
+    assert shared.wrapped("a \x1b[2J", "b\x07 ") == "b\\x07 a \\x1b[2J"
+
+
+def test_a_text_is_never_written_without_a_space_after_its_name(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert (
+        shared.labelled({"shadow 4-bit": "there was", "mid": "a cat"})
+        == "  shadow 4-bit  there was\n  mid           a cat"
+    )
+    longest = shared.labelled({"n" * 90: "there was a cat"}).splitlines()
+    assert " ".join(line.strip() for line in longest).replace(" ", "").endswith("therewasacat")
+
+
 def test_a_text_alone_is_split_and_two_texts_are_kept_whole(capsys):
     calibration, test = shared.two_texts("stories.txt")
     assert len(calibration) + len(test) == Path("stories.txt").read_text(encoding="utf-8").count("<|endoftext|>") + 1
