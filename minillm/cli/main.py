@@ -13,16 +13,20 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+import threading
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 
 from .. import __version__
 from ..errors import MinillmError
 from ..loading.embedded import embedded_model
-from .shared import check_output, say
+from .outputs import check_outputs
+from .shared import say
 
 COMMANDS = {  # each file of commands -> the commands it adds, as --help lists them
     "demo": ("demo",),
@@ -76,8 +80,38 @@ def one_thread_is_best(arguments: argparse.Namespace) -> bool:
     return all(0 < size < SMALL_MODEL for size in sizes)
 
 
+@contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """Let SIGTERM (and SIGHUP, of a terminal that closes) end the program as Ctrl-C does: what is half written goes.
+
+    The exit status is 128 and the signal's number, as a shell has it. The handlers of before come back afterwards.
+    """
+
+    def stop(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {}
+    if threading.current_thread() is threading.main_thread():  # only there can handlers be set
+        for name in names:
+            number = getattr(signal, name)
+            if signal.getsignal(number) is signal.SIG_DFL:  # not where it is ignored, as under nohup
+                before[number] = signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
+    with stopped_by_signals():
+        return run(argv)
+
+
+def run(argv: list[str] | None) -> int:
+    """Read the arguments, run the command, and turn what goes wrong into one sentence."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # an emoji, say, where the terminal has none
     argv = sys.argv[1:] if argv is None else argv
@@ -92,9 +126,7 @@ def main(argv: list[str] | None = None) -> int:
             os.environ[f"{library}{'_MAXIMUM' if library == 'VECLIB' else '_NUM'}_THREADS"] = str(threads)
     warnings.showwarning = lambda message, *_, **__: say(f"minillm: note: {message}")
     try:
-        for name in ("output", "figure"):
-            if getattr(arguments, name, None) is not None:
-                check_output(getattr(arguments, name))
+        check_outputs(arguments)
         status = arguments.run(arguments)
         print(end="", flush=True)
         return status

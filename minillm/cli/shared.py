@@ -9,10 +9,8 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-import tempfile
 import textwrap
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import files
@@ -154,17 +152,6 @@ def load_ffn(arguments: argparse.Namespace, model: Llama) -> FeedForward:
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------
-
-
-def check_output(path: str) -> None:
-    """Refuse a name that cannot be written before the work, not after it; what is there stays as it is."""
-    target = Path(path)
-    with files.file_errors(path, "written", MinillmError):
-        # A device or a pipe would be replaced by a file: everything is written beside its target and then renamed.
-        if not target.name or (target.exists() and not target.is_file()):
-            raise MinillmError(f"{path!r}: is not a regular file, expected the name of a file to write")
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".", suffix=".tmp"):
-            pass
 
 
 def write_figure(path: str, *panels: Axes | Figure) -> None:

@@ -35,7 +35,7 @@ def test_a_command_imports_no_other_commands():
     code = "import sys; from minillm.cli.main import parser; parser('inspect')"
     code += "; print(*sorted(name for name in sys.modules if name.startswith('minillm.cli.')))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == [f"minillm.cli.{name}" for name in ("flags", "main", "model", "shared")]
+    assert done.stdout.split() == [f"minillm.cli.{name}" for name in ("flags", "main", "model", "outputs", "shared")]
 
 
 # ---- wrong input: one sentence, status 1, nothing on stdout ----------------------------------------------------------
