@@ -13,7 +13,8 @@ PACKAGE = Path(minillm.__file__).parent
 # In reading order; "folder/" is every file of a folder whose own order is not fixed yet.
 ORDER = """
     errors units files steps trace optim tables
-    loading/fields loading/config loading/tensors loading/checkpoint loading/embedded loading/hub loading/tokenizer
+    loading/foreign loading/fields loading/config loading/tensors loading/names loading/checkpoint
+    loading/embedded loading/hub loading/tokenizer
     transformer/ops transformer/rope transformer/layer transformer/attention transformer/ffn transformer/blocks
     transformer/fingerprint transformer/model transformer/generation transformer/texts transformer/evaluation
     sparsity/spec sparsity/policies sparsity/masked sparsity/gathered sparsity/griffin sparsity/thresholds

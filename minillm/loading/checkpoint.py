@@ -3,10 +3,10 @@
 Large models come in several files ("shards") with an index, model.safetensors.index.json:
 {"metadata": {"total_size": ...}, "weight_map": {tensor name: file name}}.
 
-tensors.py checks each file by itself; here the files are checked against the index, and the names and shapes against
-config.json. A name in a file is never used as a path.
+tensors.py checks each file by itself, names.py compares the names with those that config.json asks for; here the files
+are checked against the index, and the shapes against config.json. A name in a file is never used as a path.
 
-Differs from transformers: a tensor that is missing or left over is an error (it would be filled with random numbers,
+Differs from transformers: a weight that is missing or left over is an error (it would be filled with random numbers,
 or dropped), so is a shard outside the folder (it would be read) and a weight that is not a finite number.
 """
 
@@ -17,6 +17,7 @@ import re
 import sys
 import warnings
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,27 +26,59 @@ import numpy as np
 from ..errors import CheckpointError
 from .config import ModelConfig
 from .fields import brief, file_in, read_json
-from .tensors import TensorInfo, pieces, read_header, read_tensor
+from .foreign import other_weights
+from .names import EMBEDDING, HEAD, expected_names, is_derived, plain_name
+from .tensors import DTYPES, TensorInfo, pieces, read_header, read_tensor
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 def checkpoint_tensors(folder: str | Path) -> dict[str, TensorInfo]:
     """List every tensor of a model folder, in one file or in shards; headers are read and checked, arrays are not.
 
     The index must name bare *.safetensors files of this folder, each tensor must lie in the shard it is listed for,
-    and no shard may hold a tensor that is not listed. Raises CheckpointError.
+    and no shard may hold a tensor that is not listed. Two kinds of tensors may be missing on either side: those that
+    follow from config.json, and lm_head, which a model with tied matrices does not need (``load_weights`` knows).
+    Raises CheckpointError.
     """
     folder = Path(folder)
     if os.path.lexists(folder / SINGLE):
         return read_header(file_in(folder, SINGLE, CheckpointError))
     if not os.path.lexists(folder / INDEX):
-        raise CheckpointError(f"{folder}: holds no weights, expected {SINGLE} or {INDEX}")
+        raise CheckpointError(f"{folder}: {other_weights(folder) or 'holds no weights'}, expected {SINGLE} or {INDEX}")
     index = file_in(folder, INDEX, CheckpointError)
+    listed, total = _read_index(index)
+    needed = {shard for name, shard in listed.items() if not is_derived(name)}
+    if missing := sorted(shard for shard in needed if not os.path.lexists(folder / shard)):
+        raise CheckpointError(f"{index}: names {len(missing)} missing shard(s), expected {', '.join(missing)}")
+
+    tensors: dict[str, TensorInfo] = {}
+    for shard in sorted(needed):
+        held = read_header(file_in(folder, shard, CheckpointError))
+        for name in held:
+            if listed.get(name) != shard and not _may_differ(name):
+                place = brief(listed[name]) if name in listed else "nowhere"
+                raise CheckpointError(f"{folder / shard}: holds tensor {brief(name)}, which {INDEX} places {place}")
+            if name in tensors and not is_derived(name):
+                raise CheckpointError(
+                    f"{folder / shard}: holds tensor {brief(name)}, as {tensors[name].path.name} does"
+                )
+        tensors |= held
+    for name, shard in listed.items():
+        if name not in tensors and not _may_differ(name):
+            raise CheckpointError(f"{folder / shard}: lacks tensor {brief(name)}, which {INDEX} places there")
+    nbytes = sum(info.nbytes for info in tensors.values())
+    if total is not None and total != nbytes and listed.keys() == tensors.keys():
+        # a warning only: published files have counted it in other ways
+        warnings.warn(f"{index}: total_size is {brief(total)}, but the shards hold {nbytes} bytes", stacklevel=2)
+    return tensors
+
+
+def _read_index(index: Path) -> tuple[dict[str, str], object]:
+    """Tensor name -> shard, the bare name of a file; and the total size that the index states, whatever it is."""
     fields = read_json(index, CheckpointError)
     listed = fields.get("weight_map")
     if not isinstance(listed, dict) or not listed:
@@ -54,27 +87,25 @@ def checkpoint_tensors(folder: str | Path) -> dict[str, TensorInfo]:
         if not isinstance(shard, str) or not re.fullmatch(r"[A-Za-z0-9_.-]+\.safetensors", shard):
             expected = "expected the bare name of a .safetensors file in the same folder"
             raise CheckpointError(f"{index}: weight_map has {brief(shard)} for {brief(name)}, {expected}")
-    shards = sorted(set(listed.values()))
-    missing = [shard for shard in shards if not os.path.lexists(folder / shard)]
-    if missing:
-        raise CheckpointError(f"{index}: names {len(missing)} missing shard(s), expected {', '.join(missing)}")
-
-    tensors: dict[str, TensorInfo] = {}
-    for shard in shards:
-        held = read_header(file_in(folder, shard, CheckpointError))
-        for name in held:
-            if listed.get(name) != shard:
-                place = brief(listed[name]) if name in listed else "nowhere"
-                raise CheckpointError(f"{folder / shard}: holds tensor {brief(name)}, which {INDEX} places {place}")
-        tensors |= held
-    for name, shard in listed.items():
-        if name not in tensors:
-            raise CheckpointError(f"{folder / shard}: lacks tensor {brief(name)}, which {INDEX} places there")
     metadata = fields.get("metadata")
-    total = metadata.get("total_size") if isinstance(metadata, dict) else None
-    nbytes = sum(info.nbytes for info in tensors.values())
-    if total is not None and total != nbytes:  # a warning only: published files have counted it in other ways
-        warnings.warn(f"{index}: total_size is {brief(total)}, but the shards hold {nbytes} bytes", stacklevel=2)
+    return listed, metadata.get("total_size") if isinstance(metadata, dict) else None
+
+
+def _may_differ(name: str) -> bool:
+    """Whether the index and the shards may disagree about a tensor of this name."""
+    return is_derived(name) or plain_name(name)[1] == HEAD
+
+
+def readable_tensors(folder: str | Path) -> list[TensorInfo]:
+    """The tensors of every *.safetensors file of a folder whose header can be read, for a folder that cannot be loaded.
+
+    Never raises: files that cannot be read are left out.
+    """
+    tensors: list[TensorInfo] = []
+    with suppress(OSError, ValueError):
+        for path in sorted(Path(folder).glob("*.safetensors")):
+            with suppress(CheckpointError):
+                tensors += read_header(path).values()
     return tensors
 
 
@@ -90,22 +121,19 @@ def load_weights(folder: str | Path, config: ModelConfig, dtype: DTypeLike = np.
     folder, dtype = Path(folder), np.dtype(dtype)
     if dtype not in (np.float32, np.float64):
         raise CheckpointError(f"{folder}: cannot be loaded as {dtype}, expected float32 or float64")
-    # Old files also carry RoPE's frequencies, which follow from config.json.
-    found = {name: t for name, t in checkpoint_tensors(folder).items() if not name.endswith(".rotary_emb.inv_freq")}
+    tied, expected = config.tie_word_embeddings, config.tensor_shapes()
+    found = expected_names(checkpoint_tensors(folder), expected, tied, folder)
     # One of two tied matrices is enough: it is the embedding, under whichever name. Where both are stored, twin is
     # the head, which must then be equal.
-    twin = found.pop(HEAD, None) if config.tie_word_embeddings else None
+    twin = found.pop(HEAD, None) if tied else None
     if twin and EMBEDDING not in found:
         found[EMBEDDING], twin = twin, None
-    expected = config.tensor_shapes()
-    if missing := [name for name in expected if name not in found]:
-        raise CheckpointError(f"{folder}: the weights lack {len(missing)} tensor(s) of config.json, first {missing[0]}")
-    if extra := [name for name in found if name not in expected]:
-        unknown = f"the weights hold {len(extra)} tensor(s) that config.json does not describe"
-        raise CheckpointError(f"{folder}: {unknown}, first {brief(extra[0])}")
     for name, info in [*found.items(), *([(EMBEDDING, twin)] if twin else [])]:
+        if info.dtype not in DTYPES:
+            stored = f"is stored as {info.dtype}, expected one of {', '.join(DTYPES)} (quantised weights are not read)"
+            raise CheckpointError(f"{info.path}: tensor {info.name} {stored}")
         if info.shape != expected[name]:
-            shapes = f"shape is {list(info.shape)}, expected {list(expected[name])}"
+            shapes = f"shape is {brief(list(info.shape))}, expected {list(expected[name])}"
             raise CheckpointError(f"{info.path}: tensor {info.name}: {shapes}")
 
     maps: dict[Path, np.ndarray] = {}

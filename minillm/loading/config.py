@@ -10,9 +10,9 @@ of a file without that field relied on it. The five sizes of the weights have no
 
 Differs from transformers: what this package does not implement (another family, another RoPE scaling or
 activation, quantised weights), and what cannot be (True where a number belongs, heads that do not divide, a key
-that stands twice), is refused in one sentence, never ignored. Fields unknown to us that do not change the sums
-(dropout, cache switches, `auto_map`: code is never imported) are ignored; a field that would add or remove a tensor
-is caught by checkpoint.py, which wants the exact set of names.
+that stands twice, an eps that float32 rounds to 0), is refused in one sentence, never ignored. Fields unknown to us
+that do not change the sums (dropout, cache switches, `auto_map`: code is never imported) are ignored; a field that
+would add or remove a tensor is caught by checkpoint.py, which wants the exact set of names.
 """
 
 import math
@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 from ..errors import ConfigError
 from .fields import Fields, brief, file_in, read_json
+from .foreign import other_weights
 
 
 class Defaults(NamedTuple):
@@ -45,6 +46,9 @@ FAMILIES = {  # model_type -> the defaults of its class
     "phi3": Defaults(None, None, 4096, 1e-5, None, 1, 32000),
 }
 
+# Classes of transformers that are read: a model with its head, and one without (its head must be tied, or be there).
+CLASSES = ("ForCausalLM", "LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model", "Phi3Model")
+
 HIDDEN_ACTS = {name: name for name in ("silu", "relu", "relu2", "gelu", "gelu_pytorch_tanh")} | {"swish": "silu"}
 
 # rope_type -> the keys it reads. Any other key is refused: it would belong to a scaling that is not this one.
@@ -54,6 +58,9 @@ ROPE_TYPES: dict[str, set[str]] = {
     "llama3": {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"},
     "longrope": {"factor", "short_factor", "long_factor", "attention_factor", "original_max_position_embeddings"},
 }
+# Beside these: what every type takes or leaves alone, and factors that multiply by 1.
+_ANY_ROPE_TYPE = {"rope_theta", "partial_rotary_factor", "original_max_position_embeddings"}
+_ONE_CHANGES_NOTHING = {"factor", "attention_factor"}
 
 
 @dataclass(frozen=True)
@@ -103,13 +110,16 @@ class ModelConfig:
 
         (Where both name EOS ids, transformers' generate() stops at those of generation_config.json.)
         """
-        path = file_in(folder, "config.json", ConfigError)
+        path = Path(folder) / "config.json"
+        if not os.path.lexists(path) and (other := other_weights(Path(folder))):
+            raise ConfigError(f"{path}: is missing, expected a file; the folder {other}")
+        path = file_in(folder, path.name, ConfigError)
         config = cls.from_dict(read_json(path, ConfigError), str(path))
         if os.path.lexists(Path(folder) / "generation_config.json"):
             path = file_in(folder, "generation_config.json", ConfigError)
             generation = Fields(read_json(path, ConfigError), str(path))
-            if generation.fields.get("eos_token_id") is not None:
-                return replace(config, eos_token_ids=generation.token_ids("eos_token_id", config.vocab_size))
+            if eos := generation.token_ids("eos_token_id", config.vocab_size):
+                return replace(config, eos_token_ids=eos)
         return config
 
     @classmethod
@@ -118,11 +128,12 @@ class ModelConfig:
         read = Fields(fields, source)
         family = read.choice("model_type", FAMILIES)
         default = FAMILIES[family]
-        if fields.get("quantization_config") is not None:
+        if fields.get("quantization_config") not in (None, {}):
             raise read.error("quantization_config", "no quantised weights")
-        read.integer_or_null("pretraining_tp", 1, 1)
+        if (read.integer_or_null("pretraining_tp", 4096, 1) or 1) > 1:
+            read.note("pretraining_tp", "is above 1, which splits sums and leaves them the same: it is not looked at")
         classes = fields.get("architectures") or []
-        if type(classes) is not list or not all(str(name).endswith("ForCausalLM") for name in classes):
+        if type(classes) is not list or not all(str(name).endswith(CLASSES) for name in classes):
             raise read.error("architectures", "a list of ...ForCausalLM, as other heads are not implemented")
 
         vocab_size = read.integer("vocab_size", 2**21)
@@ -146,10 +157,13 @@ class ModelConfig:
             None if token is None or token >= vocab_size else token
             for token in (default.bos_token_id, default.eos_token_id)
         )
+        if type(fields.get("bos_token_id")) is list:
+            raise read.error("bos_token_id", "one integer or null")
         return cls(
             family, vocab_size, hidden_size, read.integer("intermediate_size", 2**20), layers,
             heads, kv_heads, head_dim, max_positions,
-            rms_norm_eps=read.number("rms_norm_eps", 1.0, default.rms_norm_eps),
+            # float32 would round a smaller eps to 0, and the norm of a row of zeros would be 0 / 0
+            rms_norm_eps=read.number("rms_norm_eps", 1.0, default.rms_norm_eps, low=1e-30),
             hidden_act=HIDDEN_ACTS[read.choice("hidden_act", HIDDEN_ACTS, "silu")],
             tie_word_embeddings=read.boolean("tie_word_embeddings"),
             rope=_rope(read, family, head_dim, max_positions),
@@ -157,8 +171,8 @@ class ModelConfig:
             o_bias=attention_bias,
             mlp_bias=read.boolean("mlp_bias") if family == "llama" else False,
             qk_norm=family == "qwen3",
-            sliding_windows=_sliding_windows(read, family, layers),
-            bos_token_id=read.integer_or_null("bos_token_id", vocab_size - 1, bos, low=0),
+            sliding_windows=_sliding_windows(read, family, layers, max_positions),
+            bos_token_id=next(iter(read.token_ids("bos_token_id", vocab_size, bos)), None),
             eos_token_ids=read.token_ids("eos_token_id", vocab_size, eos),
         )  # fmt: skip
 
@@ -198,44 +212,47 @@ class ModelConfig:
 def _rope_fields(read: Fields, family: str) -> tuple[str, Fields]:
     """The kind of RoPE (a key of ROPE_TYPES) and its fields, from either generation (modeling_rope_utils.py).
 
-    They are those of rope_parameters, or of rope_scaling, with what stands beside that object: rope_theta and others.
+    They are those of rope_parameters and rope_scaling (mostly only one is there), with what stands beside the objects:
+    rope_theta and others. What stands in two places must agree.
     """
-    fields = read.fields
-    given = [name for name in ("rope_parameters", "rope_scaling") if fields.get(name) is not None]
-    if len(given) == 2:
-        raise read.error("rope_scaling", "absent where rope_parameters is present")
-    where = given[0] if given else "rope_parameters"
-    inner = fields[where] if given else {}
-    if not isinstance(inner, dict):
-        raise read.error(where, "an object or null")
-    inner = {name: value for name, value in inner.items() if value is not None}
-
     # The first Phi-3 files called longrope "su"; transformers reads "yarn" in a Phi-3 file as longrope, too.
     names = {"su": "longrope", "yarn": "longrope"} if family == "phi3" else {}
-    kinds = [inner.pop(key) for key in ("rope_type", "type") if key in inner]
-    kinds = [names.get(kind, kind) if isinstance(kind, str) else kind for kind in kinds] or ["default"]
     supported = ["default", "longrope"] if family == "phi3" else list(ROPE_TYPES)
-    for kind in kinds:
-        if kind not in supported or kind != kinds[0]:
-            raise read.error(f"{where}.rope_type", f"one of {', '.join(supported)}", kind)
-    values = Fields(inner, read.source, f"{where}.")
-    for name in inner:
-        if name not in ROPE_TYPES[kinds[0]] | {"rope_theta", "partial_rotary_factor"}:
-            raise values.error(name, f"no such key for rope_type {kinds[0]}")
-    # What stands inside the object may also stand beside it; where both do, they must agree.
+    where, merged = "rope_parameters", dict[str, Any]()
+    for place in ("rope_parameters", "rope_scaling"):
+        inner = read.fields.get(place)
+        if inner is not None and not isinstance(inner, dict):
+            raise read.error(place, "an object or null")
+        if not inner:
+            continue
+        where = place
+        for key, value in inner.items():
+            name = "rope_type" if key == "type" else key
+            if name == "rope_type" and value is not None:
+                value = names.get(value, value) if isinstance(value, str) else value
+                if value not in supported or value != merged.get(name, value):
+                    raise read.error(f"{where}.rope_type", f"one of {', '.join(supported)}, once", value)
+            if value is not None and merged.setdefault(name, value) != value:
+                values = Fields(inner, read.source, f"{where}.")
+                raise values.error(key, f"the value that stands elsewhere, {brief(merged[name])}")
+    kind = merged.pop("rope_type", "default")
+    values = Fields(merged, read.source, f"{where}.")
     for name in ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings"):
-        outer = fields.get(name)
-        if outer is not None:
-            if inner.get(name, outer) != outer:
-                raise read.error(name, f"the value inside {where} ({brief(inner[name])})")
-            inner[name] = outer
-    return kinds[0], values
+        outer = read.fields.get(name)
+        if outer is not None and merged.setdefault(name, outer) != outer:
+            raise read.error(name, f"the value inside {where} ({brief(merged[name])})")
+    for name, value in merged.items():
+        one = name in _ONE_CHANGES_NOTHING and type(value) is not bool and value == 1
+        if name not in ROPE_TYPES[kind] | _ANY_ROPE_TYPE and not one:
+            raise values.error(name, f"no such key for rope_type {kind}")
+    return kind, values
 
 
 def _rope(read: Fields, family: str, head_dim: int, max_positions: int) -> RopeConfig:
     """How positions turn queries and keys: the kind of RoPE, and the numbers that this kind needs."""
     kind, values = _rope_fields(read, family)
-    theta = values.number("rope_theta", 1e30, 10_000.0)
+    # The bounds keep every frequency and every angle finite in float32, whatever the position.
+    theta = values.number("rope_theta", 1e30, 10_000.0, low=1e-6)
     share = values.number("partial_rotary_factor", 1.0, 1.0)
     if share != 1.0 and family != "phi3":  # modeling_*.py of the other families turns whole heads
         raise values.error("partial_rotary_factor", f"1.0 for the family {family}")
@@ -253,7 +270,7 @@ def _rope(read: Fields, family: str, head_dim: int, max_positions: int) -> RopeC
         original = values.integer("original_max_position_embeddings", 2**31 - 1)
     if kind == "llama3":
         factor = values.number("factor", 1e6, low=1.0)
-        low, high = values.number("low_freq_factor", 1e6), values.number("high_freq_factor", 1e6)
+        low, high = (values.number(name, 1e6, low=1e-6) for name in ("low_freq_factor", "high_freq_factor"))
         if low >= high:
             raise values.error("low_freq_factor", f"less than high_freq_factor ({high})", low)
         return RopeConfig(kind, theta, rotary_dim, factor, low, high, original)
@@ -264,19 +281,23 @@ def _rope(read: Fields, family: str, head_dim: int, max_positions: int) -> RopeC
     if factor > 1 and original == 1:
         raise values.error("original_max_position_embeddings", "more than 1", original)
     attention = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
-    attention = values.number("attention_factor", 1e6, attention)
-    short, long = (values.numbers(name, rotary_dim // 2) for name in ("short_factor", "long_factor"))
+    attention = values.number("attention_factor", 1e6, attention, low=1e-6)
+    short, long = (values.numbers(name, rotary_dim // 2, 1e-6, 1e6) for name in ("short_factor", "long_factor"))
     return RopeConfig(kind, theta, rotary_dim, factor, None, None, original, short, long, attention)
 
 
-def _sliding_windows(read: Fields, family: str, layers: int) -> tuple[int | None, ...]:
+def _sliding_windows(read: Fields, family: str, layers: int, max_positions: int) -> tuple[int | None, ...]:
     """The window of every layer: mistral and phi3 on all, qwen on the layers that layer_types names, llama on none."""
-    window = read.integer_or_null("sliding_window", 2**31 - 1, FAMILIES[family].sliding_window)
     first = 0  # the first layer with a window
+    if family in ("qwen2", "qwen3") and not read.boolean("use_sliding_window"):
+        window = None  # whatever sliding_window says
+    else:
+        window = read.integer_or_null("sliding_window", 2**31 - 1, FAMILIES[family].sliding_window)
     if family == "llama" and window is not None:
-        raise read.error("sliding_window", "absent or null for the family llama")
-    if family in ("qwen2", "qwen3"):
-        window = window if read.boolean("use_sliding_window") else None
+        if window < max_positions:
+            raise read.error("sliding_window", "absent or null for the family llama")
+        window = None  # it would never hide anything
+    if family in ("qwen2", "qwen3") and window is not None:
         first = read.integer("max_window_layers", 2**31 - 1, 28, low=0)
     windows = tuple(window if i >= first else None for i in range(layers))
     kinds = read.fields.get("layer_types")

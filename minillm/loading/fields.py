@@ -13,12 +13,14 @@ The lines after that need no further check. ``file_in`` does the same for a file
 import json
 import math
 import os
+import warnings
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError, MinillmError
+from ..errors import ConfigError, MinillmError, show
 from ..files import read_bytes, regular_file
+from .foreign import START, foreign_content
 
 JSON_LIMIT = 10_000_000  # bytes; a real config.json has about 1 kB, the index of a 405B model 120 kB
 
@@ -49,11 +51,11 @@ class Fields:
         return value
 
     def boolean(self, name: str) -> bool:
-        """True or false; false where it is absent."""
-        value = self.fields.get(name, False)
-        if type(value) is not bool:
+        """True or false; false where it is absent or null."""
+        value = self.fields.get(name)
+        if value is not None and type(value) is not bool:
             raise self.error(name, "true or false")
-        return value
+        return bool(value)
 
     def integer(self, name: str, high: int, default: object = _REQUIRED, *, low: int = 1) -> int:
         """A whole number from ``low`` to ``high``."""
@@ -73,25 +75,39 @@ class Fields:
             raise self.error(name, f"a number from {low:g} to {high:g}" if low else f"a number in (0, {high:g}]")
         return float(value)
 
-    def numbers(self, name: str, count: int) -> tuple[float, ...]:
-        """A list of ``count`` finite numbers above 0."""
+    def numbers(self, name: str, count: int, low: float, high: float) -> tuple[float, ...]:
+        """A list of ``count`` numbers from ``low`` to ``high``."""
         value = self.fields.get(name)
-        if type(value) is not list or len(value) != count or not all(map(_positive, value)):
-            raise self.error(name, f"a list of {count} finite numbers above 0, one per rotated pair")
+        if (
+            not isinstance(value, list)
+            or len(value) != count
+            or not all(type(each) in (int, float) and low <= each <= high for each in value)
+        ):
+            raise self.error(name, f"a list of {count} numbers from {low:g} to {high:g}")
         return tuple(map(float, value))
 
     def token_ids(self, name: str, vocab_size: int, default: int | None = None) -> tuple[int, ...]:
-        """Null, one id, or a list of ids."""
+        """Null, one id, or a list of ids. An id outside the vocabulary can never appear: a note says it is left out."""
         value = self.fields.get(name, default)
         ids = [] if value is None else value if type(value) is list else [value]
-        if not all(type(i) is int and 0 <= i < vocab_size for i in ids):
+        if not all(type(i) is int for i in ids):
             raise self.error(name, f"integers from 0 to {vocab_size - 1}")
-        return tuple(ids)
+        inside = tuple(i for i in ids if 0 <= i < vocab_size)
+        if len(inside) < len(ids):
+            outside = brief(next(i for i in ids if i not in inside))
+            self.note(name, f"holds the id {outside}, which is left out: the vocabulary has {vocab_size} ids")
+        return inside
+
+    def note(self, name: str, about: str) -> None:
+        """Warn about a field that is read, but of which the user should know something."""
+        warnings.warn(show(f"{self.source}: {self.prefix}{name} {about}"), stacklevel=5)
 
 
 def read_json(path: Path, error: type[MinillmError], limit: int = JSON_LIMIT) -> dict[str, Any]:
     """Read a JSON file that holds one object, as strictly as parse_json; UTF-8, a byte order mark is allowed."""
     raw = read_bytes(path, error, limit)
+    if foreign := foreign_content(raw[:START], "a JSON file"):
+        raise error(f"{path}: {foreign}")
     return parse_json(raw.removeprefix(b"\xef\xbb\xbf"), str(path), error)
 
 
@@ -117,11 +133,6 @@ def parse_json(raw: bytes, source: str, error: type[MinillmError]) -> dict[str, 
     if not isinstance(fields, dict):
         raise error(f"{source}: holds a JSON {type(fields).__name__}, expected an object")
     return fields
-
-
-def _positive(value: object) -> bool:
-    """Whether this is a finite number above 0 (and of a size that a scaling may have)."""
-    return (type(value) is int or type(value) is float) and 0 < value <= 1e12
 
 
 def _unique(items: Sequence[tuple[str, Any]]) -> dict[str, Any]:
@@ -156,8 +167,12 @@ def file_in(folder: str | Path, name: str, error: type[MinillmError]) -> Path:
     allowed = [home]
     if home.parent.name == "snapshots" and home.parents[1].name.startswith("models--"):
         allowed.append(home.parents[1] / "blobs")
-    if Path(os.path.realpath(path)).parent not in allowed:
-        raise error(f"{path}: is a link out of its folder, expected a file inside it")
+    target = Path(os.path.realpath(path))
+    if path.is_symlink() and not os.path.lexists(target):
+        raise error(f"{path}: is a link to {target}, which does not exist, expected a file: fetch or copy it again")
+    if target.parent not in allowed:
+        way_out = "expected a file inside it: put a copy of the file in the place of the link"
+        raise error(f"{path}: is a link out of its folder, to {target}, {way_out}")
     return regular_file(path, error)
 
 

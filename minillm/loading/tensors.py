@@ -23,23 +23,31 @@ from typing import TYPE_CHECKING, NamedTuple, TypeGuard
 import numpy as np
 
 from ..errors import BundleError, CheckpointError
-from ..files import file_errors, whole_file
+from ..files import file_errors, regular_file, whole_file
 from .fields import Fields, brief, parse_json
+from .foreign import START, foreign_content
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike
 
-HEADER_LIMIT = 100_000_000  # bytes, the format's own limit
+HEADER_LIMIT = 16_000_000  # bytes; a header takes about 110 per tensor, and the largest models have 100,000 tensors
 NUMBERS_AT_ONCE = 1 << 20  # numbers that are widened at a time: 2 MB of BF16 become 4 MB of float32
-# NumPy has no bfloat16: its bits are read as whole numbers.
+# What is read. NumPy has no bfloat16: its bits are taken as whole numbers.
 DTYPES: dict[str, np.dtype] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+# What a file may hold beside that, in tensors that no model here uses: bits per number.
+BITS = {
+    "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "U64": 64, "I32": 32, "U32": 32, "I16": 16, "U16": 16,
+    "I8": 8, "U8": 8, "BOOL": 8, "C64": 64, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8,
+    "F8_E5M2FNUZ": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
+}  # fmt: skip
+DIMENSIONS = 32  # at most; NumPy takes no more than 64, weights here have one or two
 
 
 class TensorInfo(NamedTuple):
     """Where one array lies: what the header of its file says, checked."""
 
     name: str
-    dtype: str  # a key of DTYPES
+    dtype: str  # a key of BITS; read_tensor takes those of DTYPES
     shape: tuple[int, ...]
     path: Path
     offset: int  # bytes from the start of the file
@@ -50,17 +58,19 @@ def read_header(path: str | Path) -> dict[str, TensorInfo]:
     """Read and check the header of one safetensors file; the arrays themselves are not touched.
 
     Raises CheckpointError for every file that the safetensors library refuses, and also for a name that stands twice,
-    for a header that does not begin with "{", for more than two dimensions and for a dtype other than F32, F16, BF16.
+    for a header that does not begin with "{" and for one above HEADER_LIMIT. Tensors of any dtype may stand in it.
     """
-    path = Path(path)
-    if not path.is_file():  # also keeps open() from waiting for ever on a named pipe
-        raise CheckpointError(f"{path}: is not a file, expected a safetensors file")
+    path = regular_file(path, CheckpointError)
     with file_errors(path, "read", CheckpointError), open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
-        n = int.from_bytes(file.read(8), "little")
+        start = file.read(START)
+        n = int.from_bytes(start[:8], "little")
         if size < 8 or n > min(HEADER_LIMIT, size - 8):
+            if foreign := foreign_content(start, "a safetensors file"):
+                raise CheckpointError(f"{path}: {foreign}")
             expected = f"expected at most {HEADER_LIMIT} and no more than the file holds"
             raise CheckpointError(f"{path}: the header length is {n} in a file of {size} bytes, {expected}")
+        file.seek(8)
         raw = file.read(n)
     if not raw.startswith(b"{"):
         raise CheckpointError(f"{path}: the header begins with {raw[:1]!r}, expected '{{'")
@@ -93,22 +103,26 @@ def _tensor_info(name: str, entry: object, path: Path, start: int) -> TensorInfo
     if not isinstance(entry, dict):
         raise CheckpointError(f"{path}: tensor {brief(name)} is {brief(entry)}, expected an object")
     read = Fields(entry, f"{path}: tensor {brief(name)}", kind=CheckpointError)
-    dtype, shape, offsets = read.choice("dtype", DTYPES), entry.get("shape"), entry.get("data_offsets")
-    if not sizes(shape, range(3)):
-        raise read.error("shape", "a list of at most two sizes")
+    dtype, shape, offsets = read.choice("dtype", BITS), entry.get("shape"), entry.get("data_offsets")
+    if not sizes(shape, range(DIMENSIONS + 1)):
+        raise read.error("shape", f"a list of at most {DIMENSIONS} sizes")
     if not sizes(offsets, range(2, 3)):
         raise read.error("data_offsets", "a list of two byte positions")
-    nbytes = math.prod(shape) * DTYPES[dtype].itemsize
-    if offsets[1] - offsets[0] != nbytes:
-        raise read.error("data_offsets", f"{nbytes} bytes for {dtype} of shape {shape}")
-    return TensorInfo(name, dtype, tuple(shape), path, start + offsets[0], nbytes)
+    bits = math.prod(shape) * BITS[dtype]
+    if 8 * (offsets[1] - offsets[0]) != bits:
+        raise read.error("data_offsets", f"{brief(bits // 8)} bytes for {dtype} of shape {brief(shape)}")
+    return TensorInfo(name, dtype, tuple(shape), path, start + offsets[0], bits // 8)
 
 
 def read_tensor(info: TensorInfo, dtype: DTypeLike, maps: dict[Path, np.ndarray] | None = None) -> np.ndarray:
     """Read one array, read-only, as float32 or float64; all values must be finite (CheckpointError names the tensor).
 
     An array stored in that dtype is a view of the mapped file; maps keeps one map per file between calls.
+    Raises CheckpointError also for an array that is stored as anything but F32, F16 or BF16.
     """
+    if info.dtype not in DTYPES:
+        found = f"tensor {brief(info.name)} is stored as {info.dtype}"
+        raise CheckpointError(f"{info.path}: {found}, expected one of {', '.join(DTYPES)}")
     dtype = np.dtype(dtype)
     maps = {} if maps is None else maps
     with file_errors(info.path, "read", CheckpointError):

@@ -5,6 +5,7 @@ import os
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import hostile
@@ -13,6 +14,8 @@ import pytest
 from hostile import (
     ACCEPTED_FILES,
     ACCEPTED_FOLDERS,
+    HARMLESS_CONFIGS,
+    HARMLESS_QWEN,
     REFUSED_CONFIG_FILES,
     REFUSED_CONFIGS,
     REFUSED_FILES,
@@ -206,11 +209,28 @@ def test_refuses_a_missing_config(tmp_path):
             ModelConfig.from_folder(folder)
 
 
-def test_refuses_eos_ids_of_generation_config_outside_the_vocabulary(tmp_path):
+@pytest.mark.parametrize("case", HARMLESS_CONFIGS)
+def test_a_harmless_difference_changes_nothing(case, recwarn):
+    changes, noted = HARMLESS_CONFIGS[case]
+    plain, found = (ModelConfig.from_dict(hostile.changed(fields), "x/config.json") for fields in ({}, changes))
+    if "bos" in case:
+        assert found.bos_token_id is None
+        found = replace(found, bos_token_id=plain.bos_token_id)
+    assert found == plain
+    assert len(recwarn) == (noted is not None) and all(noted in str(note.message) for note in recwarn)
+
+
+@pytest.mark.parametrize("case", HARMLESS_QWEN)
+def test_a_field_that_is_not_used_may_hold_anything(case):
+    assert ModelConfig.from_dict(hostile.changed(HARMLESS_QWEN[case])).sliding_windows == (None, None)
+
+
+def test_eos_ids_of_generation_config_outside_the_vocabulary_are_left_out_with_a_note(tmp_path):
     hostile.write_folder(tmp_path)
-    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [2, 128009]}', encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"generation_config\.json: eos_token_id is \[2, 128009\]"):
-        ModelConfig.from_folder(tmp_path)
+    for text, left in (("[3, 128009]", (3,)), ("128009", (2,))):  # none is left: then those of config.json
+        (tmp_path / "generation_config.json").write_text(f'{{"eos_token_id": {text}}}', encoding="utf-8")
+        with pytest.warns(UserWarning, match=r"generation_config\.json: eos_token_id holds the id 128009"):
+            assert ModelConfig.from_folder(tmp_path).eos_token_ids == left
 
 
 def test_refuses_a_dtype_that_is_not_computed_in(tmp_path):
@@ -242,7 +262,7 @@ for path in sys.argv[1:]:
 def test_a_hostile_file_allocates_nothing(tmp_path):
     """With 50 MB of address space left, files that claim 100 MB to 8 EB are refused for what they are."""
     claims = {
-        "header": struct.pack("<Q", 100_000_001),
+        "header": struct.pack("<Q", 16_000_001),
         "long header": struct.pack("<Q", 2**62),
         "shape": hostile.pack({hostile.EMBED: hostile.entry(shape=(2**21, 2**16), end=2**39)}),
         "index": b" ",
@@ -267,5 +287,5 @@ def test_a_hostile_file_allocates_nothing(tmp_path):
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     assert len(run.stdout.splitlines()) == len(claims), run.stdout
-    for sign in ("100000001", str(2**62), "arrays end at byte", "at most 10000000", "expected [2097152, 65536]"):
+    for sign in ("16000001", str(2**62), "arrays end at byte", "at most 10,000,000", "expected [2097152, 65536]"):
         assert sign in run.stdout

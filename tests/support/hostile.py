@@ -85,15 +85,10 @@ REFUSED_FILES = {
     "unknown dtype": (pack({"w": entry("F99")}, DATA), "dtype"),
     "lower-case dtype": (pack({"w": entry("f32")}, DATA), "dtype"),
     "dtype not a string": (pack({"w": entry(["F32"])}, DATA), "dtype"),
-    "int8": (pack({"w": entry("I8", (4, 4))}, DATA), "'I8'"),
-    "int64": (pack({"w": entry("I64", (2, 1))}, DATA), "'I64'"),
-    "F64": (pack({"w": entry("F64", (2, 1))}, DATA), "'F64'"),
-    "F8_E4M3": (pack({"w": entry("F8_E4M3", (4, 4))}, DATA), "'F8_E4M3'"),
-    "F8_E5M2": (pack({"w": entry("F8_E5M2", (4, 4))}, DATA), "'F8_E5M2'"),
-    "F8_E8M0": (pack({"w": entry("F8_E8M0", (4, 4))}, DATA), "'F8_E8M0'"),
-    "F4": (pack({"w": entry("F4", (4, 8))}, DATA), "'F4'"),
-    "C64": (pack({"w": entry("C64", (2, 1))}, DATA), "'C64'"),
-    "BOOL with byte 7": (pack({"w": entry("BOOL", (4, 4))}, b"\7" * 16), "'BOOL'"),
+    "BOOL of two bytes each": (pack({"w": entry("BOOL", (4, 2))}, DATA), "8 bytes for BOOL"),
+    "F4 in whole bytes": (pack({"w": entry("F4", (4, 4))}, DATA), "8 bytes for F4"),
+    "F4 that ends in half a byte": (pack({"w": entry("F4", (1,), 0, 1)}, DATA[:1]), "0 bytes for F4"),
+    "complex of two doubles": (pack({"w": entry("C128", (1,))}, DATA), "dtype"),
     "missing shape": (pack({"w": _without("shape")}, DATA), "shape is missing"),
     "missing dtype": (pack({"w": _without("dtype")}, DATA), "dtype is missing"),
     "missing offsets": (pack({"w": _without("data_offsets")}, DATA), "data_offsets is missing"),
@@ -114,7 +109,13 @@ REFUSED_FILES = {
     "minus zero as offset": (pack(b'{"w":' + W.replace(b"[0,", b"[-0,") + b"}", DATA), "data_offsets"),
     "lone surrogate in a name": (pack({"\ud800": entry()}, DATA), "not valid JSON"),
     "100,000 dims": (pack({"w": entry(shape=[1] * 100_000, end=4)}, DATA[:4]), "shape"),
-    "three dims": (pack({"w": entry(shape=(2, 2, 1))}, DATA), "shape"),
+    "33 dims": (pack({"w": entry(shape=[1] * 32 + [4])}, DATA), "shape"),
+    "32 dims of 2^47": (pack({"w": entry(shape=[2**47] * 32)}, DATA), "data_offsets"),
+    "a pointer of Git LFS": (b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64, "git lfs pull"),
+    "a web page": (b"\n<!DOCTYPE html>\n<html>" + b" " * 99, "web page"),
+    "a GGUF file": (b"GGUF\3\0\0\0" + bytes(99), "GGUF"),
+    "a file of torch.save": (b"PK\3\4" + bytes(99), "pickled"),
+    "header length 16 MB + 1": (struct.pack("<Q", 16_000_001) + bytes(16_000_001), "at most 16000000"),
 }  # fmt: skip
 
 # name -> bytes; their headers are fine (that the arrays are not the model's is for load_weights to say)
@@ -123,6 +124,23 @@ ACCEPTED_FILES = {
     "unknown field in an entry": pack({"w": entry(note="hello")}, DATA),
     "metadata null": pack({"__metadata__": None, "w": entry()}, DATA),
     "metadata of strings": pack({"__metadata__": {"format": "pt"}, "w": entry()}, DATA),
+    **{
+        f"the dtype {dtype}": pack({"v": entry(dtype, shape)}, DATA)
+        for dtype, shape in (
+            ("I8", (4, 4)),
+            ("U8", (2, 2, 4)),
+            ("I64", (2,)),
+            ("F64", (2, 1)),
+            ("F8_E4M3", (4, 4)),
+            ("F8_E5M2", (4, 4)),
+            ("F8_E8M0", (4, 4)),
+            ("F4", (4, 8)),
+            ("C64", (2, 1)),
+            ("BOOL", (1, 1, 4, 4)),
+        )
+    },
+    "six bits": pack({"v": entry("F6_E2M3", (4, 1), 0, 3)}, DATA[:3]),
+    "32 dims": pack({"v": entry(shape=[1] * 31 + [4])}, DATA),
     "unaligned header": pack(b'{"w":' + W + b"}" + b" " * ((4 - len(W)) % 8 + 1), DATA),
     "header padded with spaces": pack(b'{"w":' + W + b"}     ", DATA),
     "zero dim": pack({"w": entry("F32", (0, 5), 0, 0)}),
@@ -147,10 +165,10 @@ REFUSED_CONFIGS = {
     "model_type unknown": ({"model_type": "gemma2"}, "llama, mistral, qwen2, qwen3, phi3"),
     "model_type a list": ({"model_type": ["llama"]}, "model_type"),
     "architecture of a classifier": ({"architectures": ["LlamaForSequenceClassification"]}, "architectures"),
-    "architecture without a head": ({"architectures": ["LlamaModel"]}, "architectures"),
     "architectures a string": ({"architectures": "LlamaForCausalLM"}, "architectures"),
     "quantised": ({"quantization_config": {"bits": 4}}, "quantization_config"),
-    "pretraining_tp 2": ({"pretraining_tp": 2}, "pretraining_tp"),
+    "architecture of a decoder of pictures": ({"architectures": ["LlamaVisionModel2"]}, "architectures"),
+    "pretraining_tp 0": ({"pretraining_tp": 0}, "pretraining_tp"),
     "layers -1": ({"num_hidden_layers": -1}, "num_hidden_layers"),
     "layers 0": ({"num_hidden_layers": 0}, "num_hidden_layers"),
     "layers 10^9": ({"num_hidden_layers": 10**9}, "num_hidden_layers"),
@@ -184,7 +202,6 @@ REFUSED_CONFIGS = {
     "hidden_act a list": ({"hidden_act": ["silu"]}, "hidden_act"),
     "tie a number": ({"tie_word_embeddings": 1}, "tie_word_embeddings"),
     "attention_bias a string": ({"attention_bias": "no"}, "attention_bias"),
-    "mlp_bias null": ({"mlp_bias": None}, "mlp_bias"),
     "sliding window on llama": ({"sliding_window": 16}, "sliding_window"),
     "sliding window 0": ({"model_type": "mistral", "sliding_window": 0}, "sliding_window"),
     "sliding layers without a window": ({**QWEN, "use_sliding_window": False, "layer_types": ["sliding_attention"] * 2},
@@ -199,7 +216,27 @@ REFUSED_CONFIGS = {
     "theta a string": ({"rope_theta": "x"}, "rope_theta is 'x'"),
     "theta 0": ({"rope_theta": 0}, "rope_theta"),
     "theta in two places": ({"rope_theta": 5e5, "rope_parameters": ROPE}, "rope_theta"),
-    "both generations of rope": ({"rope_parameters": ROPE, "rope_scaling": ROPE}, "rope_scaling"),
+    "both generations of rope, other types": (
+        {"rope_parameters": ROPE, "rope_scaling": {"type": "linear", "factor": 2}}, "rope_scaling.rope_type is 'linear'"
+    ),
+    "both generations of rope, other theta": ({"rope_parameters": ROPE, "rope_scaling": {**ROPE, "rope_theta": 5e5}},
+                                              "rope_scaling.rope_theta is 500000.0"),
+    "both generations of rope, other factor": ({"rope_parameters": LLAMA3, "rope_scaling": {**LLAMA3, "factor": 4}},
+                                               "rope_scaling.factor is 4"),
+    "factor 2 without a type": ({"rope_scaling": {"factor": 2.0}}, "factor is 2.0"),
+    "factor true without a type": ({"rope_scaling": {"factor": True}}, "factor is True"),
+    # what gives no finite numbers, though each number is finite
+    "theta 1e-300": ({"rope_theta": 1e-300}, "rope_theta is 1e-300"),
+    "theta 1e-300 inside": ({"rope_theta": DELETE, "rope_parameters": {**ROPE, "rope_theta": 1e-300}}, "1e-300"),
+    "theta 1e300": ({"rope_theta": 1e300}, "rope_theta is 1e+300"),
+    "eps 1e-300": ({"rms_norm_eps": 1e-300}, "rms_norm_eps is 1e-300"),
+    "eps 1e-46": ({"rms_norm_eps": 1e-46}, "rms_norm_eps is 1e-46"),
+    "llama3 with tiny frequencies": (
+        {"rope_scaling": {**LLAMA3, "low_freq_factor": 5e-324, "high_freq_factor": 1e-323}}, "low_freq_factor is 5e-324"
+    ),
+    "longrope factor 1e-300": ({"rope_scaling": {**LONG, "short_factor": [1e-300]}}, "short_factor is [1e-300]"),
+    "longrope factor 1e12": ({"rope_scaling": {**LONG, "long_factor": [1e12]}}, "long_factor"),
+    "longrope attention_factor 1e-300": ({"rope_scaling": {**LONG, "attention_factor": 1e-300}}, "attention_factor"),
     "rope a list": ({"rope_scaling": ["linear"]}, "rope_scaling"),
     "rope an empty list": ({"rope_parameters": []}, "rope_parameters is []"),
     "rope_type unknown": ({"rope_scaling": {"rope_type": "spiral", "factor": 2.0}}, "rope_type is 'spiral'"),
@@ -232,12 +269,39 @@ REFUSED_CONFIGS = {
     "partial rotary of nothing": ({**PHI3, "head_dim": 4, "partial_rotary_factor": 0.1}, "rotated"),
     "partial rotary above 1": ({**PHI3, "partial_rotary_factor": 1.5}, "partial_rotary_factor"),
     "eos a string": ({"eos_token_id": "2"}, "eos_token_id"),
-    "eos out of the vocabulary": ({"eos_token_id": [2, 11]}, "eos_token_id"),
     "eos true": ({"eos_token_id": True}, "eos_token_id"),
-    "eos negative": ({"eos_token_id": -1}, "eos_token_id"),
-    "bos out of the vocabulary": ({"bos_token_id": 11}, "bos_token_id"),
     "bos a float": ({"bos_token_id": 1.0}, "bos_token_id"),
 }  # fmt: skip
+
+# name -> (changes to CONFIG that leave the model the same, what the note must contain, or None for no note)
+HARMLESS_CONFIGS = {
+    "pretraining_tp 2": ({"pretraining_tp": 2}, "pretraining_tp"),
+    "eos out of the vocabulary": ({"eos_token_id": [2, 11]}, "eos_token_id holds the id 11"),
+    "bos out of the vocabulary": ({"bos_token_id": 11}, "bos_token_id holds the id 11"),
+    "bos -1": ({"bos_token_id": -1}, "bos_token_id holds the id -1"),
+    "pad -1": ({"pad_token_id": -1}, None),
+    "theta in two places": ({"rope_parameters": ROPE}, None),
+    "theta in two places, one a whole number": ({"rope_theta": 10000, "rope_parameters": ROPE}, None),
+    "both generations of rope": ({"rope_parameters": ROPE, "rope_scaling": ROPE}, None),
+    "both generations, one with more": ({"rope_parameters": ROPE, "rope_scaling": {"type": "default"}}, None),
+    "rope_scaling empty": ({"rope_scaling": {}}, None),
+    "rope_scaling empty beside rope_parameters": ({"rope_parameters": ROPE, "rope_scaling": {}}, None),
+    "rope_scaling of nulls": ({"rope_scaling": {"type": None, "factor": None}}, None),
+    "a factor of 1": ({"rope_scaling": {"type": "default", "factor": 1.0}}, None),
+    "the original context of rope": ({"original_max_position_embeddings": 16, "rope_parameters": ROPE}, None),
+    "quantization_config null": ({"quantization_config": None}, None),
+    "quantization_config empty": ({"quantization_config": {}}, None),
+    "torch_dtype unknown": ({"torch_dtype": "float8_x", "dtype": 3}, None),
+    "names of programs": ({"_name_or_path": "/home/x", "transformers_version": "9.9", "use_cache": "?"}, None),
+    "nulls for false": ({"mlp_bias": None, "attention_bias": None, "tie_word_embeddings": None}, None),
+    "no architecture": ({"architectures": None}, None),
+    "architecture without a head": ({"architectures": ["LlamaModel"]}, None),
+    "a window as long as the context": ({"sliding_window": 32}, None),
+}
+HARMLESS_QWEN = {
+    "a window that is not used": {**QWEN, "use_sliding_window": False, "sliding_window": 0},
+    "layers with a window that is not used": {**QWEN, "use_sliding_window": None, "max_window_layers": None},
+}
 
 _TEXT = json.dumps(CONFIG)
 # name -> (bytes of config.json, what the message must contain)
@@ -476,14 +540,72 @@ REFUSED_FOLDERS = {
     "minus infinity in the last": (_tensors(_filled(HEAD, -np.inf)), HEAD),
     "NaN in BF16": (_tensors(_with(NORM, ("BF16", [8], b"\xc0\x7f" * 8))), NORM),
     "infinity in F16": (_tensors(_with(NORM, ("F16", [8], b"\x00\x7c" * 8))), NORM),
-    "int8 weights": (_tensors(_with(Q1, ("I8", [8, 8], bytes(64)))), "'I8'"),
+    "int8 weights": (_tensors(_with(Q1, ("I8", [8, 8], bytes(64)))), f"{Q1} is stored as I8"),
     "untied without a head": (_tensors(lambda t: {k: v for k, v in t.items() if k != HEAD}), HEAD),
     "untied without an embedding": (_tensors(lambda t: {k: v for k, v in t.items() if k != EMBED}), EMBED),
     "tied with neither": (_tensors(lambda t: {k: v for k, v in t.items() if k not in (EMBED, HEAD)}, TIED), EMBED),
     "tied but different": (_tensors(lambda t: None, TIED), "differs"),
     "tied with a head of another shape": (_tensors(_with(HEAD, np.zeros((8, 11))), TIED), f"{HEAD}: shape"),
 }  # fmt: skip
-NEED_LINKS = {"index to a link out", "model.safetensors a link out", "hub link into another model"}
+
+
+def _foreign(file: str):
+    """A folder with a config and one file that is not read here."""
+
+    def build(folder: Path) -> Path:
+        (write_folder(folder) / "model.safetensors").unlink()
+        (folder / file).write_bytes(b"x" * 64)
+        return folder
+
+    return build
+
+
+def _broken_link(folder: Path) -> Path:
+    (write_folder(folder) / "model.safetensors").unlink()
+    os.symlink(Path("..", "..", "blobs", "0123"), folder / "model.safetensors")
+    return folder
+
+
+def _in_both_shards(folder: Path) -> Path:
+    """Two shards that both hold lm_head: another one each."""
+    write_folder(folder, shards=2)
+    for number in (1, 2):
+        path = folder / f"model-{number:05}-of-00002.safetensors"
+        part = {name: a for i, (name, a) in enumerate(tiny_tensors().items()) if i % 2 == number - 1}
+        path.write_bytes(pack_arrays({n: encode(a) for n, a in (part | {HEAD: np.full((11, 8), number)}).items()}))
+    return folder
+
+
+# name -> (builds the folder, what the message must contain)
+REFUSED_FOLDERS |= {
+    **{f"only {file}": (_foreign(file), named) for file, named in {
+        "pytorch_model.bin": "pytorch_model.bin: pickled", "pytorch_model-00001-of-00002.bin": "save_pretrained",
+        "pytorch_model.bin.index.json": "pytorch_model.bin.index.json", "model-Q4_K_M.gguf": "llama.cpp",
+        "ggml-model-q4_0.bin": "llama.cpp", "consolidated.safetensors": "consolidated.safetensors",
+        "consolidated.00.pth": "consolidated.00.pth", "model-00002-of-00003.safetensors": "index.json beside them",
+        "adapter_model.safetensors": "LoRA", "adapter_model.bin": "merge_and_unload", "tf_model.h5": "TensorFlow",
+        "flax_model.msgpack": "JAX", "model.onnx": "model.onnx", "weights.npz": "weights.npz", "step.ckpt": "pickled",
+        "model.safetensors.part": "did not end", "theirs.safetensors": "name it model.safetensors",
+        "a\nb\x1b[2J.gguf": r"a\nb\x1b[2J.gguf",
+    }.items()},
+    "a broken link": (_broken_link, "0123, which does not exist"),
+    "a head in both shards": (_in_both_shards, "holds tensor 'lm_head.weight', as model-00001"),
+    "a pointer in place of a shard": (
+        _index(lambda m, folder: (folder / m[Q1]).write_bytes(b"version https://git-lfs.github.com/spec/v1\n") and m),
+        "git lfs pull"),
+    "a bias in F64": (_tensors(_with(Q1.replace("weight", "bias"), ("F64", [8], bytes(64)))), "q_proj.bias"),
+    "a layer too many in int8": (_tensors(_with(Q1.replace("1", "2"), ("I8", [8, 8], bytes(64)))), "layers.2"),
+    "scales of quantised weights": (_tensors(_with(Q1.replace("weight", "weight_scale"), np.ones(8))), "weight_scale"),
+    "a norm in F64": (_tensors(_with(NORM, ("F64", [8], bytes(64)))), f"{NORM} is stored as F64"),
+    "names of Meta": (_tensors(lambda t: {n.replace("self_attn.q_proj", "attention.wq"): a for n, a in t.items()}),
+                      "first 'model.layers.0.attention.wq.weight'"),
+    "names without model. and no head": (
+        _tensors(lambda t: {n.removeprefix("model."): a for n, a in t.items() if n != HEAD}), "tie_word_embeddings"),
+    "names with two prefixes": (
+        _tensors(lambda t: {n if "layers.0" in n else f"module.{n}": a for n, a in t.items()}), "'module."),
+    "a name twice, with and without a prefix": (_tensors(lambda t: {**t, f"module.{Q1}": t[Q1]}), f"'module.{Q1}'"),
+}  # fmt: skip
+NEED_LINKS = {"a broken link", "index to a link out", "model.safetensors a link out", "hub link into another model"}
 
 INV_FREQ = "model.layers.0.self_attn.rotary_emb.inv_freq"
 # name -> builds a folder that must load
@@ -492,6 +614,17 @@ ACCEPTED_FOLDERS = {
     "two shards": lambda folder: write_folder(folder, shards=2),
     "auto_map": _tensors(lambda t: None, {"auto_map": {"AutoModel": "evil.Model"}, "torch_dtype": "bfloat16"}),
     "inv_freq": _tensors(_with(INV_FREQ, np.zeros(1))),
+    **{
+        f"{name}, {dtype}": _tensors(_with(name, (dtype, [4, 2], bytes(8 * size))))
+        for name, dtype, size in (
+            ("model.rotary_emb.inv_freq", "F64", 8),
+            ("model.layers.1.self_attn.rotary_emb.cos_cached", "F16", 2),
+            ("model.layers.1.self_attn.masked_bias", "F32", 4),
+            ("model.layers.0.attn.bias", "BOOL", 1),
+            ("model.embeddings.position_ids", "I64", 8),
+            ("position_ids", "I32", 4),
+        )
+    },
     "F16 among F32": _tensors(lambda t: {**t, Q1: encode(t[Q1], "F16")}),
     "tied, both stored": _tensors(lambda t: {**t, HEAD: t[EMBED]}, TIED),
     "tied, embedding stored": _tensors(lambda t: {k: v for k, v in t.items() if k != HEAD}, TIED),
