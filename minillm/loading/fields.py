@@ -86,6 +86,27 @@ class Fields:
             raise self.error(name, f"a list of {count} numbers from {low:g} to {high:g}")
         return tuple(map(float, value))
 
+    def between(self, name: str, low: float, high: float) -> float | None:
+        """A number from ``low`` to ``high``, or null, which is None."""
+        value = self.fields.get(name)
+        if value is not None and ((type(value) is not int and type(value) is not float) or not low <= value <= high):
+            raise self.error(name, f"a number from {low:g} to {high:g}, or null")
+        return None if value is None else float(value)
+
+    def hashes(self, name: str) -> tuple[str, ...]:
+        """A list of SHA-256 hashes, each 64 hexadecimal digits; none where it is absent."""
+        value = self.fields.get(name, [])
+        digits = set("0123456789abcdef")
+        if type(value) is not list or not all(type(h) is str and len(h) == 64 and digits.issuperset(h) for h in value):
+            raise self.error(name, "a list of SHA-256 hashes (64 hexadecimal digits each)")
+        return tuple(value)
+
+    def only(self, names: Collection[str]) -> None:
+        """Refuse every field of another name: perhaps it is misspelt, and its value would count for nothing."""
+        for name in self.fields:
+            if name not in names:
+                raise self.kind(f"{self.source}: {self.prefix}{brief(name)} is unknown, expected {', '.join(names)}")
+
     def token_ids(self, name: str, vocab_size: int, default: int | None = None) -> tuple[int, ...]:
         """Null, one id, or a list of ids. An id outside the vocabulary can never appear: a note says it is left out."""
         value = self.fields.get(name, default)

@@ -35,7 +35,7 @@ from .allocate import cett_curve, greedy_levels, largest_within, on_path
 from .magnitudes import ExactMagnitudes, Magnitudes, StreamingMagnitudes, collect, sample_values
 from .policies import AFTER_BOTH, Policy, policy_named
 from .sparse import policy_ffn
-from .spec import SparsityMeter, SparsitySpec
+from .spec import OWN_SHARES, SparsityMeter, SparsitySpec
 from .thresholds import BYS, Thresholds
 
 SAMPLE = 1000  # tokens for the searches that need whole rows: CETT and greedy allocation
@@ -66,6 +66,7 @@ def calibrate(
     rule = policy_named(policy)
     target = Target(rule, by, sparsity, allocation)
     target.check()
+    target = replace(target, sparsity=float(sparsity))  # a NumPy scalar, say: a file holds plain numbers
     needed = () if target.of_shares or target.by_cett else rule.tensors
     if magnitudes is None:
         magnitudes = collect(model, documents, needed, context, quantile)
@@ -74,9 +75,9 @@ def calibrate(
     task = Task(model, target, magnitudes, Sample(documents, "documents", context))
     if by in NEAR and sparsity > 0:
         # A search measures what it achieves, so a coarse quantile does not matter.
-        return task.search(NEAR[by], first_guess(rule, by, sparsity))
-    result, _ = task.at(sparsity)
-    if needed and (error := magnitudes.rank_error(needed, sparsity)) > 1e-3:
+        return task.search(NEAR[by], first_guess(rule, by, target.sparsity))
+    result, _ = task.at(target.sparsity)
+    if needed and (error := magnitudes.rank_error(needed, target.sparsity)) > 1e-3:
         raise MinillmError(
             f"streaming quantile: {error:.2%} of the values share one bucket, expected at most 0.1 %; "
             "use quantile='exact'"
@@ -184,9 +185,11 @@ class Task:
         policy, by = self.target.policy, self.target.by
         spec = SparsitySpec(policy.name, policy.tensors, policy.comparison, by, self.target.sparsity)
         if self.target.allocation == "greedy":
-            spec = replace(spec, layer_scope="all layers, each with its own share of the cuts (greedy)")
+            spec = replace(spec, layer_scope=OWN_SHARES)
         layers = tuple(self.layers_at(level))
-        thresholds = Thresholds(policy.name, by, level, layers, spec, self.magnitudes.kind, self.hashes)
+        thresholds = Thresholds(
+            policy.name, by, level, layers, spec, self.magnitudes.kind, self.hashes, self.model.fingerprint
+        )
         achieved = self.achieved(thresholds, level)
         return replace(thresholds, spec=replace(spec, achieved=achieved)), achieved
 

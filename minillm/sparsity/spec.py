@@ -18,12 +18,18 @@ The quantities are always counted in the same way, from the masks of a run and f
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
+from ..loading.fields import Fields
 from ..steps import place
 from ..trace import Tap, no_tap
+
+EVERY_TOKEN = "every token, prompt and continuation alike"
+ALL_LAYERS = "all layers"
+OWN_SHARES = "all layers, each with its own share of the cuts (greedy)"
+PER_NEURON = "one threshold per layer and tensor, one decision per token and neuron"
 
 
 @dataclass(frozen=True)
@@ -43,9 +49,9 @@ class SparsitySpec:
     by: str
     target: float | None
     achieved: float | None = None
-    token_scope: str = "every token, prompt and continuation alike"
-    layer_scope: str = "all layers"
-    granularity: str = "one threshold per layer and tensor, one decision per token and neuron"
+    token_scope: str = EVERY_TOKEN
+    layer_scope: str = ALL_LAYERS
+    granularity: str = PER_NEURON
 
     def asdict(self) -> dict:
         """The fields as JSON values."""
@@ -61,6 +67,30 @@ class SparsitySpec:
             f"{counts.get(self.by, f'{self.by} sparsity')}, target {target}{achieved}; "
             f"{self.token_scope}; {self.layer_scope}; {self.granularity}"
         )
+
+
+def read_spec(read: Fields, expected: SparsitySpec) -> SparsitySpec:
+    """The spec in a thresholds file, where the rest of the file says what it must be.
+
+    expected: made from the file's policy, by, level and tensors. Its target is None where only the spec knows it. Free
+    are the achieved value and how the cuts are shared between the layers. Raises an error of read's kind.
+    """
+    fields = expected.asdict()
+    read.only(list(fields))
+    for name in fields:
+        if name not in read.fields:
+            raise read.error(name, "a field of every spec")
+    for name in ("policy", "tensors", "comparison", "by", "token_scope", "granularity"):
+        if read.fields.get(name) != fields[name]:
+            raise read.error(name, f"{fields[name]!r}, as the rest of the file says")
+    target = read.between("target", 0, 1)
+    if expected.target is not None and target != expected.target:
+        raise read.error("target", f"{expected.target:g}, the level of the file")
+    # Perplexity may grow by any share, or shrink a little; and rounded shares may lie a hair outside of 0 to 1.
+    low, high = (-1, 1e6) if expected.by == "ppl" else (-1e-9, 1 + 1e-9)
+    achieved = read.between("achieved", low, high)
+    layer_scope = read.choice("layer_scope", [ALL_LAYERS, OWN_SHARES])
+    return replace(expected, target=target, achieved=achieved, layer_scope=layer_scope)
 
 
 def in_words(tensors: tuple[str, ...], comparison: str) -> str:

@@ -2,6 +2,8 @@
 
 import copy
 import json
+import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from minillm.errors import ThresholdsError
 from minillm.predictors.select import sparse_ffn
 from minillm.sparsity.calibrate import calibrate
 from minillm.sparsity.policies import POLICIES
+from minillm.sparsity.sparse import policy_selector
 from minillm.sparsity.spec import SparsitySpec
 from minillm.sparsity.thresholds import Thresholds
 from minillm.trace import Trace
@@ -29,14 +32,15 @@ def test_a_saved_file_comes_back_equal_and_cuts_the_same(model, tmp_path, policy
     assert np.array_equal(ours, theirs) and [path.name for path in tmp_path.iterdir()] == ["t.json"]
 
 
+MODEL = {"name": "m", "shape": [2, 8, 12], "sha256": "f" * 64}
 GOOD = {
     "format": "minillm-thresholds", "version": 1, "policy": "dhar", "by": "tensor", "level": 0.5,
     "spec": SparsitySpec("dhar", ("gate_pre", "up", "out"), ">=", "tensor", 0.5, 0.49).asdict(),
-    "quantile": "exact", "documents_sha256": ["00"],
+    "quantile": "exact", "documents_sha256": ["0" * 64],
     "layers": [{"gate_pre": 0.1, "up": 0.2, "out": 0.3}, {"gate_pre": 0.4, "up": 0.5, "out": 0.6}],
 }  # fmt: skip
 BROKEN = {
-    "no format": ({"format": None}, "format is None, expected 'minillm-thresholds'"),
+    "no format": ({"format": None}, "format is None, expected one of minillm-thresholds"),
     "another format": ({"format": "x"}, "format is 'x'"),
     "a later version": ({"version": 2}, "version is 2, expected 1"),
     "an unknown policy": ({"policy": "tea"}, "policy is 'tea', expected one of dhar, cats, mid"),
@@ -44,16 +48,16 @@ BROKEN = {
     "no policy": ({"policy": None}, "policy is None"),
     "no layers": ({"layers": []}, "layers is []"),
     "layers as an object": ({"layers": {"0": {}}}, "layers is"),
-    "a layer that is a number": ({"layers": [1]}, "layers[0] has 1"),
-    "an empty layer": ({"layers": [{}]}, "layers[0] has []"),
-    "a tensor of another policy": ({"layers": [{"mid": 1.0}]}, "layers[0] has ['mid']"),
-    "layers that differ": ({"layers": [{"up": 1.0}, {"out": 1.0}]}, "layers[1] has ['out']"),
+    "a layer that is a number": ({"layers": [1]}, "layers[0] is 1"),
+    "an empty layer": ({"layers": [{}]}, "layers[0] is []"),
+    "a tensor of another policy": ({"layers": [{"mid": 1.0}]}, "layers[0] is ['mid']"),
+    "layers that differ": ({"layers": [{"up": 1.0}, {"out": 1.0}]}, "layers[1] is ['out']"),
     "a negative threshold": ({"layers": [{"up": -1.0}]}, "layers[0].up is -1.0"),
     "a threshold of true": ({"layers": [{"up": True}]}, "layers[0].up is True"),
     "a threshold in words": ({"layers": [{"up": "x" * 9_000}]}, "layers[0].up is 'xxx"),
     "a threshold of null": ({"layers": [{"up": None}]}, "layers[0].up is None"),
     "a threshold beyond every float": ({"layers": [{"up": 10**400}]}, "layers[0].up is 1000"),
-    "a by of another kind": ({"by": "layer"}, "by is 'layer', expected tensor or neuron"),
+    "a by of another kind": ({"by": "layer"}, "by is 'layer', expected one of tensor, neuron"),
     "a quantile of another kind": ({"quantile": 3}, "quantile is 3"),
     "a level of one": ({"level": 1}, "level is 1"),
     "a level of true": ({"level": False}, "level is False"),
@@ -61,12 +65,29 @@ BROKEN = {
     "hashes that are a string": ({"documents_sha256": "00"}, "documents_sha256"),
     "hashes that are numbers": ({"documents_sha256": [0]}, "documents_sha256"),
     "no spec": ({"spec": None}, "spec is None"),
-    "a spec with a field too many": ({"spec": GOOD["spec"] | {"x": 1}}, "spec is {"),
-    "a spec with a field missing": ({"spec": {"policy": "dhar"}}, "spec is {'policy': 'dhar'}"),
+    "a spec with a field too many": ({"spec": GOOD["spec"] | {"x": 1}}, "spec.'x' is unknown"),
+    "a spec with a field missing": ({"spec": {"policy": "dhar"}}, "spec.tensors is missing"),
     "a spec with a target in words": ({"spec": GOOD["spec"] | {"target": "half"}}, "spec.target is 'half'"),
     "a spec with tensors as a string": ({"spec": GOOD["spec"] | {"tensors": "up"}}, "spec.tensors is 'up'"),
     "a spec with a scope of 3": ({"spec": GOOD["spec"] | {"layer_scope": 3}}, "spec.layer_scope is 3"),
-    "a spec of another policy": ({"spec": GOOD["spec"] | {"policy": "mid"}}, "spec is of mid by tensor"),
+    "a spec of another policy": ({"spec": GOOD["spec"] | {"policy": "mid"}}, "spec.policy is 'mid', expected 'dhar'"),
+    "a spec by another quantity": ({"spec": GOOD["spec"] | {"by": "reads"}}, "spec.by is 'reads', expected 'tensor'"),
+    "a spec of tensors that are not cut": ({"spec": GOOD["spec"] | {"tensors": ["up", "mid"]}}, "spec.tensors is ['up"),
+    "a spec with a tensor twice": (
+        {"spec": GOOD["spec"] | {"tensors": ["gate_pre", "up", "out", "out"]}},
+        "spec.tensors",
+    ),
+    "a spec with the comparison of cats": ({"spec": GOOD["spec"] | {"comparison": ">"}}, "spec.comparison is '>'"),
+    "a spec with a scope of its own": ({"spec": GOOD["spec"] | {"token_scope": "some"}}, "spec.token_scope is 'some'"),
+    "a spec with another target": ({"spec": GOOD["spec"] | {"target": 0.4}}, "spec.target is 0.4, expected 0.5"),
+    "a spec with more achieved than all": ({"spec": GOOD["spec"] | {"achieved": 1.5}}, "spec.achieved is 1.5"),
+    "a field too many": ({"sparsity": 0.5}, "'sparsity' is unknown"),
+    "a version of true": ({"version": True}, "version is True"),
+    "hashes that are too short": ({"documents_sha256": ["00"]}, "documents_sha256 is ['00']"),
+    "hashes in capitals": ({"documents_sha256": ["A" * 64]}, "documents_sha256 is"),
+    "a target of cett for dhar": ({"by": "cett"}, "by is 'cett'"),
+    "a model that is a name": ({"model": "default"}, "model is 'default'"),
+    "a model of three layers": ({"model": MODEL | {"shape": [3, 8, 12]}}, "model is [3, 8, 12], expected one of 2"),
 }
 
 
@@ -89,9 +110,81 @@ def test_the_file_that_the_broken_ones_differ_from_is_read(tmp_path):
     path = tmp_path / "good.json"
     path.write_text(json.dumps(GOOD), encoding="utf-8")
     found = Thresholds.load(path)
-    assert found.layers[1]["out"] == 0.6 and found.spec.achieved == 0.49 and found.documents_sha256 == ("00",)
+    assert found.layers[1]["out"] == 0.6 and found.spec.achieved == 0.49 and found.documents_sha256 == ("0" * 64,)
     path.write_text(json.dumps({key: GOOD[key] for key in GOOD if key not in ("quantile", "documents_sha256")}))
     assert Thresholds.load(path).quantile == "exact"
+
+
+@pytest.mark.parametrize("text", ['"level": 0.5', '"tensors": [', '"out": 0.6'])
+def test_a_field_that_stands_twice_is_refused_at_every_depth(tmp_path, text):
+    path, whole = tmp_path / "twice.json", json.dumps(GOOD)
+    name = text.partition(":")[0]
+    path.write_text(whole.replace(text, f"{name}: 0.25, {text}"), encoding="utf-8")
+    refuses(path, f"{name[1:-1]}' stands twice")
+
+
+@pytest.mark.parametrize("policy", ["topk", "topp", "griffin"])
+def test_a_share_of_neurons_above_one_is_refused(tmp_path, policy):
+    path, spec = tmp_path / "share.json", SparsitySpec(policy, ("mid",), POLICIES[policy].comparison, "tensor", 0.5)
+    for value, good in ((1.0, True), (1.01, False)):
+        layers = [{"mid": value}] * 2
+        path.write_text(
+            json.dumps(GOOD | {"policy": policy, "layers": layers, "spec": spec.asdict()}), encoding="utf-8"
+        )
+        if good:
+            assert Thresholds.load(path).layers[1]["mid"] == 1.0
+        else:
+            refuses(path, "layers[0].mid is 1.01")
+
+
+def test_a_perplexity_that_fell_by_a_hair_can_be_kept(tmp_path):
+    spec = SparsitySpec("mid", ("mid",), ">", "ppl", 0.01, achieved=-0.0004)
+    thresholds = Thresholds("mid", "ppl", 0.02, ({"mid": 0.1},), spec)
+    thresholds.save(tmp_path / "t.json")
+    assert Thresholds.load(tmp_path / "t.json") == thresholds
+
+
+def test_numpy_scalars_become_plain_numbers_in_the_file(model, tmp_path):
+    found = calibrate(model, texts(2), "mid", np.float32(0.5), context=np.int64(16))
+    assert type(found.level) is float and type(found.spec.target) is float
+    found.save(tmp_path / "t.json")
+    assert Thresholds.load(tmp_path / "t.json") == found
+    by_hand = replace(found, level=np.float64(0.25), spec=replace(found.spec, target=np.float32(0.25)),
+                      layers=tuple({"mid": np.float32(1.5)} for _ in found.layers))  # fmt: skip
+    by_hand.save(tmp_path / "t.json")
+    assert Thresholds.load(tmp_path / "t.json").layers[0]["mid"] == 1.5
+
+
+# ---- whose they are --------------------------------------------------------------------------------------------------
+
+
+def test_thresholds_name_their_model_and_a_twin_is_warned_of(tmp_path):
+    ours, twin = (tiny.loaded(tmp_path / name, seed=seed) for name, seed in (("ours", 0), ("twin", 1)))
+    calibrate(ours, texts(2), "mid", 0.5).save(tmp_path / "t.json")
+    found = Thresholds.load(tmp_path / "t.json")
+    assert found.model == ours.fingerprint and found.model.name == "ours"
+    for use in (sparse_ffn, policy_selector):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            use(ours, found)
+        with pytest.warns(UserWarning, match=r"another model, ours \([0-9a-f]{8}\), and is used with twin"):
+            use(twin, found)
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        twin.forward([1, 2, 3], ffn=sparse_ffn(twin, found))
+    assert len(notes) == 1  # once, not for each layer or token
+
+
+def test_thresholds_of_another_shape_are_refused_and_older_ones_are_silent(model, tmp_path):
+    found = calibrate(model, texts(2), "mid", 0.5)
+    wider = tiny.loaded(tmp_path / "wider", intermediate_size=20)
+    with pytest.raises(ThresholdsError, match="20 neurons"):
+        sparse_ffn(wider, found)
+    replace(found, model=None).save(tmp_path / "older.json")
+    assert "model" not in json.loads((tmp_path / "older.json").read_text(encoding="utf-8"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sparse_ffn(wider, Thresholds.load(tmp_path / "older.json"))
 
 
 @pytest.mark.parametrize(
@@ -104,8 +197,8 @@ def test_a_file_that_is_no_json_object_of_a_known_kind_is_refused(tmp_path, raw)
 
 
 def test_a_file_that_is_not_there_or_cannot_be_written_is_refused(tmp_path):
-    refuses(tmp_path / "absent.json", "no such file")
-    refuses(tmp_path, "no such file")
+    refuses(tmp_path / "absent.json", "is missing")
+    refuses(tmp_path, "is a folder")
     thresholds = Thresholds("mid", "tensor", 0.5, ({"mid": 1.0},), SparsitySpec("mid", ("mid",), ">", "tensor", 0.5))
     with pytest.raises(ThresholdsError, match="cannot be written"):
         thresholds.save(tmp_path / "absent" / "t.json")
@@ -128,6 +221,7 @@ PAPER = {"gate_proj": {"layer_0": 0.1, "layer_1": 0.2}, "up_proj": {"layer_0": 0
         ({"down_proj": {"layer_0": 0.5, "layer_1": "x"}}, "down_proj.layer_1 is 'x'"),
         ({"down_proj": {"layer_0": 0.5, "layer_1": -1}}, "down_proj.layer_1 is -1"),
         ({"gate_up_proj": PAPER["gate_proj"]}, "one of the two"),
+        ({"q_proj": PAPER["gate_proj"]}, "'q_proj' is unknown"),
     ],
 )
 def test_a_malformed_file_of_the_papers_kind_is_refused(tmp_path, changes, said):

@@ -20,6 +20,7 @@ The property: for every file the parser raises one short sentence, or gives cont
 
 from __future__ import annotations
 
+import copy
 import csv
 import io
 import json
@@ -124,6 +125,8 @@ def tree(value: Any) -> Any:
     """JSON values with their objects as Object."""
     if isinstance(value, dict):
         return Object([name, tree(item)] for name, item in value.items())
+    if isinstance(value, Object):
+        return Object([name, tree(item)] for name, item in value)
     return [tree(item) for item in value] if isinstance(value, list | tuple) else value
 
 
@@ -173,9 +176,7 @@ def change_json(draw: st.DrawFn, node: Any) -> None:
         "strange": STRANGE, "twice, changed": STRANGE, "near": near(_value_of(place)), "add": STRANGE,
         "other": [_value_of(other) for other in where],
     }  # fmt: skip
-    value = tree(draw(st.sampled_from(choices[how]))) if how in choices else _value_of(place)
-    if isinstance(value, Object | list):
-        value = type(value)(value)
+    value = copy.deepcopy(tree(draw(st.sampled_from(choices[how]))) if how in choices else _value_of(place))
     named = isinstance(holder, Object)
     if how == "drop":
         del holder[index]
@@ -206,7 +207,7 @@ def json_files(draw: st.DrawFn, good: Any, changes: int = 3) -> bytes:
     """The bytes of a JSON file with up to ``changes`` changes."""
     root = [tree(json.loads(json.dumps(good)))]
     for _ in range(draw(st.integers(0, changes))):
-        change_json(draw, root[0] if draw(st.integers(0, 30)) else root)
+        change_json(draw, root[0] if root and draw(st.integers(0, 30)) else root)
     text = "\n".join(map(encoded, root)) if len(root) != 1 else encoded(root[0])
     return change_bytes(draw, text.encode("utf-8", "surrogatepass"))
 

@@ -90,7 +90,7 @@ def safetensors_files(draw: st.DrawFn, good: bytes, inside: str | None = None) -
     if inside is not None and draw(st.booleans()):
         about = [tree(json.loads(metadata[inside]))]
         for _ in range(draw(st.integers(1, 2))):
-            change_json(draw, about[0] if draw(st.integers(0, 30)) else about)
+            change_json(draw, about[0] if about and draw(st.integers(0, 30)) else about)
         metadata[inside] = encoded(about[0]) if about else ""
     for _ in range(draw(st.integers(0, 2))):
         if tables:
