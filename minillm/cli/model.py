@@ -116,7 +116,8 @@ def command_perplexity(a: argparse.Namespace) -> int:
         of_score = ("protocol", "context", "bos", "nll", "tokens", "bytes", "perplexity", "bits_per_byte")
         of_report = ("neuron_sparsity", "read_exact", "read_known_mask", "union_density")
         fields = {key: getattr(score, key) for key in of_score} | {key: getattr(report, key) for key in of_report}
-        print(json.dumps({"model": model.name, "dtype": str(model.dtype), "thresholds": a.thresholds and show(a.thresholds)} | fields))
+        thresholds = show(a.thresholds) if a.thresholds else None
+        print(json.dumps({"model": model.name, "dtype": str(model.dtype), "thresholds": thresholds} | fields))
         return 0
     print(score)
     if a.thresholds:

@@ -149,7 +149,9 @@ def test_inspect_lists_what_can_be_read_where_a_shard_is_missing(run, tmp_path):
 
 @pytest.mark.skipif(os.name == "nt" or sys.platform == "darwin", reason="its names are valid Unicode")
 @pytest.mark.parametrize(
-    "name", [b"a\xff\xfeb", b"\xff" * 250, b"$x^2$_{", b"back\\slash", b"100%s %d", b"a b", b"a\nb", b"\x1b[31m"], ids=repr
+    "name",
+    [b"a\xff\xfeb", b"\xff" * 250, b"$x^2$_{", b"back\\slash", b"100%s %d", b"a b", b"a\nb", b"\x1b[31m"],
+    ids=repr,
 )
 def test_a_folder_may_have_any_name_that_the_system_allows(name, run, tmp_path):
     folder = tmp_path / os.fsdecode(name)
@@ -160,7 +162,8 @@ def test_a_folder_may_have_any_name_that_the_system_allows(name, run, tmp_path):
     thresholds, bundle = (tmp_path / os.fsdecode(name[:200] + ending) for ending in (b".json", b".bundle"))
     for command in (
         ("perplexity", "--text", "one.txt"), ("inspect", "--text", "one.txt"), ("generate", "-p", "a", "-n", "2"),
-        ("calibrate", "--text", "stories.txt", "--policy", "mid", "-o", thresholds), ("bundle", "-o", bundle, "--group", "4"),
+        ("calibrate", "--text", "stories.txt", "--policy", "mid", "-o", thresholds),
+        ("bundle", "-o", bundle, "--group", "4"),
         ("perplexity", "--text", "one.txt", "--thresholds", thresholds, "--json"),
         ("inspect", "--text", "one.txt", "--natural", "--figure", folder.with_name(folder.name[:200] + ".svg")),
     ):  # fmt: skip
