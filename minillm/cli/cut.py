@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
+from ..errors import show
 from . import flags
 from .shared import enough_documents, load_model, say, text_or_embedded, two_texts, wrapped, write_figure
 
@@ -77,7 +78,7 @@ def command_calibrate(a: argparse.Namespace) -> int:
     text = text_or_embedded(a.text, "calibration")
     thresholds = calibrate(model, text, a.policy, a.sparsity, a.context, a.by, a.quantile, allocation=a.allocation)
     (thresholds.save_paper if a.paper else thresholds.save)(a.output)
-    in_words = f"{thresholds.spec}\nlevel {thresholds.level:.4f} -> {a.output}"
+    in_words = f"{thresholds.spec}\nlevel {thresholds.level:.4f} -> {show(a.output)}"
     print(json.dumps(thresholds.spec.asdict()) if a.json else in_words)
     return 0
 

@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..errors import MinillmError
+from ..errors import MinillmError, show
 from . import flags
 from .shared import given_thresholds, load_model, new_tokens, prompt_ids, say, text_or_embedded, two_texts, wrapped
 
@@ -78,10 +78,8 @@ def command_bundle(a: argparse.Namespace) -> int:
     folder = write_bundle(model, a.folder, a.group, a.stored)
     bundle = open_bundle(folder)
     size = sum(file.stat().st_size for file in folder.iterdir())
-    about = {"folder": str(folder), "group": a.group, "blocks": bundle.blocks, "neuron_bytes": bundle.neuron_bytes}
-    in_words = (
-        f"{folder}: {bundle.blocks} blocks of {a.group} neurons per layer, {bundle.neuron_bytes:,} bytes per neuron"
-    )
+    about = {"folder": show(folder), "group": a.group, "blocks": bundle.blocks, "neuron_bytes": bundle.neuron_bytes}
+    in_words = f"{show(folder)}: {bundle.blocks} blocks of {a.group} neurons per layer, {bundle.neuron_bytes:,} bytes per neuron"
     print(json.dumps(about | {"bytes": size}) if a.json else f"{in_words} ({a.stored}), {size:,} bytes in all")
     return 0
 

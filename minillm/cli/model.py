@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import MinillmError
+from ..errors import MinillmError, show
 from . import flags
 from .shared import (
     load_ffn,
@@ -26,6 +26,9 @@ from .shared import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ..loading.tensors import TensorInfo
     from ..transformer.model import Llama
 
 
@@ -113,7 +116,8 @@ def command_perplexity(a: argparse.Namespace) -> int:
         of_score = ("protocol", "context", "bos", "nll", "tokens", "bytes", "perplexity", "bits_per_byte")
         of_report = ("neuron_sparsity", "read_exact", "read_known_mask", "union_density")
         fields = {key: getattr(score, key) for key in of_score} | {key: getattr(report, key) for key in of_report}
-        print(json.dumps({"model": model.name, "dtype": str(model.dtype), "thresholds": a.thresholds} | fields))
+        thresholds = show(a.thresholds) if a.thresholds else None
+        print(json.dumps({"model": model.name, "dtype": str(model.dtype), "thresholds": thresholds} | fields))
         return 0
     print(score)
     if a.thresholds:
@@ -130,7 +134,10 @@ def command_perplexity(a: argparse.Namespace) -> int:
 
 
 def command_inspect(a: argparse.Namespace) -> int:
-    """Show a checkpoint: config, parts, tensors; on request its natural zeros and the sizes of its values."""
+    """Show a checkpoint: config, parts, tensors; on request its natural zeros and the sizes of its values.
+
+    Of a folder that cannot be loaded, the tensors are shown and then the reason.
+    """
     from dataclasses import asdict
 
     from ..loading.checkpoint import checkpoint_tensors
@@ -143,13 +150,14 @@ def command_inspect(a: argparse.Namespace) -> int:
         check_figure(a.figure)
         if count_zeros == count_sizes:
             raise MinillmError("--figure draws what --natural or --distributions counts, expected one of the two")
-    model = load_model(a)
+    try:
+        model = load_model(a)
+    except (MinillmError, MemoryError) as reason:
+        show_unloadable(a, reason)
+        raise
     natural = natural_rows(model, a.text, a.figure) if count_zeros else []
     distributions = distribution_rows(model, a.text, a.figure) if count_sizes else {}
-    tensors: list[dict[str, Any]] = [
-        {"tensor": t.name, "dtype": t.dtype, "shape": list(t.shape), "bytes": t.nbytes, "file": Path(t.path).name}
-        for t in (checkpoint_tensors(model.folder) if model.folder else {}).values()
-    ]
+    tensors = tensor_rows((checkpoint_tensors(model.folder) if model.folder else {}).values())
     if a.json:
         result = {"model": model.name, "config": asdict(model.config), "parts": describe(model), "tensors": tensors}
         print(json.dumps(result | ({"natural": natural} if natural else {}) | distributions))
@@ -162,10 +170,43 @@ def command_inspect(a: argparse.Namespace) -> int:
     return 0
 
 
+def tensor_rows(tensors: Iterable[TensorInfo]) -> list[dict[str, Any]]:
+    """A row for each stored tensor: name, dtype, shape, bytes, file."""
+    return [
+        {"tensor": t.name, "dtype": t.dtype, "shape": list(t.shape), "bytes": t.nbytes, "file": Path(t.path).name}
+        for t in tensors
+    ]
+
+
+def tensor_table(rows: list[dict[str, Any]]) -> str:
+    """The rows of ``tensor_rows`` as text, a table for each file."""
+    from ..tables import keys_as_headings, text_table
+
+    columns, parts = keys_as_headings({"tensor": "", "dtype": "", "shape": "", "bytes": ","}), []
+    for file in dict.fromkeys(row["file"] for row in rows):
+        held = [row | {"shape": " x ".join(map(str, row["shape"]))} for row in rows if row["file"] == file]
+        parts.append(f"{show(file)}\n{text_table(held, columns)}")
+    return "\n\n".join(parts)
+
+
+def show_unloadable(a: argparse.Namespace, reason: Exception) -> None:
+    """The tensors of a folder that could not be loaded, in every file whose header can be read."""
+    from ..loading.checkpoint import readable_tensors
+    from ..loading.hub import resolve
+
+    try:
+        folder = resolve(a.model)
+    except MinillmError:  # which is then the reason
+        return
+    if rows := tensor_rows(readable_tensors(folder)):
+        result = {"model": show(folder.name), "error": str(reason), "tensors": rows}
+        print(json.dumps(result) if a.json else tensor_table(rows))
+
+
 def print_model(model: Llama, config: dict[str, Any], tensors: list[dict[str, Any]]) -> None:
     """What the model is in one line, its parts, its config and its tensors."""
     from ..study.describe import PART_COLUMNS, describe, headline
-    from ..tables import keys_as_headings, text_table
+    from ..tables import text_table
 
     print(wrapped(headline(model)) + "\n")
     print(text_table(describe(model), PART_COLUMNS) + "\n")
@@ -173,9 +214,7 @@ def print_model(model: Llama, config: dict[str, Any], tensors: list[dict[str, An
         print(f"{key:<26}{value}")
     if model.has_tokenizer:
         print(f"{'BOS before every text':<26}{list(model.tokenizer.bos_ids)}")
-    shown = [tensor | {"shape": " x ".join(map(str, tensor["shape"]))} for tensor in tensors]
-    columns = keys_as_headings({"tensor": "", "dtype": "", "shape": "", "bytes": ",", "file": ""})
-    print("\n" + text_table(shown, columns))
+    print("\n" + tensor_table(tensors))
 
 
 def print_natural(rows: list[dict]) -> None:
@@ -278,6 +317,6 @@ def command_download(a: argparse.Namespace) -> int:
     from ..loading.hub import download
 
     folder = download(a.repository)
-    print(json.dumps({"folder": str(folder), "commit": folder.name}) if a.json else folder)
+    print(json.dumps({"folder": show(folder), "commit": folder.name}) if a.json else show(folder))
     say(f"commit {folder.name}: pin it as {a.repository.partition('@')[0]}@{folder.name}")
     return 0

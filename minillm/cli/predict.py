@@ -6,7 +6,7 @@ import argparse
 import json
 import time
 
-from ..errors import MinillmError
+from ..errors import MinillmError, show
 from ..predictors.catalogue import EVALUATED, HELP
 from . import flags
 from .shared import (
@@ -84,11 +84,11 @@ def predict_train(a: argparse.Namespace) -> int:
     shares = {"own_share_float32": predictor.nbytes / in_float32, "own_share_stored": predictor.nbytes / as_stored}
     if a.json:
         about = {"predictor": predictor.name, "fraction": 1 - sparsity, "own_bytes": predictor.nbytes} | shares
-        print(json.dumps(about | {"truth": thresholds.spec.asdict(), "file": a.output}))
+        print(json.dumps(about | {"truth": thresholds.spec.asdict(), "file": show(a.output)}))
     else:
         print(
             f"{predictor.name}: {predictor.nbytes:,} bytes, {shares['own_share_float32']:.4f} of the FFNs in float32 "
-            f"({shares['own_share_stored']:.4f} as stored); selects {1 - sparsity:.3f} -> {a.output}"
+            f"({shares['own_share_stored']:.4f} as stored); selects {1 - sparsity:.3f} -> {show(a.output)}"
         )
     return 0
 

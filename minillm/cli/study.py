@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import MinillmError
+from ..errors import MinillmError, show
 from . import flags
 from .shared import given_thresholds, load_model, read_text, say, text_or_embedded, two_texts, wrapped
 
@@ -174,5 +174,6 @@ def command_report(a: argparse.Namespace) -> int:
     write_page(a.output, page_of(study))
     say(f"{time.perf_counter() - started:.1f} s")
     size = Path(a.output).stat().st_size
-    print(json.dumps({"file": a.output} | study.asdict()) if a.json else f"{a.output}: {size:,} bytes")
+    file = show(a.output)
+    print(json.dumps({"file": file} | study.asdict()) if a.json else f"{file}: {size:,} bytes")
     return 0

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
 
-from ..errors import MinillmError
+from ..errors import MinillmError, show
 from ..files import whole_file
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def save_figure(drawing: Axes | Figure, path: str | Path) -> None:
     """
     check_figure(path)
     path, figure = Path(path), figure_of(drawing)
-    metadata: dict[str, str | None] = {"Description": alt_text(figure), "Title": path.stem}
+    metadata: dict[str, str | None] = {"Description": alt_text(figure), "Title": show(path.stem)}
     metadata["Date" if path.suffix == ".svg" else "Software"] = None  # neither: the same figure gives the same file
     with matplotlib_or_error().rc_context({"svg.hashsalt": "minillm", "svg.fonttype": "path"}):
         with whole_file(path, MinillmError) as beside:

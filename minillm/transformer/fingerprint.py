@@ -25,6 +25,7 @@ from ..loading.fields import brief
 from .layer import FFN_MATRICES, Layer
 
 PIECE = 64  # numbers
+NAME_LIMIT = 300  # characters
 SAMPLED = ("q_proj", "k_proj", "v_proj", "o_proj", *FFN_MATRICES)
 
 
@@ -77,7 +78,9 @@ def fingerprint_of(name: str, config: ModelConfig, embed_tokens: np.ndarray, lay
     digest = hashlib.sha256(json.dumps(sizes).encode())
     for matrix in (embed_tokens, *(getattr(layer, part) for layer in layers for part in SAMPLED)):
         digest.update(_pieces(matrix))
-    return Fingerprint(name, (c.num_hidden_layers, c.hidden_size, c.intermediate_size), digest.hexdigest())
+    return Fingerprint(
+        show(name, NAME_LIMIT), (c.num_hidden_layers, c.hidden_size, c.intermediate_size), digest.hexdigest()
+    )
 
 
 def _pieces(matrix: np.ndarray) -> bytes:
@@ -96,7 +99,7 @@ def read_fingerprint(fields: object, source: str, kind: type[MinillmError]) -> F
     good = isinstance(fields, dict) and set(fields) == {"name", "shape", "sha256"}
     if isinstance(fields, dict) and good:
         name, shape, digest = fields["name"], fields["shape"], fields["sha256"]
-        good = type(name) is str and len(name) <= 300 and type(digest) is str and len(digest) == 64
+        good = type(name) is str and len(name) <= NAME_LIMIT and type(digest) is str and len(digest) == 64
         good = good and set(digest) <= set("0123456789abcdef") and type(shape) is list and len(shape) == 3
         if good and all(type(size) is int and 0 < size < 2**31 for size in shape):
             return Fingerprint(name, (shape[0], shape[1], shape[2]), digest)

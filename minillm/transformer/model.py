@@ -20,7 +20,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from ..errors import MinillmError, TokenizerError
+from ..errors import MinillmError, TokenizerError, show
 from ..loading.checkpoint import load_weights
 from ..loading.config import ModelConfig
 from ..loading.tokenizer import Tokenizer
@@ -65,13 +65,13 @@ class Llama:
 
     @property
     def name(self) -> str:
-        """The folder's name, or org/name for a folder of the hub's cache; for tables."""
+        """The folder's name, or org/name for a folder of the hub's cache; for tables and files, so safe to print."""
         if self.folder is None:
             return f"random {self.config.model_type}"
         repository, kind = ("", "", *self.folder.absolute().parts)[-3:-1]
         if kind == "snapshots":  # models--org--name/snapshots/REVISION
-            return repository.removeprefix("models--").replace("--", "/")
-        return self.folder.resolve().name
+            return show(repository.removeprefix("models--").replace("--", "/"))
+        return show(self.folder.resolve().name)
 
     @cached_property
     def fingerprint(self) -> Fingerprint:

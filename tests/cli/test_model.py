@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,10 @@ import pytest
 import tiny
 from commands import one_sentence, process
 from loopback_hub import COMMIT, LoopbackHub
+from safetensors.numpy import load_file, save_file
 
 import minillm
+from minillm.errors import show
 
 
 def test_generate_streams_the_prompt_and_its_continuation_and_nothing_else_on_stdout(run):
@@ -85,6 +88,92 @@ def test_inspect_counts_every_weight_and_names_every_tensor(run):
     assert sum(part["weights"] for part in found["parts"]) == sum(np.prod(t["shape"]) for t in found["tensors"])
     assert found["config"]["hidden_size"] == 8 and len(found["tensors"]) == 2 * 9 + 3
     assert run("inspect", "-m", "bare")[0] == 0  # which needs no tokenizer
+
+
+def _other_names(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    save_file({f"decoder.{name}": array for name, array in tensors.items()}, folder / "model.safetensors")
+
+
+def _int8(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.mlp.down_proj.weight"] = np.zeros((8, 12), np.int8)
+    save_file(tensors, folder / "model.safetensors")
+
+
+def _without_index(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+
+
+def _adapter(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+    (folder / "config.json").unlink()
+
+
+def _config_of_another_family(folder: Path) -> None:
+    (folder / "config.json").write_text('{"model_type": "mamba"}')
+
+
+UNLOADABLE = {
+    _other_names: "'decoder.model.embed_tokens.weight'", _int8: "is stored as I8", _adapter: "LoRA",
+    _without_index: "model.safetensors.index.json", _config_of_another_family: "model_type is 'mamba'",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", UNLOADABLE)
+def test_inspect_lists_the_tensors_of_a_folder_that_cannot_be_loaded_and_says_why(change, run, tmp_path):
+    folder = shutil.copytree("m", tmp_path / "m")
+    change(folder)
+    status, out, err = run("inspect", "-m", folder)
+    assert status == 1 and UNLOADABLE[change] in one_sentence(err)
+    row = next(line.split() for line in out.splitlines() if "layers.1.mlp.down_proj.weight" in line)
+    assert row[1:5] == ["I8" if change is _int8 else "F32", "8", "x", "12"] and ".safetensors" in out
+    status, out, err = run("inspect", "-m", folder, "--json")
+    found = json.loads(out)
+    assert status == 1 and found["error"] == one_sentence(err) and len(found["tensors"]) == 2 * 9 + 3
+    assert {(t["dtype"], *t["shape"], t["bytes"]) for t in found["tensors"]} >= {("F32", 8, 32), ("F32", 288, 8, 9216)}
+
+
+def test_inspect_lists_what_can_be_read_where_a_shard_is_missing(run, tmp_path):
+    folder = shutil.copytree("m", tmp_path / "m")
+    _without_index(folder)
+    shards = {"model.norm.weight": "model-00001-of-00002.safetensors", "x": "model-00002-of-00002.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    (folder / "other.safetensors").write_bytes(b"no header")
+    status, out, err = run("inspect", "-m", folder)
+    assert status == 1 and "model-00002-of-00002.safetensors" in one_sentence(err)
+    assert len(out.splitlines()) == 2 + 2 * 9 + 3
+    for missing in ("nowhere", tmp_path):  # nothing to list
+        assert run("inspect", "-m", missing, "--json")[:2] == (1, "")
+
+
+@pytest.mark.skipif(os.name == "nt" or sys.platform == "darwin", reason="its names are valid Unicode")
+@pytest.mark.parametrize(
+    "name",
+    [b"a\xff\xfeb", b"\xff" * 250, b"$x^2$_{", b"back\\slash", b"100%s %d", b"a b", b"a\nb", b"\x1b[31m"],
+    ids=repr,
+)
+def test_a_folder_may_have_any_name_that_the_system_allows(name, run, tmp_path):
+    folder = tmp_path / os.fsdecode(name)
+    shutil.copytree("m", folder)
+    shown = show(folder.name)
+    status, out, _ = run("inspect", "-m", folder, "--json")
+    assert status == 0 and json.loads(out)["model"] == shown
+    thresholds, bundle = (tmp_path / os.fsdecode(name[:200] + ending) for ending in (b".json", b".bundle"))
+    for command in (
+        ("perplexity", "--text", "one.txt"), ("inspect", "--text", "one.txt"), ("generate", "-p", "a", "-n", "2"),
+        ("calibrate", "--text", "stories.txt", "--policy", "mid", "-o", thresholds),
+        ("bundle", "-o", bundle, "--group", "4"),
+        ("perplexity", "--text", "one.txt", "--thresholds", thresholds, "--json"),
+        ("inspect", "--text", "one.txt", "--natural", "--figure", folder.with_name(folder.name[:200] + ".svg")),
+    ):  # fmt: skip
+        status, out, err = run(*command, "-m", folder)
+        assert status == 0, err
+        (out + err).encode("utf-8")
+        assert "\x1b" not in out + err
+    (folder / "config.json").unlink()
+    status, out, err = run("perplexity", "-m", folder, "--text", "one.txt")
+    assert status == 1 and "config.json: is missing" in one_sentence(err)
 
 
 def test_inspect_counts_natural_zeros_per_layer_when_asked(run):
