@@ -132,7 +132,8 @@ def print_sweep(rows: list[dict], compared: list[dict], a: argparse.Namespace, n
 
     first = keys_as_headings({"model": ""} if name_models else {})
     print(text_table(rows, first | SWEEP_COLUMNS))
-    print(f"protocol {rows[0]['protocol']}, context {rows[0]['context']}, BOS {rows[0]['bos']}")
+    where = f"protocol {rows[0]['protocol']}, context {rows[0]['context']}, BOS {rows[0]['bos']}"
+    print(f"{where}; vs dense: over the perplexity in the dense row")
     if not compared:
         return
     print("\n" + text_table(compared, first | COMPARISON_COLUMNS))

@@ -33,12 +33,12 @@ CUT_COLUMNS = {
     "vs_dense": ("vs dense", ".3f"), "bits_per_byte": ("bits/byte", ".4f"),
 }  # fmt: skip
 PREDICTED_COLUMNS = {
-    "predictor": ("predictor", ""), "recall": ("recall", ".3f"), "selected": ("selected", ".3f"),
-    "own_share_stored": ("own", ".3f"), "reads": ("read", ".3f"), "perplexity": ("perplexity", ".3f"),
-    "vs_dense": ("vs dense", ".3f"), "times_oracle": ("x oracle", ".2f"),
+    "predictor": ("predictor", ""), "recall": ("recall", ".3f"), "own_share_stored": ("own", ".3f"),
+    "reads": ("read", ".3f"), "perplexity": ("perplexity", ".3f"), "over_oracle": ("over oracle", "+.3f"),
+    "over_oracle_low": ("low", "+.3f"), "over_oracle_high": ("high", "+.3f"),
 }  # fmt: skip
 BUFFER_COLUMNS = {
-    "way": ("selected by", ""), "unbuffered": ("no buffer", ",.0f"), "kB": ("kB", ",.0f"),
+    "way": ("selected by", ""), "unbuffered": ("no buffer", ",.0f"), "kB": ("last used", ",.0f"),
     "belady kB": ("belady", ",.0f"), "random kB": ("random", ",.0f"), "hit_rate": ("hit rate", ".3f"),
     "stall": ("stall", ".1%"), "stall ms": ("stall ms", ".2f"),
 }  # fmt: skip
@@ -213,27 +213,32 @@ def print_costs(rows: list[dict], given: Given, own_text: bool) -> None:
     print(wrapped(f"What each policy keeps: {'; '.join(kept)}."))
     print(
         wrapped(
-            "Neurons cut: share of (token, neuron) pairs. Read: share of the FFN's weights that a token reads when the "
-            "policy computes its own mask; known: when the mask is known beforehand."
+            "Neurons cut: share of (token, neuron) pairs. Read: share of the FFN's "
+            f"{given.model.parameters['ffn']:,} weights that a token reads when the policy computes its own mask; "
+            "known: when the mask is known beforehand. Vs dense: perplexity over that of the dense model, which is "
+            f"{rows[0]['perplexity']:.3f} per token."
         )
     )
 
 
 def print_predicted(rows: list[dict]) -> None:
     """What it costs to select neurons by a prediction."""
+    from ..study.prediction import difference_in_words
     from ..tables import text_table
 
-    about = "Can the neurons be predicted? Each predictor selects half of them before the layer is read:"
-    print("\n" + wrapped(about) + "\n")
-    shown = [row | {"vs_dense": row["perplexity"] / row["dense"]} for row in rows]
-    print(text_table(shown, PREDICTED_COLUMNS) + "\n")
+    oracle, selected = rows[0], sorted(row["selected"] for row in rows)
+    share = f"half of them (on this text {selected[0]:.3f} to {selected[-1]:.3f})"
+    print("\n" + wrapped(f"Can the neurons be predicted? Each predictor selects {share} before the layer is read:"))
+    print("\n" + text_table(rows, PREDICTED_COLUMNS) + "\n")
     print(
         wrapped(
-            f"Scored: {rows[0]['tokens']:,} tokens, dense {rows[0]['dense']:.3f}. Recall: share of the neurons that "
-            "matter most (the mask of mid) that were selected; with a recall near chance, little of the model is left, "
-            "and its perplexity shows it. Own: bytes of the predictor's tables; read: what a token reads, tables "
-            "included; both as shares of the FFN's bytes as stored. The oracle has no tables and reads nothing to "
-            "know. x oracle: the increase of perplexity, divided by that of the oracle. More: minillm predict eval."
+            f"Scored: {oracle['tokens']:,} tokens; dense perplexity {oracle['dense']:.3f}, which the oracle raises by "
+            f"{difference_in_words(oracle, 'increase')}. Recall: share of the neurons that matter most (the mask of "
+            "mid) that were selected; with a recall near chance, little of the model is left, and its perplexity shows "
+            "it. Own: bytes of the predictor's tables; read: what a token reads, tables included; both as shares of "
+            f"the FFN's {oracle['dense_bytes'] / 1e3:,.0f} kB as stored. The oracle has no tables and reads nothing "
+            "to know. Over oracle: perplexity minus the oracle's; low, high: its 95 % interval over documents. More: "
+            "minillm predict eval."
         )
     )
 
@@ -253,8 +258,11 @@ def print_buffer(rows: list[dict]) -> None:
     print(text_table(shown, BUFFER_COLUMNS) + "\n")
     print(
         wrapped(
-            f"kB: FFN weights fetched per token, as stored (mean of {rows[0]['tokens']:,}); belady, random: with a "
-            "buffer that keeps what is best, knowing the future, or a fixed random set. Stall: waiting for what is "
-            f"fetched, on a simulated {rows[0]['device']}. More: minillm prefetch table."
+            "No buffer, last used, belady, random: kB of FFN weights fetched per token, as stored (mean of "
+            f"{rows[0]['tokens']:,} tokens), without a buffer, with the neurons that were used last, with the best "
+            "ones (which takes knowing the future), and with a fixed random set: what this set saves as well is not "
+            f"due to the choice of neurons. Hit rate: of the last used; of the random set: {rows[1]['random']:.3f}. "
+            "Stall: time waiting for what is fetched, as a share of the token's time and in ms, on a simulated "
+            f"{rows[0]['device']}. More: minillm prefetch table."
         )
     )

@@ -106,22 +106,27 @@ def command_generate(a: argparse.Namespace) -> int:
 def command_perplexity(a: argparse.Namespace) -> int:
     """Score a text."""
     from ..sparsity.spec import SparsityMeter
+    from ..study.bootstrap import difference, in_words
     from ..transformer.evaluation import perplexity
 
     model = load_model(a)
     ffn, meter = load_ffn(a, model), SparsityMeter()
-    score = perplexity(model, text_or_embedded(a.text, "test"), a.protocol, a.context, ffn, meter)
+    text = text_or_embedded(a.text, "test")
+    score = perplexity(model, text, a.protocol, a.context, ffn, meter)
     report = meter.report()
+    dense = perplexity(model, text, a.protocol, a.context) if a.thresholds else score
     if a.json:
         of_score = ("protocol", "context", "bos", "nll", "tokens", "bytes", "perplexity", "bits_per_byte")
         of_report = ("neuron_sparsity", "read_exact", "read_known_mask", "union_density")
         fields = {key: getattr(score, key) for key in of_score} | {key: getattr(report, key) for key in of_report}
+        fields |= {"dense_perplexity": dense.perplexity}
         thresholds = show(a.thresholds) if a.thresholds else None
         print(json.dumps({"model": model.name, "dtype": str(model.dtype), "thresholds": thresholds} | fields))
         return 0
     print(score)
     if a.thresholds:
         gate, up, down = report.read_exact
+        print(f"dense: perplexity {dense.perplexity:.4f}; the cut adds {in_words(*difference(score, dense), '+.4f')}")
         print(
             f"neuron sparsity {report.neuron_sparsity:.4f}; weights read per token: gate {gate:.3f}, up {up:.3f}, "
             f"down {down:.3f} (exact), {report.read_known_mask[0]:.3f} each (mask known beforehand); "

@@ -24,8 +24,8 @@ COLUMNS = {
     "predictor": ("predictor", ""), "recall": ("recall", ".3f"), "precision": ("precision", ".3f"), "f1": ("F1", ".3f"),
     "iou": ("IoU", ".3f"), "selected": ("selected", ".3f"), "own_bytes": ("own bytes", ","),
     "own_share_float32": ("of float32", ".4f"), "own_share_stored": ("of stored", ".4f"), "reads": ("reads", ".3f"),
-    "multiply_adds": ("multiply-adds", ",.0f"), "perplexity": ("perplexity", ".3f"), "increase": ("increase", ".3f"),
-    "times_oracle": ("x oracle", ".2f"), "kl": ("KL", ".4f"),
+    "multiply_adds": ("multiply-adds", ",.0f"), "perplexity": ("perplexity", ".3f"), "increase": ("increase", "+.3f"),
+    "over": ("over the oracle (95 %)", ""), "times_oracle": ("x oracle", ".2f"), "kl": ("KL", ".4f"),
 }  # fmt: skip
 
 
@@ -132,11 +132,13 @@ def predict_eval(a: argparse.Namespace) -> int:
 
 def print_predictors(rows: list[dict], verdicts: dict[float, list[str]]) -> None:
     """A table and its verdicts for each selected fraction, and what the columns mean."""
+    from ..study.prediction import difference_in_words
     from ..tables import text_table
 
+    shown = [row | {"over": difference_in_words(row, "over_oracle")} for row in rows]
     for fraction, sentences in verdicts.items():
-        print(f"Dense {rows[0]['dense']:.3f}; {fraction:.0%} of the neurons selected:\n")
-        print(text_table([row for row in rows if row["fraction"] == fraction], COLUMNS) + "\n")
+        print(f"Dense perplexity {rows[0]['dense']:.3f}; {fraction:.0%} of the neurons selected:\n")
+        print(text_table([row for row in shown if row["fraction"] == fraction], COLUMNS) + "\n")
         for sentence in sentences:
             print(wrapped(f"{sentence}."))
         print()
@@ -144,7 +146,9 @@ def print_predictors(rows: list[dict], verdicts: dict[float, list[str]]) -> None
         f"{rows[0]['tokens']:,} tokens, protocol {rows[0]['protocol']}, context {rows[0]['context']}, BOS "
         f"{rows[0]['bos']}. Truth: {rows[0]['truth']}. Metrics are pooled over tokens, then averaged over layers. Own "
         "bytes: the predictor's tables, and their share of the FFNs' bytes. Reads: bytes touched per token, tables "
-        "included, as a share of the FFNs' bytes as stored; the oracle knows its mask without reading anything. KL: "
-        "nats per token, from the dense model."
+        f"included, as a share of the FFNs' {rows[0]['dense_bytes']:,} bytes as stored; the oracle knows its mask "
+        "without reading anything. Increase: perplexity over the dense model's. Over the oracle: difference of the "
+        "perplexities, and its 95 % interval over documents. x oracle: the increase over the oracle's increase; a dash "
+        "where the oracle's is not clearly above 0. KL: nats per token, from the dense model."
     )
     print(wrapped(about))

@@ -13,6 +13,7 @@ from ..prefetch.clock import whole_token
 from ..sparsity.policies import policy_named
 from ..sparsity.spec import in_words
 from ..study.costs import COMPARED_POLICIES, HALF, TARGETS
+from ..study.prediction import difference_in_words
 from ..study.summary import Study
 from .html import commands, paragraph, template, terms, text, whole_page
 from .page_buffer import buffer_parts
@@ -45,8 +46,8 @@ def in_short(s: Study) -> list[tuple[str, str]]:
     """(section, sentence): the results in a sentence each, and the section where they come from."""
     twice, most = whole_token(2, s.ffn_share), whole_token(math.inf, s.ffn_share)
     results = [
-        ("model", f"The FFNs hold {s.ffn_share:.0%} of the weights that a token reads. If half of them are read, a "
-                  f"token is at most {twice:.2f} times as fast; if none, {most:.2f} times."),
+        ("model", f"The FFNs hold {s.ffn_share:.0%} of the weights that a token of the dense model reads. If half of "
+                  f"them are read, a token is at most {twice:.2f} times as fast as dense; if none, {most:.2f} times."),
         ("protocol", f"Dense: perplexity {s.dense['perplexity']:.3f}, {s.dense['bits_per_byte']:.4f} bits per byte."),
     ]  # fmt: skip
     reads = TARGETS["reads"][1]
@@ -57,19 +58,24 @@ def in_short(s: Study) -> list[tuple[str, str]]:
         cut = sorted((row for row in s.cuts[by] if row["target"] == target), key=lambda row: row["perplexity"])
         costs = ", ".join(f"{row['policy']} {paid(row, s.dense)}" for row in (cut[0], cut[1], cut[-1]))
         ends = "the two cheapest policies and the most expensive one"
-        results.append(("costs", f"Increase of perplexity with {what}: {costs} ({ends})."))
-    best = min((row for row in s.predictors if row["predictor"] != "oracle"), key=lambda row: row["perplexity"])
+        dense = f"Increase of perplexity over the dense model's {s.dense['perplexity']:.3f}"
+        results.append(("costs", f"{dense}, with {what}: {costs} ({ends})."))
+    oracle, *others = s.predictors
+    best = min(others, key=lambda row: row["perplexity"])
     results.append((
         "predictors",
-        f"The best predictor is {best['predictor']}: perplexity {best['perplexity']:.3f} (oracle "
-        f"{s.predictors[0]['perplexity']:.3f}, dense {best['dense']:.3f}). With it a token reads {best['reads']:.0%} "
-        "of the FFN bytes, its own tables included.",
+        f"The predictor with the lowest perplexity is {best['predictor']}: {best['perplexity']:.3f}, "
+        f"{difference_in_words(best, 'over_oracle')} over the oracle's {oracle['perplexity']:.3f} (dense "
+        f"{best['dense']:.3f}). With it a token reads {best['reads']:.0%} of the FFNs' {best['dense_bytes']:,} bytes "
+        "(dense: all of them), its own tables included.",
     ))  # fmt: skip
     half = next(row for row in s.keepers if row["keeper"] == "lru" and row["capacity_share"] >= HALF)
     results.append((
         "buffer",
         f"A buffer that keeps the {half['capacity_share']:.0%} of neurons used last holds {half['hit_rate']:.0%} of "
-        f"the requested ones; {half['reads']:.0%} of the FFN bytes are fetched per token.",
+        f"the requested ones, and a random fixed set of that size {half['random']:.0%}. Of the FFNs' "
+        f"{half['dense_bytes']:,} bytes, which the dense model fetches for every token, {half['reads']:.0%} are "
+        f"fetched with the buffer and {half['random_bytes'] / half['dense_bytes']:.0%} with the random set.",
     ))  # fmt: skip
     return results
 

@@ -8,10 +8,9 @@ from __future__ import annotations
 from ..study.costs import COMPARED_POLICIES, HALF, TARGETS, WEIGHT_TARGETS
 from ..study.summary import NEW_TOKENS, Study
 from .html import beside, commands, figure, table, template, terms, text
-from .page_shared import definition, joined, repeat_command, scored_on, under
+from .page_shared import INTERVAL, definition, joined, repeat_command, scored_on, under
 from .results_cuts import beside_the_paper, cost_of_cuts
 
-INTERVAL = ("low", "high")  # of an interval of 95 %
 READS = {"gate": "gate", "up": "up", "down": "down", "exact": "all", "known_mask": "mask known"}
 COST_COLUMNS = {"policy": ("policy", ""), "target": ("target", ".0%"), "achieved": ("achieved", ".3f")}
 COST_COLUMNS |= under("perplexity", {"perplexity": ("measured", ".3f"), "vs_dense": ("of dense", ".3f")})

@@ -8,7 +8,7 @@ from __future__ import annotations
 from ..study.costs import HALF
 from ..study.summary import PREDICTORS, Study
 from .html import beside, bullets, commands, figure, table
-from .page_shared import joined, repeat_command, scored_on, under
+from .page_shared import INTERVAL, joined, repeat_command, scored_on, under
 from .results_predictors import cost_of_predictors, match_by_position
 
 NEAR_DENSE = 1.1  # times the dense perplexity: what the second figure of predictors shows
@@ -19,7 +19,9 @@ PREDICTED |= under("its own tables", {"own_bytes": ("bytes", ","), "own_share_fl
 PREDICTED |= under("its own tables", {"own_share_stored": ("of stored", ".4f")})
 PREDICTED |= under("read per token", {"bytes_per_token": ("bytes", ",.0f"), "reads": ("of FFN", ".3f")})
 PREDICTED |= under("perplexity", {"perplexity": ("measured", ".3f"), "increase": ("increase", "+.3f")})
-PREDICTED |= under("perplexity", {"times_oracle": ("× oracle", ",.2f")})
+PREDICTED |= under("over the oracle's", {"over_oracle": ("measured", "+.3f")})
+PREDICTED |= under("over the oracle's", {f"over_oracle_{end}": (end, "+.3f") for end in INTERVAL})
+PREDICTED |= {"times_oracle": ("× oracle", ",.2f")}
 PREDICTED |= {"kl": ("KL", ".4f"), "agreement": ("same token", ".3f")}
 
 
@@ -42,8 +44,11 @@ def predictor_parts(s: Study) -> dict[str, str]:
         title = f"The same, within {NEAR_DENSE - 1:.0%} of the dense model"
         drawn.append(figure(cost_of_predictors(near, one["dense"]), "bytes-near", title, caption))
     about = (
-        "Recall, precision and IoU against the mask of policy mid, pooled over tokens, mean over layers. × oracle: the "
-        "increase divided by the oracle's; a dash where that is nearly zero. KL: nats per token, from the dense model. "
+        f"Dense: perplexity {one['dense']:.3f}, {one['dense_bytes']:,} bytes of FFN weights as stored. Recall, "
+        "precision and IoU against the mask of policy mid, pooled over tokens, mean over layers. Increase: perplexity "
+        "over the dense model's. Over the oracle's: difference of the perplexities; low and high: its 95 % interval "
+        "over documents. × oracle: the increase divided by the oracle's; a dash where the oracle's is not clearly "
+        "above 0. KL: nats per token, from the dense model. "
         "Same token: positions where both models find the same token likeliest. Selected: the share that cutoffs from "
         "calibration text select on this text."
     )

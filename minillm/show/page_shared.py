@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 
 from ..sparsity.policies import policy_named
 from ..sparsity.spec import in_words
+from ..study.bootstrap import in_words as with_interval
 from ..study.summary import PROMPT, TOKENS, Study
 from ..tables import Columns
 
+INTERVAL = ("low", "high")  # of an interval of 95 %
 DEFAULTS = {"text": None, "context": None, "seed": 0, "dtype": "float32", "prompt": PROMPT, "tokens": TOKENS}
 DEFAULTS |= {"method": None}
 
@@ -52,11 +54,9 @@ def definition(rows: Sequence[Mapping]) -> str:
 
 def paid(row: Mapping, dense: Mapping) -> str:
     """The increase of perplexity in words: "+1.2 % (+1.0 to +1.4 %)"."""
-    cost = f"{100 * (row['vs_dense'] - 1):+.1f} %"
-    if "perplexity_low" not in row:
-        return cost
-    low, high = (100 * (row[f"perplexity_{end}"] / dense["perplexity"] - 1) for end in ("low", "high"))
-    return f"{cost} ({low:+.1f} to {high:+.1f} %)"
+    cost, ends = 100 * (row["vs_dense"] - 1), [row.get(f"perplexity_{end}") for end in INTERVAL]
+    low, high = (None if end is None else 100 * (end / dense["perplexity"] - 1) for end in ends)
+    return with_interval(cost, low, high, "+.1f", " %")
 
 
 def under(group: str, columns: Columns) -> dict[str, tuple[str, str]]:

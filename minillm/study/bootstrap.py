@@ -26,6 +26,8 @@ from ..errors import MinillmError
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
+    from ..transformer.evaluation import Evaluation
+
 EQUAL = {
     "neuron": "neuron_sparsity",
     "reads": "read_exact",
@@ -55,6 +57,32 @@ def paired_bootstrap(
         ratios.append(difference[drawn].sum(axis=1) / n[drawn].sum(axis=1))
     low, high = np.quantile(np.concatenate(ratios), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def difference(
+    score: Evaluation, other: Evaluation, rng: np.random.Generator | None = None, samples: int = 2000
+) -> tuple[float, float | None, float | None]:
+    """How far the perplexity of one score lies above that of another on the same documents, and between which limits.
+
+        perplexity - other, other * (exp(low) - 1), other * (exp(high) - 1)     low, high of ``paired_bootstrap``
+
+    The limits are None where fewer than two documents hold tokens: then nothing says how sure the difference is.
+    """
+    base, tokens = other.perplexity, score.document_tokens
+    if not np.array_equal(tokens, other.document_tokens):
+        raise MinillmError("the two scores are not of the same documents")
+    if np.count_nonzero(tokens) < 2:
+        return score.perplexity - base, None, None
+    rng = rng or np.random.default_rng(0)
+    low, high = paired_bootstrap(score.document_nll, other.document_nll, tokens, rng, samples)
+    return score.perplexity - base, base * math.expm1(low), base * math.expm1(high)
+
+
+def in_words(value: float, low: float | None, high: float | None, form: str = "+.3f", unit: str = "") -> str:
+    """A difference and its interval: "+0.12 (+0.05 to +0.20)"; the difference alone where there is no interval."""
+    if low is None or high is None:
+        return f"{value:{form}}{unit}"
+    return f"{value:{form}}{unit} ({low:{form}} to {high:{form}}{unit})"
 
 
 def _paired(row: dict[str, Any], other: dict[str, Any], rng: np.random.Generator, samples: int) -> dict[str, float]:

@@ -271,7 +271,7 @@ def _enough(known: Sequence[dict], rivals: Sequence[dict], what: str, tolerance:
     """One sentence: the capacity from which on ``what`` saves too little time, and the most that it saves."""
     at, before = enough(rivals, known, tolerance), {row["capacity"]: row["seconds_per_token"] for row in rivals}
     saved, where = max((1 - row["seconds_per_token"] / before[row["capacity"]], row["capacity"]) for row in known)
-    most = f"{saved:.0%} (at {where})"
+    most = f"{saved:.0%} of {1e3 * before[where]:.3g} ms per token (at {where})"
     if at is None:
         return f"even at the largest capacity tried, {what} saves {tolerance:.0%} of the time or more; at most {most}"
     below = f"; below, up to {most}" if saved >= tolerance else ""

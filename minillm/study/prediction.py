@@ -5,11 +5,15 @@ For each predictor, with its own mask in the loop (predictors/select.py):
     recall, precision, f1, iou, selected   against the mask of policy mid, pooled over tokens, mean over layers
     own_bytes        of its tables, and their share of the FFNs' bytes in float32 and as the checkpoint stores them
     bytes_per_token  (rows and columns read) x their stored size + own_bytes: what a token reads, all FFNs together
-    increase         perplexity with it minus the dense model's;  times_oracle = that over the oracle's own increase,
-                     None where that is below NOTHING of the dense perplexity: then a multiple means nothing
+    increase         perplexity with it minus the dense model's
+    over_oracle      perplexity with it minus that with the oracle's mask
+    times_oracle     increase over the oracle's increase; None where the oracle's is not clearly above 0 (``is_clear``):
+                     a quotient of two numbers that are both nearly nothing means nothing
     kl               mean KL divergence from the dense model's next-token distribution, in nats
 
-and beside them the baselines that a predictor must beat (chance, static, previous-token) and the bound (oracle).
+increase and over_oracle come with _low and _high, the limits of 95 % over documents (bootstrap.py; None for one
+document). Beside them stand the baselines that a predictor must beat (chance, static, previous-token) and the bound
+(oracle).
 
 Three texts share no document: ``training`` for counting and training, ``held`` for thresholds, cutoffs and early
 stopping, ``test`` for the figures.
@@ -20,6 +24,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from ..loading.checkpoint import checkpoint_tensors
 from ..predictors.catalogue import EVALUATED
@@ -35,9 +41,11 @@ from ..trace import chained
 from ..transformer.evaluation import Evaluation, divergence, perplexity
 from ..transformer.model import Llama, shape_of
 from ..transformer.texts import Sample, as_documents, split_text
+from .bootstrap import difference, in_words
+from .score import evaluation_of
 
 TRAINING_SHARE = 0.75  # of the documents that are not test documents; the rest is held out
-NOTHING = 1e-3
+NOTHING = 1e-3  # of the dense perplexity: an increase that is smaller counts as none
 
 
 def ffn_bytes(model: Llama) -> tuple[int, int]:
@@ -62,6 +70,7 @@ def predictor_row(
     layers, hidden, intermediate = shape_of(model)
     own_work = sum(predictor.multiply_adds(i) for i in range(layers))
     touched = sum(read) / 3 * as_stored + predictor.nbytes
+    increase, low, high = difference(score, dense)
     return {
         "model": model.name,
         "predictor": predictor.name,
@@ -74,22 +83,54 @@ def predictor_row(
         "read_up": read[1],
         "read_down": read[2],
         "bytes_per_token": touched,
+        "dense_bytes": as_stored,
         "reads": touched / as_stored,
         "multiply_adds": own_work + sum(read) * layers * hidden * intermediate,
         "own_multiply_adds": own_work,
         "perplexity": score.perplexity,
         "dense": dense.perplexity,
-        "increase": score.perplexity - dense.perplexity,
+        "increase": increase,
+        "increase_low": low,
+        "increase_high": high,
         "times_oracle": None,
         "kl": kl,
         "agreement": agreement,
+        "nll": score.nll,
         "tokens": score.tokens,
+        "bytes": score.bytes,
         "protocol": score.protocol,
         "context": score.context,
         "bos": score.bos,
         "dtype": str(model.dtype),
         "truth": str(thresholds.spec),
+        "document_nll": score.document_nll.tolist(),
+        "document_tokens": score.document_tokens.tolist(),
     }
+
+
+def is_clear(oracle: dict) -> bool:
+    """Whether the oracle's increase is above 0: all of its interval is, and it is more than NOTHING of the dense one.
+
+    False where there is no interval, because then nothing says how sure the increase is.
+    """
+    low = oracle["increase_low"]
+    return low is not None and low > 0 and oracle["increase"] > NOTHING * oracle["dense"]
+
+
+def beside_oracle(row: dict, oracle: dict, seed: int = 0) -> dict:
+    """The row with over_oracle, its interval, and times_oracle (module docstring): two rows of ``predictor_row``.
+
+    seed: of the bootstrap. Raises MinillmError where the two were not scored on the same documents.
+    """
+    rng = np.random.default_rng(seed)
+    over, low, high = difference(evaluation_of(row), evaluation_of(oracle), rng)
+    times = row["increase"] / oracle["increase"] if is_clear(oracle) else None
+    return row | {"over_oracle": over, "over_oracle_low": low, "over_oracle_high": high, "times_oracle": times}
+
+
+def difference_in_words(row: dict, key: str) -> str:
+    """A row's "increase" or "over_oracle" with its interval, as a table shows it."""
+    return in_words(row[key], row[f"{key}_low"], row[f"{key}_high"])
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,15 +164,15 @@ def prediction_rows(
 ) -> Iterator[dict]:  # fmt: skip
     """Make, set and score predictors at the selected fraction; yields each row as soon as it is known.
 
-    calibration: split here into training and held-out documents. The oracle always comes first: the others' increase is
-    given in multiples of its increase. Its cutoffs are the thresholds; all others' are fitted to the fraction. made: a
-    dict that is filled with the predictors by name, for further use. Raises MinillmError for an unknown name.
+    calibration: split here into training and held-out documents. The oracle always comes first: the others are compared
+    with it (``beside_oracle``). Its cutoffs are the thresholds; all others' are fitted to the fraction. made: a dict
+    that is filled with the predictors by name, for further use. Raises MinillmError for an unknown name.
     """
     settings = settings or PredictionSettings()
     fraction, context = 1 - settings.sparsity, test.context
     workshop = workshop_of(model, calibration, settings, context)
     documents, dense = as_documents(test.documents), perplexity(model, *test)
-    bound: float | None = None  # the oracle's increase
+    oracle: dict | None = None
     for name in ("oracle", *(name for name in names if name != "oracle")):
         predictor = workshop.make(name)
         if made is not None:
@@ -139,37 +180,52 @@ def prediction_rows(
         if name != "oracle":
             fit_cutoffs(model, predictor, workshop.thresholds, workshop.held, fraction, context)
         row = predictor_row(model, predictor, workshop.thresholds, documents, fraction, dense)
-        bound = row["increase"] if bound is None else bound
-        yield row | {"times_oracle": row["increase"] / bound if bound > NOTHING * row["dense"] else None}
+        oracle = oracle or row
+        yield beside_oracle(row, oracle, settings.seed)
 
 
 def verdict(rows: Sequence[dict]) -> list[str]:
-    """The answers that the rows of one fraction give to the questions of such a table, as sentences."""
-    sentences, counted = [], [row for row in rows if row["times_oracle"] is not None]
+    """The answers that the rows of one fraction give to the questions of such a table, as sentences.
 
-    def cheapest(candidates: list[dict], among: str, bound: float) -> None:
-        if candidates:
-            best = min(candidates, key=lambda row: row["times_oracle"])
-            within = "within" if best["times_oracle"] <= bound else "not within"
-            cost = f"{best['predictor']} costs {best['times_oracle']:.2f} times the oracle's increase"
-            sentences.append(f"{among}: {cost} ({within} {bound:g})")
-
-    if not counted and rows:
-        small = [row for row in rows if 0 < row["own_share_float32"] <= 1 / 8]
-        free = [row["predictor"] for row in small if row["increase"] <= NOTHING * row["dense"]]
+    The oracle's row comes first. Multiples of its increase are given only where it is clear; else the differences.
+    """
+    if not rows:
+        return []
+    oracle, *others = rows
+    sentences, clear = [], is_clear(oracle)
+    where = f"dense {oracle['dense']:.3f}"
+    if not clear:
+        why = "" if oracle["increase_low"] is not None else " (one document gives no interval)"
         sentences.append(
-            f"The oracle costs less than {NOTHING:.1%}: no multiples of it are given. As little, with at most 1/8 of "
-            f"the FFNs' float32 bytes: {', '.join(free) or 'none'}"
+            f"The oracle's increase over {where} is {difference_in_words(oracle, 'increase')}, which is not clearly "
+            f"more than nothing{why}: so no multiples of it are given"
         )
+
+    def cheapest(candidates: Sequence[dict], among: str, bound: float) -> None:
+        if not candidates:
+            return
+        best = min(candidates, key=lambda row: row["perplexity"])
+        over = f"perplexity {difference_in_words(best, 'over_oracle')} over the oracle's"
+        if clear:
+            within = "within" if best["times_oracle"] <= bound else "not within"
+            over += f", {best['times_oracle']:.2f} times the oracle's increase over {where} ({within} {bound:g})"
+        sentences.append(f"{among}: {best['predictor']}, {over}")
+
     for least, bound in ((8, 1.5), (16, 1.2)):
-        small = [row for row in counted if 0 < row["own_share_float32"] <= 1 / least]
+        small = [row for row in others if 0 < row["own_share_float32"] <= 1 / least]
         cheapest(small, f"Of at most 1/{least} of the FFNs' float32 bytes", bound)
-    cheapest([row for row in counted if "ahead" in row["predictor"]], "One layer ahead", 2.0)
-    learned = next((row for row in rows if re.fullmatch(r"learned rank \d+", row["predictor"])), None)
-    for rival in rows if learned else ():
-        if learned is None or rival["predictor"] not in ("static", "previous-token"):
-            continue
-        won = {"recall": learned["recall"] > rival["recall"], "perplexity": learned["perplexity"] < rival["perplexity"]}
-        words = " and ".join(f"{'beats' if better else 'does not beat'} it in {key}" for key, better in won.items())
-        sentences.append(f"{learned['predictor']} against {rival['predictor']}, the same fraction selected: {words}")
+    cheapest([row for row in others if "ahead" in row["predictor"]], "One layer ahead", 2.0)
+    learned = next((row for row in others if re.fullmatch(r"learned rank \d+", row["predictor"])), None)
+    rivals = [row for row in others if row["predictor"] in ("static", "previous-token")] if learned else []
+    sentences += [_against(learned, rival) for rival in rivals if learned]
     return sentences
+
+
+def _against(learned: dict, rival: dict) -> str:
+    """A learned predictor beside a baseline: recalls, and the difference of the perplexities."""
+    over, low, high = difference(evaluation_of(learned), evaluation_of(rival))
+    answer = "undecided" if low is None or high is None or low <= 0 <= high else "worse" if low > 0 else "better"
+    return (
+        f"{learned['predictor']} against {rival['predictor']}, the same fraction selected: recall "
+        f"{learned['recall']:.3f} against {rival['recall']:.3f}; perplexity {in_words(over, low, high)}: {answer}"
+    )

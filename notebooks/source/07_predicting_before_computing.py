@@ -29,7 +29,9 @@ from minillm.predictors.train import examples
 from minillm.show.display import show
 from minillm.show.map import you_are_here
 from minillm.show.results_predictors import cost_of_predictors, precision_recall
-from minillm.study.prediction import ffn_bytes, prediction_rows, predictor_row
+from minillm.study.bootstrap import difference, in_words
+from minillm.study.prediction import beside_oracle, difference_in_words, ffn_bytes, prediction_rows, predictor_row
+from minillm.study.score import evaluation_of
 from minillm.tables import keys_as_headings, text_table
 from minillm.transformer.model import shape_of
 from minillm.transformer.ops import silu
@@ -141,19 +143,22 @@ assert all(row["perplexity"] > 1.5 * row_of["oracle"]["perplexity"] for row in r
 # although two of them have a better recall than chance. Does better recall at least mean better perplexity?
 
 # %%
-worse = [
-    f"{b['predictor']} has a higher recall than {a['predictor']}, but also a higher perplexity"
-    for a in rows[1:]
-    for b in rows[1:]
-    if b["recall"] > a["recall"] and b["perplexity"] > a["perplexity"]
-]
-print("\n".join(worse) or "yes, for these three")
+score_of = {row["predictor"]: evaluation_of(row) for row in rows[1:]}
+for a in rows[1:]:
+    for b in rows[1:]:
+        if b["recall"] > a["recall"]:
+            more = difference(
+                score_of[b["predictor"]], score_of[a["predictor"]]
+            )  # with its 95 % interval over documents
+            print(f"{b['predictor']} has a higher recall than {a['predictor']}; its perplexity minus that one's is "
+                  f"{in_words(*more, '+.0f')}")  # fmt: skip
 
 # %% [markdown]
-# If the cell above names a pair, do not be surprised. Recall counts all neurons equally. But notebook 05 showed that a
-# few coefficients make up most of the output. Missing one of those is worse than missing a neuron just above the
-# threshold. **Recall is a proxy. What counts is perplexity with the predictor in the loop**, where the error of each
-# layer changes the input of the next one.
+# A difference below 0 means yes. If its interval contains 0, these documents do not decide it: a higher recall alone
+# promises nothing. The reason is that recall counts all neurons equally. But notebook 05 showed that a few coefficients
+# make up most of the output. Missing one of those is worse than missing a neuron just above the threshold. **Recall is
+# a proxy. What counts is perplexity with the predictor in the loop**, where the error of each layer changes the input
+# of the next one.
 #
 # ## One layer in detail
 #
@@ -254,9 +259,9 @@ for rank in (16, 32):
     assert at[rank, "W and its inputs"] > at[rank, "W alone"]  # knowing where the inputs lie helps
 
 # %% [markdown]
-# These matrices do not have low rank: at a small rank much is lost. It helps to know the inputs, because then the rank
-# is used for directions that really occur. But we can also save in another way: keep *all* directions, and use fewer
-# bits for each number.
+# These matrices do not have low rank: at a small rank much is lost. To know the inputs raises recall, because then the
+# rank is used for directions that really occur; compare the column `energy` yourself. But we can also save in another
+# way: keep *all* directions, and use fewer bits for each number.
 #
 # ## A copy with few bits
 #
@@ -328,7 +333,7 @@ rows = [
     {"predictor": p.name, "bytes": p.nbytes / whole} | found(p.predict(LAYER, 0, x))
     for p in (sign, svd, *shadows.values())
 ]
-print("bytes: the predictor's own, as a share of the FFNs' float32 weights")
+print(f"bytes: the predictor's own, as a share of the FFNs' {whole:,} bytes in float32")
 print(text_table(rows, keys_as_headings({"predictor": "", "bytes": ".1%"} | forms)))
 
 by_recall, by_energy = (sorted(rows, key=lambda row: -row[key]) for key in ("recall", "energy"))
@@ -374,9 +379,11 @@ assert all(row["shadow 4-bit"] > row[svd.name] for row in rows)
 # %% [markdown]
 # ## In the loop
 #
-# Now the real test: all layers, each predictor with its own errors, on text that none of them has seen. `times` is the
-# predictor's increase of perplexity divided by the oracle's. `reads` is the number of FFN bytes read per token, the
-# predictor's own tables included, as a share of all stored FFN bytes.
+# Now the real test: all layers, each predictor with its own errors, on text that none of them has seen. `over oracle`
+# is the perplexity minus the oracle's, and `low` and `high` are its 95 % interval over the documents. `times` is the
+# increase over the dense model, divided by the oracle's increase. Such a quotient is given only where the oracle's
+# increase is clearly above zero; otherwise it would be noise divided by noise. `reads` is the number of FFN bytes read
+# per token, the predictor's own tables included, as a share of all stored FFN bytes.
 
 # %%
 contestants = (sign, svd, shadows[2], shadows[4])
@@ -384,21 +391,25 @@ for predictor in contestants:
     fit_cutoffs(model, predictor, thresholds, held, FRACTION)
 in_loop = [row_of["oracle"]]
 in_loop += [predictor_row(model, p, thresholds, test, FRACTION, dense) for p in contestants]
-for row in in_loop:
-    row["times"] = row["increase"] / in_loop[0]["increase"]
+in_loop = [beside_oracle(row, in_loop[0]) for row in in_loop]
 columns = {"predictor": "", "recall": ".1%", "precision": ".1%", "selected": ".1%", "reads": ".0%"}
-print(f"dense perplexity {dense.perplexity:.2f}")
-print(text_table(in_loop, keys_as_headings(columns | {"perplexity": ".2f", "times": ".1f"})))
+judged = keys_as_headings(columns | {"perplexity": ".2f"}) | {"over_oracle": ("over oracle", "+.2f")}
+judged |= {"over_oracle_low": ("low", "+.2f"), "over_oracle_high": ("high", "+.2f"), "times_oracle": ("times", ".1f")}
+print(f"dense: perplexity {dense.perplexity:.2f}, {in_loop[0]['dense_bytes']:,} bytes of FFN weights, as stored")
+print(text_table(in_loop, judged))
+print(f"the oracle's increase over dense: {difference_in_words(in_loop[0], 'increase')}")
 
 loop = {row["predictor"]: row for row in in_loop}
 assert loop["shadow 4-bit"]["perplexity"] < loop[svd.name]["perplexity"]
 assert max(row["perplexity"] for row in in_loop) < min(row_of[p.name]["perplexity"] for p in guesses)
-assert loop["shadow 4-bit"]["perplexity"] < 1.05 * loop["oracle"]["perplexity"]  # nearly as good
+assert loop["shadow 4-bit"]["over_oracle_high"] < 0.05 * loop["oracle"]["perplexity"]  # nearly as good
+assert all(loop[name]["over_oracle_low"] > 0 for name in ("sign", svd.name, "shadow 2-bit"))  # surely worse than it
 
 # %% [markdown]
-# All of them are far better than the baselines. A shadow with 4 bits comes close to the oracle. But it is not free: it
-# has to be read for every token. So `reads` is larger than the selected share, and the last figure of this notebook
-# shows perplexity against *bytes*.
+# All of them are far better than the baselines. A shadow with 4 bits comes close to the oracle: look whether its
+# interval contains 0, for then these documents do not tell the two apart. But it is not free: it has to be read for
+# every token. So `reads` is larger than the selected share, and the last figure of this notebook shows perplexity
+# against *bytes*.
 #
 # ## The price of recall
 #
@@ -412,6 +423,7 @@ for fraction in (0.5, 0.7):
     fit_cutoffs(model, shadows[2], thresholds, held, fraction)
     more.append(predictor_row(model, shadows[2], thresholds, test, fraction, dense))
 columns = {"selected": ".0%", "recall": ".1%", "precision": ".1%", "reads": ".0%", "perplexity": ".2f"}
+print(f"dense: perplexity {dense.perplexity:.2f}, and reads are 100 %")
 print(text_table(more, keys_as_headings(columns)))
 
 assert more[0]["recall"] < more[1]["recall"] < more[2]["recall"]  # selecting more raises recall

@@ -371,9 +371,9 @@ rows = []
 for device in (slow, *DEVICES.values()):
     late, early = (simulate(found, device, work).figures() for found in (asked_late, asked_early))
     saved = 1 - early["seconds_per_token"] / late["seconds_per_token"]
-    rows.append({"device": device.name, "stall": late["stall_share"],
+    rows.append({"device": device.name, "ms per token": 1e3 * late["seconds_per_token"], "stall": late["stall_share"],
                  "stall, guessed": early["stall_share"], "time saved": saved})  # fmt: skip
-columns = {"device": ""} | dict.fromkeys(("stall", "stall, guessed", "time saved"), ".0%")
+columns = {"device": "", "ms per token": ".3f"} | dict.fromkeys(("stall", "stall, guessed", "time saved"), ".0%")
 print(text_table(rows, keys_as_headings(columns)))
 
 assert rows[0]["time saved"] > 0.1
@@ -397,10 +397,12 @@ plans = plans_of(workshop, ["shadow-4", "previous-token", "oracle"], 0.5)
 settings = ReplaySettings(shares=(0, 0.25, 0.5, 0.75, 1))
 rows = list(buffer_rows(model, thresholds, Sample(test), plans, settings, dropping=plans[1:2]))
 
-columns = keys_as_headings({"way": "", "capacity": "d"}) | {"hit_rate": ("hit rate", ".2f")}
-columns |= keys_as_headings({"belady": ".2f", "random": ".2f", "kB": ",.0f", "stall ms": ".2f", "perplexity": ".2f"})
+columns = keys_as_headings({"way": "", "capacity": "d", "kB": ",.0f"})
+columns |= {f"{eviction} kB": (eviction, ",.0f") for eviction in ("lru", "belady", "random")}
+columns |= keys_as_headings({"stall ms": ".2f", "perplexity": ".2f"})
 waited = [row for row in rows if row["miss"] == "wait"]
 print(f"{model.name} on a {rows[0]['device']}, dense perplexity {rows[0]['dense_perplexity']:.2f}")
+print("kB: fetched per token; lru, belady, random: the same with these eviction policies and without guesses")
 print(text_table([row for row in waited if row["capacity"] in (0, 96, 192)], columns))
 
 at = {(row["way"], row["capacity"]): row for row in waited}
@@ -408,6 +410,10 @@ assert at[OWN, 0]["kB"] < 0.6 * at[ALL, 0]["kB"]  # knowing saves about half
 assert at["shadow 4-bit", 0]["perplexity"] < 1.05 * at["oracle", 0]["perplexity"]  # the predictor is almost as good
 assert at[f"{OWN}, guess: previous-token", 0]["kB"] > at[OWN, 0]["kB"]  # a poor guess costs bytes
 assert at["oracle", 96]["stall ms"] < at[OWN, 96]["stall ms"]  # a perfect guess hides what can be hidden
+saved = {name: 1 - at["shadow 4-bit", 96][f"{name} kB"] / at["shadow 4-bit", 0]["kB"] for name in ("lru", "random")}
+print(f"\nshadow 4-bit, {at['shadow 4-bit', 0]['kB']:,.0f} kB without a buffer: room for a quarter of the neurons")
+print(f"saves {saved['lru']:.0%} with LRU, and {saved['random']:.0%} with a random fixed set")
+assert saved["lru"] - saved["random"] < 0.05  # it is the size that saves, hardly the choice
 
 # %% [markdown]
 # The predictor's own tables must also be in fast memory; `minillm prefetch table` prints their size in a column.

@@ -21,6 +21,10 @@ def test_demo_says_what_the_model_is_continues_a_prompt_and_prints_a_table_that_
         *([policy, "neuron", share] for share in ("30%", "50%", "70%") for policy in flags.DEMO_POLICIES),
         *(["dhar", "tensor", share] for share in ("30%", "50%")),
     ]
+    words = " ".join(out.split())
+    assert "dense perplexity" in words and "kB as stored" in words and "random set" in words
+    head = next(line for line in lines if line[:1] == ["predictor"])
+    assert {"over", "low", "high"} <= set(head)  # a difference with its interval, not a multiple of nearly nothing
     assert "the text holds no more; 20,000 are better" in " ".join(out.split())
 
 

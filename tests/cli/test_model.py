@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -63,6 +64,7 @@ def test_perplexity_prints_the_protocol_and_with_thresholds_the_accounting(run, 
     assert run("calibrate", "-m", "m", "--text", "stories.txt", "--policy", "mid", "-o", thresholds)[0] == 0
     status, out, err = run("perplexity", "-m", "m", "--text", "one.txt", "--thresholds", thresholds)
     assert status == 0 and "neuron sparsity 0." in out and "cut by" in err
+    assert f"dense: perplexity {score.perplexity:.4f}" in out and re.search(r"adds [+-]\d+\.\d+$", out, re.M)
     forms = [
         json.loads(run("perplexity", "-m", "m", "--text", "one.txt", "--thresholds", thresholds, *form, "--json")[1])
         for form in (["--dtype", "float64"], ["--dtype", "float64", "--form", "gathered"])
@@ -72,7 +74,8 @@ def test_perplexity_prints_the_protocol_and_with_thresholds_the_accounting(run, 
     steps = json.loads(run("trace", "-m", "m", "--thresholds", thresholds, "--form", "gathered", "--json")[1])
     assert "blocks.0.mlp.mask" in steps and "blocks.0.mlp.up" not in steps  # up is never computed in full
     dense = json.loads(run("perplexity", "-m", "m", "--text", "one.txt", "--json")[1])
-    assert dense["nll"] == score.nll and dense["neuron_sparsity"] == 0 and dense["read_exact"] == [1, 1, 1]
+    assert dense["nll"] == score.nll and dense["perplexity"] == dense["dense_perplexity"] == score.perplexity
+    assert dense["neuron_sparsity"] == 0 and dense["read_exact"] == [1, 1, 1]
 
 
 def test_scoring_what_was_calibrated_on_is_noted_on_stderr(run, tmp_path):

@@ -9,8 +9,9 @@ import pytest
 import tiny
 
 from minillm.errors import MinillmError
-from minillm.study.bootstrap import compare_policies, paired_bootstrap, with_intervals
+from minillm.study.bootstrap import compare_policies, difference, in_words, paired_bootstrap, with_intervals
 from minillm.study.sweep import sweep
+from minillm.transformer.evaluation import Evaluation
 from minillm.transformer.texts import split_text
 
 STORIES = [f"{story} {number}" for number in range(3) for story in tiny.STORIES]
@@ -121,3 +122,26 @@ def test_bands_hold_the_perplexity_and_are_nothing_for_the_dense_model(swept):
     assert banded[1]["perplexity_low"] < banded[1]["perplexity_high"]
     assert "perplexity_low" not in rows[1] and "perplexity_low" not in with_intervals(rows[1:])[0]
     assert json.loads(json.dumps(banded)) == banded
+
+
+def evaluation(nll, tokens):
+    return Evaluation("documents", 64, "1", float(np.sum(nll)), int(np.sum(tokens)), 1, np.array(nll), np.array(tokens))
+
+
+def test_a_difference_of_perplexities_has_the_interval_of_its_logarithm():
+    a, b, tokens = scores(np.random.default_rng(0), effect=0.01)
+    ours, theirs = evaluation(a, tokens), evaluation(b, tokens)
+    value, low, high = difference(ours, theirs, np.random.default_rng(1))
+    limits = paired_bootstrap(a, b, tokens, np.random.default_rng(1))
+    assert value == ours.perplexity - theirs.perplexity and low < value < high
+    np.testing.assert_allclose([low, high], theirs.perplexity * np.expm1(limits), rtol=1e-12)
+    assert difference(ours, ours) == (0, 0, 0)
+    with pytest.raises(MinillmError, match="not of the same documents"):
+        difference(ours, evaluation(b, tokens + 1))
+
+
+def test_one_document_has_a_difference_without_an_interval():
+    ours, theirs = evaluation([20.0], [10]), evaluation([10.0], [10])
+    assert difference(ours, theirs) == (pytest.approx(math.e**2 - math.e), None, None)
+    assert in_words(1.25, None, None) == "+1.250"
+    assert in_words(1.25, 0.5, 2, "+.1f", " %") == "+1.2 % (+0.5 to +2.0 %)"

@@ -1,12 +1,25 @@
 """The predictor table: the oracle first, honest accounting, three texts that never meet."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import tiny
 
 from minillm.predictors.select import sparse_ffn
 from minillm.predictors.workshop import Workshop
 from minillm.sparsity.calibrate import calibrate
-from minillm.study.prediction import PredictionSettings, ffn_bytes, prediction_rows, verdict
+from minillm.study.bootstrap import difference
+from minillm.study.prediction import (
+    PredictionSettings,
+    beside_oracle,
+    difference_in_words,
+    ffn_bytes,
+    is_clear,
+    prediction_rows,
+    verdict,
+)
+from minillm.study.score import evaluation_of
 from minillm.transformer.evaluation import perplexity
 from minillm.transformer.texts import Sample, document_hashes
 
@@ -70,30 +83,76 @@ def test_no_predictor_sees_the_test_text_and_the_cutoffs_none_of_the_training_te
         list(prediction_rows(model, TEST, Sample(TEST), ["static"]))
 
 
-def test_the_verdict_says_what_the_rows_say():
-    def row(predictor, times, share=0.05, recall=0.6, perplexity=5.0):
-        return {"predictor": predictor, "times_oracle": times, "own_share_float32": share, "recall": recall,
-                "perplexity": perplexity}  # fmt: skip
+DOCUMENTS = 40
 
-    rows = [row("oracle", 1.0, 0), row("shadow 4-bit", 1.1, 0.09), row("shadow 3-bit", 1.3),
-            row("shadow 4-bit, one layer ahead", 2.5, 0.2), row("learned rank 8", 9.0, 0.1, 0.65, 6.0),
-            row("static", 20.0, 0.001, 0.7, 7.0)]  # fmt: skip
-    assert verdict(rows) == [
-        "Of at most 1/8 of the FFNs' float32 bytes: shadow 4-bit costs 1.10 times the oracle's increase (within 1.5)",
-        "Of at most 1/16 of the FFNs' float32 bytes: shadow 3-bit costs 1.30 times the oracle's increase "
-        "(not within 1.2)",
-        "One layer ahead: shadow 4-bit, one layer ahead costs 2.50 times the oracle's increase (not within 2)",
-        "learned rank 8 against static, the same fraction selected: does not beat it in recall and beats it in "
-        "perplexity",
-    ]
+
+def scored(predictor, perplexity, spread=0.0, share=0.05, recall=0.6):
+    """A row as ``predictor_row`` makes it, of documents whose costs differ from each other by ``spread`` nats."""
+    sign = np.where(np.arange(DOCUMENTS) % 2, 1.0, -1.0)
+    nll = 10 * (np.log(perplexity) + spread * sign)
+    row = {"predictor": predictor, "own_share_float32": share, "recall": recall, "dense": 5.0, "perplexity": perplexity}
+    row |= {"document_nll": nll.tolist(), "document_tokens": [10] * DOCUMENTS, "nll": float(nll.sum()), "bytes": 1000}
+    row |= {"tokens": 10 * DOCUMENTS, "protocol": "documents", "context": 64, "bos": "1"}
+    dense = replace(evaluation_of(row), nll=400 * np.log(5.0), document_nll=np.full(DOCUMENTS, 10 * np.log(5.0)))
+    return row | dict(
+        zip(("increase", "increase_low", "increase_high"), difference(evaluation_of(row), dense), strict=True)
+    )
+
+
+def table(oracle, *others):
+    return [beside_oracle(row, oracle) for row in (oracle, *others)]
+
+
+def test_the_verdict_says_what_the_rows_say():
+    rows = table(
+        scored("oracle", 5.5, share=0), scored("shadow 4-bit", 5.55, share=0.09), scored("shadow 3-bit", 5.65),
+        scored("shadow 4-bit, one layer ahead", 6.25, share=0.2), scored("learned rank 8", 6.0, share=0.1, recall=0.65),
+        scored("static", 7.0, share=0.001, recall=0.7),
+    )  # fmt: skip
+    eighth, sixteenth, ahead, against = verdict(rows)
+    assert "1/8" in eighth and "shadow 4-bit" in eighth and "1.10 times" in eighth and "(within 1.5)" in eighth
+    assert "+0.050 (+0.050 to +0.050)" in eighth and "dense 5.000" in eighth
+    assert "1/16" in sixteenth and "shadow 3-bit" in sixteenth and "1.30 times" in sixteenth
+    assert "(not within 1.2)" in sixteenth and "2.50 times" in ahead and "(not within 2)" in ahead
+    assert "static" in against and "recall 0.650 against 0.700" in against and against.endswith(": better")
 
 
 def test_where_the_oracle_costs_nothing_no_multiples_are_given():
-    def row(predictor, share, increase):
-        return {"predictor": predictor, "times_oracle": None, "own_share_float32": share, "increase": increase,
-                "dense": 10.0, "recall": 0.9, "perplexity": 10.0 + increase}  # fmt: skip
+    cheap = scored("oracle", 5.001, share=0)  # a clear increase, but a tiny one
+    rows = table(cheap, scored("shadow 4-bit", 5.004, share=0.09), scored("shadow 2-bit", 5.01))
+    assert is_clear(scored("oracle", 5.5)) and not is_clear(cheap)
+    assert [row["times_oracle"] for row in rows] == [None] * 3
+    first, *rest = verdict(rows)
+    assert "+0.001" in first and "dense 5.000" in first and not any("times the oracle" in line for line in rest)
+    assert any("shadow 4-bit" in line and "+0.003" in line for line in rest)
 
-    rows = [row("oracle", 0, 0.001), row("shadow 4-bit", 0.09, 0.009), row("shadow 2-bit", 0.05, 0.02),
-            row("shadow 8-bit", 0.17, 0.001)]  # fmt: skip
-    (said,) = verdict(rows)
-    assert said.startswith("The oracle costs less than 0.1%") and said.endswith("float32 bytes: shadow 4-bit")
+
+def test_an_increase_within_its_own_noise_divides_nothing():
+    noisy = scored("oracle", 5.02, spread=0.05, share=0)
+    assert noisy["increase_low"] < 0 < noisy["increase"] < noisy["increase_high"]
+    rows = table(noisy, scored("shadow 4-bit", 5.12, spread=0.05, share=0.09), scored("static", 9.0, recall=0.5))
+    assert [row["times_oracle"] for row in rows] == [None] * 3
+    # Noise that both share cancels in their difference: it is known far better than either increase.
+    assert rows[1]["over_oracle"] == pytest.approx(0.10) and rows[1]["over_oracle_low"] == pytest.approx(0.10)
+    assert not any("times the oracle" in line for line in verdict(rows))
+
+
+def test_a_difference_that_may_be_of_either_sign_is_undecided():
+    rows = table(scored("oracle", 5.5), scored("learned rank 8", 6.0), scored("static", 6.01, spread=0.05))
+    assert verdict(rows)[-1].endswith(": undecided")
+
+
+def test_one_document_gives_differences_but_no_interval_and_no_multiple(model):
+    rows = list(prediction_rows(model, TRAINING, Sample(TEST[:1]), ["chance"]))
+    for row in rows:
+        assert row["increase_low"] is row["over_oracle_high"] is row["times_oracle"] is None
+    assert rows[1]["over_oracle"] == rows[1]["perplexity"] - rows[0]["perplexity"]
+    assert "one document" in verdict(rows)[0]
+
+
+def test_the_differences_are_those_of_the_documents_scored(model, rows):
+    for row in rows:
+        again = difference(evaluation_of(row), evaluation_of(rows[0]), np.random.default_rng(0))
+        assert (row["over_oracle"], row["over_oracle_low"], row["over_oracle_high"]) == again
+        assert row["dense_bytes"] == ffn_bytes(model)[1]
+        assert difference_in_words(row, "increase").startswith(f"{row['increase']:+.3f} (")
