@@ -12,11 +12,12 @@ import minillm
 PACKAGE = Path(minillm.__file__).parent
 # In reading order; "folder/" is every file of a folder whose own order is not fixed yet.
 ORDER = """
-    errors units files steps trace optim tables
+    errors units files steps optim tables
     loading/foreign loading/fields loading/config loading/tensors loading/names loading/checkpoint
     loading/embedded loading/hub loading/tokenizer
-    rows transformer/ops transformer/rope transformer/layer transformer/attention transformer/ffn transformer/blocks
-    transformer/fingerprint transformer/model transformer/generation transformer/texts transformer/evaluation
+    rows archive transformer/ops transformer/rope transformer/layer transformer/fingerprint trace
+    transformer/attention transformer/ffn transformer/blocks transformer/model transformer/generation
+    transformer/texts transformer/evaluation
     sparsity/spec sparsity/policies sparsity/masked sparsity/gathered sparsity/griffin sparsity/thresholds
     sparsity/selected sparsity/sparse sparsity/magnitudes sparsity/allocate sparsity/calibrate
     predictors/protocol predictors/select predictors/metrics predictors/cutoffs predictors/catalogue predictors/files
