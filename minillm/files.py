@@ -9,7 +9,9 @@ renamed (``whole_file``): nobody ever reads half a file, and an older file stays
 import os
 import shutil
 import stat
+import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -119,6 +121,54 @@ def whole_folder(path: str | Path, error: type[MinillmError]) -> Iterator[Path]:
     finally:
         if beside is not None:
             shutil.rmtree(beside, ignore_errors=True)  # no longer there once it is renamed
+
+
+@contextmanager
+def locked(path: str | Path, error: type[MinillmError]) -> Iterator[None]:
+    """Let one process at a time into the block: those that read ``path`` and then write it anew.
+
+    The lock is the system's, on an empty file beside ``path`` that goes away with the block. When a process ends, the
+    system takes its lock back, however it ended. Where a file system knows no locks, nobody waits.
+    """
+    path = Path(path)
+    beside = path.with_name(f".{path.name[:200]}.lock")
+    while True:
+        with file_errors(path, "written", error):
+            handle = os.open(beside, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        with suppress(OSError):
+            _wait_for_lock(handle)
+        # The one before us has removed this file while we waited: then the lock that counts is on another one.
+        with suppress(OSError):
+            if os.path.samestat(os.fstat(handle), os.stat(beside)):
+                break
+        os.close(handle)
+    ours = os.fstat(handle).st_size == 0  # a file with something in it is the user's
+    try:
+        yield
+    finally:
+        if ours and os.name != "nt":  # while we hold the lock: nobody else can remove the next one's file
+            with suppress(OSError):
+                beside.unlink()
+        os.close(handle)
+        if ours and os.name == "nt":  # Windows removes no file that is open, so there the next one's stays, too
+            with suppress(OSError):
+                beside.unlink()
+
+
+def _wait_for_lock(handle: int) -> None:
+    """Lock an open file for this process alone."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        while True:
+            with suppress(PermissionError):  # another process has it
+                msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+                return
+            time.sleep(0.02)
+    else:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX)
 
 
 def _mode(path: Path) -> int:

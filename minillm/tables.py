@@ -9,11 +9,12 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Collection, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from .errors import MinillmError, show
-from .files import file_errors, whole_file
+from .files import whole_file
 
 WIDTH = 100  # characters of a line of text; a wider table is split
 Columns = Mapping[str, tuple[str, str]]  # {key of a row: (heading, format)}; the format "" is for text
@@ -91,51 +92,42 @@ def save_rows(path: str | Path, rows: Sequence[Mapping[str, object]]) -> None:
     if path.suffix == ".json":
         text = json_rows(rows) + "\n"
     else:
-        buffer = io.StringIO()
-        writer = csv.DictWriter(
-            buffer, fieldnames=list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n"
-        )
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({k: json.dumps(v) if isinstance(v, (dict, list, tuple)) else v for k, v in row.items()})
-        text = buffer.getvalue()
+        keys = list(dict.fromkeys(key for row in rows for key in row))
+        text = csv_line(keys) + "".join(csv_line([_csv_cell(row.get(key)) for key in keys]) for row in rows)
     with whole_file(path, MinillmError) as beside:
-        beside.write_bytes(text.encode())
+        # Half of a surrogate pair (in the name of a folder that is no UTF-8) is written as its escape.
+        beside.write_bytes(text.encode("utf-8", "backslashreplace"))
 
 
-def load_rows(path: str | Path, text: Collection[str]) -> list[dict]:
-    """Read back what ``save_rows`` wrote: the same values, to the last bit; an empty file holds no rows.
+def csv_line(cells: Sequence[object]) -> str:
+    """One line of a CSV, with the same end on every system.
 
-    text: the columns of a CSV that hold text; every other cell is a number or JSON, and an empty cell is None.
-    Raises MinillmError for whatever is not such a file.
+    (csv.writer quotes a carriage return only where it is a part of its own line end, and no reader forgives another.)
     """
-    path = Path(path)
-    check_ending(path)
-    with file_errors(path, "read", MinillmError):
-        data = path.read_bytes()
-    kind = "a JSON list with one object per row" if path.suffix == ".json" else "a CSV table"
-    try:
-        content = data.decode()
-        if not content.strip():
-            return []
-        if path.suffix == ".json":
-            rows = json.loads(content)
-            if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-                raise ValueError("another value")
-            return rows
-        before = csv.field_size_limit(2**31 - 1)  # of a cell; the usual 128 KiB are a few thousand documents
-        try:
-            heading, *lines = csv.reader(io.StringIO(content, newline=""), strict=True)
-        finally:
-            csv.field_size_limit(before)
-        return [
-            {key: _value(cell, key in text) for key, cell in zip(heading, line, strict=True)} for line in lines if line
-        ]
-    except (ValueError, RecursionError, csv.Error) as problem:  # ValueError: no UTF-8, no JSON, a line too short
-        raise MinillmError(f"{path}: cannot be read as rows ({problem}), expected {kind}") from None
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\r\n").writerow(cells)
+    return buffer.getvalue()[:-2] + "\n"
 
 
-def _value(cell: str, is_text: bool) -> object:
-    if not cell:
-        return None
-    return cell if is_text else json.loads(cell)
+def _csv_cell(value: object) -> object:
+    if isinstance(value, str):
+        return as_csv_text(value)
+    return json.dumps(value) if isinstance(value, (dict, list, tuple)) else value
+
+
+# What a spreadsheet would execute, and such a text with apostrophes in front. (https://owasp.org, "CSV Injection")
+FORMULA = re.compile(r"'*[=+\-@\t\r\n]")
+
+
+def as_csv_text(text: str) -> str:
+    """A text as a CSV holds it: with an apostrophe in front where a spreadsheet would take it for a formula.
+
+    >>> as_csv_text("=1+1")
+    "'=1+1"
+    """
+    return "'" + text if FORMULA.match(text) else text
+
+
+def from_csv_text(cell: str) -> str:
+    """The inverse of ``as_csv_text``."""
+    return cell[1:] if cell.startswith("'") and FORMULA.match(cell) else cell

@@ -19,15 +19,22 @@ A tap that keeps a value must copy it: the model may reuse the array.
 """
 
 import fnmatch
+import json
+import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from .errors import TraceError
-from .files import whole_file
-from .steps import _near_misses, explain, step_info
+from .archive import load_archive, save_arrays
+from .errors import TraceError, show
+from .loading.fields import Fields, parse_json
+from .steps import _near_misses, explain, place, step_info
+from .transformer.fingerprint import Fingerprint, read_fingerprint
+
+FORMAT, VERSION = "minillm-trace", 1
 
 Tap: TypeAlias = Callable[[str, np.ndarray], np.ndarray]
 
@@ -42,35 +49,6 @@ def scoped(tap: Tap, prefix: str) -> Tap:
     if tap is no_tap:  # keeps an untraced pass free of string building
         return no_tap
     return lambda name, value: tap(f"{prefix}.{name}", value)
-
-
-def save_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write named arrays as .npz, first to a file beside the target, so that nothing is ever half written."""
-    with whole_file(path, TraceError) as beside, open(beside, "wb") as file:
-        save: Callable[..., None] = np.savez  # its own signature takes every array for its one option, a bool
-        save(file, **arrays)
-
-
-def load_arrays(path: str | Path) -> dict[str, np.ndarray]:
-    """Read an .npz file of plain arrays of numbers; pickled objects are refused. Raises TraceError."""
-    try:
-        file = np.load(path, allow_pickle=False)
-        if not isinstance(file, np.lib.npyio.NpzFile):
-            raise TraceError(f"{path}: found a single array, expected an .npz file of named arrays")
-        with file:
-            arrays = {name: file[name] for name in file.files}
-    except TraceError:
-        raise
-    except FileNotFoundError:
-        raise TraceError(f"{path}: no such file, expected an .npz trace") from None
-    except Exception as error:  # NumPy, zipfile and zlib each raise several kinds for a broken file
-        why = " ".join(str(error).split())[:200] or type(error).__name__
-        why = "it begins as no NumPy file does" if "unsafely" in why else why  # np.load then advises to unpickle it
-        raise TraceError(f"{path}: not an .npz trace of plain arrays ({why})") from error
-    for name, value in arrays.items():
-        if not isinstance(value, np.ndarray) or value.dtype.kind not in "biuf":
-            raise TraceError(f"{path}: {name[:80]!r} is {getattr(value, 'dtype', 'no array')}, expected numbers")
-    return arrays
 
 
 def chained(*taps: Tap) -> Tap:
@@ -89,7 +67,9 @@ class Trace(Mapping):
 
     keep: one or more patterns, written as for file names ("blocks.*.mlp.*"); "*" keeps every step.
     edits: {pattern: fn}; fn(value) returns the value that the model goes on with, which is also the one that is kept.
-    budget: the largest number of bytes to keep; more is refused, because a long text makes large arrays.
+    budget: the largest number of bytes to keep; more is refused, because a long text makes large arrays. Scores and
+    patterns (H, T, S), the largest of all, are refused before they are made.
+    model: the fingerprint of the model, which the file of the trace will carry; None where it is not known.
 
     Raises TraceError for a pattern that matched nothing, an edit that never fired or that changed shape or
     dtype, an unknown key, the same step twice (one Trace is one pass), and a full budget.
@@ -100,11 +80,12 @@ class Trace(Mapping):
         keep: str | Iterable[str] = "*",
         edits: Mapping[str, Callable[[np.ndarray], np.ndarray]] | None = None,
         budget: int = 1 << 30,
+        model: Fingerprint | None = None,
     ):
         self.keep = (keep,) if isinstance(keep, str) else tuple(keep)
         self.edits = dict(edits or {})
-        self.budget = budget
-        self.nbytes = 0
+        self.budget, self.model = budget, model
+        self.nbytes, self._heads = 0, 0
         self._values: dict[str, np.ndarray] = {}
         self._seen: dict[str, None] = {}  # a dict, because it keeps the order
         self._unused = set(self.keep) | set(self.edits)
@@ -125,15 +106,31 @@ class Trace(Mapping):
         kept = [pattern for pattern in self.keep if fnmatch.fnmatchcase(name, pattern)]
         if kept:
             self._unused.difference_update(kept)
+            self._check_room(name, value.nbytes)
             self.nbytes += value.nbytes
-            if self.nbytes > self.budget:
-                excess = f"keeping {name} would take the trace to {self.nbytes:,} bytes, more than its budget of"
-                hint = 'narrow keep= (for example "blocks.0.mlp.*"), shorten the text, or raise budget='
-                raise TraceError(f"{excess} {self.budget:,}; {hint}")
             copy = np.array(value)
             copy.flags.writeable = False
             self._values[name] = copy
+        self._check_room_for_scores(name, value)
         return value
+
+    def _check_room(self, name: str, nbytes: int) -> None:
+        """Raise TraceError where so many bytes more exceed the budget; name: the step that they are of."""
+        if self.nbytes + nbytes > self.budget:
+            excess = f"keeping {name} would take the trace to {self.nbytes + nbytes:,} bytes, more than its budget of"
+            hint = 'narrow keep= (for example "blocks.0.mlp.*"), shorten the text, or raise budget='
+            raise TraceError(f"{excess} {self.budget:,}; {hint}")
+
+    def _check_room_for_scores(self, name: str, value: np.ndarray) -> None:
+        """At the last step before the scores: refuse what is known to exceed the budget, before it is made."""
+        if name.endswith("attn.q"):  # (T, H, d)
+            self._heads = value.shape[1]
+        elif name.endswith("attn.rot_k") and self._heads:  # (T, K, d)
+            steps = [name.removesuffix("rot_k") + step for step in ("scores", "pattern")]
+            wanted = [step for step in steps if any(fnmatch.fnmatchcase(step, pattern) for pattern in self.keep)]
+            if wanted:
+                tokens = len(value)  # and S is at least T
+                self._check_room(wanted[0], len(wanted) * self._heads * tokens * tokens * value.itemsize)
 
     def __enter__(self) -> "Trace":
         return self
@@ -168,7 +165,8 @@ class Trace(Mapping):
         print(f"{'step':<28}{'dims':<8}{'shape':<18}{'mean':>12}{'max |.|':>12}{'zeros':>9}")
         for name, value in self.items():
             numbers = value.astype(np.float64)
-            mean, largest = numbers.mean(), np.abs(numbers).max(initial=0)
+            with np.errstate(all="ignore"):  # NaN and infinity are shown as they are
+                mean, largest = numbers.mean() if value.size else np.nan, np.abs(numbers).max(initial=0)
             zeros = 1 - np.count_nonzero(value) / max(1, value.size)
             dims = info.dims if (info := step_info(name)) else "?"
             print(f"{name:<28}{dims:<8}{str(value.shape):<18}{mean:>12.4g}{largest:>12.4g}{zeros:>9.1%}")
@@ -178,17 +176,65 @@ class Trace(Mapping):
         return explain(name)
 
     def save(self, path: str | Path) -> None:
-        """Write the trace as an .npz file, in execution order; written beside the target, then renamed."""
-        save_arrays(path, self)
+        """Write the trace as an .npz file, in execution order; written beside the target, then renamed.
+
+        The model's fingerprint stands in the comment of the archive.
+        """
+        about = {"format": FORMAT, "version": VERSION, "model": self.model.asdict()} if self.model else None
+        save_arrays(path, self, json.dumps(about).encode() if about else b"")
 
     @classmethod
     def load(cls, path: str | Path) -> "Trace":
-        """Read a trace from an .npz file (ours, or one that weights_scripts/dump_reference.py wrote)."""
-        arrays = load_arrays(path)
-        trace = cls(budget=sum(value.nbytes for value in arrays.values()))  # it is in memory already
+        """Read a trace from an .npz file (ours, or one that weights_scripts/dump_reference.py wrote).
+
+        Values may be NaN or infinite: a trace of a model that diverges must be readable. Raises TraceError for names
+        that no step has and for shapes that contradict each other; a step that minillm does not know is only noted.
+        """
+        arrays, comment = load_archive(path)
+        _check_steps(path, arrays)
+        trace = cls(budget=sum(value.nbytes for value in arrays.values()), model=_model_of(path, comment))
         for name, value in arrays.items():
-            trace(name, value)
+            trace._values[name] = value  # in memory already, so no copy is made
+            trace._seen[name] = None
+            trace.nbytes += value.nbytes
+            value.flags.writeable = False
         return trace
+
+
+def _model_of(path: str | Path, comment: bytes) -> Fingerprint | None:
+    """The fingerprint in an archive's comment; None where it has none (a trace of PyTorch, an older one of ours)."""
+    if not comment.startswith(b"{"):
+        return None
+    where = f"{path} (comment)"
+    read = Fields(parse_json(comment, where, TraceError), where, kind=TraceError)
+    read.choice("format", [FORMAT])
+    read.integer("version", VERSION)
+    if unknown := sorted(set(read.fields) - {"format", "version", "model"}):
+        raise TraceError(f"{where}: holds {unknown[0][:80]!r}, expected only format, version and model")
+    return read_fingerprint(read.fields.get("model"), where, TraceError)
+
+
+def _check_steps(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Raise TraceError where a name is no step's or two shapes contradict each other; note what is unknown."""
+    sizes: dict[tuple[str, int | None], tuple[int, str]] = {}  # letter (F may differ between layers) -> size, step
+    unknown = []
+    for name, value in arrays.items():
+        if not re.fullmatch(r"\w+(\.\w+)*", name, re.ASCII) or len(name) > 200:
+            raise TraceError(f"{path}: holds {name[:80]!r}, expected the name of a step, as blocks.0.mlp.mid")
+        if (info := step_info(name)) is None:
+            unknown.append(name)
+            continue
+        letters, shape = info.dims.split(), list(value.shape)
+        if len(shape) != len(letters):
+            raise TraceError(f"{path}: {name} has shape {shape}, expected {' x '.join(letters)}")
+        for letter, size in zip(letters, shape, strict=True):
+            at = place(name)
+            first, where = sizes.setdefault((letter, at.layer if at and letter == "F" else None), (size, name))
+            if size != (int(letter) if letter.isdigit() else first):
+                raise TraceError(f"{path}: {name} has shape {shape}, expected {' x '.join(letters)} with {letter} = "
+                                 f"{letter if letter.isdigit() else f'{first}, as in {where}'}")  # fmt: skip
+    if unknown:
+        warnings.warn(show(f"{path}: holds {unknown[0]!r}, which is no step that minillm knows"), stacklevel=3)
 
 
 class Row(NamedTuple):
@@ -201,11 +247,15 @@ class Row(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """The rows in execution order, the tolerance, and the first step that differs (None when all agree)."""
+    """The rows in execution order, the tolerance, and the first step that differs (None when all agree).
+
+    not_finite: the first compared step that holds NaN or infinity on either side; None when all numbers are finite.
+    """
 
     rows: list[Row]
     tolerance: float
     first: str | None
+    not_finite: str | None = None
 
     def __str__(self) -> str:
         lines = [f"{'step':<28}{'status':<10}{'max abs':>11}{'relative':>11}   (tolerance {self.tolerance:g})"]
@@ -222,6 +272,8 @@ class Comparison(NamedTuple):
             if info := step_info(self.first):
                 step = self.first.rsplit(".", 1)[-1]
                 lines.append(f"  {step}: {info.equation}   [{info.dims}]   {info.hugging_face}")
+        if self.not_finite is not None:
+            lines.append(f"not all numbers are finite: {self.not_finite} is the first step with NaN or infinity")
         return "\n".join(lines)
 
     def asdict(self) -> dict:
@@ -231,7 +283,8 @@ class Comparison(NamedTuple):
             {key: None if key in finite and not np.isfinite(value) else value for key, value in row._asdict().items()}
             for row in self.rows
         ]
-        return {"first": self.first, "tolerance": self.tolerance, "rows": rows}
+        about = {"first": self.first, "tolerance": self.tolerance, "not_finite": self.not_finite}
+        return about | {"rows": rows}
 
 
 def _compare_step(name: str, ours: np.ndarray, theirs: np.ndarray, rtol: float) -> Row:
@@ -240,7 +293,8 @@ def _compare_step(name: str, ours: np.ndarray, theirs: np.ndarray, rtol: float) 
         return Row(name, "shape")
     finite = np.isfinite(b)
     same_rest = np.array_equal(a[~finite], b[~finite], equal_nan=True)
-    error = np.abs(a[finite] - b[finite]).max(initial=0) if same_rest else np.inf
+    with np.errstate(over="ignore"):
+        error = np.abs(a[finite] - b[finite]).max(initial=0) if same_rest else np.inf
     relative = error / (np.abs(b[finite]).max(initial=0) or 1.0)
     return Row(name, "ok" if relative <= rtol else "differs", float(error), float(relative))
 
@@ -255,9 +309,13 @@ def compare(ours: Source, theirs: Source, rtol: float | None = None) -> Comparis
 
     ours, theirs: traces, mappings or .npz files. rtol defaults to 1e-10 when all numbers are float64, else 1e-5.
     A step that only one side has is listed but is no divergence; comparing nothing at all raises TraceError.
-    Values that are not finite agree only with the same values at the same places.
+    Values that are not finite agree only with the same values at the same places. Traces of two different models, as
+    far as that is known, are compared with a warning that names both.
     """
     ours, theirs = (Trace.load(x) if isinstance(x, (str, Path)) else x for x in (ours, theirs))
+    models = [side.model for side in (ours, theirs) if isinstance(side, Trace) and side.model]
+    if len({model.sha256 for model in models}) == 2:
+        warnings.warn(show(f"the traces are of two models, {models[0]} and {models[1]}"), stacklevel=2)
     common = [name for name in ours if name in theirs]
     if not common:
         raise TraceError(f"the two traces share no step: ours has {list(ours)[:3]}, theirs has {list(theirs)[:3]}")
@@ -267,4 +325,5 @@ def compare(ours: Source, theirs: Source, rtol: float | None = None) -> Comparis
     rows = [_compare_step(n, ours[n], theirs[n], rtol) if n in theirs else Row(n, "missing") for n in ours]
     rows += [Row(name, "extra") for name in theirs if name not in ours]
     first = next((row.name for row in rows if row.status in ("differs", "shape")), None)
-    return Comparison(rows, rtol, first)
+    finite = {name: all(np.isfinite(side[name]).all() for side in (ours, theirs)) for name in common}
+    return Comparison(rows, rtol, first, next((name for name in common if not finite[name]), None))

@@ -2,11 +2,14 @@
 
 import errno
 import os
+import subprocess
+import sys
+import threading
 
 import pytest
 
 from minillm.errors import BundleError, MinillmError, TraceError
-from minillm.files import file_errors, read_bytes, read_text, whole_file, whole_folder
+from minillm.files import file_errors, locked, read_bytes, read_text, whole_file, whole_folder
 
 
 def test_a_written_file_takes_its_name_only_after_the_block(tmp_path):
@@ -111,3 +114,68 @@ def test_a_folder_is_written_whole_or_not_at_all(tmp_path):
     assert (path / "file").read_bytes() == b"whole" and path.stat().st_mode == (tmp_path / "plain").stat().st_mode
     with pytest.raises(BundleError, match="folder: exists already"), whole_folder(path, BundleError):
         raise AssertionError
+
+
+# ---- one process at a time -------------------------------------------------------------------------------------------
+
+HOLDER = """
+import sys
+from minillm.errors import MinillmError
+from minillm.files import locked
+with locked(sys.argv[1], MinillmError):
+    print("locked", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def held(path):
+    """Another process that has the lock, until a line is written to it."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert child.stdout.readline() == "locked\n"
+    return child
+
+
+def test_a_lock_is_waited_for_and_leaves_nothing_behind(tmp_path):
+    path, seen = tmp_path / "rows.csv", []
+    child = held(path)
+
+    def take():
+        with locked(path, MinillmError):
+            seen.append("mine")
+
+    waiting = threading.Thread(target=take)
+    waiting.start()
+    waiting.join(0.2)
+    assert seen == []
+    child.communicate("\n")
+    waiting.join(20)
+    assert seen == ["mine"] and list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_process_leaves_no_lock(tmp_path):
+    child = held(tmp_path / "rows.csv")
+    child.kill()
+    child.communicate()
+    with locked(tmp_path / "rows.csv", MinillmError):  # at once
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights there")
+def test_a_lock_follows_no_link_and_removes_no_file_of_the_users(tmp_path):
+    theirs = tmp_path / ".rows.csv.lock"
+    theirs.write_text("mine")
+    with locked(tmp_path / "rows.csv", MinillmError):
+        pass
+    assert theirs.read_text() == "mine"
+    theirs.unlink()
+    theirs.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(MinillmError, match="rows.csv: cannot be written"):
+        with locked(tmp_path / "rows.csv", MinillmError):
+            pass
+    assert not (tmp_path / "elsewhere").exists()
+    with pytest.raises(MinillmError, match="cannot be written"):
+        with locked(tmp_path / "absent" / "rows.csv", MinillmError):
+            pass

@@ -12,11 +12,12 @@ import minillm
 PACKAGE = Path(minillm.__file__).parent
 # In reading order; "folder/" is every file of a folder whose own order is not fixed yet.
 ORDER = """
-    errors units files steps trace optim tables
+    errors units files steps optim tables
     loading/foreign loading/fields loading/config loading/tensors loading/names loading/checkpoint
     loading/embedded loading/hub loading/tokenizer
-    transformer/ops transformer/rope transformer/layer transformer/attention transformer/ffn transformer/blocks
-    transformer/fingerprint transformer/model transformer/generation transformer/texts transformer/evaluation
+    rows archive transformer/ops transformer/rope transformer/layer transformer/fingerprint trace
+    transformer/attention transformer/ffn transformer/blocks transformer/model transformer/generation
+    transformer/texts transformer/evaluation
     sparsity/spec sparsity/policies sparsity/masked sparsity/gathered sparsity/griffin sparsity/thresholds
     sparsity/selected sparsity/sparse sparsity/magnitudes sparsity/allocate sparsity/calibrate
     predictors/protocol predictors/select predictors/metrics predictors/cutoffs predictors/catalogue predictors/files
@@ -26,8 +27,9 @@ ORDER = """
     prefetch/system prefetch/reader prefetch/fetched prefetch/feedforward prefetch/record prefetch/replay
     training/
     methods/base methods/
-    study/describe study/bootstrap study/score study/sweep study/prediction study/variants study/overlap study/edits
-    study/natural study/distributions study/buffers study/blocks study/passes study/disk study/costs study/summary
+    study/describe study/bootstrap study/score study/record study/sweep study/prediction study/variants study/overlap
+    study/edits study/natural study/distributions study/buffers study/blocks study/passes study/disk study/costs
+    study/summary
     bench/turns bench/shapes bench/model bench/sparse bench/disk
     show/canvas show/labels show/primer show/map show/explain_values show/explain_passes show/results_distributions
     show/results_cuts show/results_predictors show/results_buffer show/svg show/html show/page_shared show/page_model

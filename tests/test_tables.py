@@ -7,7 +7,7 @@ import os
 import pytest
 
 from minillm.errors import MinillmError
-from minillm.tables import WIDTH, keys_as_headings, save_rows, text_table
+from minillm.tables import WIDTH, as_csv_text, from_csv_text, keys_as_headings, save_rows, text_table
 
 ROWS = [
     {"policy": "dense", "target": None, "tokens": 44293, "reads": [1.0, 0.5], "spec": 'a, "b"\nc'},
@@ -102,3 +102,22 @@ def test_a_file_is_replaced_whole_or_left_as_it_is(tmp_path, monkeypatch):
     with pytest.raises(MinillmError, match=r"rows.json: cannot be written \(Permission denied\)"):
         save_rows(target, [])
     assert json.loads(target.read_bytes()) == ROWS and list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1.5", "@x", "\tx", "\rx", "'=1", "''-"])
+def test_a_text_that_a_spreadsheet_would_execute_is_quoted_and_a_number_is_not(tmp_path, text):
+    save_rows(tmp_path / "rows.csv", [{"model": text, "log_ratio": -1.5, "of": [-1]}])
+    with open(tmp_path / "rows.csv", encoding="utf-8", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert (row["model"], row["log_ratio"], row["of"]) == ("'" + text, "-1.5", "[-1]")
+    assert from_csv_text(as_csv_text(text)) == text
+
+
+def test_other_texts_stay_as_they_are():
+    for text in ("mid", "'quoted'", "", "a=b", "1-2"):
+        assert as_csv_text(text) == text == from_csv_text(text)
+
+
+def test_a_name_that_is_no_unicode_is_written_escaped(tmp_path):
+    save_rows(tmp_path / "rows.csv", [{"model": "m\udcff"}])
+    assert (tmp_path / "rows.csv").read_bytes() == b"model\nm\\udcff\n"

@@ -1,18 +1,19 @@
 """The tap protocol: edits and errors; the trace's table, files and comparison."""
 
 import re
-import zipfile
-from pathlib import Path
 
+import fuzz
 import numpy as np
 import pytest
 import tiny
+from fuzz_arrays import npz_files
 from passes import IDS, cut, traced
 
 from minillm import trace as trace_module
-from minillm.errors import MinillmError, TraceError
+from minillm.archive import save_arrays
+from minillm.errors import TraceError
 from minillm.steps import step_names
-from minillm.trace import Trace, chained, compare, no_tap, save_arrays, scoped
+from minillm.trace import Trace, chained, compare, no_tap, scoped
 
 # ---- the tap ---------------------------------------------------------------------------------------------------------
 
@@ -201,7 +202,7 @@ def test_save_and_load_give_back_names_order_and_bits(tmp_path):
 
 
 def test_a_trace_that_was_kept_under_a_larger_budget_can_be_loaded(tmp_path, monkeypatch):
-    monkeypatch.setattr(Trace.__init__, "__defaults__", ("*", None, 100))
+    monkeypatch.setattr(Trace.__init__, "__defaults__", ("*", None, 100, None))
     save_arrays(tmp_path / "large.npz", {"embed": np.ones((5, 8))})
     assert Trace.load(tmp_path / "large.npz")["embed"].shape == (5, 8)
 
@@ -228,60 +229,102 @@ def test_where_nothing_can_be_written_the_error_is_one_sentence(tmp_path):
     assert not list(tmp_path.parent.glob("*.partial"))
 
 
-class Pickled:
-    """Whoever unpickles it creates a file."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
+def test_what_is_no_archive_is_refused_in_one_sentence_that_names_the_file(tmp_path):
+    (tmp_path / "broken.npz").write_bytes(b"not a zip file at all")
+    with refused("broken.npz", "not an .npz file"):
+        Trace.load(tmp_path / "broken.npz")
+    with refused("absent.npz", "is missing"):
+        compare(tmp_path / "absent.npz", tmp_path / "broken.npz")
 
 
-def broken_files(folder: Path):
-    """(what is wrong, file) pairs."""
-    good = folder / "good.npz"
-    np.savez_compressed(good, embed=np.arange(400.0))
-    raw = good.read_bytes()
-    flipped = bytearray(raw)
-    for i in range(150, 170):  # inside the compressed numbers
-        flipped[i] ^= 0xFF
-    header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000000,), }"
-    huge = b"\x93NUMPY\x01\x00v\x00" + header.ljust(117) + b"\n"
-    pickled = np.array([Pickled(folder / "executed")], dtype=object)
-    yield "empty", b""
-    yield "text", b"not a zip file at all"
-    yield "cut short", raw[: len(raw) // 2]
-    yield "flipped", bytes(flipped)
-    for name, write in (
-        ("single", lambda path: np.save(path.open("wb"), np.ones(3))),
-        ("pickle", lambda path: np.savez(path, embed=pickled)),
-        ("words", lambda path: np.savez(path, embed=np.array(["a"]))),
-        ("complex", lambda path: np.savez(path, embed=np.array([1j]))),
-        ("huge", lambda path: zipfile.ZipFile(path, "w").writestr("embed.npy", huge)),
-        ("other files", lambda path: zipfile.ZipFile(path, "w").writestr("readme.txt", "hello")),
-    ):
-        path = folder / f"{name}.npz"
-        write(path)
-        yield name, path.read_bytes()
+def test_a_trace_carries_its_model_and_one_of_pytorch_has_none(tmp_path):
+    model = tiny.model()
+    with Trace(keep="embed", model=model.fingerprint) as trace:
+        model.forward(IDS, tap=trace)
+    trace.save(tmp_path / "ours.npz")
+    assert Trace.load(tmp_path / "ours.npz").model == model.fingerprint
+    with np.load(tmp_path / "ours.npz") as file:  # other programs see the arrays and nothing else
+        assert list(file) == ["embed"]
+    np.savez(tmp_path / "theirs.npz", **trace)
+    assert Trace.load(tmp_path / "theirs.npz").model is None
 
 
-def test_broken_files_are_refused_in_one_sentence_that_names_the_file(tmp_path):
-    (tmp_path / "sources").mkdir()
-    for name, raw in broken_files(tmp_path / "sources"):
-        path = tmp_path / "broken.npz"
-        path.write_bytes(raw)
-        with pytest.raises(TraceError) as caught:
-            Trace.load(path)
-        text = str(caught.value)
-        assert "broken.npz" in text and "\n" not in text and len(text) < 500, (name, text)
-        with pytest.raises(MinillmError):
-            compare(path, path)
-    assert not (tmp_path / "sources" / "executed").exists()
-    with refused("no such file"):
-        Trace.load(tmp_path / "absent.npz")
-    with refused("sources"):
-        Trace.load(tmp_path / "sources")
+@pytest.mark.parametrize(
+    ("comment", "says"),
+    [
+        (b'{"format": "minillm-trace", "version": 2}', "version is 2"),
+        (b'{"format": "trace", "version": 1}', "format is 'trace'"),
+        (b'{"format": "minillm-trace", "version": 1, "modle": 1}', "holds 'modle'"),
+        (b'{"format": "minillm-trace", "version": 1, "model": {}}', "model is {}"),
+        (b"{", "not valid JSON"),
+    ],
+)
+def test_a_comment_that_is_not_ours_is_refused(tmp_path, comment, says):
+    save_arrays(tmp_path / "trace.npz", {"embed": np.ones((5, 8))}, comment)
+    with refused("trace.npz", says):
+        Trace.load(tmp_path / "trace.npz")
+
+
+@pytest.mark.parametrize(
+    ("arrays", "says"),
+    [
+        ({"../embed": np.ones((5, 8))}, "'../embed', expected the name of a step"),
+        ({"embed\x1b[2J": np.ones((5, 8))}, "expected the name of a step"),
+        ({"embed": np.ones(8)}, "embed has shape [8], expected T x D"),
+        ({"embed": np.ones((5, 8)), "blocks.0.resid_pre": np.ones((5, 9))}, "D = 8, as in embed"),
+        ({"embed": np.ones((5, 8)), "blocks.0.mlp.mid": np.ones((4, 12))}, "T = 5, as in embed"),
+        ({"blocks.0.mlp.mid": np.ones((4, 12)), "blocks.0.mlp.up": np.ones((4, 13))}, "F = 12, as in blocks.0.mlp.mid"),
+        ({"blocks.0.mlp.reads": np.ones((4, 4))}, "with 3 = 3"),
+    ],
+)
+def test_a_trace_whose_names_or_shapes_cannot_be_is_refused(tmp_path, arrays, says):
+    save_arrays(tmp_path / "trace.npz", arrays)
+    with refused("trace.npz", says):
+        Trace.load(tmp_path / "trace.npz")
+
+
+def test_layers_may_differ_in_width_and_an_unknown_step_is_noted(tmp_path):
+    arrays = {"blocks.0.mlp.mid": np.ones((4, 12)), "blocks.1.mlp.mid": np.ones((4, 7))}
+    save_arrays(tmp_path / "trace.npz", arrays)
+    assert len(Trace.load(tmp_path / "trace.npz")) == 2
+    save_arrays(tmp_path / "trace.npz", arrays | {"blocks.0.mlp.midd": np.ones(3)})
+    with pytest.warns(UserWarning, match="trace.npz: holds 'blocks.0.mlp.midd', which is no step"):
+        assert len(Trace.load(tmp_path / "trace.npz")) == 3
+
+
+def test_scores_that_exceed_the_budget_are_refused_before_they_are_made(monkeypatch):
+    model = tiny.model(max_position_embeddings=512)
+    heads, tokens = model.config.num_attention_heads, 300
+    need = heads * tokens * tokens * 8
+    monkeypatch.setattr("minillm.transformer.attention.attend", lambda *a: pytest.fail("made"))
+    for keep, arrays in (("*.scores", 1), ("blocks.0.attn.*n", 1), (("*.scores", "*.pattern"), 2)):
+        with refused("keeping blocks.0.attn.", f"{arrays * need:,} bytes", f"budget of {arrays * need - 1:,}"):
+            model.forward([1] * tokens, tap=Trace(keep=keep, budget=arrays * need - 1))
+    monkeypatch.undo()
+    with Trace(keep="blocks.0.attn.scores", budget=need) as trace:
+        model.forward([1] * tokens, tap=trace)
+    assert trace.nbytes == need
+
+
+def valid(trace: Trace) -> bool:
+    assert all(value.dtype.kind in "biuf" for value in trace.values())
+    assert all(name.isprintable() and "/" not in name for name in trace)
+    assert sum(value.nbytes for value in trace.values()) < 1 << 28
+    if {"embed", "blocks.0.mlp.mid"} <= set(trace):
+        assert len(trace["embed"]) == len(trace["blocks.0.mlp.mid"])
+    return True
+
+
+@fuzz.examples
+@pytest.mark.filterwarnings("ignore:.*which is no step", "ignore:Reading .*additional header parsing")
+def test_a_broken_trace_is_one_sentence_or_a_good_trace(examples, tmp_path):
+    model = tiny.model()
+    with Trace(keep=["embed", "blocks.0.*", "logits"], model=model.fingerprint) as trace:
+        model.forward(IDS, ffn=cut(model, "dhar"), tap=trace)
+    trace.save(tmp_path / "good.npz")
+    files = npz_files((tmp_path / "good.npz").read_bytes())
+    counts = fuzz.holds(examples, files, tmp_path / "trace.npz", Trace.load, valid)
+    assert min(counts["accepted"], counts["refused"]) > examples / 50
 
 
 # ---- compare ---------------------------------------------------------------------------------------------------------
@@ -342,6 +385,32 @@ def test_shape_missing_and_extra_steps_are_told_apart_and_only_shape_is_a_diverg
     assert result.first == "b"
     assert compare({"a": np.ones(2), "c": np.ones(1)}, {"a": np.ones(2)}).first is None
     assert "shape" in str(result)
+
+
+def test_traces_of_two_models_are_compared_with_a_warning_that_names_both(recwarn):
+    one, other = tiny.model(), tiny.model(seed=1)
+    traces = []
+    for model in (one, one, other):
+        with Trace(keep="embed", model=model.fingerprint) as trace:
+            model.forward(IDS, tap=trace)
+        traces.append(trace)
+    assert compare(traces[0], traces[1]).first is None
+    assert compare(traces[0], dict(traces[1])).first is None and not recwarn.list
+    both = re.escape(f"two models, {one.fingerprint} and {other.fingerprint}")
+    with pytest.warns(UserWarning, match=both):
+        assert compare(traces[0], traces[2]).first == "embed"
+
+
+def test_numbers_that_are_not_finite_are_named_even_where_they_agree(capsys):
+    good, bad = {"a": np.ones(2), "b": np.ones(2)}, {"a": np.ones(2), "b": np.array([np.nan, np.inf])}
+    assert compare(good, good).not_finite is None and "finite" not in str(compare(good, good))
+    result = compare(bad, bad)
+    assert (result.first, result.not_finite) == (None, "b") and result.asdict()["not_finite"] == "b"
+    assert "b is the first step with NaN or infinity" in str(result)
+    trace = Trace()
+    trace("embed", bad["b"][None])
+    trace.show()
+    assert "nan" in capsys.readouterr().out
 
 
 def test_traces_without_a_common_step_are_an_error():

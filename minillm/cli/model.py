@@ -296,7 +296,7 @@ def command_trace(a: argparse.Namespace) -> int:
         return 0
     model = load_model(a)
     ids = prompt_ids(model, read_text(a.text) if a.text else a.prompt)
-    with Trace(keep=a.keep or "*") as trace:
+    with Trace(keep=a.keep or "*", model=model.fingerprint) as trace:
         model.forward(ids, ffn=load_ffn(a, model), tap=trace)
     if a.output:
         trace.save(a.output)

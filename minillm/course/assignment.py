@@ -23,10 +23,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..archive import load_arrays
 from ..errors import MinillmError
 from ..files import file_errors, whole_file
 from ..loading.embedded import DATA
-from ..trace import load_arrays
 from .check import Verdict, judge, total_score, written_call
 from .mistakes import Call, diagnose
 

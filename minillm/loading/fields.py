@@ -133,27 +133,33 @@ def read_json(path: Path, error: type[MinillmError], limit: int = JSON_LIMIT) ->
 
 
 def parse_json(raw: bytes, source: str, error: type[MinillmError]) -> dict[str, Any]:
-    """Parse bytes that must hold one JSON object, refusing what Python's json lets pass.
+    """Parse bytes that must hold one JSON object, as strictly as ``parse_value``. Raises error."""
+    fields = parse_value(raw, source, error)
+    if not isinstance(fields, dict):
+        raise error(f"{source}: holds a JSON {type(fields).__name__}, expected an object")
+    return fields
+
+
+def parse_value(raw: bytes, source: str, error: type[MinillmError]) -> object:
+    """Parse bytes that must hold one JSON value, refusing what Python's json lets pass.
 
     Refused, beside what is no JSON at all: the same key twice in one object (json keeps the last, other readers the
     first), NaN, Infinity and numbers that overflow to it, and nesting deeper than Python's stack. Raises error.
     """
     try:
-        fields = json.loads(
+        value: object = json.loads(
             raw.decode("utf-8"),
             object_pairs_hook=_unique, parse_float=_finite, parse_constant=_finite, parse_int=_whole,
         )  # fmt: skip
         if b"\\u" in raw:
-            json.dumps(fields, ensure_ascii=False).encode("utf-8")  # half of a surrogate pair is no character
+            json.dumps(value, ensure_ascii=False).encode("utf-8")  # half of a surrogate pair is no character
     except RecursionError:
-        raise error(f"{source}: is nested too deeply, expected a plain JSON object") from None
+        raise error(f"{source}: is nested too deeply, expected plain JSON") from None
     except UnicodeDecodeError as problem:
         raise error(f"{source}: is not UTF-8 at byte {problem.start}, expected JSON in UTF-8") from None
     except ValueError as problem:  # of json, of the hooks, half a surrogate pair, an integer of more than 4,300 digits
         raise error(f"{source}: is not valid JSON ({problem})") from None
-    if not isinstance(fields, dict):
-        raise error(f"{source}: holds a JSON {type(fields).__name__}, expected an object")
-    return fields
+    return value
 
 
 def _unique(items: Sequence[tuple[str, Any]]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ ffn_share, shape, speed_from. Where a speed was not measured, the keys from meth
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +24,12 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import MinillmError
-from ..files import file_errors
+from ..files import read_text
+from ..loading.fields import JSON_LIMIT, brief, parse_value
 from ..prefetch.clock import LARGE, ffn_share, whole_token
 from ..prefetch.kernels import expected_speedup
 from ..prefetch.reorder import BlockOracle, clustered, dropped_means, energy_shares, recorded_mid, retained
+from ..rows import NOT_NEGATIVE, SHARE, TEXT, YES_OR_NO, checked_row, numbers, one_of, whole
 from ..transformer.evaluation import perplexity
 from ..transformer.model import Llama
 from ..transformer.texts import Sample
@@ -97,19 +99,62 @@ def expected_speeds(groups: Sequence[int] = GROUPS, sparsities: Sequence[float] 
     return rows
 
 
+SPEED_COLUMNS = {  # of a row of `minillm bench ffn --json`; older files and rows of one's own have only the first six
+    "method": one_of("dense", "gather", "tiled", "blocks"),
+    "group": whole(1),
+    "sparsity": SHARE,
+    "speedup": numbers(1e-6, 1e6, "a speed-up above 0"),
+    "low": numbers(1e-6, 1e6, "a speed-up above 0"),
+    "high": numbers(1e-6, 1e6, "a speed-up above 0"),
+    "whole_token": numbers(1e-6, 1e6, "a speed-up above 0").or_absent(),
+    "ffn_share": SHARE.or_absent(),
+    "shape": TEXT.or_absent(),
+    "touched": SHARE.or_absent(),
+    "chosen": YES_OR_NO.or_absent(),
+    "milliseconds": NOT_NEGATIVE.or_absent(),
+}
+HEAD_COLUMNS = {key: SPEED_COLUMNS[key] for key in ("shape", "ffn_share")}  # of the whole result: what its rows share
+OTHER_FIELDS = "what rounds environment token layers cache clock own_time kernels rows".split()  # not used here
+
+
 def read_speeds(path: str | Path) -> list[dict]:
-    """The rows of a file by ``minillm bench ffn --json``, or its whole result. Raises MinillmError for other files."""
-    with file_errors(Path(path), "read", MinillmError):
-        data = Path(path).read_bytes()
-    try:
-        found = json.loads(data)
-        about = {key: found[key] for key in ("shape", "ffn_share") if key in found} if isinstance(found, dict) else {}
-        rows = found["rows"] if isinstance(found, dict) else found
-        rows = [row for row in rows if row["method"] != "dense"]
-        return [about | row | {key: float(row[key]) for key in ("sparsity", "speedup", "low", "high")} for row in rows]
-    except (ValueError, KeyError, TypeError, RecursionError) as problem:
-        expected = "the JSON of `minillm bench ffn`: rows with method, group, sparsity and speedup"
-        raise MinillmError(f"{path}: cannot be read as speeds ({problem!r}), expected {expected}") from None
+    """The rows of a file by ``minillm bench ffn --json``, or its whole result, but for the dense one.
+
+    Raises MinillmError, in one sentence that names row and key, for other files.
+    """
+    path, about = Path(path), {}
+    found = parse_value(read_text(path, MinillmError, JSON_LIMIT).encode(), str(path), MinillmError)
+    if isinstance(found, dict):
+        head = {key: value for key, value in found.items() if key not in OTHER_FIELDS}
+        about, found = checked_row(head, HEAD_COLUMNS, f"{path}: the result"), found.get("rows")
+    if not isinstance(found, list) or not found:
+        raise MinillmError(f"{path}: rows is {brief(found)}, expected the rows of `minillm bench ffn --json`")
+    rows: dict[tuple, dict] = {}
+    for number, fields in enumerate(found, start=1):
+        where = f"{path}: row {number}"
+        row = about | checked_row(fields, SPEED_COLUMNS, where, "it should be the JSON of `minillm bench ffn`")
+        _check_speed(row, where)
+        key = row["method"], row["group"], row["sparsity"]
+        if key in rows:
+            raise MinillmError(
+                f"{where}: {key[0]}, group {key[1]}, sparsity {key[2]} was there before, expected it once"
+            )
+        rows[key] = row
+    return [row for row in rows.values() if row["method"] != "dense"]
+
+
+def _check_speed(row: dict, where: str) -> None:
+    """Raise MinillmError where the figures of a row contradict each other."""
+    if (row["method"] == "blocks") != (row["group"] > 1):
+        raise MinillmError(f"{where}: group is {row['group']} of {row['method']}, expected 1, or more for blocks")
+    if not row["low"] <= row["speedup"] <= row["high"]:
+        found = f"{row['low']:g}, {row['speedup']:g} and {row['high']:g}"
+        raise MinillmError(f"{where}: low, speedup and high are {found}, expected them in ascending order")
+    if {"whole_token", "ffn_share"} <= set(row):
+        worth = whole_token(row["speedup"], row["ffn_share"])
+        if not math.isclose(worth, row["whole_token"], rel_tol=1e-6):
+            found = f"whole_token is {row['whole_token']:g}"
+            raise MinillmError(f"{where}: {found}, expected {worth:g} by speedup and ffn_share")
 
 
 def joint_rows(

@@ -6,10 +6,9 @@
 Two texts are needed, one to find thresholds (or the norms of inputs) on and one to score. With one text, its first
 40 % of documents are the first and the rest the second: they are never mixed.
 
-**A sweep may be stopped at any time.** Its output file is its only record: it is written whole after every row, and a
-row found there is not computed again. What makes a row the same is in the row itself: the hashes of the model's weights
-and of both texts, policy, target, by, protocol, context and dtype. A file with any other row is refused before the
-work, since writing it anew would lose that row.
+**A sweep may be stopped at any time.** Its output file is its only record (record.py): it is written whole after every
+row, and a row found there is not computed again. What makes a row the same is in the row itself: the hashes of the
+model's weights and of both texts, policy, target, by, protocol, context and dtype.
 
 **In parallel** (``jobs``), joblib hands out one row at a time. No backend is named, so that
 ``joblib.parallel_config(backend="dask")`` around the call sends the rows to a cluster. The pass that collects
@@ -36,25 +35,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..errors import MinillmError
+from ..errors import MinillmError, show
 from ..methods.base import Variant, fit, method_named
 from ..sparsity.calibrate import calibrate
 from ..sparsity.magnitudes import Magnitudes, collect
 from ..sparsity.policies import policy_named
-from ..tables import load_rows, save_rows
 from ..transformer.evaluation import Evaluation, perplexity
 from ..transformer.model import Llama
 from ..transformer.texts import Sample, default_context
+from .record import DENSE, SAME, WEIGHTS, Record, key_of, named
 from .score import evaluation_of, policy_variant, row, score_variant
 
-TEXT_COLUMNS = {"model", "policy", "by", "protocol", "bos", "dtype", "spec"}
-TEXT_COLUMNS |= {"model_sha256", "calibration_sha256", "test_sha256"}
-SAME = ("model", "model_sha256", "calibration_sha256", "test_sha256", "protocol", "context", "dtype")
-IDENTITY = (*SAME, "policy", "by", "target")  # rows that agree in these are the same row
-WEIGHTS = "weights"  # what the target of a method counts, and the mark of a method's row
 
-
-def fingerprint(model: Llama) -> str:
+def model_digest(model: Llama) -> str:
     """SHA-256 of all that a score depends on: config, tokenizer and every weight, in the dtype it is run in."""
     digest = hashlib.sha256(repr(sorted(asdict(model.config).items())).encode())
     if model.folder is not None and model.has_tokenizer:
@@ -77,9 +70,6 @@ class SweepPoint(NamedTuple):
     policy: str
     by: str
     target: float
-
-
-DENSE = {"policy": "dense", "by": None, "target": None}
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,38 +110,12 @@ class Settings:
     jobs: int | None
 
     def same(self, model: Llama) -> dict:
-        """The values under the keys SAME, which all rows of one model share."""
+        """The values under the keys SAME and the fingerprint, which all rows of one model share."""
         documents, protocol, context = self.test
         context = default_context(model) if context is None else context
-        texts = text_digest(self.calibration), text_digest(documents)
-        values = (model.name, fingerprint(model), *texts, protocol, context, str(model.dtype))
-        return dict(zip(SAME, values, strict=True))
-
-
-class Record:
-    """The rows of a plan: what the output file holds already, and what is added to it row by row."""
-
-    def __init__(self, plan: Sequence[tuple], output: str | Path | None, on_row: Callable[[dict], None]):
-        self.output, self.on_row = output, on_row
-        self.rows: dict[tuple, dict | None] = dict.fromkeys(plan)
-        self.rows.update(_recorded(output, plan))
-
-    def get(self, identity: dict) -> dict | None:
-        """The row with these values of IDENTITY, or None where it is not known yet."""
-        return self.rows[_key(identity)]
-
-    def add(self, same: dict, new: dict) -> dict:
-        """Record a new row, in the file first."""
-        new |= same
-        self.rows[_key(new)] = new
-        if self.output is not None:
-            save_rows(self.output, self.known())
-        self.on_row(new)
-        return new
-
-    def known(self) -> list[dict]:
-        """All rows so far, in the order of the plan."""
-        return [row for row in self.rows.values() if row]
+        texts, name = (text_digest(self.calibration), text_digest(documents)), show(model.name)
+        values = (name, model_digest(model), *texts, protocol, context, str(model.dtype))
+        return dict(zip(SAME, values, strict=True)) | {"fingerprint": model.fingerprint.asdict() | {"name": name}}
 
 
 def sweep(
@@ -175,7 +139,7 @@ def sweep(
     (methods/base.py) counts weights. output: a .csv or .json that is the record of the sweep, to be continued where it
     was stopped. jobs: 1 computes row after row in this process, another number asks joblib for so many workers, None
     leaves it to ``joblib.parallel_config``. on_row is called with each row when it is computed. Raises MinillmError,
-    for a file with other rows and an unknown policy or method before anything is computed.
+    for a file with rows of another model or text and an unknown policy or method before anything is computed.
     """
     models = [models] if isinstance(models, Llama) else list(models)
     tensors = sorted({tensor for policy in policies for tensor in policy_named(policy).tensors})
@@ -185,8 +149,9 @@ def sweep(
     cuts = [SweepPoint(*kind, target) for target in dict.fromkeys(sparsities) for kind in dict.fromkeys(kinds)]
     settings = Settings(calibration, Sample(test, protocol, context), cuts, tensors, jobs)
     same = [settings.same(model) for model in models]
-    plan = [_key(s | identity) for s in same for identity in (DENSE, *(cut._asdict() for cut in cuts))]
-    record = Record(plan, output, on_row)
+    plan = [key_of(s | identity) for s in same for identity in (DENSE, *(cut._asdict() for cut in cuts))]
+    names = {tuple(s[key] for key in SAME): named(s) for s in same}
+    record = Record(plan, names, output, on_row)
     for model, s in zip(models, same, strict=True):
         _sweep_model(model, settings, s, record)
     return record.known()
@@ -198,47 +163,14 @@ def _sweep_model(model: Llama, settings: Settings, same: dict, record: Record) -
     dense = record.get(same | DENSE)
     if dense is None:
         score = perplexity(model, documents, protocol, context)
-        dense = record.add(same, row(model, score, score))
+        dense = record.add(row(model, score, score) | same)
     left = [cut for cut in settings.cuts if record.get(same | cut._asdict()) is None]
     magnitudes = None
     if any(cut.by != WEIGHTS for cut in left):
         magnitudes = collect(model, settings.calibration, settings.tensors, context)
     shared = Shared(model, settings.calibration, documents, magnitudes, evaluation_of(dense))
     for found in _computed(shared, left, settings) if left else ():
-        record.add(same, found)
-
-
-def _key(row: dict) -> tuple:
-    return tuple(row[key] for key in IDENTITY)
-
-
-def _recorded(output: str | Path | None, plan: Sequence[tuple]) -> dict[tuple, dict]:
-    """The rows that the output file already holds. Raises MinillmError where one of them is not in the plan."""
-    if output is None or not Path(output).exists():
-        return {}
-    anew = "to begin anew, name another file or remove this one"
-    found = {}
-    for number, read in enumerate(load_rows(output, TEXT_COLUMNS), start=1):
-        if missing := [key for key in (*IDENTITY, "document_nll", "document_tokens") if key not in read]:
-            raise MinillmError(f"{output}: row {number} has no {missing[0]}, expected the rows of a sweep; {anew}")
-        key = _key(read)
-        if key not in plan:
-            nearest = max(plan, key=lambda known: sum(a == b for a, b in zip(known, key, strict=True)))
-            differs = [
-                f"{name} {_short(theirs)}, expected {_short(ours)}"
-                for name, theirs, ours in zip(IDENTITY, key, nearest, strict=True)
-                if theirs != ours
-            ]
-            raise MinillmError(
-                f"{output}: row {number} is of another sweep (it has {'; '.join(differs)}) and would be lost; {anew}"
-            )
-        found[key] = read
-    return found
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text[:12] + "..." if len(text) == 64 else text  # a SHA-256
+        record.add(found | same)
 
 
 def _computed(shared: Shared, left: Sequence[SweepPoint], settings: Settings) -> Iterator[dict]:

@@ -19,10 +19,11 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import MinillmError
-from ..files import file_errors
+from ..files import read_text
 from ..transformer.model import Llama
 
 SIMILARITIES = (95, 90, 85, 80, 75, 70)  # percent of a text that its variants share with it, in the released files
+PERTURBATION_LIMIT = 10_000_000  # bytes of a released file, which has 20,000
 SCATTERED = 10  # percent of the tokens that are replaced one by one
 
 
@@ -106,18 +107,15 @@ def read_perturbation(path: str | Path) -> dict[int | None, str]:
     anything else.
     """
     path = Path(path)
-    with file_errors(path, "read", MinillmError):
-        data = path.read_bytes()
-    try:
-        source = data.decode("utf-8-sig").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        raise MinillmError(f"{path}: byte {error.start} is not UTF-8, expected a UTF-8 text") from None
+    source = read_text(path, MinillmError, PERTURBATION_LIMIT).replace("\r\n", "\n")
     assignment = re.compile(r'^[ \t]*paragraph(Main|[0-9]{1,2})[ \t]*=[ \t]*"""(.*?)"""', re.S | re.M)
     found: dict[int | None, str] = {}
     for name, text in assignment.findall(source):
         key = None if name == "Main" else int(name)
         if key in found:
             raise MinillmError(f"{path}: paragraph{name} stands twice, expected once")
+        if key == 0:
+            raise MinillmError(f"{path}: holds paragraph{name}, expected a similarity from 1 to 99")
         if not text.strip():
             raise MinillmError(f"{path}: paragraph{name} is empty, expected a text")
         found[key] = text.strip()
@@ -126,6 +124,8 @@ def read_perturbation(path: str | Path) -> dict[int | None, str]:
     if None not in found or len(found) < 2:
         names = ", ".join(f"paragraph{'Main' if key is None else key}" for key in found) or "no paragraph"
         raise MinillmError(f"{path}: holds {names}, expected paragraphMain and at least one variant")
+    if same := [key for key, text in found.items() if key is not None and text.split() == found[None].split()]:
+        raise MinillmError(f"{path}: paragraph{same[0]} has the words of paragraphMain, expected an edited text")
     return {key: found[key] for key in sorted(found, key=lambda key: -(key or 100))}
 
 

@@ -2,16 +2,19 @@
 
 import json
 
+import fuzz
 import pytest
 import tiny
 from speeds import SPEEDS
 
+from minillm.bench.sparse import bench_ffn
 from minillm.errors import MinillmError
 from minillm.prefetch.clock import LARGE, ffn_share, whole_token
 from minillm.prefetch.kernels import expected_speedup
 from minillm.study.blocks import (
     BLOCK_COLUMNS,
     JOINT_COLUMNS,
+    SPEED_COLUMNS,
     BlockSettings,
     best_point,
     block_rows,
@@ -88,18 +91,65 @@ def test_the_point_chosen_is_the_fastest_within_the_limit():
     assert "FFN 1.90 times as fast, whole token 1.10, perplexity +4.0%; the best of single neurons: " in second
 
 
-def test_speeds_are_read_alone_or_in_their_result_and_nothing_else_is(tmp_path):
-    for content in (SPEEDS, {"shape": "1 x 2", "ffn_share": 0.4, "rows": [{"method": "dense"}, *SPEEDS]}):
-        (tmp_path / "speed.json").write_text(json.dumps(content), encoding="utf-8")
+DENSE_ROW = {"method": "dense", "group": 1, "sparsity": 0.0, "speedup": 1.0, "low": 0.9, "high": 1.1}
+RESULT = {"what": "ffn", "shape": "1 x 2", "ffn_share": 0.5, "environment": {"cpu": "x"}, "rows": [DENSE_ROW, *SPEEDS]}
+RESULT["rows"][2] = {key: value for key, value in SPEEDS[1].items() if key != "whole_token"}
+
+
+def test_speeds_are_read_alone_or_in_their_result(tmp_path):
+    for content in (SPEEDS, RESULT):
+        text = json.dumps(content)
+        (tmp_path / "speed.json").write_text("\ufeff" + text, encoding="utf-8")
         found = read_speeds(tmp_path / "speed.json")
         assert [row["speedup"] for row in found] == [0.6, 1.2, 1.8]
         assert found[0].get("shape") == (None if isinstance(content, list) else "1 x 2")
-    for wrong in ("[1]", "{}", "nothing", '[{"method": "gather"}]'):
-        (tmp_path / "speed.json").write_text(wrong, encoding="utf-8")
-        with pytest.raises(MinillmError, match="speed.json: cannot be read as speeds .* expected the JSON of `minillm"):
-            read_speeds(tmp_path / "speed.json")
-    with pytest.raises(MinillmError, match="absent.json: cannot be read"):
+    with pytest.raises(MinillmError, match="absent.json: is missing"):
         read_speeds(tmp_path / "absent.json")
+
+
+def test_what_the_bench_writes_is_read(tmp_path):
+    result = bench_ffn((16, 64), (0.5,), (4,), rounds=1, cache=0)
+    (tmp_path / "speed.json").write_text(json.dumps(result), encoding="utf-8")
+    found = read_speeds(tmp_path / "speed.json")
+    about = {"shape": result["shape"], "ffn_share": result["ffn_share"]}
+    assert found == [about | row for row in result["rows"][1:]]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ("[1]", r"row 1 is 1, expected an object"),
+        ("{}", "rows is None, expected the rows of"),
+        ('{"rows": [], "shape": ""}', "shape is ''"),
+        ('{"rows": [], "speed": 1}', "the result holds 'speed'"),
+        ("nothing", "is not valid JSON"),
+        ('[{"method": "gather"}]', "row 1 has no group"),
+        ([SPEEDS[0] | {"sparsity": 1.5}], "row 1: sparsity is 1.5"),
+        ([SPEEDS[0] | {"speedup": float("nan")}], "not finite"),
+        ([SPEEDS[0] | {"speedup": 0.8}], "row 1: low, speedup and high are 0.5, 0.8 and 0.7"),
+        ([SPEEDS[0] | {"speed": 0.8}], "row 1 holds 'speed'"),
+        ([SPEEDS[0] | {"group": 4}], "row 1: group is 4 of gather"),
+        ([SPEEDS[0], SPEEDS[0]], "row 2: gather, group 1, sparsity 0.5 was there before"),
+        ([SPEEDS[1] | {"ffn_share": 0.5}], "row 1: whole_token is 1.1, expected 1.09"),
+    ],
+)
+def test_a_file_that_holds_no_speeds_is_one_sentence(tmp_path, wrong, says):
+    (tmp_path / "speed.json").write_text(wrong if isinstance(wrong, str) else json.dumps(wrong), encoding="utf-8")
+    with pytest.raises(MinillmError, match=rf"speed\.json.*{says}"):
+        read_speeds(tmp_path / "speed.json")
+
+
+def valid_speeds(rows):
+    assert len({(row["method"], row["group"], row["sparsity"]) for row in rows}) == len(rows)
+    for row in rows:
+        assert set(row) <= set(SPEED_COLUMNS) and 0 <= row["sparsity"] <= 1 and row["group"] >= 1
+        assert 0 < row["low"] <= row["speedup"] <= row["high"] < 1e9
+
+
+@fuzz.examples
+def test_a_broken_file_of_speeds_is_one_sentence_or_good_speeds(examples, tmp_path):
+    counts = fuzz.holds(examples, fuzz.json_files(RESULT), tmp_path / "speed.json", read_speeds, valid_speeds)
+    assert min(counts["accepted"], counts["refused"]) > examples / 50
 
 
 @pytest.mark.slow

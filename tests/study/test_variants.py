@@ -1,8 +1,10 @@
 """Edited texts: those made here differ where they should, and the released files are read as they are."""
 
+import fuzz
 import numpy as np
 import pytest
 from edited import RELEASED, small_model, texts
+from hypothesis import strategies as st
 
 from minillm.errors import MinillmError
 from minillm.study.edits import shared_prefix
@@ -72,8 +74,10 @@ def test_a_released_file_is_read_in_any_order_and_indentation(tmp_path, model):
         (b'import os\nparagraphMain = """a"""', "found 'import os'"),
         (b'paragraphMain = """a"""\nparagraphMain = """b"""', "stands twice"),
         (b'paragraphMain = """ \n"""\nparagraph95 = """b"""', "paragraphMain is empty"),
+        (b'paragraphMain = """a b"""\nparagraph95 = """a  b"""', "paragraph95 has the words of paragraphMain"),
+        (b'paragraphMain = """a b"""\nparagraph00 = """a c"""', "holds paragraph00, expected a similarity from 1"),
         (b"\xff\xfe", "byte 0 is not UTF-8"),
-        (None, "cannot be read"),
+        (None, "is missing"),
     ],
 )
 def test_what_is_no_released_file_gives_one_sentence_with_its_name(tmp_path, data, says):
@@ -83,6 +87,24 @@ def test_what_is_no_released_file_gives_one_sentence_with_its_name(tmp_path, dat
     with pytest.raises(MinillmError, match=says) as error:
         read_perturbation(path)
     assert str(error.value).startswith(str(path)) and "\n" not in str(error.value)
+
+
+def test_a_huge_file_is_refused_before_it_is_read(tmp_path):
+    assert fuzz.memory_of(read_perturbation, fuzz.huge(tmp_path / "paragraph1.txt", RELEASED.encode())) < 1e6
+
+
+@fuzz.examples
+def test_a_broken_released_file_is_one_sentence_or_good_texts(examples, tmp_path):
+    lines = [[line] for line in RELEASED.splitlines()]
+    files = st.lists(st.sampled_from([*lines, ["x"], ['"""'], ['paragraph95 = """a b"""'], ["import os"]]), max_size=9)
+    raws = files.map(lambda lines: "\n".join(line for (line,) in lines).encode())
+
+    def valid(found):
+        assert None in found and len(found) > 1 and all(text.strip() == text != "" for text in found.values())
+        assert all(text.split() != found[None].split() for key, text in found.items() if key is not None)
+
+    counts = fuzz.holds(examples, raws, tmp_path / "paragraph1.txt", read_perturbation, valid)
+    assert counts["refused"] and (counts["accepted"] or examples < 1000)
 
 
 def test_a_folder_without_texts_is_refused(tmp_path, model):
