@@ -55,20 +55,26 @@ class TensorInfo(NamedTuple):
 
 
 def read_header(path: str | Path) -> dict[str, TensorInfo]:
+    """The arrays of a safetensors file, by name, from its checked header: see read_whole_header."""
+    return read_whole_header(path)[0]
+
+
+def read_whole_header(path: str | Path, limit: int = HEADER_LIMIT) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     """Read and check the header of one safetensors file; the arrays themselves are not touched.
 
-    Raises CheckpointError for every file that the safetensors library refuses, and also for a name that stands twice,
-    for a header that does not begin with "{" and for one above HEADER_LIMIT. Tensors of any dtype may stand in it.
+    ->  the arrays by name, and the metadata. limit: bytes that the header may have. Raises CheckpointError for every
+    file that the safetensors library refuses, and also for a name that stands twice, for a header that does not begin
+    with "{" and for one above ``limit``. Tensors of any dtype may stand in it.
     """
     path = regular_file(path, CheckpointError)
     with file_errors(path, "read", CheckpointError), open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         start = file.read(START)
         n = int.from_bytes(start[:8], "little")
-        if size < 8 or n > min(HEADER_LIMIT, size - 8):
+        if size < 8 or n > min(limit, size - 8):
             if foreign := foreign_content(start, "a safetensors file"):
                 raise CheckpointError(f"{path}: {foreign}")
-            expected = f"expected at most {HEADER_LIMIT} and no more than the file holds"
+            expected = f"expected at most {limit} and no more than the file holds"
             raise CheckpointError(f"{path}: the header length is {n} in a file of {size} bytes, {expected}")
         file.seek(8)
         raw = file.read(n)
@@ -89,7 +95,7 @@ def read_header(path: str | Path) -> dict[str, TensorInfo]:
         end += info.nbytes
     if end != size:
         raise CheckpointError(f"{path}: the arrays end at byte {end}, expected the end of the file at {size}")
-    return tensors
+    return tensors, metadata or {}
 
 
 def _tensor_info(name: str, entry: object, path: Path, start: int) -> TensorInfo:

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..loading.fields import Fields
 from ..sparsity.sparse import policy_ffn
 from ..sparsity.thresholds import Thresholds
 from ..trace import Tap, no_tap
@@ -28,6 +29,7 @@ from ..transformer.layer import Layer
 from ..transformer.model import Llama, shape_of
 from ..transformer.texts import document_hashes, runs
 from .copies import Shadow, Weights
+from .layout import Layout, Shape
 from .protocol import Predictor
 
 RIDGE = 1e-4  # of the features' mean square, added to the diagonal
@@ -130,7 +132,7 @@ class Ahead(Predictor):
         weights = [composed(layer, *maps[layer.index]) for layer in model.layers]
         shape, act, moments = (layers, 2 * hidden, intermediate), model.config.hidden_act, ff[:, :-1, :-1]
         predictor = cls(Shadow.of_weights(shape, act, weights, bits, bits, moments))
-        predictor.trained_on = frozenset(document_hashes(documents))
+        predictor.trained_on, predictor.model = frozenset(document_hashes(documents)), model.fingerprint
         return predictor
 
     def predict(self, index: int, position: int, x: np.ndarray) -> np.ndarray:
@@ -153,6 +155,12 @@ class Ahead(Predictor):
     def settings(self) -> dict:
         """The shadow's settings."""
         return self.shadow.settings()
+
+    @classmethod
+    def layout(cls, settings: Fields, shape: Shape) -> Layout:
+        """Those of a shadow of 2 D inputs, with a copy of the gate."""
+        settings.integer("gate_bits", 8)
+        return Shadow.layout(settings, (shape[0], 2 * shape[1], shape[2]))
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray], settings: dict) -> Ahead:

@@ -15,12 +15,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..errors import MinillmError
+from ..loading.fields import Fields
 from ..sparsity.sparse import policy_ffn
 from ..sparsity.thresholds import Thresholds
 from ..steps import place
 from ..transformer.evaluation import pass_over
 from ..transformer.model import Llama, shape_of
 from ..transformer.texts import document_hashes, runs
+from .layout import Layout, Shape, Table, check_shape, sizes_of
 from .protocol import LOOKAHEADS, Predictor
 
 
@@ -50,6 +52,14 @@ class Chance(Predictor):
     def settings(self) -> dict:
         """Shape and seed."""
         return {"shape": self.shape, "seed": self.seed}
+
+    @classmethod
+    def layout(cls, settings: Fields, shape: Shape) -> Layout:
+        """No tables."""
+        settings.only(["shape", "seed"])
+        check_shape(settings, shape)
+        settings.integer("seed", 2**64 - 1, low=0)
+        return Layout({}, sizes_of(shape))
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray], settings: dict) -> Chance:
@@ -98,7 +108,7 @@ class Static(Predictor):
     ) -> Static:
         """Count on training documents; cutoffs are still to be set."""
         predictor = cls(shape_of(model), active_shares(model, thresholds, documents, context))
-        predictor.trained_on = frozenset(document_hashes(documents))
+        predictor.trained_on, predictor.model = frozenset(document_hashes(documents)), model.fingerprint
         return predictor
 
     def predict(self, index: int, position: int, x: np.ndarray) -> np.ndarray:
@@ -123,6 +133,13 @@ class Static(Predictor):
         return {"shape": self.shape}
 
     @classmethod
+    def layout(cls, settings: Fields, shape: Shape) -> Layout:
+        """The shares, from 0 to 1."""
+        settings.only(["shape"])
+        check_shape(settings, shape)
+        return Layout({"shares": Table("LF", ("F32",), 0, 1)}, sizes_of(shape))
+
+    @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray], settings: dict) -> Static:
         """The predictor with these shares."""
         return cls(settings["shape"], arrays["shares"])
@@ -139,7 +156,8 @@ class PreviousToken(Predictor):
     sequential, needs_truth = True, True
 
     def __init__(self, static: Static):
-        self.static, self.shape, self.trained_on = static, static.shape, static.trained_on
+        self.static, self.shape = static, static.shape
+        self.trained_on, self.model = static.trained_on, static.model
         self._before: dict[int, np.ndarray] = {}  # layer -> the mask of the token before (F,)
 
     def predict(self, index: int, position: int, x: np.ndarray) -> np.ndarray:
@@ -172,6 +190,11 @@ class PreviousToken(Predictor):
     def settings(self) -> dict:
         """The shape."""
         return self.static.settings()
+
+    @classmethod
+    def layout(cls, settings: Fields, shape: Shape) -> Layout:
+        """Those of the static shares."""
+        return Static.layout(settings, shape)
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray], settings: dict) -> PreviousToken:

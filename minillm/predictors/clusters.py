@@ -32,12 +32,14 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import MinillmError
+from ..loading.fields import Fields
 from ..sparsity.policies import largest
 from ..sparsity.selected import mid_mask
 from ..sparsity.thresholds import Thresholds
 from ..transformer.ffn import mid_of
 from ..transformer.model import Llama, shape_of
 from ..transformer.texts import document_hashes
+from .layout import Layout, Shape, Table, check_shape, sizes_of
 from .memory import TIE, sample_patterns
 from .protocol import Predictor
 
@@ -203,7 +205,7 @@ class Clusters(Predictor):
         table = np.array(means, np.float32) if by_input else None
         truth = None if by_input else TruePattern(model, thresholds, settings.distance)
         predictor = cls(np.array(centroids), frequency, table, shape_of(model), truth)
-        predictor.trained_on = frozenset(document_hashes(documents))
+        predictor.trained_on, predictor.model = frozenset(document_hashes(documents)), model.fingerprint
         return predictor
 
     def assigned(self, index: int, x: np.ndarray) -> np.ndarray:
@@ -246,6 +248,16 @@ class Clusters(Predictor):
     def settings(self) -> dict:
         """The shape of the model."""
         return {"shape": list(self.shape)}
+
+    @classmethod
+    def layout(cls, settings: Fields, shape: Shape) -> Layout:
+        """K packed centroids, B = F / 8 bytes each, and their mean inputs, for G groups: one for all layers, or L."""
+        settings.only(["shape"])
+        check_shape(settings, shape)
+        tables = {"centroids": Table("GKB", ("U8",)), "frequency": Table("LF", ("F32",), 0, 1)}
+        tables["means"] = Table("GKD", ("F32",))
+        free = {"G": (1, shape[0]), "K": range(1, 2**31)}
+        return Layout(tables, sizes_of(shape) | {"B": -(-shape[2] // 8)}, free)
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray], settings: dict) -> Clusters:

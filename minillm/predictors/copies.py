@@ -23,9 +23,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..errors import MinillmError
+from ..loading.fields import Fields
 from ..transformer.layer import Layer
 from ..transformer.model import Llama, shape_of
 from ..transformer.ops import ACTIVATIONS, linear
+from .layout import ABOVE_ZERO, Layout, Shape, Table, check_shape, sizes_of
 from .protocol import Predictor
 from .quantise import low_rank, pack, quantise, unpack
 
@@ -61,7 +63,10 @@ class LowRank(Predictor):
                 tables.setdefault(f"{part}_b", []).append(b)
                 if (bias := getattr(layer, f"{part}_bias")) is not None:
                     tables.setdefault(f"{part}_bias", []).append(bias.astype(np.float16))
-        return cls(shape_of(model), model.config.hidden_act, {name: np.stack(parts) for name, parts in tables.items()})
+        stacked = {name: np.stack(parts) for name, parts in tables.items()}
+        predictor = cls(shape_of(model), model.config.hidden_act, stacked)
+        predictor.model = model.fingerprint
+        return predictor
 
     def predict(self, index: int, position: int, x: np.ndarray) -> np.ndarray:
         """x (T, D)  ->  |mid| of the copy (T, F)."""
@@ -89,6 +94,17 @@ class LowRank(Predictor):
     def settings(self) -> dict:
         """Shape and activation."""
         return {"shape": self.shape, "hidden_act": self.hidden_act}
+
+    @classmethod
+    def layout(cls, settings: Fields, shape: Shape) -> Layout:
+        """Two factors of gate and of up, all of one rank; the biases where the model has them."""
+        settings.only(["shape", "hidden_act"])
+        check_shape(settings, shape)
+        settings.choice("hidden_act", ACTIVATIONS)
+        tables: dict[str, Table] = {}
+        for part in ("gate", "up"):
+            tables |= {f"{part}_a": Table("LFr"), f"{part}_b": Table("LrD"), f"{part}_bias": Table("LF", group="bias")}
+        return Layout(tables, sizes_of(shape), {"r": range(1, min(shape[1:]) + 1)})
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray], settings: dict) -> LowRank:
@@ -139,7 +155,9 @@ class Shadow(Predictor):
             for layer in model.layers
         ]
         gate_bits = bits if gate_bits is None else gate_bits
-        return cls.of_weights(shape_of(model), model.config.hidden_act, layers, gate_bits, bits, moments)
+        predictor = cls.of_weights(shape_of(model), model.config.hidden_act, layers, gate_bits, bits, moments)
+        predictor.model = model.fingerprint
+        return predictor
 
     @classmethod
     def of_weights(
@@ -224,6 +242,22 @@ class Shadow(Predictor):
         """Shape, activation, bits."""
         about = {"gate_bits": self.bits["gate"], "up_bits": self.bits["up"]}
         return {"shape": self.shape, "hidden_act": self.hidden_act} | about
+
+    @classmethod
+    def layout(cls, settings: Fields, shape: Shape) -> Layout:
+        """Codes and scales of the copied parts; their errors and biases, or none. g and u: bytes of a row of codes."""
+        settings.only(["shape", "hidden_act", "gate_bits", "up_bits"])
+        check_shape(settings, shape)
+        settings.choice("hidden_act", ACTIVATIONS)
+        tables, sizes = {}, sizes_of(shape)
+        for part, bits in (("gate", settings.integer("gate_bits", 8, low=0)), ("up", settings.integer("up_bits", 8))):
+            if bits:
+                sizes[part[0]] = -(-shape[1] * bits // 8)
+                tables[f"{part}_codes"] = Table(f"LF{part[0]}", ("U8",))
+                tables[f"{part}_scale"] = Table("LF", low=ABOVE_ZERO)
+                tables[f"{part}_error"] = Table("LF", low=0, group="error")
+                tables[f"{part}_bias"] = Table("LF", group="bias")
+        return Layout(tables, sizes)
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray], settings: dict) -> Shadow:

@@ -43,11 +43,14 @@ def fit_cutoffs(
     memory; ten thousand tokens are enough. Raises MinillmError for a fraction out of range and for a predictor of
     another model.
     """
+    thresholds.check_fits(model)
     check_fits(predictor, model)
     if not 0 < fraction <= 1:
         raise MinillmError(f"fraction is {fraction}, expected a share above 0 and at most 1")
     layers = len(model.layers)
     predictor.cutoffs = np.full(layers, -np.inf)
+    if predictor.model is None and not predictor.trained_on:  # without tables, as chance; an older file's stays unknown
+        predictor.model = model.fingerprint
     predictor.trained_on |= frozenset(document_hashes(documents))
     pieces = runs(model, documents, "documents", context)
     scores: dict[int, list[np.ndarray]] = defaultdict(list)

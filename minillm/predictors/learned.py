@@ -19,8 +19,10 @@ from __future__ import annotations
 import numpy as np
 
 from ..errors import MinillmError
+from ..loading.fields import Fields
 from ..transformer.model import Llama
 from .copies import Shadow
+from .layout import Layout, Shape, Table, check_shape, sizes_of
 from .protocol import Predictor
 
 TINY = 1e-6  # added to a shadow's score before its logarithm
@@ -85,6 +87,15 @@ class Learned(Predictor):
         return {"shape": self.shape, "ahead": self.ahead}
 
     @classmethod
+    def layout(cls, settings: Fields, shape: Shape) -> Layout:
+        """A, B and c."""
+        settings.only(["shape", "ahead"])
+        check_shape(settings, shape)
+        settings.integer("ahead", 1, low=0)
+        tables = {"A": Table("LDr"), "B": Table("LrF"), "c": Table("LF")}
+        return Layout(tables, sizes_of(shape), {"r": range(1, shape[1] + 1)})
+
+    @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray], settings: dict) -> Learned:
         """The predictor with these tables."""
         return cls(settings["shape"], arrays, settings["ahead"])
@@ -96,7 +107,7 @@ class Refined(Predictor):
     def __init__(self, shadow: Shadow, tables: dict[str, np.ndarray]):
         self.shadow, self.shape, self.tables = shadow, shadow.shape, tables
         check_tables(tables, self.shape, "ABca")
-        self.trained_on, self.reads_gate = shadow.trained_on, shadow.reads_gate
+        self.trained_on, self.model, self.reads_gate = shadow.trained_on, shadow.model, shadow.reads_gate
         self.name = f"{shadow.name}, refined"
 
     def attach(self, model: Llama) -> None:
@@ -126,6 +137,14 @@ class Refined(Predictor):
     def settings(self) -> dict:
         """The shadow's."""
         return self.shadow.settings()
+
+    @classmethod
+    def layout(cls, settings: Fields, shape: Shape) -> Layout:
+        """The shadow's tables, and A, B, c and a of the correction."""
+        shadow = Shadow.layout(settings, shape)
+        own = {"A": Table("LDr"), "B": Table("LrF"), "c": Table("LF"), "a": Table("LF")}
+        tables = shadow.tables | {f"correction_{name}": table for name, table in own.items()}
+        return Layout(tables, shadow.sizes, {"r": range(1, shape[1] + 1)})
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray], settings: dict) -> Refined:

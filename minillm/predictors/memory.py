@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import MinillmError
+from ..loading.fields import Fields
 from ..sparsity.magnitudes import sample_values
 from ..sparsity.selected import check_truth
 from ..sparsity.sparse import policy_ffn
@@ -28,6 +29,7 @@ from ..sparsity.thresholds import Thresholds
 from ..transformer.model import Llama
 from ..transformer.ops import ACTIVATIONS, linear
 from ..transformer.texts import document_hashes, runs
+from .layout import Layout, Shape, Table, sizes_of
 from .protocol import Predictor
 from .select import above
 
@@ -109,7 +111,7 @@ class Library(Predictor):
         frequency = patterns.mean(axis=1, dtype=np.float32)  # (L, F)
         level, act = thresholds.layers[0]["mid"], model.config.hidden_act
         library = cls(np.packbits(patterns, axis=-1), frequency, first, level, act, settings.k)
-        library.trained_on = frozenset(document_hashes(documents))
+        library.trained_on, library.model = frozenset(document_hashes(documents)), model.fingerprint
         return library
 
     def predict(self, index: int, position: int, x: np.ndarray) -> np.ndarray:
@@ -144,6 +146,22 @@ class Library(Predictor):
     def settings(self) -> dict:
         """k, and what layer 0 needs beside its weights: its threshold and the activation."""
         return {"k": self.k, "level": self.level, "act": self.act}
+
+    @classmethod
+    def layout(cls, settings: Fields, shape: Shape) -> Layout:
+        """The packed patterns, B = F / 8 bytes each, of N >= k positions; frequencies; layer 0's weights as loaded."""
+        settings.only(["k", "level", "act"])
+        settings.choice("act", ACTIVATIONS)
+        most, loaded = 2**31 - 1, ("F32", "F64")
+        count, level = settings.integer("k", most), settings.between("level", 0, 1e38)
+        if level is None:
+            raise settings.error("level", "a number from 0")
+        tables = {
+            "library": Table("LNB", ("U8",)), "frequency": Table("LF", ("F32",), 0, 1),
+            "gate_proj": Table("FD", loaded), "up_proj": Table("FD", loaded),
+            "gate_bias": Table("F", loaded, group="bias"), "up_bias": Table("F", loaded, group="bias"),
+        }  # fmt: skip
+        return Layout(tables, sizes_of(shape) | {"B": -(-shape[2] // 8)}, {"N": range(count, most + 1)})
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray], settings: dict) -> Library:

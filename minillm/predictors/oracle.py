@@ -11,9 +11,11 @@ from __future__ import annotations
 import numpy as np
 
 from ..errors import MinillmError
+from ..loading.fields import Fields
 from ..sparsity.thresholds import Thresholds
 from ..transformer.ffn import mid_of
 from ..transformer.model import Llama, shape_of
+from .layout import Layout, Shape
 from .protocol import LOOKAHEADS, Predictor
 
 
@@ -24,7 +26,7 @@ class Oracle(Predictor):
     lookaheads, free = LOOKAHEADS, True  # a bound: it may know anything at any time
 
     def __init__(self, model: Llama, thresholds: Thresholds | None = None):
-        self.layers, self.shape = model.layers, shape_of(model)
+        self.layers, self.shape, self.model = model.layers, shape_of(model), model.fingerprint
         if thresholds is not None:
             self.cutoffs = np.array([layer["mid"] for layer in thresholds.layers])
 
@@ -44,6 +46,11 @@ class Oracle(Predictor):
     def settings(self) -> dict:
         """No settings."""
         return {}
+
+    @classmethod
+    def layout(cls, settings: Fields, shape: Shape) -> Layout:
+        """Raises MinillmError: there is no file of an oracle."""
+        raise MinillmError("the oracle has no tables of its own, expected a predictor that can be saved")
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray], settings: dict) -> Oracle:

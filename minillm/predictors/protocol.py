@@ -18,7 +18,10 @@ from typing import Protocol
 import numpy as np
 
 from ..errors import MinillmError
+from ..loading.fields import Fields
+from ..transformer.fingerprint import Fingerprint
 from ..transformer.model import Llama, shape_of
+from .layout import Layout, Shape
 
 LOOKAHEADS = ("layer", "token")  # a guess for layer l of token t is made at layer l - 1, or already at token t - 1
 
@@ -28,13 +31,15 @@ class Predictor(Protocol):
 
     name: as in the table. shape: (L, D, F) of the model it is for. cutoffs (L,): neuron j is selected where its score
     is above the layer's cutoff; fit_cutoffs sets them. trained_on: hashes of the documents behind its tables and
-    cutoffs. The traits below say what it needs and what it can do; a predictor sets those that differ from the default.
+    cutoffs. model: whose tables and cutoffs they are; None in files that are older than this field. The traits below
+    say what it needs and what it can do; a predictor sets those that differ from the default.
     """
 
     name: str
     shape: tuple[int, int, int]
     cutoffs: np.ndarray | None = None
     trained_on: frozenset[str] = frozenset()
+    model: Fingerprint | None = None
     sequential: bool = False  # rows must be shown one at a time, each observed before the next is predicted
     needs_truth: bool = False  # observe() must get the true mask
     reads_gate: bool = False  # it reads the layer's own gate in full; an FFN that reads from disk does not have it
@@ -70,16 +75,24 @@ class Predictor(Protocol):
         """The rest, as JSON values."""
 
     @classmethod
+    def layout(cls, settings: Fields, shape: Shape) -> Layout:
+        """The tables of its file; raises an error of settings' kind for a setting that is unknown or out of range."""
+
+    @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray], settings: dict) -> Predictor:
-        """The same predictor again; raises KeyError, TypeError or ValueError for arrays that do not fit."""
+        """The same predictor again, from tables and settings that fit ``layout``."""
 
 
 def check_fits(predictor: Predictor, model: Llama) -> None:
     """Raise MinillmError when the predictor is for another number of layers, hidden size or intermediate size.
+
+    Warns where it was made for another model of the same shape.
 
     One that reads a part of the layer itself (its own gate, for instance) is given the model here: see attach.
     """
     if tuple(predictor.shape) != shape_of(model):
         found = f"the predictor {predictor.name} is for (layers, hidden, intermediate) {tuple(predictor.shape)}"
         raise MinillmError(f"{found}, the model has {shape_of(model)}: it belongs to another model")
+    if predictor.model is not None:
+        predictor.model.check(model.fingerprint, f"the predictor {predictor.name}")
     predictor.attach(model)

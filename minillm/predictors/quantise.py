@@ -103,7 +103,8 @@ def quantise(
             code[:, j] = better
         codeH = code @ H
         refined = (codeH * w).sum(axis=1) / np.maximum((codeH * code).sum(axis=1), 1e-30)
-        scale = np.where(refined > 0, refined, scale).astype(np.float16).astype(np.float64)
+        # A float16 has no number near 0: there, the scale stays as it is.
+        scale = np.where(refined.astype(np.float16) > 0, refined, scale).astype(np.float16).astype(np.float64)
     return (code + top).astype(np.uint8), scale.astype(np.float16)
 
 

@@ -103,7 +103,10 @@ class Predicted:
 
 
 def predicted_ffn(predictor: Predictor, thresholds: Thresholds, form: str = "masked") -> SelectedFFN:
-    """The FeedForward whose neurons a predictor selects; thresholds (of policy mid) define the truth."""
+    """The FeedForward whose neurons a predictor selects; thresholds (of policy mid) define the truth.
+
+    The model is not known here: see sparse_ffn, which checks that both are made for it.
+    """
     return SelectedFFN(Predicted(predictor, thresholds), form, truth=thresholds)
 
 
@@ -115,7 +118,7 @@ def sparse_ffn(
     form: "masked" (compute all, then cut) or "gathered" (only the kept neurons). The policy computes its own mask from
     the true activations: an oracle. With a predictor, the neurons that it selects are computed, and thresholds (of
     policy mid) define the truth. Raises ThresholdsError when the thresholds belong to another model, MinillmError when
-    the predictor does.
+    the predictor does; warns where they are made for another model of the same shape.
     """
     if predictor is None:
         return policy_ffn(model, thresholds, form)

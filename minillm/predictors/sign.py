@@ -17,7 +17,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..loading.fields import Fields
 from ..transformer.model import Llama, shape_of
+from .layout import Layout, Shape, Table, check_shape, sizes_of
 from .protocol import Predictor
 from .quantise import pack
 
@@ -41,7 +43,9 @@ class Sign(Predictor):
     @classmethod
     def fit(cls, model: Llama) -> Sign:
         """Pack the signs of every gate matrix: (L, F, D) -> (L, F, D / 8) bytes."""
-        return cls(shape_of(model), np.stack([pack(np.signbit(layer.gate_proj)) for layer in model.layers]))
+        predictor = cls(shape_of(model), np.stack([pack(np.signbit(layer.gate_proj)) for layer in model.layers]))
+        predictor.model = model.fingerprint
+        return predictor
 
     def disagreements(self, index: int, x: np.ndarray) -> np.ndarray:
         """N_neg of every token and neuron: x (T, D)  ->  counts (T, F)."""
@@ -70,6 +74,13 @@ class Sign(Predictor):
     def settings(self) -> dict:
         """The shape."""
         return {"shape": self.shape}
+
+    @classmethod
+    def layout(cls, settings: Fields, shape: Shape) -> Layout:
+        """The packed signs, B = D / 8 bytes a row."""
+        settings.only(["shape"])
+        check_shape(settings, shape)
+        return Layout({"bits": Table("LFB", ("U8",))}, sizes_of(shape) | {"B": -(-shape[1] // 8)})
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray], settings: dict) -> Sign:

@@ -196,6 +196,7 @@ def train(
     stacked = {name: np.stack(parts) for name, parts in tables.items()}
     predictor = Learned(shape, stacked, ahead) if shadow is None else Refined(shadow, stacked)
     predictor.trained_on |= hashes[0] | hashes[1]
+    predictor.model = model.fingerprint
     return predictor
 
 

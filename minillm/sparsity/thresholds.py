@@ -53,7 +53,7 @@ class Thresholds:
                 "they belong to another model"
             )
         if self.model is not None:
-            self.model.check(model.fingerprint, f"the {self.policy} thresholds", ThresholdsError)
+            self.model.check(model.fingerprint, f"the set of {self.policy} thresholds", ThresholdsError)
 
     def save(self, path: str | Path) -> None:
         """Write as JSON: to a temporary file beside the target, which is then renamed."""

@@ -50,7 +50,7 @@ WRONG_INPUT = [
     ("perplexity -m m --text one.txt --context 1", "context is 1, expected 2 to 128"),
     ("perplexity -m m --text one.txt --context 129", "context is 129, expected 2 to 128"),
     ("perplexity -m m --text one.txt --protocol stream", "needs at least one window of 128"),
-    ("perplexity -m m --text one.txt --thresholds absent.json", "absent.json: no such file"),
+    ("perplexity -m m --text one.txt --thresholds absent.json", "absent.json: is missing"),
     ("perplexity -m m --text one.txt --thresholds one.txt", "one.txt: "),
     ("perplexity -m bare --text one.txt", "tokenizer.json: does not exist"),
     ("demo -m bare --text one.txt", "tokenizer.json: does not exist"),
