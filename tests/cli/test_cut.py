@@ -26,7 +26,7 @@ def test_calibrate_writes_our_format_and_the_papers(run, tmp_path):
 def test_sweep_prints_a_row_for_each_policy_and_sparsity_and_writes_them(run, tmp_path):
     sweep = ("sweep", "-m", "m", "--text", "stories.txt", "--policy", "mid,cats", "--sparsity", "0.3,0.6")
     status, out, err = run(*sweep, "-o", tmp_path / "rows.csv")
-    assert status == 0 and len(out.splitlines()) == (1 + 5) + 1 + (1 + 5) + 1  # a table in two parts, and the protocol
+    assert status == 0 and len(out.splitlines()) == (1 + 5) + 1 + (1 + 5) + 2  # a table in two parts, and the protocol
     progress = [line.partition(":")[0] for line in err.splitlines()]
     assert progress == ["dense", "mid 0.30", "cats 0.30", "mid 0.60", "cats 0.60"]
     assert len((tmp_path / "rows.csv").read_text(encoding="utf-8").splitlines()) == 6
