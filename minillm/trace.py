@@ -171,7 +171,7 @@ class Trace(Mapping):
                 mean, largest = numbers.mean() if value.size else np.nan, np.abs(numbers).max(initial=0)
             zeros = 1 - np.count_nonzero(value) / max(1, value.size)
             dims = info.dims if (info := step_info(name)) else "?"
-            figures = f"{compact(mean, 4):>14}{compact(largest, 4):>12}{zeros:>9.1%}"
+            figures = f" {compact(mean, 4):>13} {compact(largest, 4):>11}{zeros:>9.1%}"
             print(f"{show(name):<{width}}{dims:<8}{str(value.shape):<16}{figures}")
 
     def explain(self, name: str) -> str:

@@ -34,7 +34,7 @@ def test_sweep_prints_a_row_for_each_policy_and_sparsity_and_writes_them(run, tm
     assert found == json.loads((tmp_path / "rows.json").read_text(encoding="utf-8"))
     assert run(*sweep, "-o", tmp_path / "rows.json")[2] == ""  # all of it is there: nothing is computed
     status, _, err = run("sweep", "-m", "three", *sweep[3:], "-o", tmp_path / "rows.json")
-    assert status == 1 and "rows.json: row 1 is of another sweep (it has model m, expected three" in one_sentence(err)
+    assert status == 1 and "rows.json: row 1 is of another sweep (of m " in one_sentence(err)
     assert [(r["policy"], r["target"]) for r in found[1:]] == [
         ("mid", 0.3), ("cats", 0.3), ("mid", 0.6), ("cats", 0.6)
     ]  # fmt: skip
