@@ -59,9 +59,10 @@ def _width(columns: Sequence[Sequence[str]]) -> int:
 def _parts(naming: list[list[str]], rest: list[list[str]]) -> list[list[list[str]]]:
     """The other columns in groups, each of which fits beside the naming ones; at least one column in each group.
 
-    Where a user's long name takes most of a line, a group still gets half of the usual width.
+    Where names take most of a line, as long names of a user can, a group still gets half of the usual width.
     """
-    limit = max(WIDTH, _width(naming) + WIDTH // 2)
+    room = WIDTH - _width(naming)
+    limit = WIDTH if room >= WIDTH // 4 else _width(naming) + WIDTH // 2
     parts: list[list[list[str]]] = [[]]
     for column in rest:
         if parts[-1] and _width([*naming, *parts[-1], column]) > limit:

@@ -33,6 +33,7 @@ from .errors import TraceError, show
 from .loading.fields import Fields, parse_json
 from .steps import _near_misses, explain, place, step_info
 from .transformer.fingerprint import Fingerprint, read_fingerprint
+from .units import compact
 
 FORMAT, VERSION = "minillm-trace", 1
 
@@ -162,14 +163,16 @@ class Trace(Mapping):
 
     def show(self) -> None:
         """Print a table of the kept steps: dimensions, shape, mean, largest magnitude, share of exact zeros."""
-        print(f"{'step':<28}{'dims':<8}{'shape':<18}{'mean':>12}{'max |.|':>12}{'zeros':>9}")
+        width = _widest(self)
+        print(f"{'step':<{width}}{'dims':<8}{'shape':<16}{'mean':>14}{'max |.|':>12}{'zeros':>9}")
         for name, value in self.items():
             numbers = value.astype(np.float64)
             with np.errstate(all="ignore"):  # NaN and infinity are shown as they are
                 mean, largest = numbers.mean() if value.size else np.nan, np.abs(numbers).max(initial=0)
             zeros = 1 - np.count_nonzero(value) / max(1, value.size)
             dims = info.dims if (info := step_info(name)) else "?"
-            print(f"{name:<28}{dims:<8}{str(value.shape):<18}{mean:>12.4g}{largest:>12.4g}{zeros:>9.1%}")
+            figures = f" {compact(mean, 4):>13} {compact(largest, 4):>11}{zeros:>9.1%}"
+            print(f"{show(name):<{width}}{dims:<8}{str(value.shape):<16}{figures}")
 
     def explain(self, name: str) -> str:
         """The equation of a step, its dimensions, Hugging Face's name, and the source line that taps it."""
@@ -237,6 +240,11 @@ def _check_steps(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
         warnings.warn(show(f"{path}: holds {unknown[0]!r}, which is no step that minillm knows"), stacklevel=3)
 
 
+def _widest(names: Iterable[str]) -> int:
+    """The width of a column that holds these names and a space."""
+    return max(28, *(len(show(name)) + 2 for name in names))
+
+
 class Row(NamedTuple):
     """One step of a comparison; ``relative`` is the largest difference over the largest magnitude of theirs."""
 
@@ -258,17 +266,18 @@ class Comparison(NamedTuple):
     not_finite: str | None = None
 
     def __str__(self) -> str:
-        lines = [f"{'step':<28}{'status':<10}{'max abs':>11}{'relative':>11}   (tolerance {self.tolerance:g})"]
+        width = _widest(row.name for row in self.rows)
+        lines = [f"{'step':<{width}}{'status':<10}{'max abs':>11}{'relative':>11}   (tolerance {self.tolerance:g})"]
         for r in self.rows:
-            numbers = "" if np.isnan(r.relative) else f"{r.max_abs:>11.2e}{r.relative:>11.2e}"
-            lines.append(f"{r.name:<28}{r.status:<10}{numbers}".rstrip())
+            numbers = "" if np.isnan(r.relative) else f"{compact(r.max_abs):>11}{compact(r.relative):>11}"
+            lines.append(f"{show(r.name):<{width}}{r.status:<10}{numbers}".rstrip())
         if self.first is None:
             lines.append(f"all {sum(r.status == 'ok' for r in self.rows)} compared steps agree")
         else:
             names = [r.name for r in self.rows if r.status in ("ok", "differs", "shape")]
             before = names[: names.index(self.first)]
             agrees = f", the step before it, {before[-1]}, agrees" if before else ""
-            lines.append(f"first divergence: {self.first}{agrees}")
+            lines.append(show(f"first divergence: {self.first}{agrees}"))
             if info := step_info(self.first):
                 step = self.first.rsplit(".", 1)[-1]
                 lines.append(f"  {step}: {info.equation}   [{info.dims}]   {info.hugging_face}")

@@ -29,6 +29,11 @@ def plain(value: float, digits: int = 3) -> str:
     return text.rstrip("0").rstrip(".") if decimals else text
 
 
+def compact(value: float, digits: int = 3) -> str:
+    """``plain``, but for a difference or a mean near zero: 1.2e-07 is easier to read than 0.00000012."""
+    return f"{value:.{digits - 1}e}" if 0 < abs(value) < 1e-4 else plain(value, digits)
+
+
 def in_bytes(count: float) -> str:
     """A number of bytes with its unit: "1.25 MB"."""
     unit, size = byte_unit(abs(count))

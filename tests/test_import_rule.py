@@ -35,8 +35,8 @@ ORDER = """
     show/results_cuts show/results_predictors show/results_buffer show/svg show/html show/page_shared show/page_model
     show/page_costs show/page_predictors show/page_buffer show/page show/display show/stepper
     course/differences course/check course/mistakes course/assignment course/block course/child course/notebook
-    cli/flags cli/outputs cli/shared cli/demo cli/model cli/cut cli/predict cli/disk cli/simulate cli/prefetch cli/study
-    cli/course cli/bench cli/main
+    cli/parser cli/flags cli/outputs cli/shared cli/demo cli/model cli/cut cli/predict cli/disk cli/simulate
+    cli/prefetch cli/study cli/course cli/bench cli/main
     __main__
 """.split()
 HEAVY = {"torch", "transformers"}

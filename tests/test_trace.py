@@ -187,6 +187,19 @@ def test_show_prints_one_row_per_kept_step_with_its_figures(capsys):
     assert rows[3] == ["of.mine", "?", "(1,)", "2", "2", "0.0%"]
 
 
+def test_names_from_a_file_cannot_steer_the_terminal_or_run_into_the_next_column(capsys):
+    long = "blocks.0." + "x" * 60
+    trace = Trace()
+    for name, value in (("\x1b[2J", [2e6]), (long, [1e-9]), ("empty", [])):
+        trace(name, np.array(value))
+    trace.show()
+    heading, steering, second, empty = capsys.readouterr().out.splitlines()
+    assert steering.split() == ["\\x1b[2J", "?", "(1,)", "2,000,000", "2,000,000", "0.0%"]
+    assert second.split()[:4] == [long, "?", "(1,)", "1.000e-09"] and empty.split()[3] == "nan"
+    printed = str(compare(trace, {"\x1b[2J": np.array([0.0]), long: np.array([1.0])}))
+    assert "\x1b" not in printed and f"{long}  differs" in printed and "2,000,000" in printed
+
+
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 

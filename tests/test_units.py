@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from minillm.units import byte_unit, in_bytes, in_seconds, plain, time_unit
+from minillm.units import byte_unit, compact, in_bytes, in_seconds, plain, time_unit
 
 
 @pytest.mark.parametrize(
@@ -16,6 +16,12 @@ from minillm.units import byte_unit, in_bytes, in_seconds, plain, time_unit
 )  # fmt: skip
 def test_a_number_has_three_digits_or_all_its_whole_ones_and_no_exponent(value, text):
     assert plain(value) == text
+
+
+def test_only_what_is_nearly_zero_has_an_exponent():
+    assert [compact(value) for value in (1.23e-7, -4e-5, 0, 0.0012, 12_345.6, 2e6)] == [
+        "1.23e-07", "-4.00e-05", "0", "0.0012", "12,346", "2,000,000"
+    ]  # fmt: skip
 
 
 def test_the_unit_is_that_of_the_largest_number():

@@ -7,55 +7,93 @@ import json
 
 from ..errors import MinillmError
 from . import flags
+from .shared import in_lines
+
+PRESETS = ("260K", "15M", "110M")  # of bench/shapes.py, which imports NumPy; a test holds the two together
 
 
 def add(commands: flags.Commands) -> None:
-    """Add the command of this file."""
-    bench = flags.command(
-        commands, "bench", command_bench,
-        flags.flag("--model", "-m", help="decode, perplexity, start: measure this model, not a random one"),
-        flags.flag("--sparsity", type=flags.shares, help="ffn, disk: shares left out, with commas"),
-        flags.threads("BLAS threads (default: 1)"),
+    """Add the command of this file, with its five actions."""
+    bench = flags.actions(
+        commands, "bench", "Measure speed in turns, as ratios to a limit and a rival in the same run."
+    )
+    rounds = flags.flag("--rounds", type=flags.positive, default=7, help="of measuring all in turns (default: 7)")
+    own = rounds, flags.threads("BLAS threads (default: 1)")
+    model = flags.flag("--model", "-m", help="measure this model (default: random weights of --shape)")
+    shape = flags.flag("--shape", choices=PRESETS, default="15M", help="of random weights (default: 15M)")
+    for name, run in (("decode", bench_decode), ("perplexity", bench_perplexity), ("start", bench_start)):
+        flags.command(bench, name, run, model, shape, *own, example=f"minillm bench {name} --shape 260K --rounds 3")
+    ffn = flags.command(
+        bench, "ffn", bench_ffn, *own, *shares_and_groups("0.3,0.5,0.7,0.9,0.95", "4,8,16,32,128"),
+        example="minillm bench ffn --shape 15M --sparsity 0.5 --rounds 3",
     )  # fmt: skip
-    bench.add_argument("what", choices=("decode", "perplexity", "start", "ffn", "disk"))
-    bench.add_argument(
-        "--shape", nargs="+", metavar="SHAPE",
-        help="of random weights: 260K, 15M (default) or 110M; ffn, disk: also 1B (default), or D F, as in 2048 5632",
+    disk = flags.command(
+        bench, "disk", bench_disk, *own, *shares_and_groups("0.5,0.9", "32,1"),
+        example="minillm bench disk --shape 15M --sparsity 0.5 --rounds 3",
     )  # fmt: skip
-    bench.add_argument("--groups", type=flags.wholes, help="ffn, disk: neurons per block, with commas")
-    bench.add_argument("--layers", type=flags.positive, help="disk: layers in the folder that is written (default: 4)")
-    bench.add_argument("--rounds", type=flags.positive, default=7, help="of measuring all in turns (default: 7)")
+    about = f"of random weights: {', '.join(PRESETS)}, 1B, or two sizes D F, as in 2048 5632 (default: 1B)"
+    for action in (ffn, disk):
+        action.add_argument("--shape", nargs="+", metavar="SHAPE", default=["1B"], help=about)
+    disk.add_argument("--layers", type=flags.positive, default=4, help="in the folder that is written (default: 4)")
 
 
-def command_bench(a: argparse.Namespace) -> int:
-    """Measure speed, in turns with a limit and a rival: decode, perplexity, start, and sparse FFNs (ffn, disk).
+def shares_and_groups(sparsities: str, groups: str) -> tuple[flags.Parser, flags.Parser]:
+    """--sparsity and --groups of the sparse FFNs, with their defaults."""
+    about = f"shares left out, with commas (default: {sparsities})"
+    sparsity = flags.flag("--sparsity", type=flags.shares, metavar="SHARES", default=sparsities, help=about)
+    about = f"neurons per block, with commas (default: {groups})"
+    return sparsity, flags.flag("--groups", type=flags.wholes, default=groups, help=about)
 
-    ffn: a share of the neurons against all of them, in memory. disk: the same, read from a folder of bundles.
-    """
-    from ..bench import disk, sparse
+
+# ---- whole models ----------------------------------------------------------------------------------------------------
+
+
+def bench_decode(a: argparse.Namespace) -> int:
+    """Measure tokens per second of generating, beside reading the same weights and transformers where installed."""
+    return bench_model(a)
+
+
+def bench_perplexity(a: argparse.Namespace) -> int:
+    """Measure the scoring of a text, beside transformers where it is installed."""
+    return bench_model(a)
+
+
+def bench_start(a: argparse.Namespace) -> int:
+    """Measure whole processes from nothing to the first new token, beside `import numpy`."""
+    return bench_model(a)
+
+
+def bench_model(a: argparse.Namespace) -> int:
+    """Measure what the action says, of a model or of random weights."""
     from ..bench import model as bench
-    from ..bench.shapes import SHAPES
     from ..loading.hub import resolve
 
-    flags = {"sparsity": a.sparsity, "groups": a.groups, "layers": a.layers}
-    taken = {"ffn": ("sparsity", "groups"), "disk": ("sparsity", "groups", "layers")}.get(a.what, ())
-    if unused := [f"--{name}" for name, value in flags.items() if value and name not in taken]:
-        raise MinillmError(f"bench {a.what} has no use for {unused[0]}")
-    if a.what in ("ffn", "disk"):
-        if a.model:
-            raise MinillmError(f"bench {a.what} measures random weights of a --shape, expected no --model")
-        given = {"sparsities": a.sparsity, "groups": a.groups, "layers": a.layers}
-        given = {name: value for name, value in given.items() if value}
-        in_memory = a.what == "ffn"
-        measure, as_text = (sparse.bench_ffn, sparse.ffn_text) if in_memory else (disk.bench_disk, disk.disk_text)
-        result = measure(sparse_shape(a.shape or ["1B"]), rounds=a.rounds, threads=a.threads, **given)
-        print(json.dumps(result, indent=1) if a.json else as_text(result))
-        return 0
-    (shape,) = a.shape if a.shape and len(a.shape) == 1 else ["15M"] if not a.shape else [" ".join(a.shape)]
-    if shape not in SHAPES:
-        raise MinillmError(f"--shape is {shape}, expected one of {', '.join(SHAPES)} for bench {a.what}")
-    result = bench.bench(a.what, shape, resolve(a.model) if a.model else None, a.rounds, a.threads)
-    print(json.dumps(result, indent=1) if a.json else bench.model_text(result))
+    result = bench.bench(a.what, a.shape, resolve(a.model) if a.model else None, a.rounds, a.threads)
+    print(json.dumps(result, indent=1) if a.json else in_lines(bench.model_text(result)))
+    return 0
+
+
+# ---- sparse FFNs -----------------------------------------------------------------------------------------------------
+
+
+def bench_ffn(a: argparse.Namespace) -> int:
+    """Measure FFNs that compute a share of their neurons against one that computes all of them, in memory."""
+    from ..bench import sparse
+
+    result = sparse.bench_ffn(
+        sparse_shape(a.shape), rounds=a.rounds, threads=a.threads, sparsities=a.sparsity, groups=a.groups
+    )
+    print(json.dumps(result, indent=1) if a.json else in_lines(sparse.ffn_text(result)))
+    return 0
+
+
+def bench_disk(a: argparse.Namespace) -> int:
+    """Measure the same read from a folder of bundles on a disk whose cache is emptied before every turn."""
+    from ..bench import disk
+
+    given = {"sparsities": a.sparsity, "groups": a.groups, "layers": a.layers}
+    result = disk.bench_disk(sparse_shape(a.shape), rounds=a.rounds, threads=a.threads, **given)
+    print(json.dumps(result, indent=1) if a.json else in_lines(disk.disk_text(result)))
     return 0
 
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 
-from ..errors import show
 from . import flags
 from .shared import enough_documents, load_model, say, text_or_embedded, two_texts, wrapped, write_figure
 
 SWEEP_COLUMNS = {
     "policy": ("policy", ""), "by": ("by", ""), "target": ("target", ".2f"), "achieved": ("achieved", ".3f"),
-    "neuron_sparsity": ("neurons cut", ".3f"), "read_gate": ("read gate", ".3f"), "read_up": ("read up", ".3f"),
-    "read_down": ("read down", ".3f"), "read_exact": ("read", ".3f"), "read_known_mask": ("known mask", ".3f"),
-    "union_density": ("union", ".3f"), "perplexity": ("perplexity", ".3f"), "vs_dense": ("vs dense", ".3f"),
-    "bits_per_byte": ("bits/byte", ".4f"), "tokens": ("tokens", ","),
+    "neuron_sparsity": ("neurons cut", ".3f"), "perplexity": ("perplexity", ".3f"), "vs_dense": ("vs dense", ".3f"),
+    "bits_per_byte": ("bits/byte", ".4f"), "tokens": ("tokens", ","), "union_density": ("union", ".3f"),
+    "read_gate": ("read gate", ".3f"), "read_up": ("read up", ".3f"), "read_down": ("read down", ".3f"),
+    "read_exact": ("read", ".3f"), "read_known_mask": ("known mask", ".3f"),
 }  # fmt: skip
 COMPARISON_COLUMNS = {
     "policy": ("policy", ""), "target": ("target", ".2f"), "share": ("share", ".3f"),
@@ -78,7 +77,7 @@ def command_calibrate(a: argparse.Namespace) -> int:
     text = text_or_embedded(a.text, "calibration")
     thresholds = calibrate(model, text, a.policy, a.sparsity, a.context, a.by, a.quantile, allocation=a.allocation)
     (thresholds.save_paper if a.paper else thresholds.save)(a.output)
-    in_words = f"{thresholds.spec}\nlevel {thresholds.level:.4f} -> {show(a.output)}"
+    in_words = f"{wrapped(str(thresholds.spec))}\n{wrapped(f'level {thresholds.level:.4f} -> {a.output}')}"
     print(json.dumps(thresholds.spec.asdict()) if a.json else in_words)
     return 0
 
@@ -131,12 +130,12 @@ def print_sweep(rows: list[dict], compared: list[dict], a: argparse.Namespace, n
     from ..tables import keys_as_headings, text_table
 
     first = keys_as_headings({"model": ""} if name_models else {})
-    print(text_table(rows, first | SWEEP_COLUMNS))
+    print(text_table(rows, first | SWEEP_COLUMNS, len(first) + 3))
     where = f"protocol {rows[0]['protocol']}, context {rows[0]['context']}, BOS {rows[0]['bos']}"
-    print(f"{where}; vs dense: over the perplexity in the dense row")
+    print(wrapped(f"{where}; vs dense: over the perplexity in the dense row"))
     if not compared:
         return
-    print("\n" + text_table(compared, first | COMPARISON_COLUMNS))
+    print("\n" + text_table(compared, first | COMPARISON_COLUMNS, len(first) + 2))
     equal = "neuron sparsity" if compared[0]["by"] == "neuron" else "weight reads"
     about = (
         f"log ratio: ln of the perplexity over that of {a.baseline} at equal {equal} (share, baseline share: measured "

@@ -60,7 +60,14 @@ FindThresholds = Callable[[str, float, str], "Thresholds"]  # (policy, sparsity,
 
 def add(commands: flags.Commands) -> None:
     """Add the command of this file."""
-    parents = flags.model(), flags.text(), flags.prompt(), flags.length(), flags.context(), flags.running()
+    parents = (
+        flags.model(),
+        flags.text(),
+        flags.prompt(),
+        flags.length(flags.DEMO_NEW),
+        flags.context(),
+        flags.running(),
+    )
     flags.command(commands, "demo", command_demo, *parents)
 
 
@@ -106,7 +113,7 @@ def given_by(a: argparse.Namespace) -> Given:
 
     model = load_model(a)
     ids = prompt_ids(model, a.prompt)
-    count = new_tokens(a, model, ids, 40)
+    count = new_tokens(a, model, ids, flags.DEMO_NEW)
     generate(model, ids, count)  # computes nothing yet, but refuses a prompt that is too long
     calibration, test = map(as_documents, two_texts(a.text))
     context = a.context or default_context(model)

@@ -7,6 +7,9 @@ A parent is a small parser without --help. A command takes as many as it needs, 
 
 So a flag has one meaning, one type and one default wherever it appears; where a command must say more about it, the
 parent takes another help text. Nothing here imports NumPy: BLAS reads its number of threads when it is loaded.
+
+A command that does several things has actions (``predict train``, ``predict eval``). Each is a parser of its own, with
+its own flags, its own help and an example; a flag that an action has no use for is an error.
 """
 
 from __future__ import annotations
@@ -17,14 +20,18 @@ from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from .parser import ACTION, Parser
+
 if TYPE_CHECKING:
-    Commands = argparse._SubParsersAction[argparse.ArgumentParser]  # what ArgumentParser.add_subparsers returns
+    Commands = argparse._SubParsersAction["Parser"]  # what add_subparsers of a Parser returns
 
 # Those of sparsity/policies.py, written out because that module imports NumPy; a test holds the two together.
 POLICY_NAMES = ("dhar", "cats", "mid", "cett", "teal", "wina", "countdown", "griffin", "topk", "topp")
 DEMO_POLICIES = ("dhar", "cats", "mid")
 TEXT = 'UTF-8 text; documents end at lines "<|endoftext|>" (default: the embedded text)'
 DEMO_PROMPT = "Once upon a time"
+GENERATED = 100  # new tokens of `generate`
+DEMO_NEW = 40  # new tokens of each of the demo's continuations
 DEMO_TOKENS = 20_000  # scored per row of the demo's table
 DEMO_PREDICTION = 3_000  # scored per predictor, each of which takes several passes
 DEMO_CALIBRATION = 3_000  # read for thresholds, several times: each search for a share is a few passes
@@ -88,55 +95,56 @@ def names(word: str) -> list[str]:
 
 
 @cache
-def flag(*words: str, **options: Any) -> argparse.ArgumentParser:
+def flag(*words: str, **options: Any) -> Parser:
     """A parent with one flag: the arguments of ``add_argument``. Made once; several commands can share it."""
-    parent = argparse.ArgumentParser(add_help=False)
+    parent = Parser(add_help=False)
     parent.add_argument(*words, **options)
     return parent
 
 
-def model() -> argparse.ArgumentParser:
+def model() -> Parser:
     """--model: one of the embedded models, a folder, or a name in the hub's cache."""
     about = "embedded (default, default-relu, ...), a Hugging Face folder, or org/name[@revision] in the hub's cache"
-    return flag("--model", "-m", default="default", help=about)
+    return flag("--model", "-m", default="default", help=f"{about} (default: default)")
 
 
-def text(about: str = TEXT) -> argparse.ArgumentParser:
+def text(about: str = TEXT) -> Parser:
     """--text: a file to read."""
     return flag("--text", metavar="FILE", help=about)
 
 
-def prompt(about: str = "the text to continue", required: bool = False) -> argparse.ArgumentParser:
+def prompt(about: str = "the text to continue", required: bool = False) -> Parser:
     """--prompt: a short text on the command line."""
     about += "" if required else f" (default: {DEMO_PROMPT!r})"
     return flag("--prompt", "-p", default=DEMO_PROMPT, required=required, help=about)
 
 
-def length() -> argparse.ArgumentParser:
-    """--max-new-tokens: the length of a continuation."""
-    return flag("--max-new-tokens", "-n", type=positive, help="number of tokens to generate")
+def length(usual: int) -> Parser:
+    """--max-new-tokens: the length of a continuation; ``usual`` where the context has room for it."""
+    about = f"number of tokens to generate (default: {usual}, or fewer where the context ends)"
+    return flag("--max-new-tokens", "-n", type=positive, help=about)
 
 
-def seed(about: str = "of the random numbers (default: 0)") -> argparse.ArgumentParser:
+def seed(about: str = "of the random numbers (default: 0)") -> Parser:
     """--seed: of everything that is drawn at random."""
     return flag("--seed", "-s", type=whole, default=0, help=about)
 
 
 @cache
-def sampling() -> argparse.ArgumentParser:
+def sampling() -> Parser:
     """How the next token is chosen."""
-    parent = argparse.ArgumentParser(add_help=False, parents=[length()])
+    parent = Parser(add_help=False, parents=[length(GENERATED)])
     parent.add_argument("--temperature", "--temp", type=float, default=0.0, help="0 (the default) is greedy")
     parent.add_argument("--top-k", type=positive, help="draw from the k most likely tokens")
     parent.add_argument("--top-p", type=float, help="draw from the fewest tokens whose probabilities reach this sum")
     parent.add_argument("--min-p", type=float, help="draw from tokens at least this share as likely as the first")
-    return argparse.ArgumentParser(add_help=False, parents=[parent, seed()])
+    return Parser(add_help=False, parents=[parent, seed()])
 
 
 @cache
-def cutting() -> argparse.ArgumentParser:
+def cutting() -> Parser:
     """Of every command that can run a cut model: which neurons are computed, and how."""
-    parent = argparse.ArgumentParser(add_help=False)
+    parent = Parser(add_help=False)
     parent.add_argument("--thresholds", metavar="FILE", help="cut with these thresholds (ours or the paper's JSON)")
     parent.add_argument("--predictor", metavar="FILE", help="select neurons with this predictor (of `minillm predict`)")
     parent.add_argument(
@@ -146,7 +154,7 @@ def cutting() -> argparse.ArgumentParser:
     return parent
 
 
-def by() -> argparse.ArgumentParser:
+def by() -> Parser:
     """--by: the unit of --sparsity."""
     return flag(
         "--by", choices=("tensor", "neuron", "reads", "cett", "ppl"), default="tensor",
@@ -155,65 +163,111 @@ def by() -> argparse.ArgumentParser:
     )  # fmt: skip
 
 
-def method() -> argparse.ArgumentParser:
+def method() -> Parser:
     """--method: what changes the weights, beside the policies; the names are in methods/base.py."""
     about = "comma-separated: methods that remove weights, such as wanda or magnitude (METHODS in methods/base.py)"
     return flag("--method", type=names, metavar="NAMES", default=(), help=about)
 
 
-def protocol() -> argparse.ArgumentParser:
+def protocol() -> Parser:
     """--protocol: how a text becomes runs of tokens."""
     about = "score each document by itself, or the text as one stream (default: documents)"
     return flag("--protocol", choices=("documents", "stream"), default="documents", help=about)
 
 
-def context() -> argparse.ArgumentParser:
+def context() -> Parser:
     """--context: the longest run of tokens."""
     about = "longest run of tokens (default: the smaller of the model's longest text and 2048)"
     return flag("--context", type=positive, help=about)
 
 
-def output(about: str, required: bool = False) -> argparse.ArgumentParser:
+def output(about: str, required: bool = False) -> Parser:
     """--output: a file to write."""
     return flag("--output", "-o", metavar="FILE", required=required, help=about)
 
 
-def figure(about: str = "also draw it: a .png or .svg (needs matplotlib)") -> argparse.ArgumentParser:
+def figure(about: str = "also draw it: a .png or .svg (needs matplotlib)") -> Parser:
     """--figure: a drawing to write."""
     return flag("--figure", metavar="FILE", help=about)
 
 
-def threads(about: str) -> argparse.ArgumentParser:
+def threads(about: str) -> Parser:
     """--threads: of BLAS."""
     return flag("--threads", type=positive, help=about)
 
 
 @cache
-def running() -> argparse.ArgumentParser:
+def running() -> Parser:
     """Of every command that runs a model: in which precision, on how many cores."""
     dtype = flag(
         "--dtype", choices=("float32", "float64"), default="float32", help="precision of the weights (default: float32)"
     )
     cores = threads("BLAS threads (default: 1 for models below 200 MB, else BLAS decides)")
-    return argparse.ArgumentParser(add_help=False, parents=[dtype, cores])
+    return Parser(add_help=False, parents=[dtype, cores])
 
 
-def calibration(about: str) -> argparse.ArgumentParser:
+def calibration(about: str) -> Parser:
     """--calibration: the text that thresholds and predictors are made from."""
     return flag("--calibration", metavar="FILE", help=about)
 
 
-def rank(about: str = "of svd and learned (default: a quarter of the hidden size)") -> argparse.ArgumentParser:
+@cache
+def mid_truth() -> Parser:
+    """--thresholds and --sparsity of the commands that need the mask of policy mid."""
+    parent = Parser(add_help=False)
+    parent.add_argument("--thresholds", metavar="FILE", help="of policy mid (default: found for --sparsity)")
+    about = "share of the neurons that is left out (default: 0.5)"
+    parent.add_argument("--sparsity", type=share, default=0.5, help=about)
+    return parent
+
+
+def capacity(usual: str) -> Parser:
+    """--capacity: sizes of a buffer."""
+    about = f"sizes of the buffer: shares of a layer's neurons, with commas (default: {usual})"
+    return flag("--capacity", type=shares_to_all, metavar="SHARES", help=about)
+
+
+def device() -> Parser:
+    """--device: whose speed is simulated."""
+    about = '"phone UFS", "laptop NVMe" or "PCIe host to GPU" (default: laptop NVMe)'
+    return flag("--device", default="laptop NVMe", help=about)
+
+
+def rank() -> Parser:
     """--rank: the inner size of a predictor."""
+    about = "of the predictors svd and learned (default: a quarter of the hidden size)"
     return flag("--rank", type=positive, help=about)
 
 
+# ---- commands and their actions --------------------------------------------------------------------------------------
+
+
 def command(
-    commands: Commands, name: str, run: Callable[[argparse.Namespace], int], *parents: argparse.ArgumentParser
-) -> argparse.ArgumentParser:
-    """Add a command with the flags of its parents, and --json. Its help is the docstring of the function it runs."""
+    commands: Commands, name: str, run: Callable[[argparse.Namespace], int], *parents: Parser,
+    example: str | None = None,
+) -> Parser:  # fmt: skip
+    """Add a command (or an action) with the flags of its parents, and --json.
+
+    Its help is the docstring of the function it runs. example: a whole command line, shown at the end of the help.
+    """
     as_json = flag("--json", action="store_true", help="print the result as JSON")
     about = run.__doc__ or ""
-    sub = commands.add_parser(name, help=about.partition("\n")[0], description=about, parents=[*parents, as_json])
+    sub = commands.add_parser(
+        name, help=about.partition("\n")[0], description=about, parents=[*parents, as_json],
+        epilog=f"Example: {example}" if example else None,
+    )  # fmt: skip
     sub.set_defaults(run=run)
+    if commands.dest == ACTION:
+        sub.siblings = commands.choices
     return sub
+
+
+def actions(commands: Commands, name: str, about: str) -> Commands:
+    """Add a command that has actions; gives what the actions are added to, with ``command``."""
+    parser = commands.add_parser(
+        name, help=about.partition("\n")[0], description=about,
+        epilog=f"`minillm {name} ACTION --help` lists the flags of an action, with an example.",
+    )  # fmt: skip
+    added = parser.add_subparsers(dest=ACTION, required=True, metavar="ACTION", title="actions")
+    parser.actions = added.choices
+    return added

@@ -26,6 +26,7 @@ from .. import __version__
 from ..errors import MinillmError
 from ..loading.embedded import embedded_model
 from .outputs import check_outputs
+from .parser import Parser
 from .shared import say
 
 COMMANDS = {  # each file of commands -> the commands it adds, as --help lists them
@@ -42,12 +43,12 @@ COMMANDS = {  # each file of commands -> the commands it adds, as --help lists t
 SMALL_MODEL = 200_000_000  # bytes of weights
 
 
-def parser(wanted: str | None = None) -> argparse.ArgumentParser:
+def parser(wanted: str | None = None) -> Parser:
     """The parser of all commands; each file of commands adds its own.
 
     Where the ``wanted`` command is known, only its file is imported: a start needs no more.
     """
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="minillm",
         description="Activation sparsity in large language models, in pure NumPy. Without any argument: the demo.",
     )
@@ -134,7 +135,8 @@ def run(argv: list[str] | None) -> int:
         say(f"minillm: {error}")
         return 1
     except KeyboardInterrupt:
-        say("\nminillm: interrupted")
+        say()
+        say("minillm: interrupted")
         return 130
     except MemoryError as error:
         say(f"minillm: there is not enough memory ({error or 'asked for by Python itself'})")

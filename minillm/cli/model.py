@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from ..errors import MinillmError, show
 from . import flags
 from .shared import (
+    in_lines,
+    labelled,
     load_ffn,
     load_model,
     new_tokens,
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 
     from ..loading.tensors import TensorInfo
     from ..transformer.model import Llama
+
+TEXT = "\n\t"  # what a text may hold; all else that steers a terminal is shown escaped
 
 
 def add(commands: flags.Commands) -> None:
@@ -77,7 +81,7 @@ def command_generate(a: argparse.Namespace) -> int:
 
     model = load_model(a)
     ids = prompt_ids(model, a.prompt)
-    count = new_tokens(a, model, ids, 100)
+    count = new_tokens(a, model, ids, flags.GENERATED)
     ffn = load_ffn(a, model)
     rng = np.random.default_rng(a.seed)
     stream = generate(
@@ -86,12 +90,12 @@ def command_generate(a: argparse.Namespace) -> int:
     how = "greedy" if a.temperature == 0 else f"temperature {a.temperature:g}"
     say(f"{how}, seed {a.seed}, prompt of {len(ids)} tokens")
     if not a.json:
-        print(a.prompt, end="", flush=True)
+        print(f"{show(a.prompt, keep=TEXT)}|", end="", flush=True)  # what follows the bar is the model's
     started, steps = time.perf_counter(), []
     for step in stream:
         steps.append(step)
         if not a.json:
-            print(step.text, end="", flush=True)
+            print(show(step.text, keep=TEXT), end="", flush=True)
     seconds = time.perf_counter() - started
     if a.json:
         text = "".join(step.text for step in steps)
@@ -123,15 +127,17 @@ def command_perplexity(a: argparse.Namespace) -> int:
         thresholds = show(a.thresholds) if a.thresholds else None
         print(json.dumps({"model": model.name, "dtype": str(model.dtype), "thresholds": thresholds} | fields))
         return 0
-    print(score)
+    print(wrapped(str(score)))
     if a.thresholds:
         gate, up, down = report.read_exact
-        print(f"dense: perplexity {dense.perplexity:.4f}; the cut adds {in_words(*difference(score, dense), '+.4f')}")
-        print(
+        added = in_words(*difference(score, dense), "+.4f")
+        print(wrapped(f"dense: perplexity {dense.perplexity:.4f}; the cut adds {added}"))
+        about = (
             f"neuron sparsity {report.neuron_sparsity:.4f}; weights read per token: gate {gate:.3f}, up {up:.3f}, "
             f"down {down:.3f} (exact), {report.read_known_mask[0]:.3f} each (mask known beforehand); "
             f"{report.union_window} successive tokens together need {report.union_density or 0:.3f} of the neurons"
         )
+        print(wrapped(about))
     return 0
 
 
@@ -146,7 +152,7 @@ def command_inspect(a: argparse.Namespace) -> int:
     from dataclasses import asdict
 
     from ..loading.checkpoint import checkpoint_tensors
-    from ..study.describe import describe
+    from ..study.describe import describe, headline
 
     count_zeros, count_sizes = a.natural or bool(a.text and not a.distributions), a.distributions
     if a.figure:
@@ -167,11 +173,12 @@ def command_inspect(a: argparse.Namespace) -> int:
         result = {"model": model.name, "config": asdict(model.config), "parts": describe(model), "tensors": tensors}
         print(json.dumps(result | ({"natural": natural} if natural else {}) | distributions))
         return 0
-    print_model(model, asdict(model.config), tensors)
-    if natural:
+    print(wrapped(headline(model)) + "\n")
+    if natural:  # what was asked for comes first
         print_natural(natural)
     if distributions:
         print_distributions(**distributions)
+    print_model(model, tensors)
     return 0
 
 
@@ -208,17 +215,16 @@ def show_unloadable(a: argparse.Namespace, reason: Exception) -> None:
         print(json.dumps(result) if a.json else tensor_table(rows))
 
 
-def print_model(model: Llama, config: dict[str, Any], tensors: list[dict[str, Any]]) -> None:
-    """What the model is in one line, its parts, its config and its tensors."""
-    from ..study.describe import PART_COLUMNS, describe, headline
+def print_model(model: Llama, tensors: list[dict[str, Any]]) -> None:
+    """The parts of the model, its config and its tensors."""
+    from ..study.describe import PART_COLUMNS, config_rows, describe
     from ..tables import text_table
 
-    print(wrapped(headline(model)) + "\n")
     print(text_table(describe(model), PART_COLUMNS) + "\n")
-    for key, value in config.items():
-        print(f"{key:<26}{value}")
+    fields = {row["field"]: row["value"] for row in config_rows(model)}
     if model.has_tokenizer:
-        print(f"{'BOS before every text':<26}{list(model.tokenizer.bos_ids)}")
+        fields["BOS before every text"] = str(list(model.tokenizer.bos_ids))
+    print(labelled(fields))
     print("\n" + tensor_table(tensors))
 
 
@@ -226,10 +232,10 @@ def print_natural(rows: list[dict]) -> None:
     """Zeros and near-zeros per layer, with what one must know to read them."""
     from ..tables import keys_as_headings, text_table
 
-    print(f"\nNatural sparsity: nothing is cut, {rows[0]['tokens']:,} tokens, BOS included.\n")
+    print(f"Natural sparsity: nothing is cut, {rows[0]['tokens']:,} tokens, BOS included.\n")
     print(text_table(rows, keys_as_headings({"layer": "d"} | dict.fromkeys(list(rows[0])[2:], ".4f"))))
     about = "Zeros are exact. Below 1 % (10 %): of the root mean square of the gates of the same token and layer."
-    print("\n" + wrapped(about))
+    print("\n" + wrapped(about) + "\n")
 
 
 def print_distributions(weight_magnitudes: list[dict], activation_magnitudes: list[dict]) -> None:
@@ -238,15 +244,15 @@ def print_distributions(weight_magnitudes: list[dict], activation_magnitudes: li
     from ..study.natural import NEAR_ZERO
     from ..tables import keys_as_headings, text_table
 
-    print("\nMagnitudes of the FFN's weights.\n")
+    print("Magnitudes of the FFN's weights.\n")
     columns = {"layer": "d", "matrix": ""} | dict.fromkeys(list(weight_magnitudes[0])[3:], ".4f")
-    print(text_table(weight_magnitudes, keys_as_headings(columns)) + "\n")
+    print(text_table(weight_magnitudes, keys_as_headings(columns), names=2) + "\n")
     normal = " and ".join(f"{normal_below(near):.4f}" for near in NEAR_ZERO)
     about = "Zeros are exact. Below 1 % (10 %): of the matrix's own root mean square (rms)"
     print(wrapped(f"{about}; of a normal distribution {normal} would lie there."))
     print("\nMagnitudes of the FFN's activations: shares below a magnitude, and the median.\n")
     columns = {"step": "", "layer": "d"} | dict.fromkeys(list(activation_magnitudes[0])[2:], ".3f")
-    print(text_table(activation_magnitudes, keys_as_headings(columns | {"median": ".4f"})))
+    print(text_table(activation_magnitudes, keys_as_headings(columns | {"median": ".4f"}), names=2) + "\n")
 
 
 def counted_documents(model: Llama, path: str | None) -> list[str]:
@@ -292,7 +298,7 @@ def command_trace(a: argparse.Namespace) -> int:
 
     if a.explain is not None:
         text, info = explain(a.explain), step_info(a.explain)
-        print(json.dumps({"step": a.explain} | (info._asdict() if info else {})) if a.json else text)
+        print(json.dumps({"step": a.explain} | (info._asdict() if info else {})) if a.json else in_lines(text))
         return 0
     model = load_model(a)
     ids = prompt_ids(model, read_text(a.text) if a.text else a.prompt)
@@ -313,7 +319,7 @@ def command_compare(a: argparse.Namespace) -> int:
     from ..trace import compare
 
     result = compare(a.ours, a.theirs, a.rtol)
-    print(json.dumps(result.asdict()) if a.json else result)
+    print(json.dumps(result.asdict()) if a.json else in_lines(str(result)))
     return 0 if result.first is None else 1
 
 

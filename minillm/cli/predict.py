@@ -30,36 +30,45 @@ COLUMNS = {
 
 
 def add(commands: flags.Commands) -> None:
-    """Add the command of this file."""
-    predictors = (
-        f"comma-separated: files, or {HELP} (default: train: learned; eval: most of them; the oracle is always scored)"
+    """Add the command of this file, with its two actions."""
+    predict = flags.actions(commands, "predict", "Make predictors of the neurons that a token needs, and score them.")
+    truth = flags.flag(
+        "--thresholds", metavar="FILE", help="the truth: thresholds of policy mid (default: found for --sparsity)"
     )
-    predict = flags.command(
-        commands, "predict", command_predict, flags.model(),
-        flags.text("train: the text to learn from; eval: the text to score (default: the embedded ones)"),
-        flags.flag("--predictor", type=flags.names, metavar="NAMES", help=predictors),
+    rank = flags.rank()
+    train = flags.command(
+        predict, "train", predict_train, flags.model(),
+        flags.flag("--predictor", metavar="NAME", default="learned", help=f"{HELP} (default: learned)"), truth,
         flags.flag(
-            "--thresholds", metavar="FILE", help="the truth: thresholds of policy mid (default: found for --sparsity)"
+            "--sparsity", type=flags.share, default=0.5, help="1 - the selected share of the neurons (default: 0.5)"
         ),
+        flags.context(), flags.seed(), rank, flags.output("the predictor's file (.safetensors)", required=True),
+        flags.running(), example="minillm predict train --predictor shadow-4 -o shadow.safetensors",
+    )  # fmt: skip
+    learning = train.add_mutually_exclusive_group()
+    learning.add_argument("--text", metavar="FILE", help="the text to learn from (default: the embedded one)")
+    learning.add_argument("--calibration", metavar="FILE", help="the same as --text, as `predict eval` calls it")
+    flags.command(
+        predict, "eval", predict_eval, flags.model(),
+        flags.text("the text to score (default: the embedded one)"),
+        flags.flag(
+            "--predictor", type=flags.names, metavar="NAMES", default=",".join(EVALUATED),
+            help=f"comma-separated: files, or {HELP}; the oracle is always scored (default: {', '.join(EVALUATED)})",
+        ),
+        truth,
         flags.flag(
             "--sparsity", type=flags.shares, default="0.5",
-            help="1 - the selected share of the neurons; eval: several, with commas (default: 0.5)",
+            help="1 - the selected share of the neurons; several with commas (default: 0.5)",
         ),
-        flags.protocol(), flags.context(), flags.seed(),
-        flags.output("train: the predictor's file (.safetensors); eval: rows as .csv or .json, after every row"),
-        flags.figure(), flags.running(), flags.rank(),
+        flags.protocol(), flags.context(), flags.seed(), rank,
+        flags.output("rows as .csv or .json, after every row"), flags.figure(), flags.running(),
         flags.calibration("text to make predictors from (default: the first 40 %% of --text, or the embedded one)"),
+        example="minillm predict eval --predictor static,shadow-4",
     )  # fmt: skip
-    predict.add_argument("what", choices=("train", "eval"))
-
-
-def command_predict(a: argparse.Namespace) -> int:
-    """Make a predictor and write it to a file (train), or score predictors beside chance and the oracle (eval)."""
-    return (predict_train if a.what == "train" else predict_eval)(a)
 
 
 def predict_train(a: argparse.Namespace) -> int:
-    """Make one predictor on three quarters of a text, and set its cutoffs on the rest."""
+    """Make one predictor on three quarters of a text, set its cutoffs on the rest, and write it to a file."""
     from ..predictors.cutoffs import fit_cutoffs
     from ..predictors.files import save_predictor
     from ..predictors.workshop import Workshop
@@ -67,12 +76,9 @@ def predict_train(a: argparse.Namespace) -> int:
     from ..study.prediction import TRAINING_SHARE, ffn_bytes
     from ..transformer.texts import split_text
 
-    if not a.output:
-        raise MinillmError("predict train writes a file, expected -o FILE")
-    wanted = a.predictor or ["learned"]
-    if len(wanted) != 1 or len(a.sparsity) != 1:
-        raise MinillmError("predict train makes one predictor, expected one --predictor and one --sparsity")
-    model, (name,), (sparsity,) = load_model(a), wanted, a.sparsity
+    if "," in a.predictor:
+        raise MinillmError(f"--predictor {a.predictor}: predict train makes one predictor, expected one name")
+    model, name, sparsity = load_model(a), a.predictor, a.sparsity
     training, held = split_text(text_or_embedded(a.text or a.calibration, "calibration"), TRAINING_SHARE)
     thresholds = given_thresholds(a) or calibrate(model, held, "mid", sparsity, a.context, "neuron")
     started = time.perf_counter()
@@ -86,10 +92,11 @@ def predict_train(a: argparse.Namespace) -> int:
         about = {"predictor": predictor.name, "fraction": 1 - sparsity, "own_bytes": predictor.nbytes} | shares
         print(json.dumps(about | {"truth": thresholds.spec.asdict(), "file": show(a.output)}))
     else:
-        print(
-            f"{predictor.name}: {predictor.nbytes:,} bytes, {shares['own_share_float32']:.4f} of the FFNs in float32 "
-            f"({shares['own_share_stored']:.4f} as stored); selects {1 - sparsity:.3f} -> {show(a.output)}"
+        in_words = (
+            f"{predictor.name}: {predictor.nbytes:,} bytes, {shares['own_share_stored']:.4f} of the FFNs as stored "
+            f"({shares['own_share_float32']:.4f} of them in float32); selects {1 - sparsity:.3f} -> {a.output}"
         )
+        print(wrapped(in_words))
     return 0
 
 
@@ -111,7 +118,7 @@ def predict_eval(a: argparse.Namespace) -> int:
     if not a.text:
         test = enough_documents([model], test, flags.DEMO_TOKENS, a.context)
     rows: list[dict] = []
-    thresholds, wanted = given_thresholds(a), a.predictor or EVALUATED
+    thresholds, wanted = given_thresholds(a), a.predictor
     for sparsity in a.sparsity:
         settings = PredictionSettings(sparsity, thresholds, a.rank, a.seed)
         sample = Sample(test, a.protocol, a.context)

@@ -1,4 +1,4 @@
-"""The command about a small fast memory for neurons: prefetch replay, table and blocks, with the flags of all.
+"""The command about a small fast memory for neurons, and its actions replay, table and blocks.
 
 ``prefetch simulate`` is in simulate.py. ``prefetch real`` runs from disk instead of simulating; it is in disk.py.
 """
@@ -12,16 +12,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import MinillmError
 from . import flags
-from .disk import add_real_flags, prefetch_real
-from .shared import given_thresholds, load_model, say, two_texts, wrapped, write_figure
-from .simulate import prefetch_simulate
+from .disk import add_real
+from .shared import load_model, mid_thresholds, say, two_texts, wrapped, write_figure
+from .simulate import add_simulate
 
 if TYPE_CHECKING:
     import numpy as np
 
     from ..sparsity.thresholds import Thresholds
     from ..study.buffers import FetchPlan
-    from ..tables import Columns
     from ..transformer.model import Llama
 
 PREFETCH_TOKENS = 1_000  # replayed through a buffer
@@ -36,81 +35,80 @@ class Texts(NamedTuple):
 
 
 def add(commands: flags.Commands) -> None:
-    """Add the command of this file."""
-    prefetch = flags.command(
-        commands, "prefetch", command_prefetch, flags.model(),
-        flags.text("the text to replay or to score (default: the embedded one; real: --prompt is continued)"),
-        flags.prompt(), flags.length(),
-        flags.flag("--predictor", type=flags.names, metavar="NAMES", help="comma-separated, as for predict eval"),
-        flags.flag("--thresholds", metavar="FILE", help="thresholds of policy mid (default: found for --sparsity)"),
-        flags.flag("--sparsity", type=flags.shares, help="default: 0.5; blocks: several, with commas"),
-        flags.context(), flags.seed(), flags.output("rows as .csv or .json"),
-        flags.figure("also draw it: simulate's last token, replay's curves, blocks' page; a .png or .svg"),
-        flags.running(), flags.rank("as for predict"),
-        flags.calibration("text for thresholds, predictors and frequencies"),
-    )  # fmt: skip
-    prefetch.add_argument("what", choices=("simulate", "replay", "table", "blocks", "real"))
-    add_real_flags(prefetch)
-    devices = '"phone UFS", "laptop NVMe" or "PCIe host to GPU" (default: laptop NVMe)'
-    shares = "sizes of the buffer: shares of a layer's neurons, with commas"
-    policies = "eviction policies, comma-separated (default: replay: all; real: lru)"
-    prefetch.add_argument("--capacity", type=flags.shares_to_all, metavar="SHARES", help=shares)
-    prefetch.add_argument(
-        "--keeper", default="lru", help="simulate: eviction policy lru, lfu or window-K (default: lru)"
+    """Add the command of this file, with its five actions."""
+    prefetch = flags.actions(
+        commands, "prefetch", "Keep neurons in a small fast memory: simulate it, or run a model from a disk."
     )
-    prefetch.add_argument("--keepers", type=flags.names, help=policies)
-    prefetch.add_argument("--device", default="laptop NVMe", help=devices)
-    prefetch.add_argument(
+    add_simulate(prefetch)
+    add_replay_and_table(prefetch)
+    add_blocks(prefetch)
+    add_real(prefetch)
+
+
+def tokens_of_text(count: int) -> flags.Parser:
+    """--tokens: how much of the text is read."""
+    return flags.flag("--tokens", type=flags.positive, default=count, help=f"of the text, about (default: {count})")
+
+
+def add_replay_and_table(prefetch: flags.Commands) -> None:
+    """Add ``prefetch replay`` and ``prefetch table``, which share most of their flags."""
+    text = flags.text("the text to replay (default: the embedded one)")
+    shared = (
+        flags.calibration("text for thresholds, predictors and frequencies (default: the first 40 %% of --text, or the "
+                          "embedded one)"),
+        flags.mid_truth(), flags.context(), flags.seed(), flags.output("rows as .csv or .json"), flags.rank(),
+        flags.capacity("0,0.1,0.25,0.5,0.75,1"), flags.device(), tokens_of_text(PREFETCH_TOKENS), flags.running(),
+    )  # fmt: skip
+    about = "comma-separated names or files, as for `minillm predict eval`"
+    replay = flags.command(
+        prefetch, "replay", prefetch_replay, flags.model(), text,
+        flags.flag("--predictor", type=flags.names, metavar="NAMES", default=(),
+                   help=f"{about} (default: none, the policy's own mask alone)"),
+        flags.figure("also draw hit rate and bytes against capacity: a .png or .svg (needs matplotlib)"), *shared,
+        example="minillm prefetch replay --capacity 0.25,0.5 --keepers lru,belady",
+    )  # fmt: skip
+    replay.add_argument(
+        "--keepers", type=flags.names, metavar="NAMES",
+        help="eviction policies, comma-separated (default: lru,lfu,window-4,hot,random,belady)",
+    )  # fmt: skip
+    replay.add_argument(
         "--miss", choices=("wait", "drop"), default="wait",
-        help="replay: wait for what is missing, or compute without it (default: wait)",
+        help="wait for what is missing, or compute without it (default: wait)",
     )  # fmt: skip
-    prefetch.add_argument(
-        "--tokens", type=flags.positive, help="of the text, about (default: 1000; blocks: 4000; real: 200)"
-    )
-    prefetch.add_argument("--speed", metavar="FILE", help="blocks: the JSON of `minillm bench ffn`")
-    prefetch.add_argument(
-        "--groups", type=flags.wholes, help="blocks: neurons per block, with commas (default: 1 to 32)"
-    )
+    flags.command(
+        prefetch, "table", prefetch_table, flags.model(), text,
+        flags.flag("--predictor", type=flags.names, metavar="NAMES",
+                   help=f"{about} (default: shadow-4,learned,ahead-4,previous-token,oracle)"),
+        *shared, example="minillm prefetch table --predictor shadow-4 --capacity 0,0.25",
+    )  # fmt: skip
 
 
-def command_prefetch(a: argparse.Namespace) -> int:
-    """Keep neurons in a small fast memory: simulate, replay, table, blocks; or run a model from disk: real.
+def add_blocks(prefetch: flags.Commands) -> None:
+    """Add ``prefetch blocks``, which takes several sparsities and block sizes."""
+    flags.command(
+        prefetch, "blocks", prefetch_blocks, flags.model(),
+        flags.text("the text to score (default: the embedded one)"),
+        flags.flag("--sparsity", type=flags.shares, metavar="SHARES",
+                   help="shares left out, with commas (default: 0.3,0.5,0.7,0.9)"),
+        flags.flag("--groups", type=flags.wholes, help="neurons per block, with commas (default: 1,4,8,16,32)"),
+        flags.flag("--speed", metavar="FILE", help="of `minillm bench ffn --json` (default: a table in kernels.py)"),
+        flags.calibration("text that neurons are clustered on (default: the first 40 %% of --text, or the embedded "
+                          "one)"),
+        flags.context(), flags.seed("of the clustering (default: 0)"), flags.output("rows as .csv or .json"),
+        flags.figure("also draw speed against perplexity: a .png or .svg (needs matplotlib)"),
+        tokens_of_text(flags.DEMO_PREDICTION), flags.running(),
+        example="minillm prefetch blocks --groups 1,16 --sparsity 0.5 --tokens 500",
+    )  # fmt: skip
 
-    simulate: follow one text through a buffer. replay: compare eviction policies (keepers) and sizes. table: what
-    predictors are worth with a buffer. blocks: what whole blocks of neurons gain in speed and cost in perplexity. real:
-    run the model of a folder of `minillm bundle`, whose FFN weights stay on disk.
-    """
-    if (a.what == "real") != bool(a.folder or a.bundle) or (a.folder and a.bundle):
-        expected = "one folder of `minillm bundle`, FOLDER or --bundle FOLDER" if a.what == "real" else "no folder"
-        raise MinillmError(f"prefetch {a.what}: found {a.folder or a.bundle or 'no folder'}, expected {expected}")
-    if a.what == "real":
-        return prefetch_real(a)
-    if a.memory:
-        raise MinillmError(f"prefetch {a.what} loads the whole model, expected --memory with prefetch real only")
-    if a.figure:
-        from ..show.canvas import check_figure
 
-        if a.what == "table":
-            raise MinillmError("prefetch table draws nothing, expected --figure with simulate, replay or blocks")
-        check_figure(a.figure)
-    from ..sparsity.calibrate import calibrate
+def read_texts(a: argparse.Namespace, model: Llama) -> Texts:
+    """The texts of --text and --calibration, cut to the budgets of calibration and of --tokens."""
     from ..transformer.texts import as_documents, default_context, first_tokens
 
-    model = load_model(a)
     context = a.context or default_context(model)
     calibration, test = map(as_documents, two_texts(a.text, a.calibration))
-    calibration = first_tokens(model, calibration, flags.DEMO_CALIBRATION, context)
-    tokens = a.tokens or (flags.DEMO_PREDICTION if a.what == "blocks" else PREFETCH_TOKENS)
-    texts = Texts(calibration, first_tokens(model, test, tokens, context), context)
-    if a.what == "blocks":
-        return prefetch_blocks(a, model, texts)
-    if a.sparsity and len(a.sparsity) != 1:
-        raise MinillmError(f"--sparsity has {len(a.sparsity)} values, of which only prefetch blocks takes several")
-    (a.sparsity,) = a.sparsity or [0.5]
-    thresholds = given_thresholds(a) or calibrate(model, calibration, "mid", a.sparsity, context, "neuron")
-    if a.what == "simulate":
-        return prefetch_simulate(a, model, thresholds)
-    return (prefetch_table if a.what == "table" else prefetch_replay)(a, model, thresholds, texts)
+    known = first_tokens(model, calibration, flags.DEMO_CALIBRATION, context)
+    return Texts(known, first_tokens(model, test, a.tokens, context), context)
 
 
 # ---- replay and table ------------------------------------------------------------------------------------------------
@@ -134,16 +132,19 @@ def known_neurons(
     return plans, frequencies(record(model, ffn, known).needed)
 
 
-def prefetch_replay(a: argparse.Namespace, model: Llama, thresholds: Thresholds, texts: Texts) -> int:
-    """A row per predictor, capacity and eviction policy, on one recorded text."""
-    from ..prefetch.replay import EVICTIONS, ROW_COLUMNS, SHARES, ReplaySettings
-    from ..study.buffers import prefetch_rows, when_it_matters
-    from ..tables import check_ending, json_rows, keys_as_headings, save_rows, text_table
+def prefetch_replay(a: argparse.Namespace) -> int:
+    """Compare eviction policies and sizes of the buffer: a row per predictor, capacity and policy, on one text."""
+    from ..prefetch.replay import EVICTIONS, SHARES, ReplaySettings
+    from ..study.buffers import REPLAY_COLUMNS, TABLE_NAMES, prefetch_rows, readable, when_it_matters
+    from ..tables import json_rows, save_rows, text_table
     from ..transformer.texts import Sample
+    from ..units import in_bytes
 
-    if a.output:
-        check_ending(a.output)
-    plans, counted = known_neurons(a, model, thresholds, texts, a.predictor or [])
+    check_names(a)
+    model = load_model(a)
+    texts = read_texts(a, model)
+    thresholds = mid_thresholds(a, model, texts.calibration, texts.context)
+    plans, counted = known_neurons(a, model, thresholds, texts, a.predictor)
     settings = ReplaySettings(a.keepers or EVICTIONS, a.capacity or SHARES, a.device, counted, a.miss, seed=a.seed)
     rows = list(prefetch_rows(model, thresholds, Sample(texts.test, context=texts.context), plans, settings))
     if a.output:
@@ -153,12 +154,13 @@ def prefetch_replay(a: argparse.Namespace, model: Llama, thresholds: Thresholds,
     if a.json:
         print(json_rows(rows))
         return 0
-    columns = keys_as_headings({"predictor": "", "role": "", "perplexity": ".3f"}) | ROW_COLUMNS
-    print(text_table(rows, columns))
+    print(text_table([readable(row) for row in rows], REPLAY_COLUMNS, TABLE_NAMES))
     about = (
         f"{len(texts.test)} documents, dense perplexity {rows[0]['dense_perplexity']:.3f}, {a.device}, misses: "
-        f"{a.miss}. capacity: neurons per layer. lru, belady, random: hit rate, bytes and stall of these eviction "
-        "policies on the same requests."
+        f"{a.miss}. capacity: neurons per layer. kB: fetched per token, as the checkpoint stores its weights; all "
+        f"FFNs hold {in_bytes(rows[0]['dense_bytes'])}, which the dense model needs for every token. token ms, stall "
+        "ms: simulated milliseconds per token, and those of them that are spent waiting. lru, belady, random: these "
+        "eviction policies on the same requests."
     )
     print_words(about, when_it_matters(rows))
     return 0
@@ -177,15 +179,17 @@ def draw_replay(rows: list[dict], path: str) -> None:
     write_figure(path, hits, fetched)
 
 
-def prefetch_table(a: argparse.Namespace, model: Llama, thresholds: Thresholds, texts: Texts) -> int:
-    """What a buffer is worth with each plan to know the neurons: hits, bytes, stall and perplexity in one table."""
+def prefetch_table(a: argparse.Namespace) -> int:
+    """Show what predictors are worth with a buffer: hits, bytes, stall and perplexity in one table."""
     from ..prefetch.replay import SHARES, ReplaySettings
-    from ..study.buffers import TABLE_COLUMNS, TABLE_PREDICTORS, buffer_rows, when_it_matters
-    from ..tables import check_ending
+    from ..study.buffers import TABLE_COLUMNS, TABLE_NAMES, TABLE_PREDICTORS, buffer_rows, when_it_matters
+    from ..tables import text_table
     from ..transformer.texts import Sample
 
-    if a.output:
-        check_ending(a.output)
+    check_names(a)
+    model = load_model(a)
+    texts = read_texts(a, model)
+    thresholds = mid_thresholds(a, model, texts.calibration, texts.context)
     plans, counted = known_neurons(a, model, thresholds, texts, a.predictor or TABLE_PREDICTORS)
     settings = ReplaySettings(shares=a.capacity or SHARES, device=a.device, hot_frequencies=counted, seed=a.seed)
     sample = Sample(texts.test, context=texts.context)
@@ -202,23 +206,24 @@ def prefetch_table(a: argparse.Namespace, model: Llama, thresholds: Thresholds, 
         "requests without guesses: hit rate, kB, milliseconds of stall. The mask of mid is known at no cost when "
         "the layer is reached. A miss that is dropped changes the output, so the perplexity is measured."
     )
-    print_result(a, rows, rows, TABLE_COLUMNS, about, when_it_matters(rows))
+    print_result(a, rows, text_table(rows, TABLE_COLUMNS, TABLE_NAMES), about, when_it_matters(rows))
     return 0
 
 
 # ---- blocks ----------------------------------------------------------------------------------------------------------
 
 
-def prefetch_blocks(a: argparse.Namespace, model: Llama, texts: Texts) -> int:
-    """Speed at a large shape against this model's perplexity, for single neurons and blocks, and which to choose."""
+def prefetch_blocks(a: argparse.Namespace) -> int:
+    """Compare what whole blocks of neurons gain in speed with what they cost in perplexity, beside single neurons."""
     from tqdm.auto import tqdm
 
     from ..study import blocks
-    from ..tables import check_ending
+    from ..tables import text_table
     from ..transformer.texts import Sample
 
-    if a.output:
-        check_ending(a.output)
+    check_names(a)
+    model = load_model(a)
+    texts = read_texts(a, model)
     speeds = blocks.read_speeds(a.speed) if a.speed else None
     if not speeds:
         say("speed: the table in prefetch/kernels.py; --speed takes what `minillm bench ffn --json` measures here")
@@ -232,12 +237,14 @@ def prefetch_blocks(a: argparse.Namespace, model: Llama, texts: Texts) -> int:
             raise MinillmError(f"{a.speed}: holds no speed of these groups and sparsities, expected one to draw")
         draw_blocks(points, model.name, a.figure)
     about = (
-        f"Perplexity: {model.name}, dense {rows[0]['dense_perplexity']:.3f}; an oracle keeps each token's best blocks, "
-        "so it is a bound. clustered: neurons that matter together are stored together; in place: the value of a "
-        f"neuron that is left out. Speed: one FFN of {rows[0]['shape']}, {rows[0]['speed_from']}; whole "
-        f"token: where the FFNs hold {rows[0]['ffn_share']:.0%} of the bytes that a token reads."
+        f"Perplexity: {model.name}, dense {rows[0]['dense_perplexity']:.3f}; an oracle keeps each token's best blocks "
+        "at no cost, so every line is a bound, not a choice: a method must first find out which blocks to keep. "
+        "clustered: neurons that matter together are stored together; in place: the value of a neuron that is left "
+        f"out. speedup: times as fast as dense, of one FFN of {rows[0]['shape']}, {rows[0]['speed_from']}; token: the "
+        f"same of a whole token, where the FFNs hold {rows[0]['ffn_share']:.0%} of the bytes that a token reads."
     )
-    print_result(a, rows, blocks.joint_table(rows), blocks.JOINT_COLUMNS, about, blocks.which_point(rows))
+    table = text_table(blocks.joint_table(rows), blocks.JOINT_COLUMNS, names=4)
+    print_result(a, rows, table, about, blocks.bounds_in_words(rows))
     return 0
 
 
@@ -259,6 +266,18 @@ def draw_blocks(points: list[dict], name: str, path: str) -> None:
 # ---- rows and words --------------------------------------------------------------------------------------------------
 
 
+def check_names(a: argparse.Namespace) -> None:
+    """Refuse the names of -o and --figure that nothing can be written to, before the work."""
+    from ..tables import check_ending
+
+    if a.output:
+        check_ending(a.output)
+    if getattr(a, "figure", None):
+        from ..show.canvas import check_figure
+
+        check_figure(a.figure)
+
+
 def kept(making: Iterable[dict], output: str | None, report: Callable[[dict], None] | None = None) -> list[dict]:
     """All rows; the file is written after each of them, so that an interrupted run loses nothing."""
     from ..tables import save_rows
@@ -273,16 +292,14 @@ def kept(making: Iterable[dict], output: str | None, report: Callable[[dict], No
     return rows
 
 
-def print_result(
-    a: argparse.Namespace, rows: list[dict], shown: list[dict], columns: Columns, about: str, sentences: list[str]
-) -> None:
-    """Print rows and sentences as JSON, or the shown rows as a table, its explanation and the sentences."""
-    from ..tables import json_rows, text_table
+def print_result(a: argparse.Namespace, rows: list[dict], table: str, about: str, sentences: list[str]) -> None:
+    """Print rows and sentences as JSON, or a table of them, its explanation and the sentences."""
+    from ..tables import json_rows
 
     if a.json:
         print(f'{{"rows": {json_rows(rows)},\n"sentences": {json.dumps(sentences)}}}')
         return
-    print(text_table(shown, columns))
+    print(table)
     print_words(about, sentences)
 
 

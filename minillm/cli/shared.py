@@ -29,8 +29,7 @@ if TYPE_CHECKING:
 
 def say(*words: object) -> None:
     """Print on stderr what is not the result: progress, seeds, timings, notes; nothing in it can steer a terminal."""
-    text = show(" ".join(map(str, words)), MESSAGE_LIMIT, keep="\n")
-    print(text, file=sys.stderr, flush=True)
+    print(show(" ".join(map(str, words)), MESSAGE_LIMIT), file=sys.stderr, flush=True)
 
 
 def wrapped(text: str, first: str = "") -> str:
@@ -38,7 +37,16 @@ def wrapped(text: str, first: str = "") -> str:
     width = max(40, min(WIDTH, shutil.get_terminal_size().columns))
     first = show(first)
     indent = " " * min(len(first), width // 2)
-    return textwrap.fill(show(text), width, initial_indent=first, subsequent_indent=indent, break_on_hyphens=False)
+    return textwrap.fill(
+        show(text, keep="\n"), width, initial_indent=first, subsequent_indent=indent, break_on_hyphens=False
+    )
+
+
+def in_lines(text: str) -> str:
+    """A text of several lines, of which none is longer than WIDTH: tables fit already, sentences are wrapped."""
+    return "\n".join(
+        textwrap.fill(line, WIDTH, break_on_hyphens=False) if len(line) > WIDTH else line for line in text.split("\n")
+    )
 
 
 def labelled(texts: Mapping[str, str]) -> str:
@@ -128,6 +136,14 @@ def given_thresholds(arguments: argparse.Namespace) -> Thresholds | None:
     from ..sparsity.thresholds import Thresholds
 
     return Thresholds.load(arguments.thresholds) if arguments.thresholds else None
+
+
+def mid_thresholds(arguments: argparse.Namespace, model: Llama, known: list[str], context: int) -> Thresholds:
+    """The thresholds of --thresholds, or those of policy mid at --sparsity, found on documents."""
+    from ..sparsity.calibrate import calibrate
+
+    given = given_thresholds(arguments)
+    return given or calibrate(model, known, "mid", arguments.sparsity, context, "neuron")
 
 
 def load_ffn(arguments: argparse.Namespace, model: Llama) -> FeedForward:

@@ -126,7 +126,7 @@ def print_patterns(measured: Measured) -> None:
     from ..study.edits import SCOPES, published
     from ..tables import keys_as_headings, text_table
 
-    print(text_table(measured.rows(by_layer=False), PATTERN_COLUMNS))
+    print(text_table(measured.rows(by_layer=False), PATTERN_COLUMNS, names=2))
     by_layer = measured.rows(by_variant=False)
     scopes = [scope for scope in SCOPES if any(row["scope"] == scope for row in by_layer)]
     controls = ("chance", "static", "unrelated")
@@ -143,7 +143,7 @@ def print_patterns(measured: Measured) -> None:
     if any(line["our after"] is not None for line in table_two):
         forms = {key: "" if isinstance(value, str) else ".4f" for line in table_two for key, value in line.items()}
         print("\nTable II as published (Llama-3-8B, first layer), beside chance and what was measured here:\n")
-        print(text_table(table_two, keys_as_headings(forms)))
+        print(text_table(table_two, keys_as_headings(forms), names=3))
     print()
 
 

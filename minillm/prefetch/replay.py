@@ -77,8 +77,8 @@ class ReplaySettings:
 
     evictions: names of eviction policies. shares: capacities, as shares of a layer's neurons. device: of the clock.
     hot_frequencies (L, N): share of another text's tokens that need each neuron, for the policy hot, which is left
-    out without them. miss: "wait" or "drop". bytes_per_number: of a weight in slow memory; None: as in the model. seed:
-    of the random set.
+    out without them. miss: "wait" or "drop". bytes_per_number: of a weight in slow memory; None: as the checkpoint
+    stores it. seed: of the random set.
     """
 
     evictions: Sequence[str] = EVICTIONS
@@ -168,6 +168,7 @@ def figures_of(replayed: Replayed, work: Work, device: Device) -> dict:
     return {
         "capacity": capacity,
         "capacity_share": capacity / neurons,  # the mean hit rate of a random set
+        "neuron_bytes": work.neuron_bytes,
         "kept_bytes": layers * capacity * work.neuron_bytes,
         "preloaded_bytes": preloaded * work.neuron_bytes,
         "working_bytes": working_space(traffic, lookahead) * work.neuron_bytes,
@@ -189,17 +190,6 @@ def baseline_figures(beside: dict[str, Traffic], work: Work, device: Device) -> 
         figures[f"{name}_bytes"] = traffic.figures(work.neuron_bytes)["bytes_per_token"]
         figures[f"{name}_seconds"], figures[f"{name}_stall"] = timeline["seconds_per_token"], timeline["stall_share"]
     return figures
-
-
-ROW_COLUMNS = {  # for text_table
-    "keeper": ("eviction", ""), "capacity": ("capacity", "d"), "hit_rate": ("hit rate", ".3f"), "lru": ("lru", ".3f"),
-    "belady": ("belady", ".3f"), "random": ("random", ".3f"), "bytes_per_token": ("bytes per token", ",.0f"),
-    "lru_bytes": ("lru bytes", ",.0f"), "belady_bytes": ("belady bytes", ",.0f"),
-    "random_bytes": ("random bytes", ",.0f"), "wasted_bytes": ("wasted bytes", ",.0f"),
-    "seconds_per_token": ("seconds per token", ".2e"), "stall_share": ("stall", ".1%"),
-    "lru_stall": ("lru stall", ".1%"), "belady_stall": ("belady stall", ".1%"),
-    "random_stall": ("random stall", ".1%"),
-}  # fmt: skip
 
 
 def enough(demand: Sequence[dict], guessing: Sequence[dict], tolerance: float = 0.01) -> int | None:

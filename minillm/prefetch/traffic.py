@@ -108,6 +108,11 @@ def event_rows(events: Sequence[Event]) -> list[dict]:
     ]  # fmt: skip
 
 
+def short(neurons: str, width: int = 48) -> str:
+    """A list of neurons in a table: where it is longer than ``width`` characters, its beginning and " ..."."""
+    return neurons if len(neurons) <= width else neurons[: width - 4].rsplit(" ", 1)[0] + " ..."
+
+
 def unpacked(rows: Sequence[np.ndarray], neurons: int) -> np.ndarray:
     """The inverse of packing: per layer, masks as packed bits (T, N / 8)  ->  (T, L, N) bool."""
     bits = np.array(rows, np.uint8).reshape(len(rows), -1, -(-neurons // 8))  # (L, T, N / 8 rounded up)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from ..study.describe import PART_COLUMNS
 from ..study.distributions import normal_below
 from ..study.natural import NEAR_ZERO
 from ..study.summary import SHOWN_STEPS, Study
@@ -17,10 +18,9 @@ from .results_distributions import magnitudes_by_layer, natural_by_layer
 
 def model_parts(s: Study) -> dict[str, str]:
     """Config, parts, and the limit that the FFNs' share sets."""
-    columns = {"part": ("part", ""), "weights": ("weights", ","), "share": ("share", ".1%"), "MB": ("MB", ".2f")}
     bounds = {"ffn_read": ("FFN weights read", ".0%"), "token_read": ("of all weights", ".1%")}
     bounds |= {"faster": ("times as fast, at most", ".2f")}
-    parts = table(s.parts, columns, "Where the weights are", "MB: as loaded.")
+    parts = table(s.parts, PART_COLUMNS, "Where the weights are")
     limit = table(s.amdahl, bounds, "The limit", "For a token that takes as long as its weights take to be read.")
     return {
         "tables": beside(

@@ -22,7 +22,7 @@ import numpy as np
 
 from ..errors import MinillmError
 from ..prefetch.buffer import PrefetchBuffer
-from ..prefetch.traffic import EVENT_COLUMNS, event_rows
+from ..prefetch.traffic import EVENT_COLUMNS, event_rows, short
 from ..sparsity.masked import masked_swiglu
 from ..sparsity.policies import POLICIES
 from ..tables import keys_as_headings, text_table
@@ -162,18 +162,14 @@ def slider(widgets: ModuleType, page: Callable[[float], str], low: float, high: 
 # ---- a buffer that can be stepped ------------------------------------------------------------------------------------
 def buffer_text(buffer: PrefetchBuffer, last: int = 10) -> str:
     """The last events of a buffer as a table, and what each layer keeps now."""
-
-    def short(neurons: str, width: int = 48) -> str:
-        return neurons if len(neurons) <= width else neurons[: width - 4].rsplit(" ", 1)[0] + " ..."
-
     rows = [row | {"neurons": short(row["neurons"])} for row in event_rows(buffer.events[-last:])]
     events = text_table(rows, EVENT_COLUMNS) if rows else "nothing has happened yet"
     layers = [
         {
             "layer": layer,
             "kept": f"{buffer.held[layer].sum()} of {buffer.capacity}",
-            "neurons": short(" ".join(map(str, np.flatnonzero(buffer.held[layer])))),
-            "on their way": short(" ".join(map(str, np.flatnonzero(buffer.waiting[layer])))) or "-",
+            "neurons": short(" ".join(map(str, np.flatnonzero(buffer.held[layer]))), 36),
+            "on their way": short(" ".join(map(str, np.flatnonzero(buffer.waiting[layer]))), 36) or "-",
         }
         for layer in range(buffer.layers)
     ]

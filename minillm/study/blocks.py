@@ -202,7 +202,7 @@ def _fastest(speeds: Sequence[dict], group: int, sparsity: float) -> dict:
 JOINT_COLUMNS = {
     "group": ("group", "d"), "order": ("order", ""), "in_place": ("in place", ""), "sparsity": ("left out", ".0%"),
     "perplexity": ("perplexity", ".3f"), "increase": ("increase", "+.1%"), "method": ("method", ""),
-    "speedup": ("speedup", ".2f"), "spread": ("spread", ""), "whole_token": ("whole token", ".2f"),
+    "speedup": ("speedup", ".2f"), "spread": ("spread", ""), "whole_token": ("token", ".2f"),
 }  # fmt: skip
 
 
@@ -210,7 +210,7 @@ def joint_table(rows: Sequence[dict]) -> list[dict]:
     """The rows, with the columns in_place (zero or means) and spread (of the speed) that JOINT_COLUMNS prints."""
     shown = []
     for row in rows:
-        spread = None if row["speedup"] is None else f"{row['low']:.2f} .. {row['high']:.2f}"
+        spread = None if row["speedup"] is None else f"{row['low']:.2f}-{row['high']:.2f}"
         shown.append(row | {"in_place": "means" if row["means"] else "zero", "spread": spread})
     return shown
 
@@ -249,15 +249,18 @@ def point_in_words(row: dict) -> str:
     )
 
 
-def which_point(rows: Sequence[dict], limits: Sequence[float] = LIMITS) -> list[str]:
-    """Which point to choose, for each limit on the increase of perplexity: sentences, of one model."""
+def bounds_in_words(rows: Sequence[dict], limits: Sequence[float] = LIMITS) -> list[str]:
+    """The most speed that an oracle's blocks leave room for, for each limit on the increase of perplexity: sentences.
+
+    A bound and no recommendation: the oracle knows beforehand what each token needs.
+    """
     sentences = []
     for limit in limits:
         best, single = best_point(rows, limit), best_point(rows, limit, single=True)
         if best is None:
-            sentences.append(f"For at most {limit:+.0%} of perplexity: nothing is faster than the dense FFN")
+            sentences.append(f"Bound for at most {limit:+.0%} of perplexity: nothing is faster than the dense FFN")
             continue
-        other = "" if best["group"] == 1 else "; the best of single neurons: "
+        other = "" if best["group"] == 1 else "; the bound of single neurons: "
         other += "" if best["group"] == 1 else point_in_words(single) if single else "none is faster than dense"
-        sentences.append(f"For at most {limit:+.0%} of perplexity choose {point_in_words(best)}{other}")
+        sentences.append(f"Bound for at most {limit:+.0%} of perplexity: {point_in_words(best)}{other}")
     return sentences

@@ -128,7 +128,8 @@ def prefetch_rows(
     capacities = sorted({round(share * neurons) for share in settings.shares})
     for plan in plans:
         selectors = plan.selectors(model, thresholds)
-        work = work_of(model, settings.bytes_per_number, predictor=plan.own_work(layers))
+        size = settings.bytes_per_number or stored_size(model)
+        work = work_of(model, size, predictor=plan.own_work(layers))
         about = {"model": model.name, **plan.about(), "dense_perplexity": dense}
         if settings.miss == "drop":
             for capacity in capacities:
@@ -191,8 +192,7 @@ def plans_of(workshop: Workshop, names: Sequence[str], sparsity: float) -> list[
 
 def stored_size(model: Llama) -> int:
     """Bytes of one FFN weight, as the checkpoint stores it."""
-    layers, hidden, neurons = shape_of(model)
-    return round(ffn_bytes(model)[1] / (3 * layers * hidden * neurons))
+    return round(ffn_bytes(model)[1] / model.parameters["ffn"])
 
 
 def buffer_rows(
@@ -217,13 +217,13 @@ def buffer_rows(
                 asked = np.ones((row["tokens"], layers, neurons), bool)
                 capacities = [round(share * neurons) for share in waiting.shares]
                 for dense in replay(asked, work_of(model, size), capacities, waiting):
-                    yield _readable(about | dense)
+                    yield readable(about | dense)
                 first = False
-            yield _readable(row)
+            yield readable(row)
 
 
-def _readable(row: dict) -> dict:
-    """The row, with the columns that the table prints."""
+def readable(row: dict) -> dict:
+    """A row of ``prefetch_rows``, with the columns that the tables print: kB as stored, and milliseconds."""
     known = {None: "at the layer", "layer": "a layer before", "token": "a token before"}[row["guesses"]]
     plan = OWN if row["predictor"] == "policy's own mask" else row["predictor"]
     if row["role"] == "prefetch":
@@ -231,6 +231,7 @@ def _readable(row: dict) -> dict:
     wide = {"way": plan, "known": "-" if plan == ALL else known, "misses": row["miss"]}
     wide |= {"kB": row["bytes_per_token"] / 1e3, "stall": row["stall_share"]}
     wide["fast kB"] = (row["kept_bytes"] + row["own_bytes"]) / 1e3
+    wide |= {"wasted kB": row["wasted_bytes"] / 1e3, "token ms": row["seconds_per_token"] * 1e3}
     wide["stall ms"] = row["stall_share"] * row["seconds_per_token"] * 1e3
     for name in ("lru", "belady", "random"):
         wide[f"{name} kB"] = row[f"{name}_bytes"] / 1e3
@@ -238,13 +239,17 @@ def _readable(row: dict) -> dict:
     return row | wide
 
 
-TABLE_COLUMNS = keys_as_headings(dict.fromkeys(("way", "known", "misses", "keeper"), ""))
-TABLE_COLUMNS |= {"capacity": ("capacity", "d"), "fast kB": ("fast kB", ",.0f"), "hit_rate": ("hit rate", ".3f")}
-TABLE_COLUMNS |= keys_as_headings(dict.fromkeys(("lru", "belady", "random"), ".3f"))
-TABLE_COLUMNS |= keys_as_headings(dict.fromkeys(("kB", "lru kB", "belady kB", "random kB"), ",.0f"))
-TABLE_COLUMNS |= {"stall": ("stall", ".1%")}
-TABLE_COLUMNS |= keys_as_headings(dict.fromkeys(("stall ms", "lru ms", "belady ms", "random ms"), ".3f"))
-TABLE_COLUMNS |= {"perplexity": ("perplexity", ".3f")}
+TABLE_NAMES = 4  # the first columns, which name a row
+TABLE_COLUMNS = keys_as_headings(dict.fromkeys(("way", "misses", "keeper"), "") | {"capacity": "d", "known": ""})
+TABLE_COLUMNS |= {"fast kB": ("fast kB", ",.0f"), "perplexity": ("perplexity", ".3f")}
+HIT_COLUMNS = {"hit_rate": ("hit rate", ".3f")} | keys_as_headings(dict.fromkeys(("lru", "belady", "random"), ".3f"))
+KB_COLUMNS = keys_as_headings(dict.fromkeys(("kB", "lru kB", "belady kB", "random kB"), ",.0f"))
+MS_COLUMNS = keys_as_headings(dict.fromkeys(("stall ms", "lru ms", "belady ms", "random ms"), ".3f"))
+TABLE_COLUMNS |= HIT_COLUMNS | KB_COLUMNS | {"stall": ("stall", ".1%")} | MS_COLUMNS
+
+REPLAY_COLUMNS = keys_as_headings(dict.fromkeys(("predictor", "role"), ""))
+REPLAY_COLUMNS |= {"keeper": ("eviction", ""), "capacity": ("capacity", "d"), "perplexity": ("perplexity", ".3f")}
+REPLAY_COLUMNS |= HIT_COLUMNS | KB_COLUMNS | keys_as_headings({"wasted kB": ",.0f", "token ms": ".3f"}) | MS_COLUMNS
 
 
 def when_it_matters(rows: Sequence[dict], tolerance: float = 0.01) -> list[str]:

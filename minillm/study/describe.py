@@ -10,21 +10,38 @@ from dataclasses import asdict
 from typing import Any
 
 from ..loading.checkpoint import checkpoint_tensors
+from ..loading.names import is_derived, plain_name
 from ..tables import keys_as_headings
-from ..transformer.model import Llama
+from ..transformer.model import Llama, part_of
 
-PART_COLUMNS = keys_as_headings({"part": "", "weights": ",", "share": ".1%", "MB": ".2f"})
+PART_COLUMNS = keys_as_headings({"part": "", "weights": ",", "share": ".1%"})
+PART_COLUMNS |= {"stored_MB": ("MB stored", ".2f"), "MB": ("MB as loaded", ".2f")}
+
+
+def stored_bytes(model: Llama) -> dict[str, int]:
+    """Bytes of each part as the checkpoint stores it; as loaded, where there is no file."""
+    if model.folder is None:
+        return {part: count * model.dtype.itemsize for part, count in model.parameters.items()}
+    sizes = dict.fromkeys(model.parameters, 0)
+    for name, tensor in checkpoint_tensors(model.folder).items():
+        if not is_derived(name):
+            sizes[part_of(plain_name(name)[1])] += tensor.nbytes
+    return sizes
 
 
 def describe(model: Llama) -> list[dict[str, Any]]:
-    """Where the weights are: a row per part of the model (embedding, attention, FFNs, norms, head)."""
-    total = sum(model.parameters.values())
+    """Where the weights are: a row per part of the model (embedding, attention, FFNs, norms, head).
+
+    MB: in the dtype that the weights are loaded in; stored_MB: in the checkpoint's files.
+    """
+    total, stored = sum(model.parameters.values()), stored_bytes(model)
     return [
         {
             "part": part if part != "head" or count else "head (tied to the embedding)",
             "weights": count,
             "share": count / total,
             "MB": count * model.dtype.itemsize / 1e6,
+            "stored_MB": stored[part] / 1e6,
         }
         for part, count in model.parameters.items()
     ]

@@ -27,7 +27,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..loading.checkpoint import checkpoint_tensors
 from ..predictors.catalogue import EVALUATED
 from ..predictors.cutoffs import fit_cutoffs
 from ..predictors.metrics import PredictionMeter
@@ -42,6 +41,7 @@ from ..transformer.evaluation import Evaluation, divergence, perplexity
 from ..transformer.model import Llama, shape_of
 from ..transformer.texts import Sample, as_documents, split_text
 from .bootstrap import difference, in_words
+from .describe import stored_bytes
 from .score import evaluation_of
 
 TRAINING_SHARE = 0.75  # of the documents that are not test documents; the rest is held out
@@ -50,12 +50,7 @@ NOTHING = 1e-3  # of the dense perplexity: an increase that is smaller counts as
 
 def ffn_bytes(model: Llama) -> tuple[int, int]:
     """Bytes of all FFN weights in float32, and as the checkpoint stores them (as loaded, where there is no file)."""
-    layers, hidden, intermediate = shape_of(model)
-    numbers = 3 * layers * hidden * intermediate
-    if model.folder is None:
-        return 4 * numbers, model.dtype.itemsize * numbers
-    stored = [t.nbytes for name, t in checkpoint_tensors(model.folder).items() if re.search(r"mlp\..*weight$", name)]
-    return 4 * numbers, sum(stored)
+    return 4 * model.parameters["ffn"], stored_bytes(model)["ffn"]
 
 
 def predictor_row(

@@ -34,6 +34,7 @@ from .ops import linear, rms_norm
 from .rope import rope_table
 
 Ids: TypeAlias = Sequence[int] | np.ndarray  # (T,), whole numbers from 0 to V - 1
+PARTS = {"embed": "embedding", ".self_attn.": "attention", ".mlp.": "ffn", "norm": "norms", "lm_head": "head"}
 
 
 class Llama:
@@ -93,11 +94,9 @@ class Llama:
     @cached_property
     def parameters(self) -> dict[str, int]:
         """Number of weights of each part: embedding, attention, ffn, norms, head (0 when tied)."""
-        parts = {"embed": "embedding", ".self_attn.": "attention", ".mlp.": "ffn", "norm": "norms", "lm_head": "head"}
-        count = dict.fromkeys(parts.values(), 0)
+        count = dict.fromkeys(PARTS.values(), 0)
         for name, shape in self.config.tensor_shapes().items():
-            part = "norms" if "norm" in name else next(part for piece, part in parts.items() if piece in name)
-            count[part] += math.prod(shape)
+            count[part_of(name)] += math.prod(shape)
         return count
 
     def check_ids(self, ids: Ids) -> np.ndarray:
@@ -147,6 +146,11 @@ class Llama:
         ids (T,)  ->  (T, V), in the model's dtype. Raises MinillmError for ids out of range or too many.
         """
         return tap("logits", linear(self.hidden(ids, cache, ffn, tap), self.lm_head))  # (T, V)
+
+
+def part_of(name: str) -> str:
+    """The part of a model that a weight belongs to: "model.layers.0.mlp.up_proj.weight" is of the ffn."""
+    return "norms" if "norm" in name else next(part for piece, part in PARTS.items() if piece in name)
 
 
 def random_weights(

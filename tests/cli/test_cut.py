@@ -26,7 +26,7 @@ def test_calibrate_writes_our_format_and_the_papers(run, tmp_path):
 def test_sweep_prints_a_row_for_each_policy_and_sparsity_and_writes_them(run, tmp_path):
     sweep = ("sweep", "-m", "m", "--text", "stories.txt", "--policy", "mid,cats", "--sparsity", "0.3,0.6")
     status, out, err = run(*sweep, "-o", tmp_path / "rows.csv")
-    assert status == 0 and len(out.splitlines()) == 1 + 5 + 1
+    assert status == 0 and len(out.splitlines()) == (1 + 5) + 1 + (1 + 5) + 2  # a table in two parts, and the protocol
     progress = [line.partition(":")[0] for line in err.splitlines()]
     assert progress == ["dense", "mid 0.30", "cats 0.30", "mid 0.60", "cats 0.60"]
     assert len((tmp_path / "rows.csv").read_text(encoding="utf-8").splitlines()) == 6
@@ -34,7 +34,7 @@ def test_sweep_prints_a_row_for_each_policy_and_sparsity_and_writes_them(run, tm
     assert found == json.loads((tmp_path / "rows.json").read_text(encoding="utf-8"))
     assert run(*sweep, "-o", tmp_path / "rows.json")[2] == ""  # all of it is there: nothing is computed
     status, _, err = run("sweep", "-m", "three", *sweep[3:], "-o", tmp_path / "rows.json")
-    assert status == 1 and "rows.json: row 1 is of another sweep (it has model m, expected three" in one_sentence(err)
+    assert status == 1 and "rows.json: row 1 is of another sweep (of m " in one_sentence(err)
     assert [(r["policy"], r["target"]) for r in found[1:]] == [
         ("mid", 0.3), ("cats", 0.3), ("mid", 0.6), ("cats", 0.6)
     ]  # fmt: skip
@@ -49,10 +49,11 @@ def test_sweep_compares_policies_and_models_draws_and_takes_jobs(run, tmp_path):
     status, out, err = run(*sweep, "--figure", tmp_path / "f.png")
     assert status == 0 and "figure: " in err and "Perplexity of three against" in err
     assert (tmp_path / "f.png").read_bytes().startswith(b"\x89PNG")
-    table, compared = (part.splitlines() for part in out.split("\n\n"))
-    assert [line.split()[:2] for line in table[1:-1]] == [
-        [model, policy] for model in ("m", "three") for policy in ("dense", "mid", "cats", "dhar")
-    ]
+    *table, compared = (part.splitlines() for part in out.split("\n\n"))
+    for part in table:
+        assert [line.split()[:2] for line in part[1:9]] == [
+            [model, policy] for model in ("m", "three") for policy in ("dense", "mid", "cats", "dhar")
+        ]
     assert [line.split()[:2] for line in compared[1:5]] == [
         [model, policy] for model in ("m", "three") for policy in ("cats", "dhar")
     ]

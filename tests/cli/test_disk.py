@@ -59,11 +59,7 @@ def test_the_command_continues_a_prompt_with_whole_blocks_and_prints_a_table(fil
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("", "found no folder, expected one folder of `minillm bundle`"),
-        ("g1 --bundle g5", "expected one folder"),
         ("model", "holds no bundle.json"),
-        ("g1 -m default-relu", "expected no --model"),
-        ("g1 --sparsity 0.3,0.5", "one --sparsity"),
         ("g1 --calibration known.txt --predictor up-4", "reads the layer's own gate"),
         ("g1 --calibration known.txt --predictor previous-token", "needs the true mask"),
         ("g1 --memory 9 --keepers hot", "the whole model is never there"),
@@ -75,7 +71,8 @@ def test_what_cannot_be_run_is_refused_in_one_sentence(files, run, monkeypatch, 
     monkeypatch.chdir(files)
     status, out, err = run("prefetch", "real", *words.split(), "-n", 2)
     assert status == 1 and said in err and not out and "Traceback" not in err
-    assert run("prefetch", "replay", "g1")[0] == run("prefetch", "simulate", "--memory", "9")[0] == 1
+    for words in ("replay g1", "simulate --memory 9", "real", "real g1 --bundle g1", "real g1 --model m"):
+        assert run("prefetch", *words.split())[0] == 2, words
 
 
 def limited(folder, megabytes, *words) -> subprocess.CompletedProcess:
@@ -135,6 +132,10 @@ def test_bundle_writes_a_folder_once(tmp_path, run):
     out = tmp_path / "bundles"
     how = ("-m", tmp_path / "model", "-o", out, "--group", 4)
     status, printed, _ = run("bundle", *how, "--stored", "bfloat16")
-    assert status == 0 and "3 blocks of 4 neurons per layer" in printed and (out / "layer-001.safetensors").is_file()
+    assert (
+        status == 0
+        and "3 blocks of 4 neurons per layer" in " ".join(printed.split())
+        and (out / "layer-001.safetensors").is_file()
+    )
     status, _, said = run("bundle", *how)
     assert status == 1 and "exists already" in said

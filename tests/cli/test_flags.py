@@ -1,11 +1,62 @@
 """Shared flags: the types that turn a word into a value, the parents, and the names that they offer."""
 
 import argparse
+import re
+import shlex
 
 import pytest
 
 from minillm.cli import flags
 from minillm.cli import main as cli
+from minillm.cli.parser import Parser
+
+ACTIONS = {
+    "predict": ("train", "eval"), "prefetch": ("simulate", "replay", "table", "blocks", "real"),
+    "bench": ("decode", "perplexity", "start", "ffn", "disk"),
+}  # fmt: skip
+EACH = [(command, action) for command, actions in ACTIONS.items() for action in actions]
+
+
+def action_parser(command: str, action: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = cli.parser(command)
+    for word in (command, action):
+        (commands,) = (each for each in parser._actions if isinstance(each, argparse._SubParsersAction))
+        parser = commands.choices[word]
+    return parser
+
+
+@pytest.mark.parametrize(("command", "action"), EACH)
+def test_every_action_has_a_page_with_its_defaults_and_an_example_of_its_own_flags(command, action, run):
+    status, page, _ = run(command, action, "--help")
+    assert status == 0 and f"usage: minillm {command} {action} " in page
+    found = action_parser(command, action)
+    for flag in found._actions:
+        says = "default" in flag.help or flag.required or flag.dest in ("help", "json", "folder", "bundle")
+        assert says or "the same" in flag.help or flag.dest in ("output", "figure"), flag.dest
+    lines = found.epilog.removeprefix("Example: ").split(" && ")
+    assert lines[-1].startswith(f"minillm {command} {action} ")
+    for line in lines:
+        cli.parser().parse_args(shlex.split(line)[1:])
+    assert action in run(command, "--help")[1].split()
+
+
+QUICK = ["prefetch simulate", "prefetch replay", "prefetch real", "bench decode", "bench start"]
+
+
+@pytest.mark.parametrize(
+    ("command", "action"),
+    [pytest.param(*each, marks=[] if " ".join(each) in QUICK else pytest.mark.slow) for each in EACH],
+)
+def test_every_example_runs_and_fits_100_columns(command, action, run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr("minillm.bench.model.find_spec", lambda name: None)
+    for line in action_parser(command, action).epilog.removeprefix("Example: ").split(" && "):
+        status, out, said = run(*shlex.split(line)[1:])
+        if status == 1 and "expected Linux" in said or "stays in the system's cache" in said:
+            pytest.skip("no disk here that could be cold")
+        assert status == 0, said
+        assert max(map(len, out.splitlines())) <= 100 and not re.search(r"[0-9]e[+-][0-9]", out)
 
 
 def test_the_names_that_the_parser_offers_are_those_that_there_are():
@@ -19,12 +70,13 @@ def test_the_names_that_the_parser_offers_are_those_that_there_are():
 
 
 def test_a_flag_of_a_parent_is_the_same_in_every_command():
-    where = {"--model": "demo generate inspect bundle", "--text": "demo perplexity sweep", "--context": "sweep predict"}
+    where = {"--model": "demo generate inspect bundle", "--text": "demo perplexity sweep", "--context": "sweep report"}
     (commands,) = (action for action in cli.parser()._actions if action.dest == "command")
     for name, users in where.items():
         found = [commands.choices[user]._option_string_actions[name] for user in users.split()]
         assert len({(flag.dest, flag.default, flag.type, flag.metavar) for flag in found}) == 1, name
-    assert all("--json" in sub._option_string_actions for sub in commands.choices.values())
+    for name, sub in commands.choices.items():
+        assert name in ACTIONS or "--json" in sub._option_string_actions
 
 
 def test_a_command_takes_the_flags_of_its_parents_and_its_functions_words():
@@ -35,7 +87,7 @@ def test_a_command_takes_the_flags_of_its_parents_and_its_functions_words():
         """
         return 0
 
-    top = argparse.ArgumentParser()
+    top = Parser()
     commands = top.add_subparsers()
     sub = flags.command(commands, "count", command_count, flags.seed(), flags.running())
     a = top.parse_args(["count", "-s", "3", "--json"])

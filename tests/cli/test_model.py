@@ -16,13 +16,14 @@ from safetensors.numpy import load_file, save_file
 
 import minillm
 from minillm.errors import show
+from minillm.transformer.generation import Step
 
 
 def test_generate_streams_the_prompt_and_its_continuation_and_nothing_else_on_stdout(run):
     model = minillm.load("m")
     steps = list(minillm.generate(model, model.tokenizer.encode("a cat"), 5))
     status, out, err = run("generate", "-m", "m", "-p", "a cat", "-n", "5")
-    assert (status, out) == (0, "a cat" + "".join(s.text for s in steps) + "\n")
+    assert (status, out) == (0, "a cat|" + "".join(show(s.text, keep="\n\t") for s in steps) + "\n")
     assert "greedy, seed 0" in err and "5 tokens in" in err
     found = json.loads(run("generate", "-m", "m", "-p", "a cat", "-n", "5", "--json")[1])
     assert found["tokens"] == [s.token for s in steps] and found["logprobs"] == [s.logprob for s in steps]
@@ -35,6 +36,15 @@ def test_generate_draws_the_same_from_the_same_seed(run):
         return json.loads(run("generate", "-m", "m", "-p", "a", "-n", "12", *sampling, "--json")[1])["tokens"]
 
     assert tokens(1) == tokens(1) != tokens(2)
+
+
+def test_a_model_cannot_steer_the_terminal_and_its_lines_and_tabs_stay(run, monkeypatch):
+    texts = ["\x1b[2J", "red\r", "\n\tone", "\u202e"]
+    steps = [Step(0, text, 0.0, i) for i, text in enumerate(texts)]
+    monkeypatch.setattr("minillm.transformer.generation.generate", lambda *_, **__: iter(steps))
+    status, out, _ = run("generate", "-m", "m", "-p", "a\x07", "-n", "4")
+    assert (status, out) == (0, "a\\x07|\\x1b[2Jred\\r\n\tone\\u202e\n")
+    assert json.loads(run("generate", "-m", "m", "-p", "a", "--json")[1])["text"] == "".join(texts)
 
 
 @pytest.mark.parametrize("prompt", ["🦊👩‍👩‍👧", "漢字", "שלום, مرحبا", "e\u0301\u0301", "\0\x1b", "</s><s>"])
@@ -60,7 +70,8 @@ def test_perplexity_prints_the_protocol_and_with_thresholds_the_accounting(run, 
     thresholds = tmp_path / "t.json"
     model, text = minillm.load("m"), Path("one.txt").read_text(encoding="utf-8")
     score = minillm.perplexity(model, text)
-    assert run("perplexity", "-m", "m", "--text", "one.txt") == (0, f"{score}\n", "")
+    status, out, err = run("perplexity", "-m", "m", "--text", "one.txt")
+    assert (status, " ".join(out.split()), err) == (0, str(score), "")
     assert run("calibrate", "-m", "m", "--text", "stories.txt", "--policy", "mid", "-o", thresholds)[0] == 0
     status, out, err = run("perplexity", "-m", "m", "--text", "one.txt", "--thresholds", thresholds)
     assert status == 0 and "neuron sparsity 0." in out and "cut by" in err
@@ -181,7 +192,10 @@ def test_a_folder_may_have_any_name_that_the_system_allows(name, run, tmp_path):
 
 def test_inspect_counts_natural_zeros_per_layer_when_asked(run):
     status, out, err = run("inspect", "-m", "m", "--text", "stories.txt")
-    natural = out[out.index("Natural sparsity") :].splitlines()
+    assert (
+        out.index("Natural sparsity") < out.index("attention ") < out.index("hidden_size")
+    )  # what was asked for first
+    natural = out[out.index("Natural sparsity") : out.index("part ")].splitlines()
     assert (status, err) == (0, "") and max(map(len, natural)) <= 80
     lines = [line.split() for line in natural]
     head = next(i for i, line in enumerate(lines) if line[:2] == ["layer", "gate_zeros"])

@@ -59,7 +59,6 @@ def test_predict_train_writes_a_predictor_that_eval_and_perplexity_take(folder, 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["train"], "expected -o FILE"),
         (["train", "--predictor", "sign,svd", "-o", "p.safetensors"], "makes one predictor"),
         (["train", "--predictor", "oracle", "-o", "p.safetensors"], "no tables of its own"),
         (["eval", "--predictor", "magic"], "'magic' is unknown"),
@@ -68,8 +67,32 @@ def test_predict_train_writes_a_predictor_that_eval_and_perplexity_take(folder, 
 )
 def test_predict_refuses_in_one_sentence(arguments, sentence, folder, texts, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    given = ["-m", str(folder), "--text", texts["test"], "--calibration", texts["train"]]
+    given = ["-m", str(folder), "--text", texts["test"]]
     assert main(["predict", *arguments, *given]) == 1
     error = capsys.readouterr().err
     assert sentence in error and "Traceback" not in error
     assert not list(tmp_path.glob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("train", "the following arguments are required: --output/-o"),
+        ("train -o p.safetensors --protocol stream", "unrecognized arguments: --protocol stream (of eval)"),
+        ("train -o p.safetensors --figure p.png", "(of eval)"),
+        ("train -o p.safetensors --sparsity 0.3,0.5", "found '0.3,0.5', expected a share from 0 to below 1"),
+        ("train -o p.safetensors --text a --calibration b", "not allowed with argument"),
+        ("", "the following arguments are required: ACTION"),
+        ("judge", "invalid choice: 'judge'"),
+    ],
+)
+def test_a_flag_that_an_action_has_no_use_for_is_wrong_usage(words, sentence, run):
+    status, _, said = run("predict", *words.split())
+    assert status == 2 and sentence in said and "Traceback" not in said
+
+
+def test_flags_may_stand_before_the_action(folder, texts, tmp_path, run):
+    after = ("--text", texts["test"], "--calibration", texts["train"], "--predictor", "chance", "--json")
+    rows = [json.loads(run("predict", *words)[1])["rows"] for words in (
+        ("eval", "-m", folder, *after), ("-m", folder, "eval", *after), ("-m", folder, *after, "eval"))]  # fmt: skip
+    assert rows[0] == rows[1] == rows[2] and len(rows[0]) == 2

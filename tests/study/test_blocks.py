@@ -18,12 +18,12 @@ from minillm.study.blocks import (
     BlockSettings,
     best_point,
     block_rows,
+    bounds_in_words,
     cheaper_points,
     expected_speeds,
     joint_rows,
     joint_table,
     read_speeds,
-    which_point,
 )
 from minillm.tables import text_table
 from minillm.transformer.evaluation import perplexity
@@ -80,15 +80,16 @@ def point(group, speedup, increase, means=False):
     return row | {"method": "blocks", "speedup": speedup, "whole_token": 1.1, "perplexity": 1.0}
 
 
-def test_the_point_chosen_is_the_fastest_within_the_limit():
+def test_the_bound_is_the_fastest_point_within_the_limit():
     rows = [point(1, 1.2, 0.002), point(8, 1.5, 0.009), point(32, 1.9, 0.04, True), point(32, 9, 0.2)]
     rows.append(point(4, None, 0))
     assert best_point(rows, 0.01)["speedup"] == 1.5 and best_point(rows, 0.05)["speedup"] == 1.9
     assert best_point(rows, 0.01, single=True)["speedup"] == 1.2 and best_point(rows, 0.001) is None
-    first, second = which_point(rows, (0.001, 0.05))
-    assert first == "For at most +0% of perplexity: nothing is faster than the dense FFN"
-    assert "+5% of perplexity choose blocks of 32, clustered, means in place" in second
-    assert "FFN 1.90 times as fast, whole token 1.10, perplexity +4.0%; the best of single neurons: " in second
+    first, second = bounds_in_words(rows, (0.001, 0.05))
+    assert first == "Bound for at most +0% of perplexity: nothing is faster than the dense FFN"
+    assert "Bound for at most +5% of perplexity: blocks of 32, clustered, means in place" in second
+    assert "FFN 1.90 times as fast, whole token 1.10, perplexity +4.0%; the bound of single neurons: " in second
+    assert "choose" not in first + second  # an oracle's mask recommends nothing
 
 
 DENSE_ROW = {"method": "dense", "group": 1, "sparsity": 0.0, "speedup": 1.0, "low": 0.9, "high": 1.1}

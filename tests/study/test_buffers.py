@@ -19,12 +19,15 @@ from minillm.sparsity.selected import SelectedFFN
 from minillm.study.buffers import (
     ALL,
     OWN,
+    REPLAY_COLUMNS,
     TABLE_COLUMNS,
+    TABLE_NAMES,
     FetchPlan,
     buffer_rows,
     plan_of,
     plans_of,
     prefetch_rows,
+    readable,
     stored_size,
     when_it_matters,
 )
@@ -158,14 +161,16 @@ def test_rows_are_those_of_the_replay_with_all_neurons_before_them(model, thresh
     assert [row["way"] for row in rows[::3]] == [
         ALL, OWN, "shadow 4-bit", f"{OWN}, guess: previous-token", "oracle", "shadow 4-bit", "shadow 4-bit",
     ]  # fmt: skip
-    settings = ReplaySettings(("lru",), SHARES, bytes_per_number=4)  # loaded in float64, its file holds float32
+    settings = ReplaySettings(("lru",), SHARES)  # loaded in float64, its file holds float32
     expected = list(prefetch_rows(model, thresholds, Sample(TEST), plans, settings))
-    assert stored_size(model) == 4
+    assert stored_size(model) == 4 and {row["neuron_bytes"] for row in expected} == {3 * 4 * model.config.hidden_size}
     for row, theirs in zip(rows[3:15], expected, strict=True):
         assert {key: row[key] for key in theirs} == theirs
     assert {row["keeper"] for row in rows[:15]} == {"lru"}
     assert [row["keeper"] for row in rows[15:]] == ["lru", "hot"] * 3
-    assert "shadow 4-bit" in text_table(rows, TABLE_COLUMNS)
+    for rows_shown, columns in ((rows, TABLE_COLUMNS), ([readable(row) for row in expected], REPLAY_COLUMNS)):
+        table = text_table(rows_shown, columns, TABLE_NAMES)
+        assert "shadow 4-bit" in table and max(map(len, table.splitlines())) <= 100
 
 
 def test_every_row_carries_its_baselines_and_adds_up(rows):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny
 
-from minillm.study.describe import config_rows, describe, headline
+from minillm.study.describe import config_rows, describe, headline, stored_bytes
 
 
 def test_the_parts_of_a_model_add_up_to_all_its_weights():
@@ -16,6 +16,14 @@ def test_the_parts_of_a_model_add_up_to_all_its_weights():
     assert rows["ffn"]["weights"] == 2 * 3 * 8 * 12 and rows["ffn"]["MB"] == 2 * 3 * 8 * 12 * 4 / 1e6
     assert sum(row["weights"] for row in rows.values()) == sum(model.parameters.values())
     assert sum(row["share"] for row in rows.values()) == pytest.approx(1)
+
+
+def test_the_bytes_of_a_part_are_those_that_are_stored_whatever_is_loaded(tmp_path):
+    model = tiny.loaded(tmp_path / "mine", dtype="float64")
+    ffn = next(row for row in describe(model) if row["part"] == "ffn")
+    assert ffn["stored_MB"] == ffn["weights"] * 4 / 1e6 and ffn["MB"] == ffn["weights"] * 8 / 1e6
+    assert sum(stored_bytes(model).values()) == 4 * sum(model.parameters.values())
+    assert stored_bytes(tiny.model())["ffn"] == 8 * tiny.model().parameters["ffn"]  # no file: as it is in memory
 
 
 def test_a_tied_head_is_named_as_one():
