@@ -172,12 +172,11 @@ def split_text(documents: str | Iterable[str], share: float = CALIBRATION_SHARE)
 def place_to_cut(text: str, share: float) -> int:
     """The character, near that share of a text, at which it is best cut: after a paragraph, a line, a sentence, a word.
 
-    Each is looked for within a fifth of the text on either side; where there is none, the text is cut at the share.
+    Each is looked for within a third of the text on either side; where there is none, the text is cut at the share.
     """
-    at, reach = round(len(text) * share), len(text) // 5
+    at, reach = int(len(text) * share), len(text) // 3
     first, last = max(0, at - reach), min(len(text), at + reach)
     for kind in ENDS:
-        ends = [match.end() for match in re.compile(kind).finditer(text, first, last)]
-        if ends:
-            return min(ends, key=lambda end: abs(end - at))
+        if found := list(re.compile(kind).finditer(text, first, last)):
+            return min(found, key=lambda match: abs(match.start() - at)).end()
     return at
