@@ -12,12 +12,12 @@ import minillm
 PACKAGE = Path(minillm.__file__).parent
 # In reading order; "folder/" is every file of a folder whose own order is not fixed yet.
 ORDER = """
-    errors units files steps optim tables
+    errors units files arguments steps optim tables
     loading/foreign loading/fields loading/config loading/tensors loading/names loading/checkpoint
-    loading/embedded loading/hub loading/tokenizer
+    loading/embedded loading/hub loading/pieces loading/tokenizer
     rows archive transformer/ops transformer/rope transformer/layer transformer/fingerprint trace
     transformer/attention transformer/ffn transformer/blocks transformer/model transformer/generation
-    transformer/texts transformer/evaluation
+    transformer/documents transformer/texts transformer/evaluation
     sparsity/spec sparsity/policies sparsity/masked sparsity/gathered sparsity/griffin sparsity/thresholds
     sparsity/selected sparsity/sparse sparsity/magnitudes sparsity/allocate sparsity/calibrate
     predictors/layout predictors/protocol predictors/select predictors/metrics predictors/cutoffs predictors/catalogue

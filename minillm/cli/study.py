@@ -76,7 +76,7 @@ def command_patterns(a: argparse.Namespace) -> int:
     from ..study.edits import predictability, published
     from ..study.overlap import reference
     from ..tables import check_ending, save_rows
-    from ..transformer.texts import as_documents, default_context, document_hashes, first_tokens
+    from ..transformer.texts import as_documents, default_context, document_hashes, first_tokens, seen_documents
 
     if a.output:
         check_ending(a.output)
@@ -89,7 +89,7 @@ def command_patterns(a: argparse.Namespace) -> int:
     pairs, texts, about = pattern_pairs(a, model, context)
     known = as_documents(text_or_embedded(a.calibration, "calibration"))
     known = first_tokens(model, known, flags.DEMO_CALIBRATION, context)
-    if mixed := len(set(document_hashes(known)) & set(document_hashes(texts))):
+    if mixed := seen_documents(texts, document_hashes(known)):
         say(f"minillm: note: {mixed} of the documents are also in the calibration text")
     thresholds = given_thresholds(a) or calibrate(model, known, "dhar", a.sparsity, context)
     measured = predictability(model, reference(model, thresholds, known, context), pairs, context)

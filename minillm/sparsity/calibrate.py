@@ -134,7 +134,7 @@ class Task:
     sample: Sample
 
     @cached_property
-    def pieces(self) -> list[Run]:
+    def pieces(self) -> Sequence[Run]:
         """The calibration text, encoded and cut into runs."""
         return runs(self.model, *self.sample)
 

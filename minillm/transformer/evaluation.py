@@ -22,7 +22,7 @@ from .ffn import FeedForward, swiglu
 from .generation import CHUNK, hidden_in_chunks
 from .model import Llama
 from .ops import log_softmax
-from .texts import Run, bos_ids, default_context, document_hashes, runs
+from .texts import Run, bos_ids, checked_context, runs, seen_documents
 
 HEAD_ROWS = 256  # positions whose logits are held at once; with V = 32000 that is 32 MB instead of (T, V)
 
@@ -113,10 +113,10 @@ def perplexity(
     from tqdm.auto import tqdm
 
     seen: frozenset[str] = getattr(ffn, "calibrated_on", frozenset())
-    if seen and (mixed := sum(digest in seen for digest in document_hashes(documents))):
+    if seen and (mixed := seen_documents(documents, seen)):
         warning = "of the documents scored are among those the thresholds were calibrated on"
         warnings.warn(f"{mixed} {warning}", stacklevel=2)
-    context = default_context(model) if context is None else context
+    context = checked_context(model, context)
     pieces = runs(model, documents, protocol, context)
     nll, tokens = (np.zeros(pieces[-1].document + 1) for _ in range(2))
     for run in tqdm(pieces, desc="scoring", unit="run", leave=False, delay=2, disable=None):

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..arguments import real_number, whole_number
 from ..errors import MinillmError
 from ..trace import Tap, no_tap
 from .attention import KVCache
@@ -74,16 +75,23 @@ def next_probabilities(
     return p
 
 
-def check_sampling(temperature: float, top_k: int | None, top_p: float | None, min_p: float | None) -> None:
-    """Raise MinillmError for a setting out of its range."""
-    for name, value, good, expected in (
-        ("temperature", temperature, np.isfinite(temperature) and temperature >= 0, "a number >= 0 (0 is greedy)"),
-        ("top_k", top_k, top_k is None or (isinstance(top_k, int) and top_k >= 1), "a whole number >= 1"),
-        ("top_p", top_p, top_p is None or 0 < top_p <= 1, "a number > 0 and <= 1"),
-        ("min_p", min_p, min_p is None or 0 <= min_p <= 1, "a number from 0 to 1"),
-    ):
-        if not good:
-            raise MinillmError(f"{name} is {value}, expected {expected}")
+class Sampling(NamedTuple):
+    """How the next token is chosen: the settings of the module docstring, checked."""
+
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+
+    @classmethod
+    def checked(cls, temperature: object, top_k: object, top_p: object, min_p: object) -> Sampling:
+        """Settings as Python's numbers. Raises MinillmError for one out of its range."""
+        return cls(
+            real_number("temperature", temperature, lambda t: 0 <= t < np.inf, "a number >= 0 (0 is greedy)"),
+            None if top_k is None else whole_number("top_k", top_k, 1),
+            None if top_p is None else real_number("top_p", top_p, lambda p: 0 < p <= 1, "a number > 0 and <= 1"),
+            None if min_p is None else real_number("min_p", min_p, lambda p: 0 <= p <= 1, "a number from 0 to 1"),
+        )
 
 
 def generate(
@@ -107,15 +115,14 @@ def generate(
     context or a setting is out of range.
     """
     ids = model.check_ids(ids).tolist()
-    check_sampling(temperature, top_k, top_p, min_p)
+    how = Sampling.checked(temperature, top_k, top_p, min_p)
+    max_new_tokens = whole_number("max_new_tokens", max_new_tokens, 1)
     limit = model.config.max_position_embeddings
-    if max_new_tokens < 1:
-        raise MinillmError(f"max_new_tokens is {max_new_tokens}, expected at least 1")
     if len(ids) + max_new_tokens > limit:
         found = f"the prompt has {len(ids)} tokens and {max_new_tokens} more were asked for"
         advice = f"ask for at most {max(0, limit - len(ids))}, or shorten the prompt"
         raise MinillmError(f"{found}, the model's context holds {limit}: {advice}")
-    if temperature > 0 and rng is None:
+    if how.temperature > 0 and rng is None:
         raise MinillmError("temperature > 0 draws at random: pass rng=np.random.default_rng(seed)")
 
     def steps() -> Iterator[Step]:  # a generator of its own, so that the checks above do not wait for the first step
@@ -125,10 +132,10 @@ def generate(
         for position in range(len(ids), len(ids) + max_new_tokens):
             *_, hidden = hidden_in_chunks(model, new, cache, ffn, tap)  # only the last chunk's last row is wanted
             logits = tap("logits", linear(hidden[-1:], model.lm_head))[0]  # (V,)
-            if temperature == 0 or rng is None:  # greedy (where chance decides, rng was asked for above)
+            if how.temperature == 0 or rng is None:  # greedy (where chance decides, rng was asked for above)
                 token = int(logits.argmax())
             else:
-                cumulative = np.cumsum(next_probabilities(logits, temperature, top_k, top_p, min_p))
+                cumulative = np.cumsum(next_probabilities(logits, *how))
                 token = int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right"))
             last = position == len(ids) + max_new_tokens - 1 or (stop_at_eos and token in model.config.eos_token_ids)
             text = "" if stream is None else stream.push(token) + (stream.flush() if last else "")

@@ -1,6 +1,6 @@
-"""Texts: their documents, and the runs of tokens that a model reads, under two stated protocols.
+"""From texts to the runs of tokens that a model reads, under two stated protocols.
 
-documents   the text is split at lines "<|endoftext|>" and each document stripped; its ids are cut into runs of
+documents   the text is split at "<|endoftext|>" and each document stripped (documents.py); its ids are cut into runs of
             context - 1, each run gets a BOS in front and starts at position 0; every id is scored once; no EOS.
 stream      separator lines become blank lines, the whole text is one sequence with one BOS, cut into windows of
             ``context`` that do not overlap; each window's first token is unscored and an incomplete last window is
@@ -8,45 +8,39 @@ stream      separator lines become blank lines, the whole text is one sequence w
 
 Special tokens in the text are plain text. BOS is what the tokenizer adds, else the config's, else the EOS.
 
-A threshold or a predictor must not be tested on the documents that it was made from: ``split_text`` gives two parts
-without a common document, ``document_hashes`` shows whether two texts have one.
+How much of a text is read is stated in tokens: ``first_tokens`` takes the first documents, and cuts a book.
 """
 
-import hashlib
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
+import numpy as np
+
+from ..arguments import whole_number
 from ..errors import MinillmError
+from ..loading.tokenizer import Tokenizer
+from .documents import (
+    CALIBRATION_SHARE,
+    SEPARATOR,
+    Part,
+    as_documents,
+    document_hashes,
+    seen_documents,
+    split_documents,
+    split_text,
+    without_separators,
+)
 from .model import Llama
 
-SEPARATOR = "<|endoftext|>"
+__all__ = [  # those of documents.py, too: who works with texts finds all of it here
+    "CALIBRATION_SHARE", "PROTOCOLS", "SEPARATOR", "Run", "Runs", "Sample", "as_documents", "bos_ids",
+    "checked_context", "default_context", "document_hashes", "first_tokens", "runs", "seen_documents",
+    "split_documents", "split_text",
+]  # fmt: skip
 PROTOCOLS = ("documents", "stream")
-
-
-def split_documents(text: str) -> list[str]:
-    """The documents of a text: split at lines that hold nothing but the separator, stripped, empty ones dropped."""
-    documents: list[str] = []
-    lines: list[str] = []
-    for line in [*text.splitlines(keepends=True), SEPARATOR]:
-        if line.strip() == SEPARATOR:
-            if document := "".join(lines).strip():
-                documents.append(document)
-            lines = []
-        else:
-            lines.append(line)
-    return documents
-
-
-def as_documents(documents: str | Sequence[str]) -> list[str]:
-    """A list of stripped documents, from one text with separator lines or from a list of documents."""
-    return split_documents(documents) if isinstance(documents, str) else [document.strip() for document in documents]
-
-
-def document_hashes(documents: str | Sequence[str]) -> list[str]:
-    """SHA-256 of each document's UTF-8 bytes, so that a text used twice is noticed."""
-    texts = (document.encode("utf-8", "surrogatepass") for document in as_documents(documents))
-    return [hashlib.sha256(text).hexdigest() for text in texts]
+CUTS = 32  # places that are tried to cut a document at
 
 
 def bos_ids(model: Llama) -> tuple[list[int], str]:
@@ -92,85 +86,132 @@ class Sample(NamedTuple):
     context: int | None = None
 
 
-def runs(
-    model: Llama, documents: str | Sequence[str], protocol: str = "documents", context: int | None = None
-) -> list[Run]:
+class Runs(Sequence[Run]):
+    """The runs of a text. Held are the ids and bytes of the whole text, four bytes for each; a Run is made when asked.
+
+    ids, sizes (N,): ids of all pieces in a row, and the bytes of each. pieces (R, 3): a run's first and last + 1 of the
+    ids, and its document. start: the BOS ids in front of each. unscored: of the ids of each run, ``start`` included.
+    """
+
+    def __init__(self, ids: np.ndarray, sizes: np.ndarray, pieces: np.ndarray, start: list[int], unscored: int):
+        self._ids, self._sizes, self._pieces, self._start, self._unscored = ids, sizes, pieces, start, unscored
+
+    def __len__(self) -> int:
+        return len(self._pieces)
+
+    @overload
+    def __getitem__(self, index: int) -> Run: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Run]: ...
+    def __getitem__(self, index: int | slice) -> Run | list[Run]:
+        """A run, or a list of some."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        a, b, document = self._pieces[index].tolist()
+        scored = self._sizes[a + self._unscored - len(self._start) : b]
+        return Run(self._start + self._ids[a:b].tolist(), self._unscored, document, int(scored.sum()))
+
+    @property
+    def scored(self) -> int:
+        """The number of scored ids of all runs."""
+        return int((self._pieces[:, 1] - self._pieces[:, 0]).sum()) - len(self) * (self._unscored - len(self._start))
+
+
+def runs(model: Llama, documents: str | Sequence[str], protocol: str = "documents", context: int | None = None) -> Runs:
     """Cut texts into the runs of a protocol (module docstring).
 
-    documents: a text with separator lines, or a list of documents. Raises MinillmError for an unknown protocol,
+    documents: a text with separators, or a list of documents. Raises MinillmError for an unknown protocol,
     a context that holds no token beside the BOS or exceeds the model's, and a text with nothing to score.
     """
-    context = default_context(model) if context is None else context
     if protocol not in PROTOCOLS:
         raise MinillmError(f"protocol {protocol!r} is unknown, expected one of {', '.join(PROTOCOLS)}")
-    start, _ = bos_ids(model)
-    limit = model.config.max_position_embeddings
-    if not len(start) < context <= limit:
-        expected = f"expected {len(start) + 1} to {limit} (the model's max_position_embeddings)"
-        raise MinillmError(f"context is {context}, {expected}")
+    start, context = bos_ids(model)[0], checked_context(model, context)
     if protocol == "documents":
         return _document_runs(model, as_documents(documents), start, context - len(start))
     return _stream_runs(model, documents, start, context)
 
 
-def _document_runs(model: Llama, documents: list[str], start: list[int], size: int) -> list[Run]:
+def checked_context(model: Llama, context: int | None) -> int:
+    """The context that is asked for, or the default. Raises MinillmError for one out of range."""
+    if context is None:
+        return default_context(model)
+    limit = model.config.max_position_embeddings
+    least = len(bos_ids(model)[0]) + 1
+    try:
+        return whole_number("context", context, least, limit)
+    except MinillmError as problem:
+        raise MinillmError(f"{problem} (the model's max_position_embeddings)") from None
+
+
+def _document_runs(model: Llama, documents: list[str], start: list[int], size: int) -> Runs:
     """Each document's ids in pieces of ``size``, each behind the BOS ids ``start``."""
-    pieces = []
-    for i, document in enumerate(documents):
-        ids, sizes = model.tokenizer.encode_with_bytes(document)
-        for a in range(0, len(ids), size):
-            pieces.append(Run(start + ids[a : a + size], len(start), i, sum(sizes[a : a + size])))
-    if not pieces:
+    encoded = [model.tokenizer.encode_with_bytes(document) for document in documents]
+    if not any(len(ids) for ids, _ in encoded):
         raise MinillmError("the text is empty: nothing to score")
-    return pieces
+    ids, sizes = (np.concatenate(parts) for parts in zip(*encoded, strict=True))
+    pieces, before = [], 0
+    for i, (own, _) in enumerate(encoded):
+        after = before + len(own)
+        pieces += [(a, min(a + size, after), i) for a in range(before, after, size)]
+        before = after
+    return Runs(ids, sizes, np.array(pieces), start, len(start))
 
 
-def _stream_runs(model: Llama, documents: str | Sequence[str], start: list[int], context: int) -> list[Run]:
+def _stream_runs(model: Llama, documents: str | Sequence[str], start: list[int], context: int) -> Runs:
     """The whole text behind the BOS ids ``start``, in windows of ``context``; an incomplete last one is dropped."""
-    if isinstance(documents, str):
-        lines = documents.splitlines(keepends=True)
-        text = "".join("\n" if line.strip() == SEPARATOR else line for line in lines)
-    else:
-        text = "\n\n".join(documents)
+    text = without_separators(documents if isinstance(documents, str) else "\n\n".join(documents))
     ids, sizes = model.tokenizer.encode_with_bytes(text)
-    ids, sizes = start + ids, [0] * len(start) + sizes
-    windows = [slice(i, i + context) for i in range(0, len(ids) - context + 1, context)]
-    if not windows:
+    ids, sizes = np.concatenate([np.array(start, ids.dtype), ids]), np.concatenate([np.zeros(len(start), int), sizes])
+    count = len(ids) // context
+    if not count:
         raise MinillmError(f"the text has {len(ids)} tokens, stream needs at least one window of {context}")
-    return [Run(ids[window], 1, i, sum(sizes[window][1:])) for i, window in enumerate(windows)]
+    first = np.arange(count) * context
+    return Runs(ids, sizes, np.stack([first, first + context, np.arange(count)], axis=1), [], 1)
 
 
-CALIBRATION_SHARE = 0.4  # of the documents, where no text is given for calibration
-
-
-def split_text(documents: str | Sequence[str], share: float = CALIBRATION_SHARE) -> tuple[list[str], list[str]]:
-    """Calibration documents and test documents: the first ``share`` of them, and the rest.
-
-    A text that is one single document is cut at the line end nearest to that share of its characters.
-    Raises MinillmError when either part would be empty.
-    """
-    texts = as_documents(documents)
-    if len(texts) == 1:
-        text, at = texts[0], int(len(texts[0]) * share)
-        ends = [i for i in (text.rfind("\n", 0, at), text.find("\n", at)) if i >= 0]
-        cut = min(ends, key=lambda i: abs(i - at), default=at)
-        texts = [part for part in (text[:cut].strip(), text[cut:].strip()) if part]
-        parts = texts[:1], texts[1:]
-    else:
-        count = min(max(round(len(texts) * share), 1), len(texts) - 1)
-        parts = texts[:count], texts[count:]
-    if not parts[0] or not parts[1]:
-        raise MinillmError(
-            f"the text holds {len(texts)} document(s), too few to calibrate on one part and score another"
-        )
-    return parts
+# ---- as many tokens as are asked for ---------------------------------------------------------------------------------
 
 
 def first_tokens(model: Llama, documents: Sequence[str], tokens: int, context: int | None = None) -> list[str]:
-    """The first documents, as many as are needed for ``tokens`` scored tokens; all, where they have fewer tokens."""
-    scored, last = 0, 0
-    for run in runs(model, documents, "documents", context):
-        if scored >= tokens and run.document != last:
+    """The first documents, as many as are needed for ``tokens`` scored tokens; all, where they have fewer tokens.
+
+    Documents are taken whole where that gives at most twice the tokens. A longer one, a book, is cut: the tokens are
+    then as many as were asked for, or a few less, and a note says so. A text is encoded only as far as it is needed.
+    """
+    tokens = whole_number("tokens", tokens, 1)
+    checked_context(model, context)
+    kept: list[str] = []
+    count = 0
+    for i, document in enumerate(as_documents(documents)):
+        found, size = _first_part(model.tokenizer, document, tokens - count, 2 * tokens - count)
+        kept.append(found)
+        count += size
+        if found is not document and not isinstance(document, Part):
+            warnings.warn(f"document {i + 1} of the text is long: its first {size:,} tokens are read", stacklevel=2)
+        if count >= tokens or found is not document:
             break
-        scored, last = scored + len(run.ids) - run.unscored, run.document
-    return list(documents[: last + 1])
+    if not count:
+        raise MinillmError("the text is empty: nothing to score")
+    return kept
+
+
+def _first_part(tokenizer: Tokenizer, document: str, wanted: int, most: int) -> tuple[str, int]:
+    """A document and its number of tokens; where these are more than ``most``, its first ``wanted`` or a few less."""
+    text = str(document)
+    ids, ends = np.zeros(0, np.int32), np.zeros(0, np.int32)
+    for more_ids, more_ends, _ in tokenizer.encode_in_pieces(text):
+        ids, ends = np.concatenate([ids, more_ids]), np.concatenate([ends, more_ends])
+        if len(ids) > most:
+            break
+    if len(ids) <= most:
+        return document, len(ids)
+    whole = np.flatnonzero(np.diff(ends)) + 1  # after so many tokens the last character is whole
+    usual = whole[whole <= wanted][::-1][:CUTS]
+    at_words = [k for k in usual if text[ends[k - 1]].isspace() and not text[ends[k - 1] - 1].isspace()]
+    for k in [*at_words, *usual]:  # the part alone must have the same tokens: a word may be cut otherwise
+        part = text[: ends[k - 1]]
+        if part == part.strip() and np.array_equal(tokenizer.encode_with_bytes(part)[0], ids[:k]):
+            return Part.beginning_of(document, part), int(k)
+    k = int(usual[0]) if len(usual) else int(whole[0])  # one character may have more tokens than are wanted
+    part = text[: ends[k - 1]].strip()
+    return Part.beginning_of(document, part), len(tokenizer.encode_with_bytes(part)[0])

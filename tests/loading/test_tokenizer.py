@@ -3,66 +3,23 @@
 import copy
 import json
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizer_files import BOS, CORPUS, FILES
 from tokenizers import Tokenizer as RawTokenizer
-from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import processors
 
 import minillm
 from minillm.errors import TokenizerError
-from minillm.loading.tokenizer import Tokenizer
+from minillm.loading.tokenizer import HELD, KEPT, Tokenizer
 
-CORPUS = ["Once upon a time there was a little cat, and the cat sat on the mat. The end!", "Zoë ate 猫 and 😀."] * 20
-BOS = [("<s>", 1)]
 TEXTS = [
     "Once upon a time", "", " ", "  two  spaces ", "a\nb\tc\r\n", "😀😃 🇩🇪", "\U0001f469\u200d\U0001f467",
     "漢字かな交じり文。", "e\u0301 a\u0308o\u0308u\u0308", "नमस्ते", "مرحبا", "\x00\x01", "\ufffd",
     "Ġ as a letter", "<s> </s> <unk> <0x41>", "𝕳𝖊𝖑𝖑𝖔",
 ]  # fmt: skip
-
-
-def byte_level() -> dict:
-    """As GPT-2, Llama 3 and Qwen have it: every byte is a character of a private alphabet."""
-    raw = RawTokenizer(models.BPE())
-    raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    raw.train_from_iterator(CORPUS, trainers.BpeTrainer(
-        vocab_size=400, special_tokens=["<unk>", "<s>", "</s>"], initial_alphabet=alphabet, show_progress=False
-    ))  # fmt: skip
-    raw.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=BOS)
-    return json.loads(raw.to_str())
-
-
-def byte_fallback() -> dict:
-    """As Llama 1, 2 and Mistral have it: ▁ for a space, one in front of the text, and a token for each byte."""
-    trained = RawTokenizer(models.BPE(unk_token="<unk>"))
-    prepare = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    trained.normalizer = prepare
-    trained.train_from_iterator(CORPUS[::2], trainers.BpeTrainer(vocab_size=90, show_progress=False))
-    learnt = json.loads(trained.to_str())["model"]
-    names = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *learnt["vocab"]]
-    vocab, merges = {name: index for index, name in enumerate(names)}, [tuple(m) for m in learnt["merges"]]
-    raw = RawTokenizer(models.BPE(vocab, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    raw.normalizer = prepare
-    back = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    raw.decoder = decoders.Sequence(back)
-    raw.add_special_tokens(names[:3])
-    raw.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=BOS)
-    return json.loads(raw.to_str())
-
-
-def words() -> dict:
-    """Plain pieces without bytes: a Metaspace Unigram model, as T5 has it; what it does not know is <unk>."""
-    raw = RawTokenizer(models.Unigram())
-    raw.pre_tokenizer, raw.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
-    raw.train_from_iterator(CORPUS, trainers.UnigramTrainer(
-        vocab_size=120, special_tokens=["<unk>", "<s>"], unk_token="<unk>", show_progress=False
-    ))  # fmt: skip
-    return json.loads(raw.to_str())
-
-
-FILES = {"byte_level": byte_level(), "byte_fallback": byte_fallback(), "words": words()}
 
 
 def write(folder, fields) -> None:
@@ -117,18 +74,57 @@ def test_any_text_comes_back_and_streams_as_it_decodes(tokenizers, name, text, c
 
 
 @pytest.mark.parametrize("name", FILES)
-@settings(max_examples=150, deadline=None, derandomize=True)
-@given(new=st.lists(st.integers(0, 10**6), max_size=30))
-def test_a_stream_of_any_ids_neither_fails_nor_prints_half_a_character_before_its_end(tokenizers, name, new):
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(new=st.lists(st.integers(0, 450) | st.integers(0, 260), max_size=60))
+def test_a_stream_of_any_ids_gives_out_what_they_decode_to_and_holds_back_a_few_bytes_at_most(tokenizers, name, new):
     tokenizer = tokenizers[name]
-    known = sorted(tokenizer._ids)
-    new = [known[i % len(known)] for i in new]
-    stream = tokenizer.stream([1])
-    pushed = [stream.push(token) for token in new]
-    assert not any(piece.endswith("\ufffd") for piece in pushed)
-    whole, said = tokenizer.decode([1, *new]), "".join(pushed) + stream.flush()
-    # Of bytes in a row, a single wrong one makes the decoder give up all, also a character that was printed by then.
-    assert len(said) == len(whole) or ("\ufffd" in whole and len(said) < len(whole))
+    stream, said = tokenizer.stream([1]), ""
+    for i, token in enumerate(new):
+        said += stream.push(token)
+        if name != "byte_fallback":
+            so_far = tokenizer.decode(new[: i + 1])
+            assert so_far.startswith(said) and so_far[len(said) :].strip("\ufffd") == ""
+            assert len(so_far) - len(said) < HELD
+    said, whole = said + stream.flush(), tokenizer.decode(new)
+    if name == "byte_fallback" and "\ufffd" in whole:
+        # Of bytes in a row, a single wrong one makes the decoder give up all, also characters printed by then.
+        assert len(said) <= len(whole)
+    else:
+        assert said == whole
+
+
+@pytest.mark.parametrize("name", ["byte_level", "byte_fallback"])
+def test_bytes_that_are_no_character_come_out_soon_and_the_text_after_them_is_whole(tokenizers, name):
+    tokenizer = tokenizers[name]
+    lone = tokenizer.encode("\u00ff", bos=False)[-1]  # the second byte of two
+    stream = tokenizer.stream(tokenizer.encode("a"))
+    for count in range(1, 100):
+        stream.push(lone)
+        assert stream._done == len(stream._text) - 1 or count < HELD
+        assert len(stream._window) <= 2 * KEPT + 1
+    assert set(stream.flush()) == {"\ufffd"} and stream.flush() == ""
+    said = [stream.push(token) for token in tokenizer.encode(" the cat \U0001f984", bos=False)]
+    assert "".join([*said, stream.flush()]).endswith("the cat \U0001f984")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_ids_without_text_are_neither_kept_nor_decoded_again(tokenizers, name, monkeypatch):
+    tokenizer, decoded = tokenizers[name], []
+    stream = tokenizer.stream(tokenizer.encode("the cat"))
+    real = Tokenizer.decode
+    monkeypatch.setattr(Tokenizer, "decode", lambda self, ids: decoded.append(len(list(ids))) or real(self, ids))
+    assert {stream.push(token) for token in [1, 0, 999] * 500} == {""} and not decoded
+    assert stream.push(tokenizer.encode("the cat sat on the mat", bos=False)[-1]) != ""
+
+
+def test_a_long_prompt_is_decoded_a_few_times_only_whatever_follows(tokenizers, monkeypatch):
+    tokenizer, decoded = tokenizers["byte_level"], []
+    lone = tokenizer.encode("\u00ff", bos=False)[-1]
+    stream, real = tokenizer.stream(tokenizer.encode("the cat sat " * 500)), Tokenizer.decode
+    monkeypatch.setattr(Tokenizer, "decode", lambda self, ids: decoded.append(len(ids)) or real(self, ids))
+    for _ in range(200):
+        stream.push(lone)
+    assert sum(size > 2 * KEPT + 1 for size in decoded) <= HELD
 
 
 @pytest.mark.parametrize("name", ["byte_level", "default"])  # with a space in front, offsets say nothing certain
@@ -137,7 +133,7 @@ def test_a_stream_of_any_ids_neither_fails_nor_prints_half_a_character_before_it
 def test_each_token_stands_for_the_bytes_up_to_its_end(tokenizers, name, text):
     """Wherever the ids so far spell whole characters, the counts so far are the bytes of these characters."""
     tokenizer = tokenizers.get(name) or minillm.load(name).tokenizer
-    ids, sizes = tokenizer.encode_with_bytes(text)
+    ids, sizes = (array.tolist() for array in tokenizer.encode_with_bytes(text))
     assert ids == tokenizer.encode(text, bos=False) and len(sizes) == len(ids) and sum(sizes) == len(text.encode())
     for i in range(1, len(ids)):
         spelled = tokenizer.decode(ids[:i])
@@ -208,7 +204,7 @@ def test_what_is_not_text_is_refused(tokenizers, text, found):
         tokenizers["byte_level"].encode(text)
 
 
-@pytest.mark.parametrize("bad", [-1, 999, 2**40, "a", 1.5, None, [1]])
+@pytest.mark.parametrize("bad", [-1, 1000, 2**40, "a", 1.5, None, [1], True])
 def test_ids_that_no_token_has_are_refused(tokenizers, bad):
     tokenizer = tokenizers["byte_level"]
     with pytest.raises(TokenizerError, match="no token has the id"):
@@ -235,7 +231,6 @@ BROKEN = {  # name: (a change of the byte_level file, a part of the sentence)
     "merge of unknown tokens": (lambda f: f["model"]["merges"].append(["zz", "qq"]), "zz"),
     "bad regex": (lambda f: f.update(pre_tokenizer=SPLIT | {"pattern": {"Regex": "("}}), "can read"),
     "two tokens with one id": (lambda f: f["model"]["vocab"].update(a=f["model"]["vocab"]["b"]), "both have the id"),
-    "an id of 2^32 - 1": (lambda f: f["model"]["vocab"].update(b=2**32 - 1), "expected at most 999"),
     "an id of 2^32": (lambda f: f["model"]["vocab"].update(b=2**32), "can read"),
     "a negative id": (lambda f: f["model"]["vocab"].update(b=-1), "can read"),
     "empty vocabulary": (
@@ -294,14 +289,52 @@ def test_a_link_out_of_the_folder_is_not_followed(tmp_path):
 
 def test_a_file_beyond_the_size_limit_is_not_read(tmp_path, monkeypatch):
     monkeypatch.setattr("minillm.loading.tokenizer.TOKENIZER_LIMIT", 1000)
-    assert "expected at most 1000" in refused(tmp_path, FILES["byte_level"])
+    assert "expected at most 1,000" in refused(tmp_path, FILES["byte_level"])
 
 
-def test_an_id_beyond_the_models_vocabulary_is_refused(tmp_path):
-    size = max(FILES["byte_level"]["model"]["vocab"].values()) + 1
-    write(tmp_path, FILES["byte_level"])
-    Tokenizer.from_folder(tmp_path, size)
-    assert f"expected at most {size - 2}" in refused(tmp_path, FILES["byte_level"], size - 1)
+@pytest.mark.parametrize("far", [0, 2**32 - 1])
+def test_tokens_beyond_the_models_vocabulary_are_refused_only_in_a_text_that_holds_one(tmp_path, far):
+    fields = copy.deepcopy(FILES["byte_level"])
+    size = max(fields["model"]["vocab"].values())  # one row too few for the last token
+    if far:
+        fields["model"]["vocab"]["Z"] = far
+    last = next(name for name, index in fields["model"]["vocab"].items() if index == (far or size))
+    write(tmp_path, fields)
+    tokenizer = Tokenizer.from_folder(tmp_path, size)
+    assert tokenizer.decode(tokenizer.encode("the x.")) == "the x."
+    with pytest.raises(TokenizerError, match=f"the id {far or size}, expected at most {size - 1}"):
+        tokenizer.encode("the " + last.replace("\u0120", " "))
+    with pytest.raises(TokenizerError, match=f"no token has the id {far or size}"):
+        tokenizer.decode([far or size])
+
+
+def test_an_added_token_beyond_the_vocabulary_changes_nothing_for_other_texts(tmp_path, tokenizers):
+    raw = RawTokenizer.from_str(json.dumps(FILES["byte_level"]))
+    size = raw.get_vocab_size()
+    raw.add_special_tokens(["[PAD]"])
+    raw.add_tokens(["[WORD]"])
+    write(tmp_path, raw.to_str().encode())
+    tokenizer = Tokenizer.from_folder(tmp_path, size)
+    assert tokenizer.encode("the [PAD]") == tokenizers["byte_level"].encode("the [PAD]")
+    with pytest.raises(TokenizerError, match=f"WORD.*the id {size + 1}, expected at most {size - 1}"):
+        tokenizer.encode("a [WORD]")
+
+
+def test_a_bos_beyond_the_vocabulary_is_refused_at_once(tmp_path):
+    fields = copy.deepcopy(FILES["byte_level"])
+    fields["added_tokens"] = [token for token in fields["added_tokens"] if token["content"] != "<s>"]
+    raw = RawTokenizer.from_str(json.dumps(fields))
+    size = raw.get_vocab_size()
+    raw.add_special_tokens(["<start>"])
+    raw.post_processor = processors.TemplateProcessing(single="<start> $A", special_tokens=[("<start>", size)])
+    assert f"the id {size}, expected at most {size - 1}" in refused(tmp_path, raw.to_str().encode(), size)
+
+
+def test_rows_that_fill_up_a_vocabulary_decode_to_nothing(tokenizers):
+    tokenizer = tokenizers["byte_level"]  # fewer than 400 tokens, of a model with 1000 rows
+    ids = tokenizer.encode("the cat")
+    assert tokenizer.decode([400, *ids, np.int64(999), 700]) == "the cat"
+    assert streamed(tokenizer, [1], [999, *ids, 999, *ids]) == "the catthe cat"
 
 
 def test_a_catastrophic_regex_is_a_tokenizer_error_though_the_library_panics(tmp_path):

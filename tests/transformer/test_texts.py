@@ -1,7 +1,8 @@
-"""Texts down to the token: documents, BOS, the runs of both protocols, and two parts of one text."""
+"""Texts down to the token: BOS, the runs of both protocols, and as many tokens as are asked for."""
 
-import hashlib
+import warnings
 
+import numpy as np
 import pytest
 import tiny
 from hypothesis import given, settings
@@ -17,7 +18,7 @@ from minillm.transformer.texts import (
     document_hashes,
     first_tokens,
     runs,
-    split_documents,
+    seen_documents,
     split_text,
 )
 
@@ -32,12 +33,6 @@ def model(tmp_path_factory) -> Llama:
 
 def plain_ids(model: Llama, text: str) -> list[int]:
     return model.tokenizer.encode(text, bos=False)
-
-
-def test_a_text_is_split_at_lines_that_hold_only_the_separator():
-    text = "\ufeffa \n\n<|endoftext|>\r\n b <|endoftext|> c\n  <|endoftext|>  \n<|endoftext|>\n\td\u2028e"
-    assert split_documents(text) == ["\ufeffa", "b <|endoftext|> c", "d\u2028e"]
-    assert split_documents("") == split_documents("\n<|endoftext|>\n ") == []
 
 
 @quick
@@ -76,13 +71,8 @@ def test_bos_is_the_tokenizers_else_the_configs_else_the_eos(tmp_path, bos, fiel
     assert found == expected and why in words and str(expected[0]) in words
 
 
-def test_hashes_are_those_of_the_stripped_documents():
-    expected = [hashlib.sha256(story.encode()).hexdigest() for story in tiny.STORIES]
-    assert document_hashes(TEXT) == document_hashes([f" {story}\n" for story in tiny.STORIES]) == expected
-
-
 def test_runs_of_documents_and_windows_of_a_stream_by_hand(model):
-    cat, bytes_of_cat = model.tokenizer.encode_with_bytes("a cat")
+    cat, bytes_of_cat = (array.tolist() for array in model.tokenizer.encode_with_bytes("a cat"))
     first, *_, last = runs(model, ["a cat", "a"], "documents", 4)
     assert first == Run([1, *cat[:3]], 1, 0, sum(bytes_of_cat[:3]))
     assert last == Run([1, *plain_ids(model, "a")], 1, 1, 1)
@@ -95,21 +85,9 @@ def test_runs_of_documents_and_windows_of_a_stream_by_hand(model):
 
 def test_a_sample_is_read_as_its_parts_say(model):
     sample = Sample(TEXT, context=9)
-    assert sample.protocol == "documents" and runs(model, *sample) == runs(model, TEXT, "documents", 9)
+    assert sample.protocol == "documents"
+    assert list(runs(model, *sample)) == list(runs(model, TEXT, "documents", 9))
     assert as_documents(sample.documents) == as_documents([f" {story}\n" for story in tiny.STORIES]) == tiny.STORIES
-
-
-def test_the_first_share_of_the_documents_is_one_part_and_the_rest_the_other():
-    assert split_text(TEXT) == split_text(tiny.STORIES) == (tiny.STORIES[:2], tiny.STORIES[2:])
-    assert split_text(TEXT, 0.01) == (tiny.STORIES[:1], tiny.STORIES[1:])
-    assert split_text(TEXT, 0.99) == (tiny.STORIES[:3], tiny.STORIES[3:])
-
-
-def test_a_single_document_is_cut_at_the_nearest_line_end():
-    assert split_text("one\ntwo\nthree\nfour") == (["one\ntwo"], ["three\nfour"])
-    for text in ("", "<|endoftext|>"):
-        with pytest.raises(MinillmError, match=r"0 document\(s\)"):
-            split_text(text)
 
 
 def test_first_tokens_takes_whole_documents_until_there_are_enough_tokens(model):
@@ -117,3 +95,91 @@ def test_first_tokens_takes_whole_documents_until_there_are_enough_tokens(model)
     assert first_tokens(model, tiny.STORIES, first) == tiny.STORIES[:1]
     assert first_tokens(model, tiny.STORIES, first + 1) == tiny.STORIES[:2]
     assert first_tokens(model, tiny.STORIES, 10**6) == tiny.STORIES
+
+
+# ---- a book: one document, longer than what is read ------------------------------------------------------------------
+
+BOOK = " ".join(f"{story} No {number} ends." for number in range(60) for story in tiny.STORIES).replace(" Tom", "\nTom")
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 7, 100, 401])
+def test_a_long_document_is_cut_at_a_token_so_that_the_part_has_these_tokens(model, tokens):
+    with pytest.warns(UserWarning, match="document 1 of the text is long"):
+        (part,) = first_tokens(model, [BOOK], tokens)
+    ids = plain_ids(model, part)
+    assert ids == plain_ids(model, BOOK)[: len(ids)] and BOOK.startswith(part) and part == part.strip()
+    assert tokens - 40 < len(ids) <= max(tokens, 2)  # the first token, a space alone, has no text
+
+
+@quick
+@given(st.text(st.sampled_from("abt .é猫😀\n"), min_size=30, max_size=60), st.integers(1, 9))
+def test_a_part_ends_with_a_whole_character_and_never_holds_much_more_than_was_asked_for(model, text, tokens):
+    if len(plain_ids(model, text.strip())) > 2 * tokens:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            (part,) = first_tokens(model, [text], tokens)
+        assert part and text.strip().startswith(part) and len(plain_ids(model, part)) <= max(tokens, 5)
+
+
+def test_documents_stay_whole_where_that_is_at_most_twice_the_tokens(model):
+    sizes = [len(plain_ids(model, story)) for story in tiny.STORIES]
+    enough = max(sizes[0] + 1, (sizes[0] + sizes[1] + 1) // 2)
+    assert first_tokens(model, tiny.STORIES, enough) == tiny.STORIES[:2]
+    with pytest.warns(UserWarning, match="document 2"):
+        found = first_tokens(model, [tiny.STORIES[0], BOOK, tiny.STORIES[1]], sizes[0] + 50)
+    assert found[0] == tiny.STORIES[0] and BOOK.startswith(found[1]) and len(found) == 2
+    assert 10 < len(plain_ids(model, found[1])) <= 50
+
+
+def test_a_book_is_encoded_only_as_far_as_it_is_needed(model, monkeypatch):
+    sizes, real = [], type(model.tokenizer)._encode_piece
+    monkeypatch.setattr(
+        type(model.tokenizer), "_encode_piece", lambda self, text: sizes.append(len(text)) or real(self, text)
+    )
+    with pytest.warns(UserWarning, match="is long"):
+        first_tokens(model, [BOOK * 200], 400)
+    assert max(sizes) < 70_000 < len(BOOK * 200) and sum(sizes) < 200_000
+
+
+def test_what_was_cut_is_known_by_its_document_and_two_halves_by_their_own(model):
+    with pytest.warns(UserWarning, match="is long"):
+        (short,), (longer,) = first_tokens(model, [BOOK], 50), first_tokens(model, [BOOK], 90)
+    assert document_hashes([short]) == document_hashes([longer]) == document_hashes([BOOK])
+    assert seen_documents([short], document_hashes([longer])) == 1
+    with pytest.warns(UserWarning, match="one document"):
+        left, right = split_text(BOOK)
+    assert seen_documents(right, document_hashes(left)) == seen_documents(left, document_hashes(right)) == 0
+    assert seen_documents(right, document_hashes([BOOK])) == 1  # thresholds of the whole book
+    cut = [first_tokens(model, half, 30)[0] for half in (left, right)]
+    assert seen_documents(cut[1:], document_hashes(cut[:1])) == 0
+    assert seen_documents(cut[1:], document_hashes(right)) == seen_documents(cut[1:], document_hashes([BOOK])) == 1
+
+
+def test_numpy_numbers_are_as_good_as_pythons(model):
+    assert first_tokens(model, tiny.STORIES, np.int64(20)) == first_tokens(model, tiny.STORIES, 20)
+    assert list(runs(model, TEXT, context=np.int32(9))) == list(runs(model, TEXT, context=9))
+    for bad in (True, "9", 9.0, float("nan")):
+        with pytest.raises(MinillmError, match="context is .*, expected a whole number, 2 to 128"):
+            runs(model, TEXT, context=bad)
+        with pytest.raises(MinillmError, match="tokens is .*, expected a whole number, at least 1"):
+            first_tokens(model, TEXT, bad)
+
+
+def test_a_separator_inside_a_line_is_no_text_under_either_protocol(model):
+    inside = " <|endoftext|> ".join(tiny.STORIES)
+    with pytest.warns(UserWarning, match="3 of 3 separators"):
+        assert list(runs(model, inside)) == list(runs(model, tiny.STORIES))
+    own_lines = "\n<|endoftext|>\n".join(tiny.STORIES)
+    with pytest.warns(UserWarning, match="3 of 3 separators"):
+        assert list(runs(model, inside, "stream", 9)) == list(runs(model, own_lines, "stream", 9))
+    with pytest.warns(UserWarning, match="separators"):
+        assert list(runs(model, [inside, "a."])) == list(runs(model, [*tiny.STORIES, "a."]))
+
+
+def test_the_runs_of_a_long_text_hold_a_few_bytes_for_each_token(model):
+    found = runs(model, [BOOK] * 30, context=100)
+    assert len(found) > 100 and found.scored == sum(len(run.ids) - run.unscored for run in found)
+    assert found._ids.itemsize == found._sizes.itemsize == 4
+    assert found[1:3] == [found[1], found[2]] and found[-1] == list(found)[-1]
+    with pytest.raises(IndexError):
+        found[len(found)]
