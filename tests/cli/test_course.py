@@ -7,7 +7,7 @@ from student_files import PLAIN, changed, file_of
 
 from minillm.cli.main import main
 from minillm.course.assignment import template, write_template
-from minillm.course.child import grade_file
+from minillm.course.grade import grade_file
 from minillm.errors import MinillmError
 
 
@@ -44,9 +44,10 @@ def test_missing_functions_get_nothing_and_the_rest_is_graded(tmp_path, capsys):
 
 
 def test_a_file_that_is_not_there_and_a_folder(tmp_path, capsys):
-    for path in (tmp_path / "nothing.py", tmp_path):
-        assert main(["grade", str(path)]) == 1
-        assert f"minillm: {path}: cannot be read (" in capsys.readouterr().err
+    assert main(["grade", str(tmp_path / "nothing.py")]) == 1
+    assert f"minillm: {tmp_path / 'nothing.py'}: is missing" in capsys.readouterr().err
+    assert main(["grade", str(tmp_path)]) == 1
+    assert f"minillm: {tmp_path}: holds no .py and no .ipynb file" in capsys.readouterr().err
     for arguments in ([], ["x.py", "--template"], ["x.py", "-o", str(tmp_path / "y")]):
         assert main(["grade", *arguments]) == 1 and "expected" in capsys.readouterr().err
 
