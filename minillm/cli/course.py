@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -17,12 +18,16 @@ if TYPE_CHECKING:
     from ..course.grade import Report
 
 SAFETY = """
-The files are executed, each in a process of its own, with limits: --seconds, --memory, no further processes (Linux; at
-most one where the system cannot refuse them), files of at most 10 MB. That process gets arguments and gives back
-arrays; what is right, the points and the table stay in this one. Not isolated are your files and the network: what you
-can read, write or reach, a student's file can, too. Where that matters, grade in a container:
+Each file is executed in a process of its own, with limits: --seconds, --memory, files of at most
+10 MB, and (on Linux) no further processes. That process gets arguments and gives back arrays. What
+is right, the points and the table stay in this one. A file that imports minillm, reads its data,
+or does something that could hide this, is flagged.
 
-  docker run --rm --network none --read-only --tmpfs /tmp -v "$PWD/class:/class:ro" -v "$PWD/marks:/marks" IMAGE \\
+Not isolated are your files and the network: what you can read, write or reach, a student's file
+can, too. Where that matters, grade in a container with minillm in it:
+
+  docker run --rm --network none --read-only --tmpfs /tmp \\
+      -v "$PWD/class:/class:ro" -v "$PWD/marks:/marks" IMAGE \\
       minillm grade /class --csv /marks/marks.csv
 """
 NAME = 40  # characters of a file's name in the printed table
@@ -33,7 +38,8 @@ def add(commands: flags.Commands) -> None:
     """Add the command of this file."""
     output = flags.output("with --template: the new file (default: print it)")
     grade = flags.command(commands, "grade", command_grade, output)
-    grade.epilog, grade.formatter_class = SAFETY, argparse.RawDescriptionHelpFormatter
+    grade.description, grade.epilog = inspect.cleandoc(command_grade.__doc__ or ""), SAFETY
+    grade.formatter_class = argparse.RawDescriptionHelpFormatter
     grade.add_argument("file", nargs="?", metavar="FILE", help="a .py or .ipynb file, or the folder of a class")
     grade.add_argument("--template", action="store_true", help="write the file to fill in, and do nothing else")
     about = "of a folder: the table to write (.csv or .json); rows that it holds of unchanged files are kept"

@@ -26,7 +26,7 @@ from ..files import read_bytes
 from ..tables import check_ending, load_rows, save_rows
 from .assignment import FUNCTIONS
 from .child import FILE_LIMIT
-from .grade import Report, grade_file
+from .grade import NotGraded, Report, grade_file
 from .judge import MEMORY, SECONDS
 
 KINDS = (".py", ".ipynb")
@@ -180,6 +180,7 @@ def row_of(one: Submission, sha256: str, settings: Settings, stop: threading.Eve
             ending |= {"seconds": round(report.seconds, 2), "flag": report.flag}
         except MinillmError as error:
             ending["first_mistake"] = str(error).removeprefix(f"{show(one.path)}: ")
+            ending["flag"] = error.flag if isinstance(error, NotGraded) else ""
     return {"name": one.name, **scores, **ending}
 
 

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..errors import MinillmError
 from .assignment import FUNCTIONS, POINTS, Grade, goldens, grade_function
 from .block import Block, run_block
 from .child import IMPORTS, NOTICES, READS
@@ -49,6 +50,17 @@ class Report(NamedTuple):
         return {"points": self.points, "of": of, "functions": functions, "block": block, **told}
 
 
+class NotGraded(MinillmError):
+    """A file that has no report: it cannot be read, is not valid Python, or fails while it is imported.
+
+    flag: as in a Report.
+    """
+
+    def __init__(self, message: object, flag: str):
+        super().__init__(message)
+        self.flag = flag
+
+
 def grade_file(
     path: str | Path, seconds: float = SECONDS, memory: int = MEMORY, stop: threading.Event | None = None
 ) -> Report:
@@ -56,15 +68,18 @@ def grade_file(
 
     seconds: for all calls of one function, and for importing the file; memory: in MB, of the process that runs it;
     stop: ends the grading as soon as it is set, with whatever grades.
-    Raises MinillmError, in one sentence, for a file that cannot be read, is not valid Python, or fails while it is
-    imported.
+    Raises NotGraded (or MinillmError), in one sentence.
     """
     goldens()  # damaged goldens are reported here, because they are not the file's fault
     begun = time.perf_counter()
-    with Answers(path, seconds, memory, stop or threading.Event()) as answers:
-        functions = answers.functions()
-        grades = [grade_function(name, functions, answers.failed.get(name, "is missing")) for name in FUNCTIONS]
-        block = run_block(answers.functions())
+    answers = Answers(path, seconds, memory, stop or threading.Event())
+    try:
+        with answers:
+            functions = answers.functions()
+            grades = [grade_function(name, functions, answers.failed.get(name, "is missing")) for name in FUNCTIONS]
+            block = run_block(answers.functions())
+    except MinillmError as error:
+        raise NotGraded(error, flag_of(answers)) from None
     return Report(grades, block, time.perf_counter() - begun, flag_of(answers))
 
 
