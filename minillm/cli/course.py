@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from ..course.grade import Report
 
 SAFETY = """
+Example: minillm grade handed_in --csv marks.csv --jobs 2
+
 Each file is executed in a process of its own, with limits: --seconds, --memory, files of at most
 10 MB, and (on Linux) no further processes. That process gets arguments and gives back arrays. What
 is right, the points and the table stay in this one. A file that imports minillm, reads its data,

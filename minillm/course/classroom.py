@@ -23,15 +23,19 @@ from typing import NamedTuple
 
 from ..errors import MinillmError, show
 from ..files import read_bytes
-from ..tables import check_ending, load_rows, save_rows
+from ..rows import NOT_NEGATIVE, TEXT, load_rows, matching
+from ..tables import check_ending, save_rows
 from .assignment import FUNCTIONS
 from .child import FILE_LIMIT
 from .grade import NotGraded, Report, grade_file
 from .judge import MEMORY, SECONDS
 
 KINDS = (".py", ".ipynb")
-TEXTS = ("name", "first_mistake", "flag", "sha256")
-COLUMNS = ("name", *FUNCTIONS, "total", "first_mistake", "seconds", "flag", "sha256")
+WORDS = matching(r".*", "a text").or_empty()
+COLUMNS = {
+    "name": TEXT, **dict.fromkeys((*FUNCTIONS, "total"), NOT_NEGATIVE), "first_mistake": WORDS,
+    "seconds": NOT_NEGATIVE, "flag": WORDS, "sha256": WORDS,
+}  # fmt: skip
 NAMED = 5  # files in a note, at most
 NOT_A_STUDENTS = ("__pycache__", "__MACOSX", "node_modules")
 NAMES = "|".join(FUNCTIONS)
@@ -203,14 +207,10 @@ def earlier_rows(table: Path) -> dict[str, Row]:
     check_ending(table)
     if not table.exists():
         return {}
-    rows = load_rows(table, TEXTS)
+    rows = load_rows(table, COLUMNS, "give another name for a new table")
     if not rows and (source := source_of(table)).strip() and b"sha256" not in source:
         raise MinillmError(f"{table}: holds no rows, expected a table that minillm grade wrote, or a new name")
-    for row in rows:
-        missing = [key for key in COLUMNS if key not in row]
-        if missing:
-            raise MinillmError(f"{table}: has no column {missing[0]}, expected a table that minillm grade wrote")
-    return {str(row["name"]): {key: "" if row[key] is None else row[key] for key in row} for row in rows}
+    return {str(row["name"]): {key: "" if row[key] is None else row[key] for key in COLUMNS} for row in rows}
 
 
 def save(table: Path, rows: list[Row], before: bytes = b"") -> bytes:
