@@ -34,7 +34,8 @@ ORDER = """
     show/canvas show/labels show/primer show/map show/explain_values show/explain_passes show/results_distributions
     show/results_cuts show/results_predictors show/results_buffer show/svg show/html show/page_shared show/page_model
     show/page_costs show/page_predictors show/page_buffer show/page show/display show/stepper
-    course/differences course/check course/mistakes course/assignment course/block course/child course/notebook
+    course/differences course/attempt course/check course/wire course/limits course/cells course/child course/mistakes
+    course/assignment course/block course/judge course/grade course/classroom course/notebook
     cli/parser cli/flags cli/outputs cli/shared cli/demo cli/model cli/cut cli/predict cli/disk cli/simulate
     cli/prefetch cli/study cli/course cli/bench cli/main
     __main__

@@ -9,17 +9,17 @@ right values.
 
     points = 5 (right cases / cases) + 5 (mean share of right values)
 
-How the functions run together is in block.py, and how a file is executed is in child.py.
+How the functions run together is in block.py, and how a file is executed is in judge.py and child.py.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from ..archive import load_arrays
 from ..errors import MinillmError
 from ..files import file_errors, whole_file
 from ..loading.embedded import DATA
+from .attempt import Outcome
 from .check import Verdict, judge, total_score, written_call
 from .mistakes import Call, diagnose
 
@@ -173,16 +174,23 @@ class Grade(NamedTuple):
     diagnosis: str
 
 
-def grade_function(name: str, functions: Mapping[str, object]) -> Grade:
-    """Run one function of a file on all its cases."""
+Answer: TypeAlias = Callable[[tuple], Outcome]  # calls a student's function, here or in another process
+
+
+def grade_function(name: str, answers: Mapping[str, Answer], missing: str = "is missing") -> Grade:
+    """Call one function of a file on all its cases; ``missing`` says why it is not among the answers."""
     cases = cases_of(name)
-    if name not in functions:
-        return Grade(name, 0.0, 0, len(cases), "is missing", "")
-    answer = functions[name]
-    verdicts = [judge(answer, arguments, expected, rtol) for arguments, expected, rtol in cases]
+    if name not in answers:
+        return Grade(name, 0.0, 0, len(cases), missing, "")
+    with np.errstate(all="ignore"):  # the results may hold any numbers
+        verdicts = [judge(answers[name](arguments), expected, rtol) for arguments, expected, rtol in cases]
     score = total_score(verdicts, [written_call(name, case.arguments) for case in cases])
     points = POINTS * (score.fraction + score.values) / 2
-    calls = [Call(a, v.result, e, rtol) for (a, e, rtol), v in zip(cases, verdicts, strict=True) if v.returned]
+    calls = [
+        Call(case.arguments, verdict.outcome.result, case.expected, case.rtol)
+        for case, verdict in zip(cases, verdicts, strict=True)
+        if verdict.outcome.returned
+    ]
     problems = {v.problem for v in verdicts}
     problem = problems.pop() if len(problems) == 1 and not calls else score.problem  # the same in every case
     return Grade(name, points, score.right, score.total, problem, cause(name, calls, verdicts))
@@ -190,5 +198,6 @@ def grade_function(name: str, functions: Mapping[str, object]) -> Grade:
 
 def cause(name: str, calls: Sequence[Call], verdicts: Sequence[Verdict]) -> str:
     """Every known mistake in these calls of a function, in words; "" where there is none."""
-    changed = [f"its argument {v.changed} is changed in place, expected a new array" for v in verdicts if v.changed]
+    names = [verdict.outcome.changed for verdict in verdicts if verdict.outcome.changed]
+    changed = [f"its argument {name} is changed in place, expected a new array" for name in names]
     return "; ".join(filter(None, [diagnose(name, calls), *changed[:1]]))

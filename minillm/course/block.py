@@ -6,7 +6,8 @@
 The steps in brackets are computed here. Each function gets the results of the functions before it, and
 ``trace.compare`` holds every step against the goldens. So the first wrong step is named, and with it the function that
 made it. A function that is missing, or whose result does not fit, is replaced by the expected values, so that the
-functions after it can still be judged.
+functions after it can still be judged. (So a function may be given what an earlier one should have returned; that
+earlier call is judged by then.)
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ import numpy as np
 
 from ..trace import compare
 from ..transformer.ops import linear
-from .assignment import FUNCTIONS, RTOL, cause, goldens
-from .check import NOT_WRITTEN, judge
+from .assignment import FUNCTIONS, RTOL, Answer, cause, goldens
+from .attempt import NOT_WRITTEN
+from .check import judge
 from .mistakes import Call
 
 Arrays = Mapping[str, np.ndarray]
@@ -45,14 +47,15 @@ class WrongCall(NamedTuple):
     how: str
 
 
-def run_block(functions: Mapping[str, object]) -> Block:
+def run_block(answers: Mapping[str, Answer]) -> Block:
     """Run one block and what follows it with the functions of a file, and compare every step with the goldens."""
     given = {key.removeprefix("block/"): a for key, a in goldens().items() if key.startswith("block/")}
     weights = {key.removeprefix("weight/"): a for key, a in given.items() if key.startswith("weight/")}
     expected = {key.removeprefix("step/"): a for key, a in given.items() if key.startswith("step/")}
-    run = BlockRun(functions, expected)
-    forward(run, given, weights)
-    comparison = compare(run.results, {step: expected[step] for step in run.results}, RTOL["float64"])
+    run = BlockRun(answers, expected)
+    with np.errstate(all="ignore"):  # the results may hold any numbers
+        forward(run, given, weights)
+        comparison = compare(run.results, {step: expected[step] for step in run.results}, RTOL["float64"])
     bad = {row.name for row in comparison.rows if row.status != "ok"}
     # A call may be wrong without a wrong number (a dtype, a changed argument), or without any number.
     reasons = {step: call for call in run.wrong for step in (bad.intersection(call.steps) or call.steps[:1])}
@@ -66,7 +69,7 @@ def run_block(functions: Mapping[str, object]) -> Block:
 class BlockRun:
     """The state of a run: which steps there are so far, and which calls were wrong."""
 
-    functions: Mapping[str, object]
+    answers: Mapping[str, Answer]
     expected: Arrays
     results: dict[str, np.ndarray] = field(default_factory=dict)  # {step: value}, the steps that can be compared
     order: list[str] = field(default_factory=list)  # all steps in the order in which they were made
@@ -83,17 +86,18 @@ class BlockRun:
         """Call a function of the file; the expected values where its result cannot be used as the next input."""
         right = [self.expected[step] for step in steps]
         one = tuple(right) if len(right) > 1 else right[0]
-        verdict = judge(self.functions[name], arguments, one, RTOL["float64"]) if name in self.functions else None
+        verdict = judge(self.answers[name](arguments), one, RTOL["float64"]) if name in self.answers else None
         if verdict is None or verdict.problem.startswith(NOT_WRITTEN):
             self.replaced.append(name)
             return right
         if verdict.problem:
-            calls = [Call(arguments, verdict.result, one, RTOL["float64"])] if verdict.returned else []
+            result = verdict.outcome.result
+            calls = [Call(arguments, result, one, RTOL["float64"])] if verdict.outcome.returned else []
             self.wrong.append(WrongCall(steps, name, cause(name, calls, [verdict]) or verdict.problem))
-        values = usable(verdict.result, right)
+        values = usable(verdict.outcome.result, right)
         if values is None:
             # After an earlier wrong call, a wrong shape may be a consequence of that call.
-            if not verdict.returned or len(self.wrong) == 1:
+            if not verdict.outcome.returned or len(self.wrong) == 1:
                 self.replaced.append(name)
             self.order.extend(steps)
             return right

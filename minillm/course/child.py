@@ -1,152 +1,170 @@
-"""Grade a student's file: it is executed in child processes, each with a time limit.
+"""The program that runs a student's file, in a process of its own: python -m minillm.course.child
 
-    parent   grade_file -> run_child        child   grade_here -> functions_of, then one line of JSON per function
+    judge (judge.py)                                        this program
+    {"memory": bytes, "seconds": of the processor}      ->  {"missing": [limits that this system does not have]}
+    {"file": name, "folder": ..., "wanted": [...]},
+        and the file's bytes                            ->  {"defined": [...], "failed": {name: why}}, or {"error": ...}
+    {"call": name, "arguments": [...]}, and arrays      ->  {"result": ..., "changed": name}, or {"problem": ...}
+    {"call": ...}                                       ->  and so on, until the pipe is closed
 
-The child writes each line as soon as a function is graded. When it hangs or dies, the function that it was running gets
-no points, and a new child continues with the next function. A child process is no protection against harm: grade only a
-file that you would run yourself.
+The messages are frames (wire.py); an answer repeats the "number" of its question. Each argument is a number, or
+{"array": i}, the i-th array of the frame. A result may also be None, {"tuple": [...]}, {"list": [...]}, or
+{"words": "what it is"} for any other value.
+
+This process knows the arguments of one call at a time. It does not know what is right, which points there are, or
+where they are written. So a file can reach all of this program, and only spoils its own results. Standard input and
+output are taken away before the file is executed. At any time, {"notice": ...} may come before an answer, once for
+each of NOTICES.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
+import re
 import sys
-import tempfile
-import types
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO
+
+import numpy as np
 
 from ..errors import MinillmError
-from ..files import file_errors
-from .assignment import FUNCTIONS, POINTS, Grade, cases_of, goldens, grade_function
-from .block import Block, run_block
-from .check import error_text, raised
+from .attempt import WORDS, Outcome, attempt
+from .cells import executed
+from .differences import described
+from .limits import limit
+from .wire import ARRAYS_LIMIT, pack, receive, sendable
 
-SECONDS = 20  # time limit of one child
-
-
-class Report(NamedTuple):
-    """A graded file."""
-
-    grades: list[Grade]
-    block: Block | None  # None where the child hung or died in it; ``trouble`` says how
-    trouble: str
-
-    @property
-    def points(self) -> float:
-        """Sum of the points of all functions (POINTS each at most)."""
-        return sum(grade.points for grade in self.grades)
-
-    @property
-    def all_right(self) -> bool:
-        """Whether every case and every step of the block is right."""
-        right = all(grade.right == grade.total for grade in self.grades)
-        return right and self.block is not None and self.block.first is None
-
-    def asdict(self) -> dict[str, Any]:
-        """The report for JSON."""
-        block = self.block and {key: value for key, value in self.block._asdict().items() if key != "table"}
-        functions = [grade._asdict() for grade in self.grades]
-        of = POINTS * len(FUNCTIONS)
-        return {"points": self.points, "of": of, "functions": functions, "block": block, "trouble": self.trouble}
+FILE_LIMIT = 20_000_000  # bytes; notebooks hold their pictures
+ITEMS = 8  # of a tuple or a list, at most; a longer one is only described
+IMPORTS, READS, STARTS, CALLS, LOOKS = NOTICES = (
+    "imports minillm", "reads the data of minillm", "starts processes", "calls C libraries",
+    "looks into other processes",
+)  # fmt: skip
 
 
-def grade_file(path: str | Path, seconds: float = SECONDS) -> Report:
-    """Execute a file and grade its functions, in child processes that are stopped after ``seconds`` each.
+def main() -> None:
+    """Answer the judge's messages until there are no more."""
+    requests, replies = private_pipes()
+    lock = threading.Lock()
 
-    Raises MinillmError, in one sentence, for a file that cannot be read, is not valid Python, or fails while it is
-    imported.
-    """
-    path = Path(path)
-    with file_errors(path, "read", MinillmError):
-        path.read_bytes()
-    goldens()  # damaged goldens are reported here, because they are not the file's fault
-    grades: dict[str, Grade] = {}
-    block: Block | None = None
-    trouble = ""
-    skipped: list[str] = []
-    pending = [*FUNCTIONS, "block"]
-    while pending:
-        rows, ended = run_child(path, seconds, pending, skipped)
-        if not rows or "error" in rows[0]:  # the first line says whether the file could be imported
-            raise MinillmError(f"{path}: {rows[0]['error'] if rows else f'importing it {ended}'}")
-        for row in rows[1:]:
-            name = pending.pop(0)
-            if name == "block":
-                block = Block(**row)
-            else:
-                grades[name] = Grade(**row)
-        if pending:
-            name = pending.pop(0)
-            skipped.append(name)
-            if name == "block":
-                trouble = ended
-            else:
-                grades[name] = Grade(name, 0.0, 0, len(cases_of(name)), ended, "")
-    return Report([grades[name] for name in FUNCTIONS], block, trouble)
+    def reply(header: dict[str, object], arrays: Sequence[np.ndarray] = ()) -> None:
+        frame = pack(header | {"number": question["number"]}, arrays)
+        with lock:
+            replies.write(frame)
+            replies.flush()
 
-
-def run_child(
-    path: Path, seconds: float, names: Sequence[str], skipped: Sequence[str]
-) -> tuple[list[dict[str, Any]], str]:
-    """Run ``grade_here`` in a new process: the rows that it wrote, and in words how it ended."""
-    program = "import os, sys; from minillm.course.child import grade_here; grade_here(*sys.argv[1:]); os._exit(0)"
-    # -P: a file in the current folder must not take the place of a module.
-    command = [sys.executable, "-P", "-c", program, str(path)]
-    paths = [str(Path(__file__).parents[2]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    nowhere = subprocess.DEVNULL
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        output = Path(folder) / "rows.jsonl"
-        output.touch()
-        command += [str(output), ",".join(names), ",".join(skipped)]
-        try:
-            status = subprocess.run(
-                command, timeout=seconds, env=environment, stdin=nowhere, stdout=nowhere, stderr=nowhere
-            ).returncode
-            ended = f"ended the process (exit status {status})"
-        except subprocess.TimeoutExpired:
-            ended = f"did not finish within {seconds:g} s"
-        lines = output.read_bytes().split(b"\n")[:-1]  # a last line without its end was not written whole
-        return [json.loads(line) for line in lines], ended
-
-
-def grade_here(path: str, output: str, names: str, skipped: str) -> None:
-    """The child's part: execute the file, then write one line of JSON per name as soon as it is graded."""
-    with open(output, "ab", buffering=0) as file:
-
-        def write(row: Mapping[str, Any]) -> None:
-            file.write(json.dumps(row).encode() + b"\n")
-
-        try:
-            functions = functions_of(path)
-        except MinillmError as error:
-            write({"error": str(error)})
-            return
-        write({})
-        kept = {name: value for name, value in functions.items() if name not in skipped.split(",")}
-        for name in names.split(","):
-            write((run_block(kept) if name == "block" else grade_function(name, kept))._asdict())
-
-
-def functions_of(path: str | Path) -> dict[str, object]:
-    """Execute a Python file and take what it defines under the names of FUNCTIONS. Raises MinillmError."""
-    # Compiled from the source each time: Python's own cache may hold an older version of the file.
-    module = types.ModuleType("answer")
-    module.__file__ = str(path)
-    sys.modules["answer"] = module
+    question, _ = receive(requests)
+    reply({"missing": limit(int(str(question["memory"])), int(str(question["seconds"])))})
+    question, (source,) = receive(requests, FILE_LIMIT)
+    file, wanted = str(question["file"]), [str(name) for name in list_of(question["wanted"])]
+    prepare(str(question["folder"]), reply)
     try:
-        code = compile(Path(path).read_bytes(), str(path), "exec")
-    except SyntaxError as error:
-        line = f"line {error.lineno}" if error.lineno else "it"
-        raise MinillmError(f"{line} is not valid Python ({error.msg})") from None
-    except (ValueError, RecursionError, MemoryError) as error:
-        raise MinillmError(f"it is not valid Python ({error_text(error)})") from None
+        answers = executed(file, source.tobytes(), wanted)
+    except MinillmError as error:
+        reply({"error": str(error)})
+        return
+    reply({"defined": list(answers.defined), "failed": answers.failed})
+    while True:
+        question, arrays = receive(requests)
+        arguments = tuple(
+            arrays[value["array"]] if isinstance(value, dict) else value for value in list_of(question["arguments"])
+        )
+        try:
+            outcome = attempt(answers.defined[str(question["call"])], arguments)
+        except KeyboardInterrupt:  # here it is no Ctrl-C
+            outcome = Outcome(problem="raised KeyboardInterrupt")
+        reply(*message(outcome))
+
+
+def private_pipes() -> tuple[IO[bytes], IO[bytes]]:
+    """The two pipes to the judge, under numbers of their own; what is read and printed goes nowhere from now on."""
+    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for standard in (0, 1, 2):
+        os.dup2(nowhere, standard)
+    return requests, replies
+
+
+def prepare(folder: str, reply: Callable[[dict[str, object]], None]) -> None:
+    """What a file finds: modules of its own folder, none of minillm's loaded, a look at what it imports and opens."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "minillm"]:
+        del sys.modules[name]
+    # After Python's own modules and before installed packages: a file queue.py of some student replaces nothing.
+    places = [i for i, place in enumerate(sys.path) if Path(place).name in ("site-packages", "dist-packages")]
+    sys.path.insert(min(places, default=len(sys.path)), folder)
+    sys.addaudithook(watch(reply))
+
+
+def watch(reply: Callable[[dict[str, object]], None]) -> Callable[[str, tuple], None]:
+    """A function that Python calls whenever something is imported, opened or started; it tells the judge of NOTICES."""
+    data = os.path.realpath(Path(__file__).parents[1] / "data") + os.sep
+    told = set()
+    processes, own = re.compile(r"/proc/\d+/"), f"/proc/{os.getpid()}/"
+    real, decode, integer = os.path.realpath, os.fsdecode, int
+
+    def seen(event: str, values: tuple) -> str:
+        if event == "import":
+            return IMPORTS if str(values[0]).partition(".")[0] == "minillm" else ""
+        if event == "open" and values[0] is not None and not isinstance(values[0], integer):
+            path = real(decode(values[0]))
+            other = processes.match(path) and not path.startswith(own)
+            return READS if path.startswith(data) else LOOKS if other else ""
+        if event in ("os.fork", "os.forkpty", "os.posix_spawn", "os.system", "os.exec", "subprocess.Popen"):
+            return STARTS
+        return CALLS if event == "ctypes.dlopen" else ""
+
+    def hook(event: str, values: tuple) -> None:
+        with suppress(Exception):  # an error here would become one of the file's
+            notice = seen(event, values)
+            if notice and notice not in told:
+                told.add(notice)
+                reply({"notice": notice})
+
+    return hook
+
+
+# ---- results ---------------------------------------------------------------------------------------------------------
+def message(outcome: Outcome) -> tuple[dict[str, object], list[np.ndarray]]:
+    """An outcome as a header and arrays."""
+    if not outcome.returned:
+        return {"problem": outcome.problem}, []
+    arrays: list[np.ndarray] = []
     try:
-        exec(code, vars(module))
-    except BaseException as error:  # exit(), too
-        raise MinillmError(f"importing it {raised(error, str(path))}") from None
-    return {name: vars(module)[name] for name in FUNCTIONS if name in vars(module)}
+        return {"result": tree(outcome.result, arrays), "changed": outcome.changed}, arrays
+    except BaseException:  # a value whose own methods raise
+        return {"result": {"words": f"a value of type {type(outcome.result).__name__}"[:WORDS]}, "changed": ""}, []
+
+
+def tree(value: object, arrays: list[np.ndarray], deeper: bool = True) -> object:
+    """A result for the header; arrays that may travel are appended to ``arrays``, everything else is described."""
+    if value is None:
+        return None
+    if isinstance(value, np.ndarray):
+        plain = np.asarray(value)  # of a subclass, too
+        if plain.ndim and sendable(plain, ARRAYS_LIMIT - sum(array.nbytes for array in arrays)):
+            arrays.append(plain)
+            return {"array": len(arrays) - 1}
+    if isinstance(value, list | tuple) and len(value) <= ITEMS and deeper:
+        kind = "tuple" if isinstance(value, tuple) else "list"
+        return {kind: [tree(item, arrays, deeper=False) for item in value]}
+    return {"words": described(value)[:WORDS]}
+
+
+def list_of(value: object) -> list:
+    """A header's list."""
+    assert isinstance(value, list)
+    return value
+
+
+if __name__ == "__main__":
+    status = 1
+    try:
+        main()
+        status = 0
+    except EOFError:  # the judge needs no more
+        status = 0
+    finally:
+        os._exit(status)  # without waiting for threads that the file has started

@@ -5,18 +5,18 @@ import json
 
 import numpy as np
 import pytest
-from student_files import changed, file_of
+from student_files import answers_of, changed, file_of
 
 from minillm.course import assignment
 from minillm.course.assignment import FUNCTIONS, cases_of, goldens, grade_function, template
-from minillm.course.child import functions_of
+from minillm.course.cells import executed
 from minillm.course.mistakes import MISTAKES
 from minillm.errors import MinillmError
 from minillm.loading import embedded
 
 
 def test_the_template_has_the_signatures_equations_and_shapes_of_all_functions(tmp_path):
-    functions = functions_of(file_of(tmp_path, template()))
+    functions = executed("mine.py", template().encode(), FUNCTIONS).defined
     assert list(functions) == list(FUNCTIONS) == list(MISTAKES)
     for name, function in functions.items():
         assert "->" in function.__doc__ and len(cases_of(name)) >= 4
@@ -26,14 +26,14 @@ def test_the_template_has_the_signatures_equations_and_shapes_of_all_functions(t
 
 
 def test_partial_credit_counts_cases_and_values(tmp_path):
-    functions = functions_of(file_of(tmp_path, changed("attention", "(new, heads, d)", "(new, heads)")))
+    functions = answers_of(file_of(tmp_path, changed("attention", "(new, heads, d)", "(new, heads)")))
     assert grade_function("attention", functions).points == 0  # it raises everywhere
-    values = functions_of(file_of(tmp_path, changed("rms_norm", "* weight", "* weight * (np.arange(len(weight)) > 1)")))
+    values = answers_of(file_of(tmp_path, changed("rms_norm", "* weight", "* weight * (np.arange(len(weight)) > 1)")))
     grade = grade_function("rms_norm", values)
     shares = [1 - 2 / case[0][0].shape[-1] for case in cases_of("rms_norm")]
     assert grade.right == 0 and grade.points == pytest.approx(5 * np.mean(shares))
     source = changed("lru", "return np.array(hits)", "return np.zeros(len(hits), bool)")
-    constant = grade_function("lru", functions_of(file_of(tmp_path, source)))
+    constant = grade_function("lru", answers_of(file_of(tmp_path, source)))
     assert constant.right == 1 and constant.points == pytest.approx(2)  # the buffer without room
 
 

@@ -1,11 +1,10 @@
 """The functions run together: each usual mistake is found at the right step, with the right words."""
 
 import pytest
-from student_files import PLAIN, changed, file_of
+from student_files import PLAIN, answers_of, changed, file_of
 
 from minillm.course.assignment import FUNCTIONS, Grade, grade_function
 from minillm.course.block import run_block
-from minillm.course.child import functions_of
 
 NORM, PRED = "blocks.0.attn.norm", "predictor.A"
 # what is changed: the function, from, to, the first wrong step of the block (None: none), words of the diagnosis
@@ -74,7 +73,7 @@ PLANTED = {
 @pytest.mark.parametrize("mistake", PLANTED)
 def test_each_planted_mistake_is_named_at_the_right_step(tmp_path, mistake):
     function, old, new, step, words = PLANTED[mistake]
-    functions = functions_of(file_of(tmp_path, changed(function, old, new)))
+    functions = answers_of(file_of(tmp_path, changed(function, old, new)))
     for name in FUNCTIONS:
         grade = grade_function(name, functions)
         if name == function:
@@ -88,7 +87,7 @@ def test_each_planted_mistake_is_named_at_the_right_step(tmp_path, mistake):
 
 
 def test_a_mistake_that_nobody_knows_is_told_by_its_numbers(tmp_path):
-    functions = functions_of(file_of(tmp_path, changed("swiglu", "@ down_proj.T", "@ down_proj.T * 1.01")))
+    functions = answers_of(file_of(tmp_path, changed("swiglu", "@ down_proj.T", "@ down_proj.T * 1.01")))
     grade, block = grade_function("swiglu", functions), run_block(functions)
     assert grade.diagnosis == "" and grade.problem.startswith("case 1, swiglu(float64[3, 6], float64[10, 6], ")
     assert block.first == "blocks.0.mlp.out" and "largest difference at [" in block.how
@@ -115,7 +114,7 @@ def test_a_mistake_that_nobody_knows_is_told_by_its_numbers(tmp_path):
     ],
 )
 def test_whatever_a_function_does_is_one_sentence_and_the_block_goes_on(tmp_path, name, body, words):
-    functions = functions_of(file_of(tmp_path, PLAIN + "\n\n" + body + "\n"))
+    functions = answers_of(file_of(tmp_path, PLAIN + "\n\n" + body + "\n"))
     grade = grade_function(name, functions)
     assert words in grade.problem and "\n" not in grade.problem and grade.right == 0, grade
     block = run_block(functions)

@@ -1,6 +1,11 @@
 """Files as a student hands them in to `minillm grade`: right ones, and one with a mistake put into it."""
 
+from functools import partial
 from pathlib import Path
+
+from minillm.course.assignment import FUNCTIONS, Answer
+from minillm.course.attempt import attempt
+from minillm.course.cells import executed
 
 # The seven functions as minillm itself has them.
 OURS = '''
@@ -141,6 +146,12 @@ def file_of(folder: Path, source: str) -> Path:
     path = folder / "mine.py"
     path.write_text(source, encoding="utf-8")
     return path
+
+
+def answers_of(path: Path) -> dict[str, Answer]:
+    """The functions of a file, called in this process."""
+    defined = executed(str(path), path.read_bytes(), FUNCTIONS).defined
+    return {name: partial(attempt, function) for name, function in defined.items()}
 
 
 def changed(function: str, old: str, new: str) -> str:
