@@ -17,7 +17,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
@@ -105,6 +105,21 @@ def stopped_by_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def note_once() -> Callable[..., None]:
+    """A warnings.showwarning that prints a note on stderr, each sentence once in a command.
+
+    Thresholds, for instance, meet the model at several places of one command.
+    """
+    said: set[str] = set()
+
+    def note(message: Warning | str, *_: object, **__: object) -> None:
+        if str(message) not in said:
+            said.add(str(message))
+            say(f"minillm: note: {message}")
+
+    return note
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     with stopped_by_signals():
@@ -125,7 +140,7 @@ def run(argv: list[str] | None) -> int:
     if threads := getattr(arguments, "threads", None):
         for library in ("OMP", "OPENBLAS", "MKL", "VECLIB", "BLIS"):
             os.environ[f"{library}{'_MAXIMUM' if library == 'VECLIB' else '_NUM'}_THREADS"] = str(threads)
-    warnings.showwarning = lambda message, *_, **__: say(f"minillm: note: {message}")
+    warnings.showwarning = note_once()
     try:
         check_outputs(arguments)
         status = arguments.run(arguments)
