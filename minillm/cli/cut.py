@@ -6,7 +6,7 @@ import argparse
 import json
 
 from . import flags
-from .shared import enough_documents, load_model, say, text_or_embedded, two_texts, wrapped, write_figure
+from .shared import enough_documents, load_model, say, text_or_embedded, two_texts, with_bos, wrapped, write_figure
 
 SWEEP_COLUMNS = {
     "policy": ("policy", ""), "by": ("by", ""), "target": ("target", ".2f"), "achieved": ("achieved", ".3f"),
@@ -98,7 +98,7 @@ def command_sweep(a: argparse.Namespace) -> int:
         check_ending(a.output)
     if a.figure:
         check_figure(a.figure)
-    models = [minillm.load(source, dtype=a.dtype) for source in a.model or ["default"]]
+    models = [with_bos(a, minillm.load(source, dtype=a.dtype)) for source in a.model or ["default"]]
     calibration, test = two_texts(a.text, a.calibration)
     if not a.text:
         test = enough_documents(models, test, flags.DEMO_TOKENS, a.context)

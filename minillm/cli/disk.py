@@ -23,6 +23,7 @@ from .shared import (
     say,
     text_or_embedded,
     two_texts,
+    with_bos,
     wrapped,
 )
 
@@ -60,7 +61,7 @@ class Loaded(NamedTuple):
 
 def add(commands: flags.Commands) -> None:
     """Add the command bundle; ``prefetch real`` is added by ``add_real``."""
-    bundle = flags.command(commands, "bundle", command_bundle, flags.model(), flags.running())
+    bundle = flags.command(commands, "bundle", command_bundle, flags.model(), flags.loading())
     bundle.add_argument("--output", "-o", dest="folder", required=True, metavar="FOLDER", help="must not exist yet")
     bundle.add_argument("--group", type=flags.positive, default=32, help="neurons per block (default: 32)")
     bundle.add_argument(
@@ -168,7 +169,7 @@ def load_real(a: argparse.Namespace) -> Loaded:
             why_not = str(problem) or "not enough memory"
     else:
         whole = whole_llama(bundle, a.dtype)
-    return Loaded(bundle, resident_llama(bundle, a.dtype), whole, why_not)
+    return Loaded(bundle, with_bos(a, resident_llama(bundle, a.dtype)), whole and with_bos(a, whole), why_not)
 
 
 def reading_of(a: argparse.Namespace, model: Llama) -> Reading:

@@ -86,6 +86,11 @@ def wholes(word: str) -> list[int]:
     return [positive(part) for part in word.split(",")]
 
 
+def token_ids(word: str) -> list[int]:
+    """Token ids separated by commas."""
+    return [whole(part) for part in word.split(",")]
+
+
 def names(word: str) -> list[str]:
     """Names separated by commas."""
     return [part.strip() for part in word.split(",")]
@@ -197,8 +202,25 @@ def threads(about: str) -> Parser:
 
 
 @cache
+def bos_or_none(word: str) -> int | str:
+    """An id, or "none"."""
+    with expecting("an id or none", word):
+        return word if word == "none" else whole(word)
+
+
+def bos() -> Parser:
+    """--bos: what stands in front of every text."""
+    about = "the id in front of every text, or none (default: what the model's files say)"
+    return flag("--bos", type=bos_or_none, metavar="ID", help=about)
+
+
 def running() -> Parser:
-    """Of every command that runs a model: in which precision, on how many cores."""
+    """Of every command that runs texts through a model: as ``loading``, and with which BOS."""
+    return Parser(add_help=False, parents=[bos(), loading()])
+
+
+def loading() -> Parser:
+    """Of every command that loads a model: in which precision, on how many cores."""
     dtype = flag(
         "--dtype", choices=("float32", "float64"), default="float32", help="precision of the weights (default: float32)"
     )

@@ -60,6 +60,12 @@ def add(commands: flags.Commands) -> None:
         "--keep", action="append", metavar="PATTERN", help='steps to keep, as in "blocks.0.mlp.*"; repeatable'
     )
     trace.add_argument("--explain", metavar="STEP", help="explain a step, and do nothing else")
+    trace.add_argument(
+        "--ids",
+        type=flags.token_ids,
+        metavar="IDS",
+        help="token ids with commas in place of a text, for a model without tokenizer",
+    )
 
     compare = flags.command(commands, "compare", command_compare)
     compare.add_argument("ours", metavar="OURS.npz")
@@ -301,7 +307,11 @@ def command_trace(a: argparse.Namespace) -> int:
         print(json.dumps({"step": a.explain} | (info._asdict() if info else {})) if a.json else in_lines(text))
         return 0
     model = load_model(a)
-    ids = prompt_ids(model, read_text(a.text) if a.text else a.prompt)
+    if a.ids and a.text:
+        raise MinillmError("--ids and --text were both given, expected one of them")
+    if not a.ids and not model.has_tokenizer:
+        raise MinillmError(f"{model.folder}: holds no tokenizer.json for a text, expected --ids 1,2,3 and so on")
+    ids = a.ids or prompt_ids(model, read_text(a.text) if a.text else a.prompt)
     with Trace(keep=a.keep or "*", model=model.fingerprint) as trace:
         model.forward(ids, ffn=load_ffn(a, model), tap=trace)
     if a.output:

@@ -26,7 +26,7 @@ import numpy as np
 
 from ..errors import TokenizerError
 from ..files import read_bytes
-from .fields import file_in
+from .fields import file_in, read_json
 from .pieces import Tokens, in_pieces
 
 TOKENIZER_LIMIT = 100_000_000  # bytes; the largest published ones have about 35 MB
@@ -155,9 +155,34 @@ class Tokenizer:
             raise TokenizerError(f"{self._source}: no token has the id {index!r}, expected 0 to {self.vocab_size - 1}")
         return index not in self._special and self._raw.id_to_token(int(index)) is not None
 
+    def token_id(self, token: str) -> int | None:
+        """The id of a token by its name, or None where the model has no such token."""
+        index = self._raw.token_to_id(token)
+        return index if index is not None and index < self.vocab_size else None
+
     def stream(self, prompt_ids: Iterable[int] = ()) -> "TextStream":
         """A TextStream that continues the text of prompt_ids."""
         return TextStream(self, prompt_ids)
+
+
+def unused_bos(folder: str | Path, tokenizer: Tokenizer, config_bos: int | None) -> str | None:
+    """A sentence where tokenizer_config.json alone asks for a BOS, or None.
+
+    That file is read for nothing else: its settings stand in tokenizer.json, or should (transformers reads both).
+    """
+    if tokenizer.bos_ids:
+        return None
+    try:
+        fields = read_json(file_in(folder, "tokenizer_config.json", TokenizerError), TokenizerError)
+    except TokenizerError:  # missing or broken: nothing depends on it
+        return None
+    named, added = fields.get("bos_token"), fields.get("add_bos_token")
+    token = named.get("content") if isinstance(named, dict) else named
+    index = tokenizer.token_id(token) if isinstance(token, str) else None
+    if index is None or not (added is True or (config_bos is None and added is not False)):
+        return None
+    found = f"tokenizer_config.json names the BOS {token!r} (id {index}), which tokenizer.json does not add"
+    return f"{found}: it is not put in front of a prompt, unless asked for (--bos {index})"
 
 
 class TextStream:

@@ -23,6 +23,7 @@ lies ahead a weight of exactly 0. The prefix then matches to the last bit, not n
 
 from __future__ import annotations
 
+import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from typing import Any
 
 import numpy as np
 
+from ..arguments import whole_number
 from ..errors import MinillmError
 from ..transformer.model import Llama
 from ..transformer.texts import bos_ids, default_context
@@ -135,24 +137,24 @@ class Measured:
 def predictability(model: Llama, known: Reference, pairs: Iterable[Pair], context: int | None = None) -> Measured:
     """Compare the patterns of texts and their variants, scope by scope and layer by layer (module docstring).
 
-    context: the window, BOS included (default: the smaller of the model's and 2048). Raises MinillmError for a window
-    without room, and for a variant that does not differ from its text.
+    context: the window, BOS included (default: the smaller of the model's and 2048). A variant that is its text, or
+    differs from it only behind the text's end, is left out, and a note says so. Raises MinillmError for a window
+    without room, and where no pair is left.
     """
     from tqdm.auto import tqdm
 
-    context = default_context(model) if context is None else context
     start, _ = bos_ids(model)
-    limit = model.config.max_position_embeddings
-    if not len(start) + 2 <= context <= limit:
-        raise MinillmError(f"context is {context}, expected {len(start) + 2} to {limit} (the model's own)")
+    context = default_context(model) if context is None else context
+    context = whole_number("context", context, len(start) + 2, model.config.max_position_embeddings)
     counts: dict[tuple[str, str, str, int], Count] = {}
     lengths: dict[tuple[str, str], tuple[int, int]] = {}
     last: list[int] | None = None
     for pair in tqdm(list(pairs), desc="comparing patterns", unit="pair", leave=False, delay=2, disable=None):
-        if pair.original == pair.edited:
-            raise MinillmError(f"{pair.variant} of {pair.text} is the same text, expected an edited one")
-        lengths[pair.text, pair.variant] = shared_prefix(pair.original, pair.edited), len(pair.edited)
         left, right = ([*start, *ids] for ids in crop(pair.original, pair.edited, context - len(start)))
+        if left == right:
+            warnings.warn(f"{pair.variant} of {pair.text} is the same text as far as both go: left out", stacklevel=2)
+            continue
+        lengths[pair.text, pair.variant] = shared_prefix(pair.original, pair.edited), len(pair.edited)
         if left != last:  # the variants of a text often share its window
             last, a = left, patterns(model, left, known.thresholds)  # (L, T, F)
         b = patterns(model, right, known.thresholds)  # (L, T, F)
@@ -161,7 +163,7 @@ def predictability(model: Llama, known: Reference, pairs: Iterable[Pair], contex
                 count = Count.of(b[layer, of_b], a[layer, of_a], frequency, static)
                 counts[pair.text, pair.variant, scope, layer] = count
     if not counts:
-        raise MinillmError("there is no text to compare, expected at least one pair")
+        raise MinillmError("there is no text to compare, expected at least one pair of a text and an edited one")
     return Measured(counts, lengths, model.config.intermediate_size)
 
 

@@ -229,12 +229,11 @@ def predictor_study(work: StudyInput, learnt: Sequence[str]) -> dict[str, Any]:
 def pattern_study(work: StudyInput, known: Sequence[str]) -> tuple[list[dict], str]:
     """The rows about patterns of edited texts, and the definition of the masks."""
     pairs = made_pairs(work.model, work.first("scored", BUDGET["patterns"], "patterns"), work.rng())
-    pairs = [pair for pair in pairs if pair.original != pair.edited]  # two documents may have the same end
     thresholds = calibrate(work.model, known, "dhar", HALF, work.context)
     known_masks = reference(work.model, thresholds, known, work.context)
-    measured = predictability(work.model, known_masks, pairs, work.context)
+    measured = predictability(work.model, known_masks, pairs, work.context) if pairs else None
     work.done("patterns")
-    return measured.rows(by_variant=False, by_layer=False), str(thresholds.spec)
+    return measured.rows(by_variant=False, by_layer=False) if measured else [], str(thresholds.spec)
 
 
 def buffer_study(work: StudyInput, known: Sequence[str], learnt: Sequence[str]) -> tuple[dict[str, Any], str]:

@@ -12,7 +12,9 @@ tokens everywhere, and an insertion moves the second half of a text without chan
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +27,7 @@ from ..transformer.model import Llama
 SIMILARITIES = (95, 90, 85, 80, 75, 70)  # percent of a text that its variants share with it, in the released files
 PERTURBATION_LIMIT = 10_000_000  # bytes of a released file, which has 20,000
 SCATTERED = 10  # percent of the tokens that are replaced one by one
+DRAWS = 20  # tries to scatter edits that change a word
 
 
 class Pair(NamedTuple):
@@ -40,13 +43,17 @@ def replace_tail(text: str, donor: str, similarity: float) -> str:
     """Keep the first ``similarity`` (0 to 1) of a text's words as they stand, and replace the rest by ``donor``'s.
 
     The number of words stays the same, and at least one is replaced, as in the released variants. The donor's words are
-    its last ones; a short donor is repeated.
+    its last ones, or those before them where the last ones are the words that they replace: a text's own end is no
+    edit of it. A short donor is repeated; one that has no other words gives the text as it is.
     """
     words = list(re.finditer(r"\S+", text))
     keep = min(round(similarity * len(words)), len(words) - 1)
-    others = donor.split()
-    others *= -(-(len(words) - keep) // len(others))
-    return text[: words[keep].start()] + " ".join(others[len(others) - (len(words) - keep) :])
+    replaced = [word.group() for word in words[keep:]]
+    count, others = len(replaced), donor.split()
+    others *= -(-count // len(others))
+    ends = [*range(len(others), count - 1, -count), *range(len(others), count - 1, -1)]
+    new = next((found for end in ends if (found := others[end - count : end]) != replaced), None)
+    return text if new is None else text[: words[keep].start()] + " ".join(new)
 
 
 def insert_sentence(text: str, donor: str) -> str:
@@ -78,18 +85,56 @@ def scatter(ids: Sequence[int], share: float, rng: np.random.Generator) -> list[
 def made_pairs(model: Llama, documents: Sequence[str], rng: np.random.Generator) -> list[Pair]:
     """Each text with eight variants: tails replaced at 95 .. 70 %, scattered tokens replaced, a sentence inserted.
 
-    New words come from the next document (for the last document, from the first).
+    New words come from the next document that has other words (for the last document, from the first), or else from
+    the text itself. A variant whose words (or ids) would be those of its text is left out, and a note
+    says so: a text compared with itself would match in any case.
     """
-    pairs = []
+    pairs: list[Pair] = []
+    missing: list[str] = []
     for i, text in enumerate(documents):
-        donor, name = documents[(i + 1) % len(documents)], f"document {i}"
+        if not text.split():
+            missing.append(f"all of document {i}, which is empty")
+            continue
         ids = model.tokenizer.encode(text, bos=False)
+        sources = [*documents[i + 1 :], *documents[:i], text]
+        edits: dict[str, list[int] | None] = {}
         for percent in SIMILARITIES:
-            edited = model.tokenizer.encode(replace_tail(text, donor, percent / 100), bos=False)
-            pairs.append(Pair(name, f"tail {percent} %", ids, edited))
-        pairs.append(Pair(name, f"scattered {SCATTERED} %", ids, scatter(ids, SCATTERED / 100, rng)))
-        pairs.append(Pair(name, "insertion", ids, model.tokenizer.encode(insert_sentence(text, donor), bos=False)))
+            edits[f"tail {percent} %"] = first_edited(
+                model, text, sources, partial(replace_tail, text, similarity=percent / 100)
+            )
+        edits[f"scattered {SCATTERED} %"] = scattered(model, ids, rng)
+        edits["insertion"] = first_edited(model, text, sources, partial(insert_sentence, text))
+        for name, edited in edits.items():
+            if edited is None or edited == ids:
+                missing.append(f"{name} of document {i}")
+            else:
+                pairs.append(Pair(f"document {i}", name, ids, edited))
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        warnings.warn(f"no variant with other words can be made: {', '.join(missing[:3])}{more}", stacklevel=2)
     return pairs
+
+
+def first_edited(model: Llama, text: str, sources: Sequence[str], edit: Callable[..., str]) -> list[int] | None:
+    """The ids of the first edit of a text that has other words than the text; None where no source gives one.
+
+    edit(donor=a text of sources) -> the edited text.
+    """
+    words = text.split()
+    for donor in sources:
+        if donor.split() and (edited := edit(donor=donor)).split() != words:
+            return model.tokenizer.encode(edited, bos=False)
+    return None
+
+
+def scattered(model: Llama, ids: list[int], rng: np.random.Generator) -> list[int] | None:
+    """``scatter``, drawn again where only white space has changed; None where nothing else can."""
+    words = model.tokenizer.decode(ids).split()
+    for _ in range(DRAWS if len(set(ids)) > 1 else 0):
+        edited = scatter(ids, SCATTERED / 100, rng)
+        if model.tokenizer.decode(edited).split() != words:
+            return edited
+    return None
 
 
 def text_pairs(model: Llama, text: str, original: str, variants: Mapping[str, str]) -> list[Pair]:

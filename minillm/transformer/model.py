@@ -12,6 +12,7 @@ Phi-3 are the same block with a window, biases, normed heads or fused files; the
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -20,10 +21,11 @@ from typing import TypeAlias
 
 import numpy as np
 
+from ..arguments import whole_number
 from ..errors import MinillmError, TokenizerError, show
 from ..loading.checkpoint import load_weights
 from ..loading.config import ModelConfig
-from ..loading.tokenizer import Tokenizer
+from ..loading.tokenizer import Tokenizer, unused_bos
 from ..trace import Tap, no_tap, scoped
 from .attention import KVCache
 from .blocks import Positions, block
@@ -51,6 +53,7 @@ class Llama:
         self.norm = weights["model.norm.weight"]  # (D,)
         self.lm_head = weights.get("lm_head.weight", self.embed_tokens)  # (V, D); tied heads share the embedding
         self.dtype = self.embed_tokens.dtype
+        self.bos: tuple[int, ...] | None = None  # what stands before every text, where ``use_bos`` has said it
 
     @classmethod
     def from_folder(cls, folder: str | Path, dtype: str | type = "float32") -> Llama:
@@ -89,7 +92,19 @@ class Llama:
         """The folder's tokenizer, read when it is first asked for. Raises TokenizerError where there is none."""
         if self.folder is None:
             raise TokenizerError("this model was not loaded from a folder, so it has no tokenizer")
-        return Tokenizer.from_folder(self.folder, self.config.vocab_size)
+        tokenizer = Tokenizer.from_folder(self.folder, self.config.vocab_size)
+        if self.bos is not None:
+            tokenizer.bos_ids = self.bos
+        elif note := unused_bos(self.folder, tokenizer, self.config.bos_token_id):
+            warnings.warn(note, stacklevel=2)
+        return tokenizer
+
+    def use_bos(self, bos: int | None) -> None:
+        """Put this id in front of every text, or nothing (None), whatever the files say. Raises MinillmError."""
+        most = self.config.vocab_size - 1
+        self.bos = () if bos is None else (whole_number("bos", bos, 0, most),)
+        if "tokenizer" in self.__dict__:  # it was read already
+            self.tokenizer.bos_ids = self.bos
 
     @cached_property
     def parameters(self) -> dict[str, int]:

@@ -45,6 +45,9 @@ CUTS = 32  # places that are tried to cut a document at
 
 def bos_ids(model: Llama) -> tuple[list[int], str]:
     """The ids in front of every run, and a few words that say where they come from."""
+    if model.bos is not None:
+        ids, why = list(model.bos), "as asked for"
+        return ids, f"{' '.join(map(str, ids)) or 'none'}, {why}"
     if model.tokenizer.bos_ids:
         ids, why = list(model.tokenizer.bos_ids), "from the tokenizer"
     elif model.config.bos_token_id is not None:
@@ -136,7 +139,7 @@ def checked_context(model: Llama, context: int | None) -> int:
     if context is None:
         return default_context(model)
     limit = model.config.max_position_embeddings
-    least = len(bos_ids(model)[0]) + 1
+    least = max(1, len(bos_ids(model)[0])) + 1  # a BOS and a token, or two tokens
     try:
         return whole_number("context", context, least, limit)
     except MinillmError as problem:
@@ -154,7 +157,11 @@ def _document_runs(model: Llama, documents: list[str], start: list[int], size: i
         after = before + len(own)
         pieces += [(a, min(a + size, after), i) for a in range(before, after, size)]
         before = after
-    return Runs(ids, sizes, np.array(pieces), start, len(start))
+    if not start:  # without a BOS the first token of a run is not scored, and one token alone is no run
+        pieces = [(a, b, i) for a, b, i in pieces if b - a > 1]
+        if not pieces:
+            raise MinillmError("no document has two tokens: without a BOS there is nothing to score")
+    return Runs(ids, sizes, np.array(pieces), start, max(1, len(start)))
 
 
 def _stream_runs(model: Llama, documents: str | Sequence[str], start: list[int], context: int) -> Runs:

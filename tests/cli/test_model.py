@@ -273,3 +273,33 @@ def test_a_model_that_overflows_has_no_perplexity(run, tmp_path):
     save_tensors(folder / "model.safetensors", weights)
     status, out, err = run("perplexity", "-m", folder, "--text", "one.txt", "--json")
     assert (status, out) == (1, "") and "not finite" in one_sentence(err)
+
+
+def test_a_trace_of_ids_needs_no_tokenizer_and_other_commands_name_what_is_missing(run):
+    for folder in ("bare", "m"):
+        steps = json.loads(run("trace", "-m", folder, "--ids", "1,5,3", "--json")[1])
+        assert steps["embed"]["shape"][0] == 3
+    status, _, err = run("trace", "-m", "bare")
+    assert status == 1 and "tokenizer.json" in one_sentence(err) and "--ids" in err
+    status, _, err = run("generate", "-m", "bare", "-p", "a")
+    assert status == 1 and "tokenizer.json" in one_sentence(err)
+    assert (
+        run("trace", "-m", "m", "--ids", "1,5000")[0]
+        == run("trace", "-m", "m", "--ids", "1", "--text", "one.txt")[0]
+        == 1
+    )
+
+
+def test_the_bos_can_be_given_and_is_printed(run):
+    found = {
+        bos: run("perplexity", "-m", "m", "--text", "one.txt", *bos) for bos in ((), ("--bos", "none"), ("--bos", "5"))
+    }
+    assert [status for status, *_ in found.values()] == [0, 0, 0]
+    assert [
+        f"BOS {said}" in out for (_, out, _), said in zip(found.values(), ("1 from", "none, as", "5, as"), strict=True)
+    ]
+    assert len({out.split(",")[0] for _, out, _ in found.values()}) == 3
+    lengths = [run("generate", "-m", "m", "-p", "a", "-n", "1", *bos)[2] for bos in ((), ("--bos", "none"))]
+    assert "prompt of 3 tokens" in lengths[0] and "prompt of 2 tokens" in lengths[1]
+    status, _, err = run("sweep", "-m", "m", "--text", "stories.txt", "--bos", "5000")
+    assert status == 1 and "bos is 5000" in one_sentence(err)

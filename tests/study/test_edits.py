@@ -1,5 +1,7 @@
 """The predictability experiment: crops, scopes, counts per scope, and its controls."""
 
+import warnings
+
 import numpy as np
 import pytest
 import tiny
@@ -208,11 +210,16 @@ def test_a_window_without_room_or_beyond_the_model_is_refused(model, known, cont
         predictability(model, known, [Pair("t", "v", [5, 6, 7], [5, 6, 8])], context)
 
 
-def test_a_variant_that_is_the_same_text_is_refused(model, known):
-    with pytest.raises(MinillmError, match="v of t is the same text"):
-        predictability(model, known, [Pair("t", "v", [5, 6], [5, 6])])
-    with pytest.raises(MinillmError, match="no text to compare"):
-        predictability(model, known, [])
+def test_a_variant_that_is_the_same_text_is_left_out_and_without_any_other_there_is_nothing_to_compare(model, known):
+    same, other = Pair("t", "v", [5, 6], [5, 6]), Pair("t", "w", [5, 6], [5, 7])
+    longer = Pair("t", "x", [5, 6], [5, 6, 7])  # as far as both go, the same
+    with pytest.warns(UserWarning, match="v of t is the same text"):
+        rows = predictability(model, known, [same, other, longer]).rows()
+    assert {row["variant"] for row in rows} == {"w"}
+    for pairs in ([], [same, longer]):
+        with pytest.raises(MinillmError, match="no text to compare"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            predictability(model, known, pairs)
 
 
 @pytest.mark.shared

@@ -1,5 +1,7 @@
 """Edited texts: those made here differ where they should, and the released files are read as they are."""
 
+import warnings
+
 import fuzz
 import numpy as np
 import pytest
@@ -8,7 +10,15 @@ from hypothesis import strategies as st
 
 from minillm.errors import MinillmError
 from minillm.study.edits import shared_prefix
-from minillm.study.variants import insert_sentence, made_pairs, read_perturbation, released_pairs, replace_tail, scatter
+from minillm.study.variants import (
+    Pair,
+    insert_sentence,
+    made_pairs,
+    read_perturbation,
+    released_pairs,
+    replace_tail,
+    scatter,
+)
 from minillm.transformer.model import Llama
 
 
@@ -22,6 +32,60 @@ def test_a_replaced_tail_keeps_the_first_words_as_they_stand_and_their_number():
     assert replace_tail(text, "x y z", 0.7) == "a  b\nc d e f g x y z"
     assert replace_tail(text, "x", 0.8) == "a  b\nc d e f g h x x"
     assert replace_tail(text, "x y", 1.0) == "a  b\nc d e f g h i y"  # at least one word goes
+
+
+@pytest.mark.parametrize(
+    ("text", "donor", "edited"),
+    [
+        ("a b c d e f g h i j", "a b c d e f g h i j", "a b c d e f g e f g"),  # its own end: the words before it
+        ("the cat ran. The end.", "a dog sat. The end.", "the cat ran. The The"),
+        ("a b", "a b", "a a"),
+        ("a b", "x  b\n", "a x"),
+        ("a a a", "a a", "a a a"),  # nothing else is there
+    ],
+)
+def test_a_tail_is_never_replaced_by_the_words_that_stand_there(text, donor, edited):
+    assert replace_tail(text, donor, 0.7) == edited
+
+
+def words_of(model, pair: Pair) -> list[list[str]]:
+    return [model.tokenizer.decode(ids).split() for ids in (pair.original, pair.edited)]
+
+
+@pytest.mark.parametrize(
+    "documents",
+    [
+        ["the cat sat on the mat.\nthe dog ran home.\nthe red ball is in the sea.\nthe end."],
+        ["the cat sat on the mat. the end."] * 3,  # the same document again and again
+        ["the cat sat. the end.", "the dog ran. the end.", "a bird sang. the end."],
+        ["a b", "a b c", "cat"],
+    ],
+)
+def test_every_variant_has_other_words_than_its_text(model, documents):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pairs = made_pairs(model, documents, np.random.default_rng(0))
+    assert pairs
+    for pair in pairs:
+        original, edited = words_of(model, pair)
+        assert original != edited and pair.original != pair.edited, pair.variant
+
+
+def test_variants_that_cannot_be_made_are_left_out_with_a_note(model):
+    with pytest.warns(UserWarning, match="tail 95 % of document 0, .* and 10 more"):
+        pairs = made_pairs(model, ["a", "a a a", ""], np.random.default_rng(0))
+    assert {pair.variant for pair in pairs} == {"insertion", "scattered 10 %"}
+    with pytest.warns(UserWarning, match="all of document 1, which is empty"):
+        made_pairs(model, ["the cat sat on a mat.", " "], np.random.default_rng(0))
+
+
+def test_edits_that_change_white_space_alone_are_drawn_again(model):
+    text = "a" + " " * 60 + "b"
+    (pair,) = [p for p in made_pairs(model, [text, texts(1)[0]], np.random.default_rng(0)) if "scattered" in p.variant][
+        :1
+    ]
+    original, edited = words_of(model, pair)
+    assert original != edited
 
 
 def test_a_sentence_is_inserted_after_the_sentence_nearest_to_the_middle():

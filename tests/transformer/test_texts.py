@@ -1,5 +1,6 @@
 """Texts down to the token: BOS, the runs of both protocols, and as many tokens as are asked for."""
 
+import json
 import warnings
 
 import numpy as np
@@ -69,6 +70,58 @@ def test_special_tokens_in_the_text_are_plain_text(model, protocol):
 def test_bos_is_the_tokenizers_else_the_configs_else_the_eos(tmp_path, bos, fields, expected, why):
     found, words = bos_ids(tiny.loaded(tmp_path / "model", bos=bos, **fields))
     assert found == expected and why in words and str(expected[0]) in words
+
+
+def test_a_bos_that_is_asked_for_stands_before_texts_and_prompts_whatever_the_files_say(tmp_path):
+    model = tiny.loaded(tmp_path / "model")
+    before = plain_ids(model, "a cat")
+    model.use_bos(np.int64(7))
+    assert bos_ids(model) == ([7], "7, as asked for") and model.tokenizer.encode("a cat") == [7, *before]
+    assert [run.ids for run in runs(model, ["a cat"], context=4)] == [[7, *before[i : i + 3]] for i in (0, 3)]
+    for bad in (-1, tiny.VOCABULARY, True, "1"):
+        with pytest.raises(MinillmError, match="bos is"):
+            model.use_bos(bad)
+
+
+def test_without_a_bos_the_first_token_of_each_run_is_not_scored(tmp_path):
+    model = tiny.loaded(tmp_path / "model")
+    model.use_bos(None)  # before the tokenizer is read
+    ids, sizes = (array.tolist() for array in model.tokenizer.encode_with_bytes("a cat."))
+    assert bos_ids(model) == ([], "none, as asked for") and model.tokenizer.encode("a cat.") == ids
+    found = runs(model, ["a cat.", "\n"], context=4)
+    assert [(run.ids, run.unscored) for run in found] == [(ids[:4], 1), (ids[4:], 1)]
+    assert [run.bytes for run in found] == [sum(sizes[1:4]), sum(sizes[5:])] and found.scored == len(ids) - 2
+    assert runs(model, ["a cat."], "stream", 4)[0].ids == ids[:4]
+    with pytest.raises(MinillmError, match="context is 1, expected 2 to"):
+        runs(model, ["a cat."], context=1)
+    with pytest.raises(MinillmError, match="no document has two tokens"):
+        runs(model, ["t", "t"])
+
+
+@pytest.mark.parametrize(
+    ("named", "config_bos", "said"),
+    [
+        ({"bos_token": "<s>", "add_bos_token": True}, None, True),
+        ({"bos_token": {"content": "<s>"}}, None, True),
+        ({"bos_token": "<s>", "add_bos_token": True}, 1, True),  # transformers puts it in front of prompts
+        ({"bos_token": "<s>"}, 1, False),
+        ({"bos_token": "<s>", "add_bos_token": False}, None, False),
+        ({"bos_token": None}, None, False),
+        ({"bos_token": "<nothing>", "add_bos_token": True}, None, False),
+        ("[", None, False),
+    ],
+)
+def test_a_bos_that_tokenizer_config_alone_asks_for_gives_a_note_with_its_id(tmp_path, named, config_bos, said):
+    folder = tiny.folder(tmp_path / "model", bos=False, bos_token_id=config_bos)
+    content = named if isinstance(named, str) else json.dumps(named)
+    (folder / "tokenizer_config.json").write_text(content)
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        assert Llama.from_folder(folder).tokenizer.bos_ids == ()
+        quiet = Llama.from_folder(folder)
+        quiet.use_bos(1)
+        assert quiet.tokenizer.bos_ids == (1,)
+    assert ["<s>" in str(note.message) and "--bos 1" in str(note.message) for note in notes] == [True] * said
 
 
 def test_runs_of_documents_and_windows_of_a_stream_by_hand(model):
