@@ -73,7 +73,7 @@ def number_difference(found: object, expected: np.ndarray, rtol: float) -> tuple
         right = bool(number == expected)
     else:
         right = not wrong_values(number[None], expected[None], rtol).any()
-    return float(right), "" if right else f"returned {described(found)}, expected {described(expected)}"
+    return float(right), "" if right else "returned {}, expected {}".format(*both_described(number, expected))
 
 
 def wrong_values(found: np.ndarray, expected: np.ndarray, rtol: float) -> np.ndarray:
@@ -123,7 +123,7 @@ def worst_value(found: np.ndarray, expected: np.ndarray, wrong: np.ndarray) -> s
     if expected.dtype.kind in "fc":
         size[wrong] = np.abs(found[wrong].astype(complex) - expected[wrong])
     at = [int(i) for i in np.unravel_index(np.argmax(size), size.shape)]
-    here = f"found {described(found[tuple(at)])}, expected {described(expected[tuple(at)])}"
+    here = "found {}, expected {}".format(*both_described(found[tuple(at)], expected[tuple(at)]))
     what = "largest difference" if expected.dtype.kind in "fc" else "first wrong value"
     return f"{what} at {at}: {here}; {count}"
 
@@ -142,6 +142,12 @@ def shape_hint(found: tuple[int, ...], expected: tuple[int, ...]) -> str:
         axis = next(i for i, (a, b) in enumerate(zip(found, expected, strict=True)) if a != b)
         return f": axis {axis} has length {found[axis]}, not {expected[axis]}"
     return f": {len(found)} axes, not {len(expected)}"
+
+
+def both_described(found: np.generic | np.ndarray, expected: np.generic | np.ndarray) -> tuple[str, str]:
+    """Two different numbers in words that differ, too: with all their digits where six are the same."""
+    words = described(found), described(expected)
+    return words if words[0] != words[1] else (repr(found.item()), repr(expected.item()))
 
 
 def described(value: object) -> str:

@@ -117,6 +117,7 @@ check("03.1", my_parameters, parameters_in_the_file, [
     (config,),
     (replace(config, tie_word_embeddings=False),),
     (replace(config, num_key_value_heads=1),),
+    (replace(config, head_dim=2 * config.head_dim),),  # the heads together need not be as wide as the hidden state
     (replace(config, num_hidden_layers=2, intermediate_size=100),),
     (replace(config, vocab_size=128_256, hidden_size=4096, intermediate_size=14_336, num_hidden_layers=32,
              num_attention_heads=32, num_key_value_heads=8, head_dim=128, tie_word_embeddings=False),),  # Llama 3 8B
@@ -463,8 +464,10 @@ small = {"x": np.array([1.0, 2.0]), "y": np.array([[3.0], [100.0]]), "z": np.arr
 check("03.2", my_first_difference, first_by_the_package, [
     (small, small, 1e-10),  # all agree
     (small, small | {"z": np.array([0.6])}, 1e-10),  # the last one
+    (small, small | {"z": np.array([0.4])}, 1e-10),  # and in the other direction
     (small, small | {"y": np.array([[3.1], [100.0]])}, 1e-2),  # small beside the largest value
     (small, small | {"y": np.array([[3.1], [100.0]])}, 1e-4),  # and not small enough
+    ({"x": np.array([1.0, -4.0])}, {"x": np.array([1.0, -2.0])}, 1.0),  # as large as the tolerance, and not above it
     (small, {"z": np.array([0.6]), "y": np.array([[9.0], [1.0]])}, 1e-10),  # another order, one is missing
     (dict(healthy), plain, 1e-10),  # our model and the plain one: all agree
     (dict(single), plain, 1e-10),  # float32 cannot

@@ -461,13 +461,21 @@ def my_top_p(p: np.ndarray, mass: float) -> np.ndarray:
 
 
 # %% tags=["check"]
-def top_p_by_the_package(p, mass):
-    return next_probabilities(np.log(p), top_p=mass)  # softmax(log p) is p again
+def top_p(p, mass):
+    """The specification: one token after the other, the most likely first."""
+    kept, together = np.zeros(len(p)), 0.0
+    for token in sorted(range(len(p)), key=lambda token: -p[token]):
+        if together < mass or together == 0:
+            kept[token] = p[token]
+            together += p[token]
+    return kept / kept.sum()
 
 
 rng = np.random.default_rng(0)
-check("04.3", my_top_p, top_p_by_the_package, [
+assert np.allclose(top_p(everything, 0.9), next_probabilities(np.log(everything), top_p=0.9))  # so does the package
+check("04.3", my_top_p, top_p, [
     (np.array([0.1, 0.6, 0.3]), 0.8),
+    (np.array([0.25, 0.5, 0.125, 0.125]), 0.75),  # two tokens have exactly that mass
     (np.array([0.1, 0.6, 0.3]), 0.05),  # only the likeliest
     (rng.dirichlet(np.ones(8)), 0.5),
     (rng.dirichlet(np.ones(8)), 0.999),

@@ -211,6 +211,8 @@ def energy_share(mid: np.ndarray, share: float) -> float:
 check("05.2", my_energy_share, energy_share, [
     (np.array([[3.0, 0.0, -4.0, 0.0]]), 0.25),  # 16 of 25
     (np.ones((2, 10)), 0.3),  # all equal: the share of the neurons
+    (np.array([[3.0, 0.0, -4.0, 0.0]]), 0.4),  # 1.6 neurons: two
+    (np.array([[3.0, 0.0, -4.0, 0.0]]), 0.3),  # 1.2 neurons: one
     (rng.standard_normal((5, 40)), 0.1),
     (rng.standard_normal((5, 40)), 0.0),  # no neuron
     (layers[2]["mid"][:20].astype(np.float64), 0.1),

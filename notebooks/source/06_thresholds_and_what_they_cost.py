@@ -109,11 +109,13 @@ def cut_by_the_package(x, w_gate, w_up, w_down, threshold):
 
 rng = np.random.default_rng(1)
 small = (rng.standard_normal((3, 4)), *rng.standard_normal((2, 6, 4)), rng.standard_normal((4, 6)))
+tie = (np.eye(2), np.diag([40.0, 41.0]), np.ones((2, 2)), np.eye(2))  # silu(40) is 40, to the last digit
 ours = (x, layer.gate_proj, layer.up_proj, layer.down_proj)
 check("06.1", my_thresholded_swiglu, cut_by_the_package, [
     (*small, 0.0),  # nothing is cut
     (*small, 0.2),
     (*small, 100.0),  # everything is cut
+    (*tie, 40.0),  # a value that equals the threshold is not above it
     (*ours, 0.2),  # a layer of the model
     (*ours, 0.5),
 ], rtol=1e-5)  # fmt: skip
@@ -416,7 +418,8 @@ def cett(mid: np.ndarray, w_down: np.ndarray, threshold: float) -> float:
 some_mid, down = unseen[3]["mid"][:40].astype(np.float64), layer.down_proj.astype(np.float64)
 check("06.3", my_cett, cett, [
     (np.array([[3.0, 1.0]]), np.eye(2), 2.0),
-    (np.array([[1.0, 1.0]]), np.array([[1.0, -1.0], [0.0, 0.1]]), 1.0001),  # what is lost may cancel
+    (np.array([[3.0, 1.0]]), np.eye(2), 1.0),  # a length that equals the threshold is kept
+    (np.array([[1.0, 1.0, 3.0]]), np.array([[1.0, -1.0, 0.0], [0.0, 0.1, 1.0]]), 1.5),  # what is lost may cancel
     (rng.standard_normal((4, 6)), rng.standard_normal((5, 6)), 0.0),  # nothing is lost
     (rng.standard_normal((4, 6)), rng.standard_normal((5, 6)), 1.5),
     (some_mid, down, 0.2),  # a layer of the model
@@ -483,12 +486,18 @@ def cut_from(x: np.ndarray, layer, position: int, ffn, start: int) -> np.ndarray
     return np.concatenate(found)
 
 
+def by_position(x, layer, position):
+    """An FFN whose result tells at which position each row was."""
+    return x * (position + np.arange(len(x))[:, None])
+
+
 check("06.4", my_cut_from, cut_from, [
     (x, layer, 0, ffn, 2),
     (x, layer, 0, ffn, 0),  # all cut
     (x, layer, 0, ffn, 99),  # none cut
     (x, layer, 10, ffn, 12),  # a later piece of a text
     (x, layer, 10, ffn, 3),
+    (x, layer, 10, by_position, 12),  # the cut part must know where it begins
 ], rtol=1e-5)  # fmt: skip
 
 # %% [markdown]

@@ -102,6 +102,7 @@ check("07.1", my_recall_precision, recall_precision, [
     (rng.random((20, 50)) < 0.5, truth),
     (np.ones((20, 50), bool), truth),  # select all: perfect recall, but no saving
     (np.zeros((20, 50), bool), truth),  # select nothing
+    (truth, np.zeros((20, 50), bool)),  # nothing is active
     (truth, truth),
 ])  # fmt: skip
 
@@ -273,7 +274,7 @@ for rank in (16, 32):
 #
 # Goal: `my_pack4(weight, scale)` takes `weight (F, D)` with even `D` and `scale (F,)`. Round `weight / scale + 7.5` to
 # the nearest integer from 0 to 15, and pack two neighbours into one byte, with the first in the *low* four bits. The
-# result is `uint8 (F, D // 2)`.
+# result is `uint8 (F, D // 2)`. A value halfway between two integers may go to either of them.
 #
 # <details><summary>Hint</summary>
 # <code>np.clip(np.round(...), 0, 15).astype(np.uint8)</code> gives the codes. <code>codes[:, 0::2]</code> are the first
@@ -300,10 +301,11 @@ def pack4(weight: np.ndarray, scale: np.ndarray) -> np.ndarray:
 
 
 gate64 = layer.gate_proj.astype(np.float64)
-full_range = np.abs(gate64).max(axis=1) / 7.5  # the largest weight of a row gets an outermost code
+full_range = np.abs(gate64).max(axis=1) / 7.49  # the largest weight of a row gets an outermost code
+assert not np.any((gate64 / full_range[:, None]) % 1 == 0)  # no weight lies halfway between two codes
 check("07.3", my_pack4, pack4, [
     (np.array([[0.5, -0.5], [7.5, -7.5]]), np.ones(2)),
-    (np.array([[1.0, 2.0, 3.0, 4.0]]), np.array([0.5])),
+    (np.array([[1.1, 2.1, 3.1, 4.1]]), np.array([0.5])),
     (np.array([[100.0, -100.0]]), np.ones(1)),  # out of range: the outermost codes
     (rng.standard_normal((5, 8)), np.full(5, 0.3)),
     (gate64, full_range),  # the model's gate

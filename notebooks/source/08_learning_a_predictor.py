@@ -199,6 +199,7 @@ zeros = np.zeros((2, 3))
 check("08.2", my_adam_step, adam_step, [
     (zeros, np.ones((2, 3)), zeros, zeros, 1, 0.1),  # the first step has the length lr
     (zeros, 1000 * np.ones((2, 3)), zeros, zeros, 1, 0.1),  # however large the gradient is
+    (zeros, 1e-8 * np.ones((2, 3)), zeros, zeros, 1, 0.1),  # but not however small: epsilon
     (*rng.standard_normal((3, 4)), rng.random(4), 5, 0.01),
     (*rng.standard_normal((3, 4)), rng.random(4), 1000, 0.01),
 ])  # fmt: skip
@@ -287,8 +288,8 @@ show_source(train_layer)
 # difficulty ●●○○○ · 10 minutes
 #
 # Goal: `my_split(document, share)` takes, for each token, the number of its document `(n,)`, and gives a bool array
-# `(n,)`: True for the tokens of the last documents. The number of these documents is `share` times the number of all
-# *documents* (rounded, at least one). No document may be on both sides.
+# `(n,)`: True for the tokens of the last documents, those with the largest numbers. How many documents these are is
+# `share` times the number of all *documents* (rounded, at least one). No document may be on both sides.
 #
 # <details><summary>Hint</summary>
 # <code>np.unique(document)</code> gives the numbers in order; <code>np.isin(document, those)</code> marks their tokens.
@@ -316,6 +317,8 @@ check("08.3", my_split, split_by_document, [
     (np.array([0, 0, 1, 1, 1, 2, 3]), 0.25),
     (np.array([0, 0, 1, 1, 1, 2, 3]), 0.5),
     (np.array([5, 5, 2, 9, 9, 2, 2]), 0.34),  # numbers in any order
+    (np.array([9, 9, 2, 5, 5]), 0.34),
+    (np.array([0, 0, 1, 1, 1, 2, 3]), 0.4),  # 1.6 documents: two
     (np.array([0, 0, 0, 1, 1]), 0.1),  # at least one
 ])  # fmt: skip
 
