@@ -14,7 +14,7 @@ PACKAGE = Path(minillm.__file__).parent
 ORDER = """
     errors units files arguments steps optim tables
     loading/foreign loading/fields loading/config loading/tensors loading/names loading/checkpoint
-    loading/embedded loading/hub loading/pieces loading/tokenizer
+    loading/embedded loading/fetch loading/hub loading/pieces loading/tokenizer
     rows archive transformer/ops transformer/rope transformer/layer transformer/fingerprint trace
     transformer/attention transformer/ffn transformer/blocks transformer/model transformer/generation
     transformer/documents transformer/texts transformer/evaluation

@@ -71,6 +71,15 @@ def positive(word: str) -> int:
     return whole(word, 1)
 
 
+def seconds(word: str) -> float:
+    """A number of seconds above 0, up to a day."""
+    with expecting("a number of seconds above 0, at most 86,400", word):
+        value = float(word)
+        if not 0 < value <= 86_400:
+            raise ValueError
+    return value
+
+
 def shares(word: str) -> list[float]:
     """Shares separated by commas."""
     return [share(part) for part in word.split(",")]

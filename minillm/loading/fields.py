@@ -23,6 +23,7 @@ from ..files import read_bytes, regular_file
 from .foreign import START, foreign_content
 
 JSON_LIMIT = 10_000_000  # bytes; a real config.json has about 1 kB, the index of a 405B model 120 kB
+VALUES_LIMIT = 1_000_000  # in one file; each takes up to 200 bytes of memory, though "[]," has three
 
 _REQUIRED = object()  # the default of a field that must be there: it passes none of the checks below
 
@@ -144,8 +145,11 @@ def parse_value(raw: bytes, source: str, error: type[MinillmError]) -> object:
     """Parse bytes that must hold one JSON value, refusing what Python's json lets pass.
 
     Refused, beside what is no JSON at all: the same key twice in one object (json keeps the last, other readers the
-    first), NaN, Infinity and numbers that overflow to it, and nesting deeper than Python's stack. Raises error.
+    first), NaN, Infinity and numbers that overflow to it, nesting deeper than Python's stack, and more values than
+    VALUES_LIMIT. Raises error.
     """
+    if raw.count(b",") > VALUES_LIMIT:
+        raise error(f"{source}: holds more than {VALUES_LIMIT:,} values, expected fewer")
     try:
         value: object = json.loads(
             raw.decode("utf-8"),

@@ -8,6 +8,7 @@ the right name and the wrong content, as a download by hand leaves them: ``forei
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 START = 64  # bytes that foreign_content wants to see
@@ -35,7 +36,7 @@ _FORMATS = (
 # What a file begins with, what it then is, and the way out.
 _CONTENTS = (
     (rb"version https://git-lfs", "a pointer of Git LFS", "run `git lfs pull` in its folder"),
-    (rb"\s*<(!doctype|html|head|\?xml)", "a web page", "download the file itself"),
+    (rb"\s*<(!doctype|html|head|\?xml)", "a web page", "fetch the file itself, in the raw form"),
     (rb"GGUF", "a GGUF file of llama.cpp", _ORIGINAL),
     (rb"PK\x03\x04|\x80[\x02-\x05]", "a pickled file of PyTorch", _CONVERT),
     (rb"\x1f\x8b|\xfd7zXZ|\x28\xb5\x2f\xfd|7z\xbc\xaf|Rar!", "a compressed file", "unpack it"),
@@ -49,9 +50,14 @@ def other_weights(folder: Path) -> str | None:
     "holds pytorch_model.bin: pickled weights, ...; load it with transformers and ..."
     """
     try:
-        names = sorted(path.name for path in folder.iterdir())
+        return foreign_weights(path.name for path in folder.iterdir())
     except OSError:  # no folder, or one that may not be read
         return None
+
+
+def foreign_weights(files: Iterable[str]) -> str | None:
+    """The same for a list of names: the files of a repository."""
+    names = sorted(files)
     if "model.safetensors" in names:
         return None
     for pattern, kind, way_out in _FORMATS:

@@ -8,19 +8,24 @@ code. minillm reads no environment variables, but huggingface_hub does: HF_ENDPO
 cache is), HF_TOKEN, HF_HUB_OFFLINE, HF_HUB_DISABLE_TELEMETRY. It is imported only when a name has to be looked up.
 """
 
-import errno
+import json
 import os
+import queue
 import re
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
+from typing import IO
 
 from ..errors import CheckpointError
-from .checkpoint import INDEX, SINGLE, checkpoint_tensors
+from .checkpoint import checkpoint_tensors
 from .embedded import embedded_model, embedded_models
-from .fields import read_json
+from .fetch import SMALL_FILES, weight_files
 
-# fetched beside the weights; of those, the files that the index names, or the one of a small model
-SMALL_FILES = ["config.json", "generation_config.json", "*.safetensors.index.json",
-               "tokenizer.json", "tokenizer_config.json"]  # fmt: skip
+TIMEOUT = 30.0  # seconds without a sign of life after which a download is given up
+START = 60.0  # seconds for the process that downloads to start, on a slow disk
 _NAME = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?", re.ASCII)
 
 
@@ -47,7 +52,7 @@ def resolve(source: str | Path) -> Path:
         folder = snapshot_download(
             name["repo"], revision=name["revision"], allow_patterns=SMALL_FILES, local_files_only=True
         )
-        missing = not all((Path(folder) / file).exists() for file in _weight_files(Path(folder)))
+        missing = not all((Path(folder) / file).exists() for file in weight_files(Path(folder)))
         found = "only in part in the cache" if missing else ""
     except CheckpointError:
         raise
@@ -58,63 +63,74 @@ def resolve(source: str | Path) -> Path:
     return Path(folder)
 
 
-def download(repo: str, revision: str | None = None, *, progress: bool = True) -> Path:
+def download(repo: str, revision: str | None = None, *, progress: bool = True, timeout: float = TIMEOUT) -> Path:
     """Fetch "org/name[@revision]" into the hub's cache and return its folder, whose name is the commit.
 
     Files that the cache already holds are not fetched again: to resume a broken download, repeat it. Without a
-    network, a complete copy in the cache is returned. progress: bars on stderr.
+    network, a complete copy in the cache is returned. progress: bars on stderr. timeout: seconds without a sign of
+    life of the hub after which it is given up; a large file takes as long as it needs.
     Raises CheckpointError, in one sentence, for every failure.
     """
     name = _NAME.fullmatch(repo)
     if not name or (revision and name["revision"]):
         raise CheckpointError(f"{repo!r} is no name of a model on the hub, expected org/name or org/name@revision")
     revision = revision or name["revision"]
-    from huggingface_hub import hf_hub_download, snapshot_download
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-
-    quiet = not progress and not are_progress_bars_disabled()
-    if quiet:
-        disable_progress_bars()
-    try:
-        # The weights come last and from the commit of the first step: a download that was stopped half-way can
-        # leave a folder without weights, which nobody loads, but never weights without their tokenizer.
-        folder = Path(snapshot_download(name["repo"], revision=revision, allow_patterns=SMALL_FILES))
-        for file in _weight_files(folder):
-            # Not by snapshot_download: its threads would finish a file of gigabytes before they heed Ctrl-C.
-            hf_hub_download(name["repo"], file, revision=folder.name)
-    except CheckpointError:
-        raise
-    except Exception as problem:
-        raise CheckpointError(f"{repo}: {_reason(problem, revision)}") from None
-    finally:
-        if quiet:
-            enable_progress_bars()
+    if not 0 < timeout < 1e6:
+        raise CheckpointError(f"the timeout is {timeout}, expected a number of seconds above 0")
+    package = str(Path(__file__).parents[2])
+    variables = os.environ | {"PYTHONPATH": os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])}
+    if not progress:
+        variables["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    command = [sys.executable, "-P", "-m", f"{__package__}.fetch", name["repo"], *([revision] if revision else [])]
+    # Its stdin says nothing, and ends when this process does. Ctrl-C is this process's affair alone: a new session.
+    with subprocess.Popen(
+        command, env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        try:
+            folder = Path(_end_of(process.stdout, name["repo"], timeout))
+        finally:  # also after Ctrl-C
+            process.kill()
     checkpoint_tensors(folder)  # refuses now, not at the first load, what is not a checkpoint
     return folder
 
 
-def _weight_files(folder: Path) -> list[str]:
-    """The files that hold the weights, by bare name; checkpoint_tensors refuses all other names of an index."""
-    if not (folder / INDEX).exists():
-        return [SINGLE]
-    listed = read_json(folder / INDEX, CheckpointError).get("weight_map")
-    names = {str(name) for name in listed.values()} if isinstance(listed, dict) else ()
-    return sorted(name for name in names if re.fullmatch(r"[\w.-]+\.safetensors", name, re.ASCII))
+def _end_of(output: IO[bytes], repo: str, timeout: float) -> str:
+    """The folder that a process of fetch.py says it has fetched, read from its output.
+
+    Raises CheckpointError for its error, and where no sign of life comes for ``timeout`` seconds.
+    """
+    lines: queue.Queue[bytes] = queue.Queue()
+
+    def listen() -> None:
+        for line in output:
+            if line.endswith(b"\n"):  # else the process was killed while it wrote
+                lines.put(line)
+        lines.put(b"{}")  # the end of the process
+
+    threading.Thread(target=listen, daemon=True).start()
+    waits, deadline = "", time.monotonic() + START + timeout
+    while True:
+        try:
+            line = json.loads(lines.get(timeout=max(0.0, deadline - time.monotonic())))
+        except queue.Empty:
+            raise CheckpointError(f"{repo}: {_silence(timeout, waits)}") from None
+        if "folder" in line:
+            return line["folder"]
+        if "error" in line or not line:
+            raise CheckpointError(line.get("error", f"{repo}: the process that downloads has ended without a word"))
+        waits = f"{waits} {line.get('waits', '')}".strip()[-1_000:]
+        if "sign" in line:
+            waits, deadline = "", time.monotonic() + timeout
 
 
-def _reason(problem: Exception, revision: str | None) -> str:
-    """A short reason for an error of huggingface_hub. (In the list, a subclass stands before its base.)"""
-    from huggingface_hub import errors
-
-    for kind, reason in (
-        (errors.GatedRepoError, "is gated: accept its licence on its web page, then log in with `hf auth login`"),
-        (errors.RepositoryNotFoundError, "is not on the hub (or private, and you are not logged in)"),
-        (errors.RevisionNotFoundError, f"has no revision {revision!r}, expected a branch, a tag or a commit"),
-        (errors.LocalEntryNotFoundError, "the hub cannot be reached, and the cache holds no complete copy"),
-        (errors.EntryNotFoundError, f"has no {SINGLE} and no {INDEX}, expected weights in safetensors files"),
-    ):
-        if isinstance(problem, kind):
-            return reason
-    if isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return f"cannot be written to the cache ({problem.strerror})"
-    return f"cannot be downloaded ({' '.join(str(problem).split())[:300] or type(problem).__name__})"
+def _silence(timeout: float, waits: str) -> str:
+    """Why a download was given up, from what huggingface_hub last said about waiting."""
+    given_up = f"given up after {timeout:g} seconds (--timeout)"
+    if "Rate limited" in waits or "429" in waits:
+        wait = re.search(r"Waiting ([\d.]+)", waits)
+        asked = f"asks to wait {wait[1]} seconds" if wait else "refuses for now"
+        return f"the hub {asked}, with status 429 (too many requests): {given_up}"
+    if status := re.search(r"\b5\d\d\b", waits):
+        return f"the hub answers with an error of its own, status {status[0]}: {given_up}"
+    return f"the hub sent nothing more: {given_up}" + (f"; the last words were {waits[-200:]!r}" if waits else "")

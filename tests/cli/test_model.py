@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tiny
 from commands import one_sentence, process
-from loopback_hub import COMMIT, LoopbackHub
+from loopback_hub import COMMIT, LoopbackHub, silence
 from safetensors.numpy import load_file, save_file
 
 import minillm
@@ -254,6 +254,17 @@ def test_download_prints_the_folder_which_inspect_then_finds_by_its_name(tmp_pat
         offline = environment | {"HF_HUB_OFFLINE": "1"}
         out, err = process("inspect", "-m", "org/tiny@main", "--json", env=offline).communicate(timeout=60)
     assert json.loads(out)["model"] == "org/tiny" and not err
+
+
+def test_a_download_that_stalls_is_given_up_after_the_timeout(run, tmp_path, monkeypatch):
+    with LoopbackHub("org/tiny", {}) as hub:
+        hub.faults[""] = silence
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.setenv("HF_HOME", str(tmp_path))
+        status, out, err = run("download", "org/tiny", "--timeout", "0.5")
+    assert (status, out) == (1, "") and "org/tiny: " in one_sentence(err) and "0.5 seconds (--timeout)" in err
+    for wrong in ("0", "-1", "nan", "inf", "x", "1e9"):
+        assert run("download", "org/tiny", f"--timeout={wrong}")[0] == 2
 
 
 def test_thresholds_of_another_model_are_refused(run, tmp_path):

@@ -1,20 +1,25 @@
 """Names to folders: a real huggingface_hub in a fresh process against a hub on the loopback address."""
 
 import errno
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 from loopback_hub import COMMIT, OLD_COMMIT, LoopbackHub
 from safetensors.numpy import load, save
+from scripts import load_script
 
 from minillm.errors import CheckpointError
-from minillm.loading.hub import _reason, download, resolve
+from minillm.loading.fetch import reason
+from minillm.loading.hub import download, resolve
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "weights_scripts" / "download.py"
@@ -49,24 +54,28 @@ def hub():
         yield hub
 
 
+def variables(hub, home: Path, offline: bool) -> dict[str, str]:
+    found = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
+    found |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1"}
+    return found | ({"HF_HUB_OFFLINE": "1"} if offline else {})
+
+
 def fresh_process(hub, home: Path, *command: str, offline=False) -> subprocess.Popen:
-    """huggingface_hub reads its variables when imported, so each look at the hub is a process of its own."""
-    variables = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
-    variables |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(home)}
-    variables |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1"}
-    if offline:
-        variables["HF_HUB_OFFLINE"] = "1"
+    """huggingface_hub reads its variables when imported, so each look at the cache is a process of its own."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "encoding": "utf-8"}
     if os.name == "posix":  # a shell's background job ignores Ctrl-C, and so would its children
         pipes["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
-    return subprocess.Popen([sys.executable, *command], env=variables, cwd=ROOT, **pipes)
+    return subprocess.Popen([sys.executable, *command], env=variables(hub, home, offline), cwd=ROOT, **pipes)
 
 
 def fetch(hub, home: Path, name: str = REPO, offline=False) -> tuple[int, list[str], str]:
-    process = fresh_process(hub, home, str(SCRIPT), name, offline=offline)
-    out, err = process.communicate(timeout=60)
-    assert "Traceback" not in err
-    return process.returncode, out.splitlines(), err
+    """What weights_scripts/download.py prints: its exit status, stdout and stderr. (The download is a process.)"""
+    out, err = io.StringIO(), io.StringIO()
+    with mock.patch.dict(os.environ, variables(hub, home, offline), clear=True):
+        with mock.patch("sys.argv", ["download.py", name]), redirect_stdout(out), redirect_stderr(err):
+            code = load_script(SCRIPT).main()
+    assert "Traceback" not in err.getvalue()
+    return code, out.getvalue().splitlines(), err.getvalue()
 
 
 def refused(hub, home: Path, name: str = REPO, **options) -> str:
@@ -185,7 +194,7 @@ def test_an_index_fetches_its_own_shards_only_and_none_outside_the_folder(hub, t
 
 def test_a_full_disk_is_one_sentence():
     problem = OSError(errno.ENOSPC, "No space left on device")
-    assert _reason(problem, None) == "cannot be written to the cache (No space left on device)"
+    assert reason(problem, "org/name", None, "x") == "cannot be written to the cache (No space left on device)"
 
 
 def test_a_downloaded_model_is_found_by_name_and_loads_through_the_links_of_the_cache(hub, tmp_path):

@@ -115,6 +115,7 @@ REFUSED_FILES = {
     "a web page": (b"\n<!DOCTYPE html>\n<html>" + b" " * 99, "web page"),
     "a GGUF file": (b"GGUF\3\0\0\0" + bytes(99), "GGUF"),
     "a file of torch.save": (b"PK\3\4" + bytes(99), "pickled"),
+    "5 million empty lists": (pack(b'{"__metadata__":[' + b"[]," * 5_000_000 + b"[]]}"), "1,000,000 values"),
     "header length 16 MB + 1": (struct.pack("<Q", 16_000_001) + bytes(16_000_001), "at most 16000000"),
 }  # fmt: skip
 

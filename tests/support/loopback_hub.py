@@ -1,8 +1,12 @@
 """A model hub on this machine's loopback address, as much of it as huggingface_hub asks for, with faults on demand."""
 
 import hashlib
+import io
 import json
+import socket
+import struct
 import threading
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
@@ -14,6 +18,7 @@ class LoopbackHub:
 
     asked: every request, as "METHOD path". ranges: the Range headers. cut: {name: bytes} to break off after, once;
     with hang=True the connection then stays open and silent. status, error: answer every request with those.
+    faults: {part of a "METHOD path": what to do with the handler instead of answering}.
     """
 
     def __init__(self, repo: str, files: dict[str, bytes], old_files: dict[str, bytes] | None = None, kind="models"):
@@ -22,7 +27,8 @@ class LoopbackHub:
         self.resolve = f"/{repo}/resolve/" if kind == "models" else f"/{kind}/{repo}/resolve/"
         self.names = {"main": COMMIT, "v1": OLD_COMMIT, COMMIT: COMMIT, OLD_COMMIT: OLD_COMMIT}
         self.asked, self.ranges, self.cut, self.hang, self.status, self.error = [], [], {}, False, 200, ""
-        self.cut_now = threading.Event()
+        self.cut_now, self.closing = threading.Event(), threading.Event()
+        self.faults = {}
 
     def __enter__(self):
         handler = type("Handler", (_Handler,), {"hub": self})
@@ -33,6 +39,7 @@ class LoopbackHub:
         return self
 
     def __exit__(self, *_):
+        self.closing.set()
         self.server.shutdown()
         self.server.server_close()
 
@@ -44,6 +51,9 @@ class _Handler(BaseHTTPRequestHandler):
         api, files = hub.api, hub.resolve
         if path + "/" == api:
             path = f"{api}revision/main"
+        for part, fault in hub.faults.items():
+            if part in f"{self.command} {path}":
+                return fault(self)
         if hub.status != 200:
             return self.answer(hub.status, b"", {"X-Error-Code": hub.error})
         if path.startswith(files):
@@ -100,7 +110,53 @@ class _Handler(BaseHTTPRequestHandler):
             self.hub.cut_now.set()
             self.close_connection = True
             if self.hub.hang:
-                threading.Event().wait(60)
+                self.hub.closing.wait(60)
 
     def log_message(self, *_):
         pass
+
+
+# ---- faults ----------------------------------------------------------------------------------------------------------
+
+
+def silence(handler: _Handler):
+    """Never answer."""
+    handler.close_connection = True
+    handler.hub.closing.wait(60)
+
+
+def trickle(handler: _Handler):
+    """Answer with a header that grows by one letter every tenth of a second, and never ends."""
+    handler.close_connection = True
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+    with suppress(OSError):
+        while not handler.hub.closing.wait(0.1):
+            handler.wfile.write(b"x")
+            handler.wfile.flush()
+
+
+def reset(handler: _Handler):
+    """Break the connection off."""
+    handler.close_connection = True
+    handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    handler.connection.close()
+    handler.wfile = io.BytesIO()
+
+
+def answer(status: int, body: bytes = b"", **headers: str):
+    """Always this answer; in the names of headers, _ stands for -."""
+    headers = {name.replace("_", "-"): value for name, value in headers.items()}
+    return lambda handler: handler.answer(status, body, headers)
+
+
+def endless(handler: _Handler):
+    """A body without end, whose length was not announced."""
+    handler.close_connection = True
+    headers = {"ETag": '"0123"', "X-Repo-Commit": COMMIT}
+    handler.send_response(200)
+    for key, value in headers.items():
+        handler.send_header(key, value)
+    handler.end_headers()
+    with suppress(OSError):
+        while handler.command == "GET" and not handler.hub.closing.is_set():
+            handler.wfile.write(bytes(1 << 20))
