@@ -41,13 +41,17 @@ MEMORY = 1_000  # MB of one process, Python and NumPy included
 START_SECONDS = 60.0  # Python and NumPy, on a busy machine
 STEP = 0.2  # seconds after which a waiting judge looks whether it should stop
 SKIPPED = 100  # frames before an answer: notices, and what a function forged to be the answer to an earlier question
-REMOVE_SECONDS = 5.0  # for a folder that Python itself cannot remove
+REMOVE_SECONDS = 30.0  # for a folder that Python itself cannot remove
 PROBLEM = 500  # characters at most of what a process says of its functions
 Message = tuple[dict[str, object], list[np.ndarray]]
 
 
 class Ended(Exception):
     """The process gives no answer any more; the message says why."""
+
+
+class TimeOver(Ended):
+    """It had no more time, and was killed."""
 
 
 class Process:
@@ -57,7 +61,7 @@ class Process:
         self.stop, self.number = stop, 0
         self.notices: set[str] = set()
         self.thread: threading.Thread | None = None
-        self.folder = tempfile.mkdtemp(prefix="minillm-grade-")  # where relative names lead; it goes away
+        self.folder = tempfile.mkdtemp(prefix="minillm-grade-")  # where relative names lead; ``end`` removes it
         # -P: a file in the current folder must not take the place of a module. -B: no __pycache__ beside the file.
         command = [sys.executable, "-P", "-B", "-m", f"{__package__}.child"]
         self.process = subprocess.Popen(
@@ -73,7 +77,7 @@ class Process:
         answer: queue.SimpleQueue[Message | Exception] = queue.SimpleQueue()
         self.thread = threading.Thread(target=self._exchange, args=(frame, answer), daemon=True)
         self.thread.start()
-        found: Message | Exception = TimeoutError()
+        found: Message | Exception = TimeOver("did not finish in time")
         end = time.monotonic() + seconds
         while time.monotonic() < end and not self.stop.is_set():
             with suppress(queue.Empty):
@@ -81,9 +85,9 @@ class Process:
                 break
         if isinstance(found, tuple):
             return found
-        why = self._why(found)
+        problem = found if isinstance(found, TimeOver) else Ended(self._why(found))
         self.end()
-        raise Ended(why)
+        raise problem
 
     def _exchange(self, frame: bytes, answer: queue.SimpleQueue[Message | Exception]) -> None:
         """Write the question, then read what comes up to its answer; in a thread."""
@@ -99,15 +103,13 @@ class Process:
                     answer.put((header, arrays))
                     return
             raise WireError("frames that answer no question")
-        except (OSError, EOFError, WireError) as problem:
+        except (OSError, EOFError, ValueError, MemoryError, WireError) as problem:
             answer.put(problem)
 
     def _why(self, problem: Exception) -> str:
         """Why there is no answer, in words."""
-        if isinstance(problem, TimeoutError):
-            return "did not finish in time"
-        if isinstance(problem, WireError):
-            return f"sent what is no result ({problem})"
+        if not isinstance(problem, OSError | EOFError):
+            return no_result(problem)
         try:
             status = self.process.wait(timeout=1)
         except subprocess.TimeoutExpired:
@@ -194,7 +196,11 @@ class Answers:
         """Start a process and have the file executed there."""
         if self.stop.is_set():
             raise MinillmError(f"{self.path}: grading was stopped")
-        self.process = process = Process(self.stop)
+        try:
+            self.process = process = Process(self.stop)
+        except OSError as problem:
+            why = problem.strerror or problem
+            raise MinillmError(f"{self.path}: the process that should run it cannot be started ({why})") from None
         # Each function has its time by the clock; the limit of the processor's time ends what goes on beside it.
         processor = math.ceil(self.seconds * (len(FUNCTIONS) + 2)) + 60
         try:
@@ -203,9 +209,8 @@ class Answers:
             raise MinillmError(f"{self.path}: the process that should run it did not start (it {problem})") from None
         missing = header["missing"]
         if isinstance(missing, list) and missing:
-            warnings.warn(
-                f"this system does not limit {', '.join(map(str, missing))} of a student's file", stacklevel=2
-            )
+            what = ", ".join(map(str, missing))
+            warnings.warn(f"this system does not limit {what} of a student's file", stacklevel=2)
         question: dict[str, object] = {"file": str(self.path), "folder": str(self.path.absolute().parent)}
         source = np.frombuffer(self.source, np.uint8)
         try:
@@ -242,9 +247,14 @@ class Answers:
         return outcome
 
     def _why(self, problem: Exception) -> str:
-        if isinstance(problem, WireError):
-            return f"sent what is no result ({problem})"
-        return str(problem).replace("in time", f"within {self.seconds:g} s")
+        if isinstance(problem, TimeOver):
+            return f"did not finish within {self.seconds:g} s"
+        return no_result(problem) if isinstance(problem, WireError) else str(problem)
+
+
+def no_result(problem: Exception) -> str:
+    """What is said of a process that does not keep to the messages."""
+    return f"sent what is no result ({problem})"
 
 
 # ---- what comes back -------------------------------------------------------------------------------------------------

@@ -76,17 +76,16 @@ def prctl(option: int, *values: int | ctypes.Array) -> bool:
     """Ask Linux for something that concerns this process; False where it does not do it, or is another system."""
     if not sys.platform.startswith("linux"):
         return False
-    numbers = [
-        value if isinstance(value, ctypes.Array | ctypes.c_void_p) else ctypes.c_ulong(value) for value in values
-    ]
+    numbers = [ctypes.c_ulong(value) if isinstance(value, int) else value for value in values]
     return ctypes.CDLL(None).prctl(option, *numbers, *[ctypes.c_ulong(0)] * (4 - len(numbers))) == 0
 
 
 def die_with_parent() -> None:
     """Have this process killed when the one that started it ends, however that ends."""
-    parent = os.getppid()
-    if prctl(PR_SET_PDEATHSIG, signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL):
-        if os.getppid() != parent:  # it ended before it was asked for
+    if sys.platform.startswith("linux"):
+        parent = os.getppid()
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it has ended already
             os._exit(1)
 
 
