@@ -2,7 +2,8 @@
 
 The chapters, in reading order (6, training, is not written yet):
 
-    steps, trace    the names of all intermediates, and the tap that gives them out; tables: rows as text and files
+    steps, trace    the names of all intermediates, and the tap that gives them out
+    tables, rows    rows as text and files, and read back; archive: the same for arrays
     loading         1. from files to arrays: config.json, safetensors, the tokenizer, embedded models, the hub's cache
     transformer     2. from arrays to text: ops, rope, attention, ffn, blocks, model, generation, texts, evaluation
     sparsity        3. cutting: what "50 % sparse" means, policies, masked and gathered FFNs, calibration

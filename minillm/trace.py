@@ -127,7 +127,10 @@ class Trace(Mapping):
         if name.endswith("attn.q"):  # (T, H, d)
             self._heads = value.shape[1]
         elif name.endswith("attn.rot_k") and self._heads:  # (T, K, d)
-            steps = [name.removesuffix("rot_k") + step for step in ("scores", "pattern")]
+            blocks = [name.removesuffix("rot_k")]
+            if self.model is not None and (at := place(name)) is not None:  # then those of all later blocks are known
+                blocks = [f"blocks.{layer}.attn." for layer in range(at.layer, self.model.shape[0])]
+            steps = [block + step for block in blocks for step in ("scores", "pattern")]
             wanted = [step for step in steps if any(fnmatch.fnmatchcase(step, pattern) for pattern in self.keep)]
             if wanted:
                 tokens = len(value)  # and S is at least T

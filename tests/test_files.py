@@ -163,6 +163,16 @@ def test_a_killed_process_leaves_no_lock(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_where_a_file_system_knows_no_locks_nobody_waits(tmp_path, monkeypatch):
+    def unknown(handle):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("minillm.files._wait_for_lock", unknown)
+    with locked(tmp_path / "rows.csv", MinillmError), locked(tmp_path / "rows.csv", MinillmError):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.skipif(os.name == "nt", reason="links need rights there")
 def test_a_lock_follows_no_link_and_removes_no_file_of_the_users(tmp_path):
     theirs = tmp_path / ".rows.csv.lock"

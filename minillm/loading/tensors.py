@@ -143,12 +143,19 @@ def read_tensor(info: TensorInfo, dtype: DTypeLike, maps: dict[Path, np.ndarray]
             array = np.empty(math.prod(info.shape), dtype)
             for start, piece in pieces(info):
                 array[start : start + piece.size] = piece
-    with np.errstate(all="ignore"):
-        # A sum is as fast as memory, and no NaN or infinity can hide in it; where it overflows, look closely.
-        if not np.isfinite(array.sum(dtype=dtype)) and not np.isfinite(array).all():
-            raise CheckpointError(f"{info.path}: tensor {info.name} holds NaN or infinity, expected finite numbers")
+    if not all_finite(array):
+        raise CheckpointError(f"{info.path}: tensor {info.name} holds NaN or infinity, expected finite numbers")
     array.flags.writeable = False
     return array.reshape(info.shape)
+
+
+def all_finite(array: np.ndarray) -> bool:
+    """Whether an array holds no NaN and no infinity.
+
+    A sum is as fast as memory, and neither of the two can hide in it; where it overflows, look closely.
+    """
+    with np.errstate(all="ignore"):
+        return bool(np.isfinite(array.sum(dtype=array.dtype)) or np.isfinite(array).all())
 
 
 def pieces(info: TensorInfo) -> Iterator[tuple[int, np.ndarray]]:

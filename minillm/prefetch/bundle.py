@@ -14,17 +14,20 @@ that are not needed.
 
 The folder:
 
-    bundle.json               {"format": "minillm-bundle", "version": 1, "group": g, "dtype": "float32" | "bfloat16"}
+    bundle.json               {"format": "minillm-bundle", "version": 1, "group": g, "dtype": "float32" | "bfloat16",
+                               "model": fingerprint of the source}
     config.json, tokenizer... as they were
     rest.safetensors          everything but the FFN's matrices (their biases are here), float32, under Llama's names
     layer-000.safetensors     one array "bundles" (3 F, D) per layer, F32 or BF16; its data begin at a multiple of 4096
 
 Every file of arrays is a valid safetensors file, which the safetensors library opens. The folder is written under
-another name and renamed when it is complete.
+another name and renamed when it is complete. A model that is loaded from it has the fingerprint of its source, so that
+thresholds and predictors of the one fit the other (a bundle that is older than fingerprints is read for its own).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -40,6 +43,8 @@ from ..files import whole_folder
 from ..loading.config import ModelConfig
 from ..loading.fields import Fields, brief, file_in, read_json
 from ..loading.tensors import DTYPES, TensorInfo, read_header, read_tensor, save_tensors, to_bfloat16
+from ..transformer.fingerprint import Fingerprint, fingerprint_of, read_fingerprint
+from ..transformer.layer import Layer
 from ..transformer.model import Llama, random_weights
 
 FORMAT, VERSION, PAGE = "minillm-bundle", 1, 4096
@@ -72,7 +77,8 @@ def write_bundle(source: Llama | str | Path, out: str | Path, group: int = 32, d
 
     source: a model that was loaded from a folder, or that folder. Read back, the matrices are those of the source bit
     for bit (float32), or rounded to the nearest bfloat16. Raises BundleError: the folder exists or cannot be written,
-    group or dtype is out of range, the model was not loaded from a folder (and so has no config.json to copy).
+    group or dtype is out of range, the model was not loaded from a folder (and so has no config.json to copy), one of
+    the files to copy is a link out of that folder.
     """
     model = source if isinstance(source, Llama) else Llama.from_folder(source)
     folder = model.folder
@@ -82,7 +88,7 @@ def write_bundle(source: Llama | str | Path, out: str | Path, group: int = 32, d
     def copy(beside: Path) -> None:
         for name in COPIED:
             if (folder / name).is_file():
-                shutil.copyfile(folder / name, beside / name)
+                shutil.copyfile(file_in(folder, name, BundleError), beside / name)
 
     def rows() -> Iterator[np.ndarray]:
         for layer in model.layers:
@@ -91,7 +97,7 @@ def write_bundle(source: Llama | str | Path, out: str | Path, group: int = 32, d
             yield bundled(gate, up, down, group)  # (3 F, D)
 
     rest = {name: _tensor_of(model, name) for name in _rest_shapes(model.config)}
-    return _write_folder(Path(out), _Layout(model.config, group, dtype), copy, rest, rows())
+    return _write_folder(Path(out), _Layout(model.config, group, dtype, model.fingerprint), copy, rest, rows())
 
 
 def write_random_bundle(
@@ -114,15 +120,18 @@ def write_random_bundle(
         (beside / "config.json").write_text(json.dumps(fields), encoding="utf-8")
 
     rest = {name: small[name] for name in _rest_shapes(config)}
-    return _write_folder(Path(out), _Layout(config, group, dtype), describe, rest, rows())
+    made_of = hashlib.sha256(json.dumps([fields, seed, std], sort_keys=True).encode()).hexdigest()
+    layout = _Layout(config, group, dtype, Fingerprint(f"random {config.model_type}", _shape(config), made_of))
+    return _write_folder(Path(out), layout, describe, rest, rows())
 
 
 class _Layout(NamedTuple):
-    """How a model lies in a folder of bundles: its config, neurons per block, and the type of the written weights."""
+    """How a model lies in a folder of bundles: its config, neurons per block, type of the written weights, model."""
 
     config: ModelConfig
     group: int
     dtype: str
+    model: Fingerprint
 
 
 def _write_folder(
@@ -130,7 +139,7 @@ def _write_folder(
     layers: Iterable[np.ndarray],
 ) -> Path:  # fmt: skip
     """Write the folder under another name (small_files, the rest, each layer's rows (3 F, D)), then rename it."""
-    config, group, dtype = layout
+    config, group, dtype, model = layout
     if type(group) is not int or not 1 <= group <= config.intermediate_size:
         raise BundleError(f"group is {brief(group)}, expected 1 to {config.intermediate_size} (the model's neurons)")
     if dtype not in STORED:
@@ -139,7 +148,7 @@ def _write_folder(
     try:
         with _as_bundle_errors(), whole_folder(out, BundleError) as beside:
             small_files(beside)
-            about = {"format": FORMAT, "version": VERSION, "group": group, "dtype": dtype}
+            about = {"format": FORMAT, "version": VERSION, "group": group, "dtype": dtype, "model": model.asdict()}
             (beside / INDEX).write_text(json.dumps(about) + "\n", encoding="utf-8")
             save_tensors(beside / REST, rest)
             for index, rows in enumerate(layers):
@@ -161,6 +170,10 @@ def _write_layer(path: Path, rows: np.ndarray) -> None:
     with open(path, "wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
         file.write(rows.astype(DTYPES[stored], copy=False).data)
+
+
+def _shape(config: ModelConfig) -> tuple[int, int, int]:
+    return config.num_hidden_layers, config.hidden_size, config.intermediate_size
 
 
 def _layer_file(index: int) -> str:
@@ -193,7 +206,8 @@ def _as_bundle_errors() -> Iterator[None]:
 class Bundle:
     """The contents of a bundle folder, everything checked except the weights; made by ``open_bundle``.
 
-    layers: per layer, where its array of bundles (3 F, D) lies. rest: the other tensors.
+    layers: per layer, where its array of bundles (3 F, D) lies. rest: the other tensors. model: the fingerprint of the
+    model that it was written from; None in a bundle that is older than fingerprints.
     """
 
     folder: Path
@@ -202,6 +216,7 @@ class Bundle:
     dtype: str
     layers: tuple[TensorInfo, ...]
     rest: dict[str, TensorInfo]
+    model: Fingerprint | None = None
 
     @property
     def blocks(self) -> int:
@@ -226,6 +241,8 @@ def open_bundle(folder: str | Path) -> Bundle:
     read = Fields(read_json(path, BundleError), str(path), kind=BundleError)
     read.choice("format", [FORMAT])
     read.integer("version", VERSION)
+    if unknown := [key for key in read.fields if key not in ("format", "version", "group", "dtype", "model")]:
+        raise BundleError(f"{path}: holds {brief(unknown[0])}, expected only format, version, group, dtype and model")
     config = ModelConfig.from_folder(folder)
     group, dtype = read.integer("group", config.intermediate_size), read.choice("dtype", STORED)
 
@@ -238,7 +255,11 @@ def open_bundle(folder: str | Path) -> Bundle:
         held = _header(folder, name, {BUNDLES: shape}, STORED[dtype])
         layers.append(held[BUNDLES])
     rest = _header(folder, REST, _rest_shapes(config), "F32")
-    return Bundle(folder, config, group, dtype, tuple(layers), rest)
+    model = read_fingerprint(read.fields.get("model"), str(path), BundleError)
+    if model is not None and model.shape != _shape(config):
+        expected = f"expected {list(_shape(config))} of config.json"
+        raise BundleError(f"{path}: model has the shape {list(model.shape)}, {expected}")
+    return Bundle(folder, config, group, dtype, tuple(layers), rest, model)
 
 
 def _header(folder: Path, name: str, shapes: dict[str, tuple[int, ...]], dtype: str) -> dict[str, TensorInfo]:
@@ -278,7 +299,17 @@ def resident_llama(bundle: Bundle, dtype: str | type = "float32") -> Llama:
         for part, rows in (("gate", config.intermediate_size), ("up", config.intermediate_size),
                            ("down", config.hidden_size)):  # fmt: skip
             weights[f"model.layers.{i}.mlp.{part}_proj.weight"] = np.empty((rows, 0), dtype)
-    return Llama(config, weights, bundle.folder)
+    model = Llama(config, weights, bundle.folder)
+    model.fingerprint = bundle.model or fingerprint_of(
+        model.name, config, model.embed_tokens, (_whole_layer(bundle, layer, dtype) for layer in model.layers)
+    )
+    return model
+
+
+def _whole_layer(bundle: Bundle, layer: Layer, dtype: str | type) -> Layer:
+    """A layer with its three matrices read whole."""
+    gate, up, down = read_layer(bundle, layer.index, dtype)
+    return replace(layer, gate_proj=gate, up_proj=up, down_proj=down)
 
 
 def whole_llama(bundle: Bundle, dtype: str | type = "float32") -> Llama:
@@ -286,9 +317,6 @@ def whole_llama(bundle: Bundle, dtype: str | type = "float32") -> Llama:
 
     Raises BundleError, and MemoryError where it does not fit.
     """
-    model, layers = resident_llama(bundle, dtype), []
-    for layer in model.layers:
-        gate, up, down = read_layer(bundle, layer.index, dtype)
-        layers.append(replace(layer, gate_proj=gate, up_proj=up, down_proj=down))
-    model.layers = layers
+    model = resident_llama(bundle, dtype)
+    model.layers = [_whole_layer(bundle, layer, dtype) for layer in model.layers]
     return model

@@ -29,7 +29,7 @@ import numpy as np
 
 from ..errors import BundleError
 from ..files import file_errors
-from ..loading.tensors import DTYPES
+from ..loading.tensors import DTYPES, all_finite
 from .buffer import PrefetchBuffer
 from .bundle import STORED, Bundle
 from .system import Unsupported
@@ -57,7 +57,7 @@ class BundleReader:
     bundle.blocks, or None; its start is read at once. portable: never use preadv and fadvise. announce: whether fetch()
     announces what it will read before it reads it.
     bytes_read, reads and seconds (in fetch and will_need) so far can all be set to 0. Raises BundleError for a file
-    that cannot be read or has become shorter.
+    that cannot be read, has become shorter, or holds NaN or infinity where it is read.
     """
 
     def __init__(
@@ -72,6 +72,7 @@ class BundleReader:
         self._raw = [np.empty((1, bundle.config.hidden_size), self._stored) for _ in range(3)]  # gate, up, down rows
         self._wide = self._raw if self._stored == self.dtype else [array.astype(self.dtype) for array in self._raw]
         self._files, self._written = [], False
+        self._checked = np.zeros((len(bundle.layers), bundle.blocks), bool)  # blocks whose numbers are finite
         self._held: list[dict[int, tuple[np.ndarray, ...]]] = [{} for _ in bundle.layers]
         for info in bundle.layers:
             with file_errors(info.path, "read", BundleError):
@@ -181,7 +182,20 @@ class BundleReader:
             if b in held:
                 for array, rows in zip(self._raw, held[b], strict=True):
                     array[starts[b] : starts[b] + len(rows)] = rows
-        return tuple(self._widened(raw[:total], wide[:total]) for raw, wide in zip(self._raw, self._wide, strict=True))
+        arrays = tuple(
+            self._widened(raw[:total], wide[:total]) for raw, wide in zip(self._raw, self._wide, strict=True)
+        )
+        if not self._checked[layer, blocks].all():  # a bundle never changes: each block is looked at once
+            self._check_finite(layer, arrays)
+            self._checked[layer, blocks] = True
+        return arrays
+
+    def _check_finite(self, layer: int, arrays: tuple[np.ndarray, ...]) -> None:
+        """Raise BundleError for gate, up or down rows that are not finite: a NaN would reach every later layer."""
+        for part, array in zip(("gate", "up", "down"), arrays, strict=True):
+            if not all_finite(array):
+                found = f"the {part} rows of layer {layer} hold NaN or infinity"
+                raise BundleError(f"{self._files[layer].name}: {found}, expected finite numbers")
 
     def _widened(self, raw: np.ndarray, wide: np.ndarray) -> np.ndarray:
         if wide.dtype == raw.dtype:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -64,7 +64,7 @@ class Fingerprint:
             warnings.warn(show(note), stacklevel=3)
 
 
-def fingerprint_of(name: str, config: ModelConfig, embed_tokens: np.ndarray, layers: Sequence[Layer]) -> Fingerprint:
+def fingerprint_of(name: str, config: ModelConfig, embed_tokens: np.ndarray, layers: Iterable[Layer]) -> Fingerprint:
     """The fingerprint of a model's config and weights.
 
     embed_tokens (V, D); of each layer the seven matrices, (out, in). Not hashed: what changes no sum (names, the
@@ -76,8 +76,10 @@ def fingerprint_of(name: str, config: ModelConfig, embed_tokens: np.ndarray, lay
         c.num_key_value_heads, c.head_dim, c.hidden_act, c.rms_norm_eps, rope.rope_type, rope.theta, rope.rotary_dim,
     ]  # fmt: skip
     digest = hashlib.sha256(json.dumps(sizes).encode())
-    for matrix in (embed_tokens, *(getattr(layer, part) for layer in layers for part in SAMPLED)):
-        digest.update(_pieces(matrix))
+    digest.update(_pieces(embed_tokens))
+    for layer in layers:
+        for part in SAMPLED:
+            digest.update(_pieces(getattr(layer, part)))
     return Fingerprint(
         show(name, NAME_LIMIT), (c.num_hidden_layers, c.hidden_size, c.intermediate_size), digest.hexdigest()
     )

@@ -3,7 +3,9 @@
 import json
 import shutil
 import struct
+from dataclasses import replace
 
+import fuzz
 import hostile
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from safetensors import safe_open
 from minillm.errors import BundleError, ConfigError, MinillmError
 from minillm.loading.config import ModelConfig
 from minillm.loading.tensors import read_header, save_tensors, to_bfloat16
+from minillm.predictors.select import sparse_ffn
 from minillm.prefetch import bundle as module
 from minillm.prefetch.bundle import (
     bundled,
@@ -25,6 +28,7 @@ from minillm.prefetch.bundle import (
     write_random_bundle,
 )
 from minillm.prefetch.reader import BundleReader
+from minillm.sparsity.calibrate import calibrate
 from minillm.transformer.model import Llama, random_weights
 
 F = 12  # of tiny.folder
@@ -164,6 +168,52 @@ def test_a_random_bundle_opens_runs_and_is_the_same_for_the_same_seed(tmp_path):
         write_random_bundle(fields, tmp_path / "one")
 
 
+# ---- whose it is -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_model_from_a_bundle_is_its_source_and_its_thresholds_fit_without_a_word(tmp_path, model, dtype, recwarn):
+    bundle = open_bundle(write_bundle(model, tmp_path / "bundle", 5, dtype))
+    thresholds = calibrate(model, tiny.STORIES, "mid", 0.5)
+    for loaded in (resident_llama(bundle), whole_llama(bundle, "float64")):
+        assert loaded.fingerprint == model.fingerprint == bundle.model
+    whole = whole_llama(bundle)
+    whole.forward([1, 2, 3], ffn=sparse_ffn(whole, thresholds))
+    assert not recwarn.list
+
+
+def test_a_bundle_older_than_fingerprints_has_that_of_its_weights(folder, model, recwarn):
+    fields = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
+    del fields["model"]
+    (folder / "bundle.json").write_text(json.dumps(fields), encoding="utf-8")
+    bundle = open_bundle(folder)
+    assert bundle.model is None
+    for loaded in (resident_llama(bundle), whole_llama(bundle)):
+        assert loaded.fingerprint == replace(model.fingerprint, name="folder")
+    assert not recwarn.list
+
+
+def test_random_bundles_of_two_seeds_are_two_models(tmp_path):
+    fields = {**tiny.LLAMA, "intermediate_size": 50}
+    one, same, other = (
+        open_bundle(write_random_bundle(fields, tmp_path / name, 16, seed=seed)).model
+        for name, seed in (("one", 1), ("same", 1), ("other", 2))
+    )
+    assert one == same != other and one.shape == (2, 8, 50)
+
+
+def test_no_file_is_copied_through_a_link_out_of_the_folder(tmp_path):
+    source = tiny.folder(tmp_path / "model")
+    (tmp_path / "secret").write_text("{}", encoding="utf-8")
+    try:
+        (source / "special_tokens_map.json").symlink_to(tmp_path / "secret")
+    except OSError:
+        pytest.skip("this system makes no links")
+    with pytest.raises(BundleError, match=r"special_tokens_map\.json: is a link out of its folder"):
+        write_bundle(source, tmp_path / "bundle", 5)
+    assert not (tmp_path / "bundle").exists()
+
+
 # ---- whole or not at all ---------------------------------------------------------------------------------------------
 
 
@@ -287,6 +337,10 @@ HOSTILE = {  # what was done to the folder, and what the sentence must name
     "a later version": (_index(version=2), "version is 2, expected"),
     "group zero": (_index(group=0), "group is 0"),
     "group beyond the neurons": (_index(group=10**12), "group is 1000000000000"),
+    "a key unknown": (_index(groups=5), "holds 'groups', expected only format"),
+    "the model of nobody": (_index(model={}), "model is {}, expected an object of name"),
+    "the model of another shape": (_index(model={"name": "m", "shape": [2, 8, 13], "sha256": "0" * 64}),
+                                   r"model has the shape \[2, 8, 13\], expected \[2, 8, 12\]"),
     "group as text": (_index(group="5"), "group is '5'"),
     "another dtype than the files": (_index(dtype="bfloat16"), "is F32"),
     "dtype unknown": (_index(dtype="int8"), "dtype is 'int8'"),
@@ -321,6 +375,19 @@ def test_a_folder_that_contradicts_itself_is_refused_in_one_sentence(folder, cas
     assert "\n" not in str(caught.value)
 
 
+def valid(bundle) -> bool:
+    assert 1 <= bundle.group <= 12 and bundle.dtype == "float32" and bundle.config.intermediate_size == 12
+    return bundle.model is None or bundle.model.shape == (2, 8, 12)
+
+
+@fuzz.examples
+def test_a_broken_index_is_one_sentence_or_a_good_bundle(examples, folder):
+    good = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
+    files = fuzz.json_files(good)
+    counts = fuzz.holds(examples, files, folder / "bundle.json", lambda path: open_bundle(path.parent), valid)
+    assert min(counts["accepted"], counts["refused"]) > examples / 50
+
+
 def test_an_ordinary_model_folder_is_no_bundle(model):
     with pytest.raises(BundleError, match="minillm bundle"):
         open_bundle(model.folder)
@@ -328,6 +395,6 @@ def test_an_ordinary_model_folder_is_no_bundle(model):
 
 def test_weights_that_are_not_finite_are_found_where_a_layer_is_read_whole(folder):
     _layer(bundles=np.full_like(rows, np.nan))(folder)
-    with pytest.raises(BundleError, match="NaN"):
+    with pytest.raises(BundleError, match="layer-001.*NaN"):
         read_layer(open_bundle(folder), 1)
     assert issubclass(BundleError, MinillmError)

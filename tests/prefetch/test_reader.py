@@ -77,6 +77,45 @@ def test_a_file_that_shrinks_while_it_is_open_is_one_sentence(tmp_path):
             reader.fetch(1, np.arange(3))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("part", "row"), [("gate", 7), ("up", 12 + 7), ("down", 24 + 7)])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_row_that_is_not_finite_is_named_when_it_is_read_and_not_before(tmp_path, dtype, part, row, value):
+    bundle = open_bundle(write_bundle(tiny.folder(tmp_path / "model"), tmp_path / "bundle", 1, dtype))
+    with open(bundle.layers[1].path, "r+b") as file:
+        stored = {"float32": np.float32(value).tobytes(), "bfloat16": np.float32(value).tobytes()[2:]}[dtype]
+        neuron, part_index = row % 12, row // 12
+        file.seek(bundle.layers[1].offset + ((3 * neuron + part_index) * D + 5) * len(stored))
+        file.write(stored)
+    with BundleReader(bundle, "float64") as reader:
+        reader.fetch(0, np.arange(F))
+        reader.fetch(1, np.arange(7))
+        with pytest.raises(BundleError, match=rf"layer-001\.safetensors: the {part} rows of layer 1 hold NaN or inf"):
+            reader.fetch(1, np.arange(5, 9))
+    with pytest.raises(BundleError, match="layer 1 hold NaN"):
+        BundleReader(bundle, buffer=PrefetchBuffer(LAYERS, F, 12, start=np.ones((LAYERS, F), bool)))
+
+
+def test_a_sum_that_overflows_is_no_infinity(tmp_path):
+    path = write_bundle(tiny.folder(tmp_path / "model"), tmp_path / "bundle", 1)
+    bundle = open_bundle(path)
+    with open(bundle.layers[0].path, "r+b") as file:
+        file.seek(bundle.layers[0].offset)
+        file.write(np.full(D, 3e38, np.float32).tobytes())
+    with BundleReader(bundle) as reader:
+        assert (reader.fetch(0, np.arange(F))[0][0] == np.float32(3e38)).all()
+
+
+def test_each_block_is_looked_at_once(bundles, monkeypatch):
+    looked = []
+    monkeypatch.setattr("minillm.prefetch.reader.all_finite", lambda array: looked.append(len(array)) or True)
+    with BundleReader(bundles(1)) as reader:
+        for _ in range(3):
+            reader.fetch(0, np.arange(4))
+            reader.fetch(1, np.array([2]))
+    assert looked == [4, 4, 4, 1, 1, 1]
+
+
 # ---- bytes -----------------------------------------------------------------------------------------------------------
 
 
