@@ -168,7 +168,7 @@ def prefetch_replay(a: argparse.Namespace) -> int:
 
 def draw_replay(rows: list[dict], path: str) -> None:
     """Hit rates and bytes by capacity, of the last predictor only: more curves would cover each other."""
-    from ..show.canvas import new_axes
+    from ..show.canvas import new_axes, plain_text
     from ..show.results_buffer import bytes_by_capacity, hit_rate_by_capacity
 
     hits, fetched = new_axes(1, 2)
@@ -176,6 +176,7 @@ def draw_replay(rows: list[dict], path: str) -> None:
     if legend := hit_rate_by_capacity(last, ax=hits).get_legend():
         legend.remove()
     bytes_by_capacity(last, ax=fetched)
+    hits.title.set_text(f"{plain_text(rows[-1]['predictor'])}: hit rate (dotted: capacity / N)")
     write_figure(path, hits, fetched)
 
 

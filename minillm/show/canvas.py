@@ -136,16 +136,16 @@ def drawn(draw: Callable[P, R]) -> Callable[P, R]:
     return in_style
 
 
-def plain_text(text: object) -> str:
+def plain_text(text: object, longest: int = LONGEST_NAME) -> str:
     """A name from outside, to be written in a figure as it is: no formula begins at a dollar, no letter is missing.
 
-    What would steer a terminal is written as an escape, what matplotlib's own font lacks as a box. A long name loses
+    What would steer a terminal is written as an escape, what matplotlib's own fonts lack as a box. A long name loses
     its middle: it must leave room for the figure.
     """
     from matplotlib.font_manager import findfont, get_font
 
-    font = get_font(findfont("DejaVu Sans"))  # always there
-    letters = "".join(c if font.get_char_index(ord(c)) else "□" for c in show(text, LONGEST_NAME))
+    fonts = [get_font(findfont(name)) for name in ("DejaVu Sans", "DejaVu Sans Mono")]  # always there
+    letters = "".join(c if all(f.get_char_index(ord(c)) for f in fonts) else "□" for c in show(text, longest))
     hidden = " " if letters.startswith("_") else ""  # a legend leaves out names that begin with an underscore
     return hidden + letters.replace("$", r"\$")
 

@@ -93,7 +93,7 @@ def error_per_step(rows: Sequence[Row] | Comparison, *, ax: Axes | None = None) 
 def _name_steps(ax: Axes, names: Sequence[str]) -> None:
     """Write the steps' names at the axis; of more than 24 steps, the numbers of the layers that begin there."""
     if len(names) <= 24:
-        label_axis(ax.xaxis, [plain_text(name.removeprefix("blocks.")) for name in names], 99, upright=True)
+        label_axis(ax.xaxis, [plain_text(name.removeprefix("blocks."), 24) for name in names], 99, upright=True)
         ax.set_xlabel("step (in execution order)")
         return
     blocks = [re.sub(r"^blocks\.(\d+)\..*", r"\1", name) for name in names]
