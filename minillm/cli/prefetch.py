@@ -168,7 +168,7 @@ def prefetch_replay(a: argparse.Namespace) -> int:
 
 def draw_replay(rows: list[dict], path: str) -> None:
     """Hit rates and bytes by capacity, of the last predictor only: more curves would cover each other."""
-    from ..show.canvas import new_axes
+    from ..show.canvas import new_axes, plain_text
     from ..show.results_buffer import bytes_by_capacity, hit_rate_by_capacity
 
     hits, fetched = new_axes(1, 2)
@@ -176,6 +176,7 @@ def draw_replay(rows: list[dict], path: str) -> None:
     if legend := hit_rate_by_capacity(last, ax=hits).get_legend():
         legend.remove()
     bytes_by_capacity(last, ax=fetched)
+    hits.title.set_text(f"{plain_text(rows[-1]['predictor'])}: hit rate (dotted: capacity / N)")
     write_figure(path, hits, fetched)
 
 
@@ -250,14 +251,14 @@ def prefetch_blocks(a: argparse.Namespace) -> int:
 
 def draw_blocks(points: list[dict], name: str, path: str) -> None:
     """Speed against perplexity: of the FFN alone, and of a whole token."""
-    from ..show.canvas import new_axes
+    from ..show.canvas import new_axes, plain_text
     from ..show.results_cuts import speed_against_perplexity
 
     panels = new_axes(1, 2)
     whole = f"a whole token (the FFNs hold {points[0]['ffn_share']:.0%} of its bytes)"
     for ax, token, what in zip(panels, (False, True), ("the FFN alone", whole), strict=True):
         speed_against_perplexity(points, token, ax=ax)
-        ax.title.set_text(f"{name}: {what}")  # set_text keeps the font of the figure's style
+        ax.title.set_text(f"{plain_text(name)}: {what}")  # set_text keeps the font of the figure's style
     if legend := panels[0].get_legend():
         legend.remove()
     write_figure(path, *panels)

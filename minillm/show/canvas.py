@@ -13,6 +13,7 @@ inside the functions, so the rest of minillm runs without it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
@@ -23,6 +24,7 @@ import numpy as np
 
 from ..errors import MinillmError, show
 from ..files import whole_file
+from ..units import compact
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,6 +41,10 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "*")  # one more th
 BLUE, RED, GREY = COLOURS[0], COLOURS[1], "#666666"
 HATCHES = ("", "//", "..", "xx", "\\\\", "++")
 BOUND: Look = {"color": BLACK, "marker": "*", "linestyle": "-."}  # the look of a curve that no other can beat
+AROUND = (  # where words may stand beside a point: offset in points, and alignment
+    ((0, 4), "center", "bottom"), ((0, -5), "center", "top"), ((5, 0), "left", "center"), ((-5, 0), "right", "center"),
+)  # fmt: skip
+LONGEST_NAME = 48  # characters of a name in a figure
 SIZE = (5.0, 3.6)  # inches, with letters of 9 points: half a page
 STYLE = {
     "font.size": 9,
@@ -101,7 +107,7 @@ def alt_text(drawing: Axes | Figure) -> str:
     from matplotlib.figure import Figure
 
     panels = drawing.axes if isinstance(drawing, Figure) else [drawing]
-    labels = [str(panel.get_label()) for panel in panels]
+    labels = [show(panel.get_label()) for panel in panels]
     return " ".join(label for label in labels if label and not label.startswith("<"))
 
 
@@ -128,6 +134,20 @@ def drawn(draw: Callable[P, R]) -> Callable[P, R]:
             return draw(*args, **options)
 
     return in_style
+
+
+def plain_text(text: object, longest: int = LONGEST_NAME) -> str:
+    """A name from outside, to be written in a figure as it is: no formula begins at a dollar, no letter is missing.
+
+    What would steer a terminal is written as an escape, what matplotlib's own fonts lack as a box. A long name loses
+    its middle: it must leave room for the figure.
+    """
+    from matplotlib.font_manager import findfont, get_font
+
+    fonts = [get_font(findfont(name)) for name in ("DejaVu Sans", "DejaVu Sans Mono")]  # always there
+    letters = "".join(c if all(f.get_char_index(ord(c)) for f in fonts) else "□" for c in show(text, longest))
+    hidden = " " if letters.startswith("_") else ""  # a legend leaves out names that begin with an underscore
+    return hidden + letters.replace("$", r"\$")
 
 
 def curve_styles(names: Sequence[str]) -> dict[str, Look]:
@@ -181,15 +201,53 @@ def legend_beside(ax: Axes) -> None:
     ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
 
 
-def log_perplexity(ax: Axes, heights: Sequence[float]) -> None:
-    """A logarithmic scale with plain numbers at 1, 2, 5 times powers of ten (a decade may have no line otherwise)."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+def log_ticks(low: float, high: float, fewest: int = 4, most: int = 9) -> list[float]:
+    """Round numbers from ``low`` to ``high`` for a logarithmic axis: as many as are needed, evenly spread.
 
-    ax.set_yscale("log")
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    ax.yaxis.set_minor_formatter(NullFormatter())
-    ax.set_ylim(min(heights) / 1.1, max(heights) * 1.15)
+    Powers of ten where there are enough of them; else with 3, with 2 and 5, and so on between them.
+    """
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    ticks: list[float] = []
+    for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), range(1, 10), [1 + i / 10 for i in range(90)]):
+        found = [step * 10.0**power for power in range(first, last + 1) for step in steps]
+        ticks = [tick for tick in found if low <= tick <= high]
+        if len(ticks) >= fewest:
+            break
+    return ticks[:: -(-len(ticks) // most) or 1]
+
+
+def log_axis(ax: Axes, which: str, low: float, high: float) -> None:
+    """A logarithmic x or y axis from ``low`` to ``high``, with plain numbers at its ticks."""
+    from matplotlib.ticker import NullFormatter, NullLocator
+
+    axis = ax.xaxis if which == "x" else ax.yaxis
+    ax.set(**{f"{which}scale": "log", f"{which}lim": (low, high)})
+    ticks = log_ticks(low, high)
+    axis.set_ticks(ticks, [compact(tick) for tick in ticks])
+    axis.set_minor_locator(NullLocator())
+    axis.set_minor_formatter(NullFormatter())
+
+
+def log_perplexity(ax: Axes, heights: Sequence[float]) -> None:
+    """A logarithmic scale for perplexities."""
+    log_axis(ax, "y", min(heights) / 1.1, max(heights) * 1.15)
+
+
+def label_points(ax: Axes, points: Sequence[tuple[float, float]], words: Sequence[str]) -> None:
+    """Write a few words beside each point, where no other words stand; a point without room for them has none."""
+    figure_of(ax).draw_without_rendering()  # the layout, which says where the points lie
+    taken = [text.get_window_extent() for text in ax.texts]
+    for point, word in zip(points, words, strict=True):
+        label = ax.annotate(word, point, (0, 0), textcoords="offset points", color=GREY, fontsize=7)
+        for place, across, along in AROUND:
+            label.set(position=place, ha=across, va=along)
+            box = label.get_window_extent()
+            inside = ax.bbox.contains(*box.min) and ax.bbox.contains(*box.max)
+            if inside and not any(box.overlaps(other) for other in taken):
+                taken.append(box)
+                break
+        else:
+            label.remove()
 
 
 def inches(ax: Axes) -> tuple[float, float]:

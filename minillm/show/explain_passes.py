@@ -28,7 +28,9 @@ from .canvas import (
     given_or_new,
     legend_above,
     listed,
+    log_axis,
     percent,
+    plain_text,
 )
 from .labels import check_tokens, checked_array, label_axis, token_label
 
@@ -81,7 +83,7 @@ def error_per_step(rows: Sequence[Row] | Comparison, *, ax: Axes | None = None) 
         ax.axvline(first, color=RED, linewidth=1, zorder=1)
         side = "left" if first < len(rows) / 2 else "right"
         offset: Look = {"textcoords": "offset points", "ha": side, "va": "bottom", "color": RED}
-        ax.annotate(f" {names[first]} ", (first, bottom), (0, 3), **offset)
+        ax.annotate(f" {plain_text(names[first])} ", (first, bottom), (0, 3), **offset)
     ax.set_title("Differences between two passes")
     legend_above(ax, len(ax.get_legend_handles_labels()[0]), 4)
     ax.set_label(f"Relative differences of {len(rows)} steps in execution order: {words}.")
@@ -91,7 +93,7 @@ def error_per_step(rows: Sequence[Row] | Comparison, *, ax: Axes | None = None) 
 def _name_steps(ax: Axes, names: Sequence[str]) -> None:
     """Write the steps' names at the axis; of more than 24 steps, the numbers of the layers that begin there."""
     if len(names) <= 24:
-        label_axis(ax.xaxis, [name.removeprefix("blocks.") for name in names], 99, upright=True)
+        label_axis(ax.xaxis, [plain_text(name.removeprefix("blocks."), 24) for name in names], 99, upright=True)
         ax.set_xlabel("step (in execution order)")
         return
     blocks = [re.sub(r"^blocks\.(\d+)\..*", r"\1", name) for name in names]
@@ -124,7 +126,7 @@ def sampling_bars(tokens: Sequence[str], probabilities: Mapping[str, np.ndarray]
     width = 0.84 / len(table)
     for n, (name, shares) in enumerate(heights.items()):
         place = np.arange(len(labels)) + (n - (len(table) - 1) / 2) * width
-        ax.bar(place, percent(shares), width, label=name, linewidth=0.4, **bar_look(n))
+        ax.bar(place, percent(shares), width, label=plain_text(name), linewidth=0.4, **bar_look(n))
     ax.set_xticks(range(len(labels)), labels, rotation=90)
     ax.grid(False, axis="x")
     ax.set_xlabel("next token (␣ is a space)")
@@ -150,7 +152,12 @@ def cache_growth(rows: Sequence[Mapping], *, ax: Axes | None = None) -> Axes:
     unit, size = byte_unit(max(row["bytes"] for row in rows))
     for name, look in curve_styles(tuple(curves)).items():
         points = curves[name]
-        ax.plot([row["positions"] for row in points], [row["bytes"] / size for row in points], label=name, **look)
+        ax.plot(
+            [row["positions"] for row in points],
+            [row["bytes"] / size for row in points],
+            label=plain_text(name),
+            **look,
+        )
     ax.set_ylim(0, None)
     ax.set_xlabel("length of the text (positions)")
     ax.set_ylabel(f"keys and values stored ({unit})")
@@ -174,9 +181,11 @@ def work_per_token(rows: Sequence[Mapping], *, ax: Axes | None = None) -> Axes:
     ends = []
     for name, look in curve_styles(tuple(dict.fromkeys(row["name"] for row in rows))).items():
         points = sorted((row["positions"], row["multiply_adds"]) for row in rows if row["name"] == name)
-        ax.plot(*zip(*points, strict=True), label=name, **look)
-        ends.append(f"{name} {points[-1][1]:.2g} at {points[-1][0]}")
-    ax.set(xscale="log", yscale="log")
+        ax.plot(*zip(*points, strict=True), label=plain_text(name), **look)
+        ends.append(f"{name} {points[-1][1]:,.0f} at {points[-1][0]}")
+    for which, key in (("x", "positions"), ("y", "multiply_adds")):
+        values = [row[key] for row in rows]
+        log_axis(ax, which, min(values) / 1.1, max(values) * 1.1)
     ax.set_xlabel("length of the text, log scale (positions)")
     ax.set_ylabel("one more token, log scale (multiply-adds)")
     ax.set_title("Work for one more token")
@@ -202,7 +211,7 @@ def training_curve(rows: Sequence[Mapping], unit: str = "nats", *, ax: Axes | No
     for name, look in curve_styles(names).items():
         points = [(row[x], row[name]) for row in rows if row.get(name) is not None]
         every = max(1, len(points) // 10)
-        ax.plot(*zip(*points, strict=True), label=name.replace("_", " "), markevery=every, **look)
+        ax.plot(*zip(*points, strict=True), label=plain_text(name.replace("_", " ")), markevery=every, **look)
         ends.append(f"{name.replace('_', ' ')} from {points[0][1]:.3g} to {points[-1][1]:.3g}")
     ax.set_xlabel(f"training ({TIMES[x]})")
     ax.set_ylabel(f"loss ({unit})")

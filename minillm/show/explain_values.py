@@ -13,7 +13,7 @@ import numpy as np
 
 from ..errors import MinillmError
 from ..loading.tensors import to_bfloat16
-from .canvas import BLACK, drawn, figure_of, given_or_new, inches, listed, matplotlib_or_error
+from .canvas import BLACK, drawn, figure_of, given_or_new, inches, listed, matplotlib_or_error, plain_text
 from .labels import check_tokens, checked_array, label_axis, token_label, widest
 
 if TYPE_CHECKING:
@@ -136,9 +136,9 @@ def activation_ridges(values_by_layer: Sequence[np.ndarray], what: str, *, ax: A
     ax.axvline(0, color=BLACK, linewidth=0.8, linestyle=":", zorder=2 + len(layers))
     ax.set_xlim(-limit, limit)
     ax.set_ylim(-len(layers) + 0.8, tall + 0.1)
-    ax.set_xlabel(f"value of {what} (no unit)")
+    ax.set_xlabel(f"value of {plain_text(what)} (no unit)")
     ax.set_ylabel("layer (share of values, own scale)")
-    ax.set_title(f"Distribution of {what} in each layer")
+    ax.set_title(f"Distribution of {plain_text(what)} in each layer")
     half = [np.median(np.abs(values)) for values in layers]
     ax.set_label(
         f"Ridges, the distributions of {what} in {len(layers)} layers; half of a layer's values lie within "

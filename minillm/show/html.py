@@ -18,7 +18,7 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING
 
-from ..errors import MinillmError
+from ..errors import MinillmError, show
 from ..files import whole_file
 from ..tables import Columns, cell
 from .canvas import matplotlib_or_error
@@ -37,8 +37,8 @@ def template(name: str) -> Template:
 
 
 def text(value: object) -> str:
-    """Any value as text in which <, >, & and both quotes are escaped."""
-    return html.escape(str(value))
+    """Any value as text in which <, >, & and both quotes are escaped, and what is no letter and no line's end, too."""
+    return html.escape(show(value, keep="\n\t"))
 
 
 def whole_page(title: str, lead: str, sections: Sequence[tuple[str, str, str]]) -> str:

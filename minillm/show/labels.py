@@ -9,6 +9,7 @@ import numpy as np
 
 from ..errors import MinillmError
 from ..transformer.model import Llama
+from .canvas import plain_text
 
 if TYPE_CHECKING:
     from matplotlib.axis import Axis
@@ -20,15 +21,12 @@ def token_label(token: str, space: str = "", longest: int = 12) -> str:
 
     space: what is written for a space in front, which most tokens have.
     """
-    from matplotlib.font_manager import findfont, get_font
-
-    font = get_font(findfont("DejaVu Sans"))  # matplotlib's own, always there
     inside = token.strip(" ")
     text = inside.replace("\r", "").replace("\n", "↵").replace("\t", "⇥") if inside else "␣" * len(token)
     text = space * (inside != "" and token.startswith(" ")) + text
     text = text if len(text) <= longest else text[: longest - 1] + "…"
-    text = "".join(c if c.isprintable() and font.get_char_index(ord(c)) else "□" for c in text)
-    return text.replace("$", r"\$") or "(special)"  # a dollar would begin a formula
+    text = "".join(c if c.isprintable() else "□" for c in text)
+    return plain_text(text) if text else "(special)"
 
 
 def token_labels(model: Llama, ids: Sequence[int]) -> list[str]:

@@ -50,7 +50,7 @@ def cost_parts(s: Study) -> dict[str, str]:
         how = ("--by", by, "--policy", names, "--sparsity", joined(TARGETS[by]))
         pieces.append(commands([repeat_command(s, "sweep", *how, "-o", f"{by}.csv", "--figure", f"{by}.svg")]))
         parts[by] = "\n".join(pieces)
-    parts["stories"] = terms({policy: " ".join((s.prompt + story).split()) for policy, story in s.stories.items()})
+    parts["stories"] = terms({policy: " ".join(f"{s.prompt}|{story}".split()) for policy, story in s.stories.items()})
     calibrate = ("--policy", "mid", "--sparsity", HALF, "--by", "neuron", "-o", "mid.json")
     generate = ("--prompt", s.prompt, "-n", NEW_TOKENS, "--thresholds", "mid.json")
     lines = [

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import MinillmError
-from .canvas import COLOURS, Look, drawn, given_or_new, listed
+from .canvas import COLOURS, Look, drawn, given_or_new, listed, plain_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -75,7 +75,9 @@ def merges(stages: Sequence[Sequence[str]], *, ax: Axes | None = None) -> Axes:
             new = before is not None and (place, end) not in before
             colour = ORANGE if new else "#CFE3F2"
             ax.fill_between([place + 0.05, end - 0.05], -n - 0.38, -n + 0.38, color=colour, linewidth=0)
-            ax.text((place + end) / 2, -n, piece.replace(" ", "␣"), ha="center", va="center", family="monospace")
+            ax.text(
+                (place + end) / 2, -n, plain_text(piece.replace(" ", "␣")), ha="center", va="center", family="monospace"
+            )
             place = end
         what = "characters" if n == 0 else f"merge {n}"
         ax.text(-0.3, -n, what, ha="right", va="center", fontsize=8, color="#444444")
@@ -117,7 +119,9 @@ def file_layout(parts: Sequence[tuple[int, int, str]], size: int, *, ax: Axes | 
         shade = ("#F6D9B8", "#CFE3F2")[begin >= boxes[min(2, len(boxes) - 1)][0]] if what else "white"
         edges: Look = {"facecolor": shade, "edgecolor": GREY, "linewidth": 0.8, "linestyle": "-" if what else ":"}
         ax.fill_between([0, 1], -n, -n - 1, **edges)
-        ax.text(0.02, -n - 0.5, what or "...", va="center", family="monospace" if what else None, fontsize=8)
+        ax.text(
+            0.02, -n - 0.5, plain_text(what or "..."), va="center", family="monospace" if what else None, fontsize=8
+        )
         ax.text(-0.01, -n, f"{begin:,}", ha="right", va="center", fontsize=8, color="#444444")
         ax.text(1.01, -n - 0.5, f"{end - begin:,} bytes", va="center", fontsize=8, color="#444444")
     ax.text(-0.01, -len(boxes), f"{size:,}", ha="right", va="center", fontsize=8, color="#444444")

@@ -24,6 +24,7 @@ from .canvas import (
     legend_beside,
     listed,
     looks_with_bound,
+    plain_text,
 )
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def _by_capacity(rows: Sequence[Mapping], key: str, rivals: str) -> dict[str, np
 def _draw_by_capacity(curves: Mapping[str, np.ndarray], ax: Axes) -> None:
     """Draw the curves, the first with the largest markers, so that curves that lie on each other are seen."""
     for n, (name, look) in enumerate(looks_with_bound(tuple(curves), "belady").items()):
-        ax.plot(*curves[name].T, label=name, markersize=max(3.5, 8 - n), **look)
+        ax.plot(*curves[name].T, label=plain_text(name), markersize=max(3.5, 8 - n), **look)
     ax.set_xlim(-2, 102)
     ax.set_xlabel("capacity of the buffer (% of a layer's neurons)")
 

@@ -5,6 +5,7 @@ One function each, rows in, matplotlib Axes out (canvas.py says how).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ import numpy as np
 from ..errors import MinillmError
 from ..prefetch.clock import whole_token
 from ..sparsity.policies import POLICIES
+from ..units import plain
 from .canvas import (
     BLACK,
     Look,
@@ -21,11 +23,13 @@ from .canvas import (
     drawn,
     figure_of,
     given_or_new,
+    label_points,
     legend_beside,
     listed,
     log_perplexity,
     new_axes,
     percent,
+    plain_text,
 )
 
 if TYPE_CHECKING:
@@ -66,7 +70,7 @@ def cost_of_cuts(rows: Sequence[Mapping], x: str = "neuron_sparsity", *, ax: Axe
     for policy, look in _policy_styles(rows).items():
         curve = sorted((row for row in rows if row["policy"] == policy), key=lambda row: row[x])
         places, height = percent([row[x] for row in curve]), [row["perplexity"] for row in curve]
-        ax.plot(places, height, label=policy, **look)
+        ax.plot(places, height, label=plain_text(policy), **look)
         if all("perplexity_low" in row for row in curve):
             low, high = ([row[f"perplexity_{end}"] for row in curve] for end in ("low", "high"))
             ax.fill_between(places, low, high, color=look["color"], alpha=0.18, linewidth=0)
@@ -79,12 +83,15 @@ def cost_of_cuts(rows: Sequence[Mapping], x: str = "neuron_sparsity", *, ax: Axe
     ax.set_xlabel(X_AXES[x])
     ax.set_ylabel("perplexity (per token)" + (", log scale" if ax.get_yscale() == "log" else ""))
     bys = sorted({row["by"] for row in rows if row["by"]})
-    about = "{model}, {tokens:,} tokens, protocol {protocol}, context {context}".format(**rows[0])
+    about = "{tokens:,} tokens, protocol {protocol}, context {context}".format(**rows[0])
     bands = "; bands: 95 % intervals over documents" if any("perplexity_low" in row for row in rows) else ""
-    ax.set_title(f"{about}\ntargets by {listed(bys)}{bands}")
+    ax.set_title(f"{plain_text(rows[0]['model'])}, {about}\ntargets by {listed(bys)}{bands}")
     if x != "neuron_sparsity":
         ax.invert_xaxis()  # so that in every panel what is cut grows to the right
-    ax.legend(loc="upper left", ncols=2 if len(ax.get_legend_handles_labels()[0]) > 6 else 1)
+    if x == "neuron_sparsity":
+        ax.legend(loc="upper left", ncols=2 if len(ax.get_legend_handles_labels()[0]) > 6 else 1)
+    else:  # its curves begin at different places, one of them in every corner
+        legend_beside(ax)
     worst = max(rows, key=lambda row: row["perplexity"])
     ax.set_label(
         f"Perplexity of {rows[0]['model']} against {X_AXES[x].removesuffix(' (%)')}, in percent, for "
@@ -115,7 +122,9 @@ def beside_the_paper(rows: Sequence[Mapping], *, ax: Axes | None = None) -> Axes
     for model in models:
         curve = sorted((row for row in ours if row["model"] == model), key=lambda row: row["target"])
         points = np.array(sorted({0.0: 1.0, **{row["target"]: row["vs_dense"] for row in curve}}.items()))
-        ax.plot(percent(points[:, 0]), percent(points[:, 1] - 1), label=f"{model} (this run)", **styles[model])
+        ax.plot(
+            percent(points[:, 0]), percent(points[:, 1] - 1), label=f"{plain_text(model)} (this run)", **styles[model]
+        )
     ax.set_xlabel("share of gate, up and FFN output cut, each (%)")
     ax.set_ylabel("increase of perplexity over dense (%)")
     ax.set_title("The paper's rule (dhar, by tensor)")
@@ -142,15 +151,21 @@ def sweep_figure(rows: Sequence[Mapping]) -> Figure:
     for i, model in enumerate(models):
         for ax, x in zip(panels[2 * i :], ("neuron_sparsity", "read_exact"), strict=False):
             cost_of_cuts([row for row in rows if row["model"] == model], x, ax=ax)
+        if legend := panels[2 * i + 1].get_legend():
+            legend.remove()  # the same curves as on the left
     return figure_of(panels[0])
+
+
+MOST_CURVES = 5  # in one panel
 
 
 @drawn
 def speed_against_perplexity(rows: Sequence[Mapping], token: bool = False, *, ax: Axes | None = None) -> Axes:
-    """Speed gained against perplexity lost: a curve per block size and order, a point per sparsity.
+    """Speed gained against perplexity lost: a curve per block size, the share left out beside each point, the front.
 
     rows: dicts with group (neurons in a block; 1: scattered), order ("stored", "clustered"), sparsity (share left out),
-    speedup (of the FFN over dense; low and high, its spread) and increase (of perplexity over dense, as a share).
+    speedup (of the FFN over dense; low and high, its spread) and increase (of perplexity over dense, as a share). Of
+    two orders the cheaper is drawn; of more than MOST_CURVES block sizes, those nearest to the front.
     token: draw the speed of a whole token instead; then the rows need ffn_share, the FFNs' share of a token's bytes.
     Raises MinillmError for none.
     """
@@ -163,27 +178,63 @@ def speed_against_perplexity(rows: Sequence[Mapping], token: bool = False, *, ax
             for row in map(dict, rows)
         ]
     of = "a token" if token else "an FFN"
-    curves: dict[str, list[Mapping]] = {}
-    for row in sorted(rows, key=lambda row: (row["group"], row["sparsity"])):
-        name = f"blocks of {row['group']}, {row.get('order', 'stored')}" if row["group"] > 1 else "scattered"
-        curves.setdefault(name, []).append(row)
-    for name, look in curve_styles(tuple(curves)).items():
+    curves, front = _block_curves(rows), _front(rows)
+    edge = percent([row["increase"] for row in front]), [row["speedup"] for row in front]
+    halo: Look = {"color": "#D0D0D0", "linewidth": 6, "marker": "o", "markersize": 11, "zorder": 0}
+    ax.plot(*edge, label="front: best of all", **halo)
+    looks = curve_styles(tuple(curves))
+    for name, look in looks.items():
         x, y = percent([row["increase"] for row in curves[name]]), [row["speedup"] for row in curves[name]]
         ax.plot(x, y, label=name, **look)
         if all(row.get("low") is not None and row.get("high") is not None for row in curves[name]):
             low, high = ([row[end] for row in curves[name]] for end in ("low", "high"))
             ax.vlines(x, low, high, color=look["color"])
     ax.axhline(1, color=BLACK, linestyle=":", linewidth=1, label="dense")
-    paid = percent([row["increase"] for row in rows])
+    paid = percent([row["increase"] for curve in curves.values() for row in curve])
     if paid.max() > 20 * max(1.0, np.median(paid)):
         ax.set_xscale("symlog", linthresh=1)
-        ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        ax.xaxis.set_major_formatter(lambda value, _: plain(value))
+    ax.margins(0.07, 0.1)
     ax.set_xlabel("increase of perplexity over dense (%)")
     ax.set_ylabel(f"speed of {of} (times dense)")
-    shares = [f"{100 * share:.0f}" for share in sorted({row["sparsity"] for row in rows})]
-    ax.set_title(f"Points: {listed(shares)} % of the neurons left out")
+    ax.set_title("Numbers at the points: % of the neurons left out")
     legend_beside(ax)
-    best = [max(curve, key=lambda row: row["speedup"]) for curve in curves.values()]
-    ends = [f"{n} {r['speedup']:.3g} times at {100 * r['increase']:+.0f} %" for n, r in zip(curves, best, strict=True)]
-    ax.set_label(f"Speed of {of} against the increase of perplexity; where it is fastest: {listed(ends)}.")
+    for name in looks:
+        points = [(100 * row["increase"], row["speedup"]) for row in curves[name]]
+        label_points(ax, points, [f"{100 * row['sparsity']:.0f}" for row in curves[name]])
+    ends = [f"{row['speedup']:.3g} times at {100 * row['increase']:+.1f} % ({_blocks(row)})" for row in front]
+    ax.set_label(
+        f"Speed of {of} against the increase of perplexity for {listed(list(curves))}, each point with the share of "
+        f"the neurons left out; the front: {listed(ends)}."
+    )
     return ax
+
+
+def _blocks(row: Mapping) -> str:
+    """A row's block size in words."""
+    return f"blocks of {row['group']}" if row["group"] > 1 else "single neurons"
+
+
+def _block_curves(rows: Sequence[Mapping]) -> dict[str, list[Mapping]]:
+    """A curve per block size, by the share left out: at each share the row that costs least."""
+    best: dict[int, dict[float, Mapping]] = {}
+    for row in sorted(rows, key=lambda row: (row["group"], row["sparsity"], row["increase"])):
+        best.setdefault(row["group"], {}).setdefault(row["sparsity"], row)
+    on_front = Counter(row["group"] for row in _front(rows))
+    chosen = sorted(sorted(best, key=lambda group: (-on_front[group], group))[:MOST_CURVES])
+    curves = {}
+    for group in chosen:
+        points = list(best[group].values())
+        orders = {row.get("order", "stored") for row in points}
+        name = _blocks(points[0]) + (f", {orders.pop()}" if group > 1 and len(orders) == 1 else "")
+        curves[name] = points
+    return curves
+
+
+def _front(rows: Sequence[Mapping]) -> list[Mapping]:
+    """The rows that no other beats: none is faster at no more perplexity."""
+    front: list[Mapping] = []
+    for row in sorted(rows, key=lambda row: (row["increase"], -row["speedup"])):
+        if not front or row["speedup"] > front[-1]["speedup"]:
+            front.append(row)
+    return front

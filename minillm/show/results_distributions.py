@@ -19,9 +19,11 @@ from .canvas import (
     given_or_new,
     legend_above,
     listed,
+    log_axis,
     matplotlib_or_error,
     new_axes,
     percent,
+    plain_text,
 )
 
 if TYPE_CHECKING:
@@ -49,11 +51,11 @@ def magnitudes_by_layer(
             n = named.index(i)
             extra = {"marker": MARKERS[n], "markevery": (n * every // len(named), every), "label": f"layer {i}"}
         ax.plot(at, percent(share), color=shades[i], **extra)
-    ax.set_xscale("log")
+    log_axis(ax, "x", float(at.min()), float(at.max()))
     ax.set_xlabel(f"magnitude |{step}| (no unit, log scale)")
     ax.set_ylabel("values up to that magnitude (%)")
     ax.set_ylim(0, 101)
-    ax.set_title(f"{model + ': ' if model else ''}magnitudes of {step} by layer")
+    ax.set_title(f"{plain_text(model) + ': ' if model else ''}magnitudes of {step} by layer")
     ax.legend(loc="upper left")
     half = [at[min(int(np.searchsorted(share, 0.5)), len(at) - 1)] for share in shares]
     ax.set_label(
@@ -94,7 +96,9 @@ def natural_by_layer(rows: Mapping[str, Sequence[Mapping]], key: str | None = No
     width = 0.8 / len(rows)
     for n, (model, layers) in enumerate(rows.items()):
         place = [numbers.index(row["layer"]) + (n - (len(rows) - 1) / 2) * width for row in layers]
-        ax.bar(place, percent([row[key] for row in layers]), width, label=model, linewidth=0.4, **bar_look(n))
+        ax.bar(
+            place, percent([row[key] for row in layers]), width, label=plain_text(model), linewidth=0.4, **bar_look(n)
+        )
     ax.set_xticks(range(len(numbers)), [str(number) for number in numbers])
     ax.grid(False, axis="x")
     ax.set_xlabel("layer")

@@ -26,6 +26,7 @@ from .canvas import (
     log_perplexity,
     looks_with_bound,
     percent,
+    plain_text,
 )
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def cost_of_predictors(rows: Sequence[Mapping], dense: float | None = None, *, a
     for name, look in looks_with_bound(names, "oracle").items():
         curve = sorted((row for row in rows if row["predictor"] == name), key=lambda row: row["fraction"])
         places = [row["bytes_per_token"] / size for row in curve]
-        ax.plot(places, [row["perplexity"] for row in curve], label=name, **look)
+        ax.plot(places, [row["perplexity"] for row in curve], label=plain_text(name), **look)
     heights = [row["perplexity"] for row in rows] + ([dense] if dense else [])
     if dense:
         ax.axhline(dense, color=BLACK, linestyle=":", linewidth=1, label=f"dense ({dense:.2f})")
@@ -78,7 +79,7 @@ def precision_recall(rows: Sequence[Mapping], *, ax: Axes | None = None) -> Axes
     names = list(dict.fromkeys(row["predictor"] for row in rows))
     for name, look in looks_with_bound(names, "oracle").items():
         points = sorted((row["recall"], row["precision"]) for row in rows if row["predictor"] == name)
-        ax.plot(*percent(points).T, label=name, **look)
+        ax.plot(*percent(points).T, label=plain_text(name), **look)
     ax.set_xlim(0, 103)
     ax.set_ylim(0, 103)
     ax.set_xlabel("recall: share of the active neurons selected (%)")
@@ -109,7 +110,7 @@ def bytes_read(sizes: Mapping[str, float], what: str = "FFN weights read per tok
         look = bar_look(n) | {"color": ("#999999", *COLOURS)[n % 11]}
         bar = ax.bar(n, value / size, 0.7, linewidth=0.4, label=name, **look)
         ax.bar_label(bar, [f"{100 * value / whole:.0f} %"], padding=1)
-    ax.set_xticks(range(len(sizes)), [fill(name, 11) for name in sizes])
+    ax.set_xticks(range(len(sizes)), [fill(plain_text(name), 11) for name in sizes])
     ax.margins(y=0.08)
     ax.grid(False, axis="x")
     ax.set_xlabel("how the FFNs are run")
@@ -137,7 +138,7 @@ def match_by_position(rows: Sequence[Mapping], key: str = "match", *, ax: Axes |
         look = bar_look(n) | {"color": ("#0072B2", "#E69F00", "#AAAAAA")[n]}
         bars = ax.bar(place, heights, 0.27, label=name, linewidth=0.4, **look)
         ax.bar_label(bars, [f"{height:.0f}" for height in heights], padding=1, fontsize=7)
-    ax.set_xticks(range(len(rows)), [fill(group, 13) for group in groups])
+    ax.set_xticks(range(len(rows)), [fill(plain_text(group), 13) for group in groups])
     ax.grid(False, axis="x")
     ax.set_xlabel("kind of position")
     ax.set_ylabel(f"{key} of the two patterns (% of neurons)")

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import MinillmError
+from ..errors import MinillmError, show
 from ..prefetch.buffer import PrefetchBuffer
 from ..prefetch.traffic import EVENT_COLUMNS, event_rows, short
 from ..sparsity.masked import masked_swiglu
@@ -106,7 +106,8 @@ def threshold_view(model: Llama, text: str, threshold: float, layer: int = 0, ne
 
 def view_html(view: ThresholdView) -> str:
     """The mask's figure and the words of a view."""
-    return f"{figure_html(view.figure())}<pre>{html.escape(str(view))}</pre>"
+    words = html.escape(show(view, keep="\n"))
+    return f"{figure_html(view.figure())}<pre>{words}</pre>"
 
 
 def threshold_range(model: Llama, text: str) -> tuple[float, float]:

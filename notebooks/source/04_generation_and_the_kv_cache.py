@@ -56,7 +56,8 @@ def naive(ids: list[int], count: int) -> list[int]:
     return ids
 
 
-print(model.tokenizer.decode(naive(prompt, 30)))
+start, whole = (model.tokenizer.decode(ids) for ids in (prompt, naive(prompt, 30)))
+print(f"{start}|{whole[len(start):]}")  # what follows the bar is the model's
 
 # %% [markdown]
 # minillm's `generate` gives the same tokens one by one, each with its text and its probability.
@@ -493,10 +494,10 @@ TEMPERATURE, TOP_P, MIN_P = 0.8, 0.95, None
 
 
 def story(seed: int) -> str:
-    """The prompt and a sampled continuation."""
+    """The prompt, a bar, and a sampled continuation."""
     how = {"temperature": TEMPERATURE, "top_p": TOP_P, "min_p": MIN_P}
     steps = generate(model, prompt, 40, **how, rng=np.random.default_rng(seed))
-    return model.tokenizer.decode(prompt) + "".join(step.text for step in steps)
+    return model.tokenizer.decode(prompt) + "|" + "".join(step.text for step in steps)
 
 
 for seed in (1, 2, 3):

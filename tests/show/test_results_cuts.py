@@ -109,21 +109,40 @@ def test_curves_and_bands_are_the_rows():
     assert band[:, 1].min() == rows[1]["perplexity_low"] and band[:, 1].max() == rows[-1]["perplexity_high"]
 
 
-def test_speed_and_perplexity_are_the_rows_by_block_size_and_order():
+def curves_of(ax):
+    return {line.get_label(): line.get_xydata() for line in ax.lines}
+
+
+def test_speed_and_perplexity_are_the_rows_by_block_size_with_the_cheaper_order():
     rows = speeds((1, 4), low=2.0, high=4.0)
+    rows = [row | {"increase": row["increase"] * (0.5 if row["order"] == "clustered" else 1)} for row in rows]
     ax = speed_against_perplexity(rows)
-    lines = {line.get_label(): line.get_xydata() for line in ax.lines}
-    assert set(lines) == {"scattered", "blocks of 4, stored", "blocks of 4, clustered", "dense"}
-    own = sorted([100 * r["increase"], r["speedup"]] for r in rows if r["group"] == 4 and r["order"] == "clustered")
-    np.testing.assert_allclose(lines["blocks of 4, clustered"], own)
+    assert set(curves_of(ax)) == {"front: best of all", "single neurons", "blocks of 4, clustered", "dense"}
+    own = sorted([100 * r["increase"], r["speedup"]] for r in rows if r["order"] == "clustered")
+    np.testing.assert_allclose(curves_of(ax)["blocks of 4, clustered"], own)
     spread = ax.collections[0].get_segments()
     assert [segment[:, 1].tolist() for segment in spread] == [[2, 4], [2, 4]]
     whole = speed_against_perplexity([row | {"ffn_share": 0.5} for row in rows], token=True)
-    lines = {line.get_label(): line.get_xydata() for line in whole.lines}
-    np.testing.assert_allclose(lines["blocks of 4, clustered"], [[x, 1 / (0.5 + 0.5 / y)] for x, y in own])
+    np.testing.assert_allclose(curves_of(whole)["blocks of 4, clustered"], [[x, 1 / (0.5 + 0.5 / y)] for x, y in own])
     spread = whole.collections[0].get_segments()
     np.testing.assert_allclose([segment[:, 1] for segment in spread], [[1 / 0.75, 1 / 0.625]] * 2)
     assert "a token" in whole.get_ylabel() and "a token" in canvas.alt_text(whole)
+
+
+def test_points_carry_the_share_left_out_and_the_front_is_what_nothing_beats():
+    ax = speed_against_perplexity(speeds((1, 8)))
+    assert sorted(text.get_text() for text in ax.texts) == ["50", "50", "90", "90"]
+    x, y = curves_of(ax)["front: best of all"].T
+    assert (np.diff(x) > 0).all() and (np.diff(y) > 0).all()
+    everything = [(100 * row["increase"], row["speedup"]) for row in speeds((1, 8))]
+    for paid, speed in everything:  # each is on the front or below it
+        assert speed <= y[x <= paid + 1e-9].max()
+    assert "left out" in ax.get_title() and "front" in canvas.alt_text(ax)
+
+
+def test_no_panel_has_more_than_five_block_sizes():
+    names = set(curves_of(speed_against_perplexity(speeds((1, 2, 4, 8, 16, 32, 64, 128)))))
+    assert len(names - {"front: best of all", "dense"}) == 5
 
 
 @pytest.mark.parametrize(
