@@ -41,6 +41,7 @@ __version__ = "0.1.0"
 # costs nothing and the command line can set the number of BLAS threads before NumPy starts.
 _PUBLIC = {
     "MinillmError": "errors",
+    "use_threads": "threads",
     "Trace": "trace",
     "compare": "trace",
     "embedded_text": "loading.embedded",

@@ -38,7 +38,8 @@ class StepInfo(NamedTuple):
 
 # One row per intermediate, in execution order: name, then the fields of StepInfo. "*" stands for the layer's number.
 # T new positions, S attended positions, D hidden, F intermediate, H query heads, K key/value heads, d head size.
-_HIDDEN, _ATTENTION = "transformer.model:Llama.hidden", "transformer.attention:attention"
+_STREAM, _HIDDEN = "transformer.model:Llama.stream", "transformer.model:Llama.hidden"
+_HEAD, _ATTENTION = "transformer.model:Llama.head", "transformer.attention:attention"
 _ATTEND = "transformer.attention:attend"
 _BLOCK, _FFN, _MASKED = "transformer.blocks:block", "transformer.ffn:swiglu", "sparsity.masked:masked_swiglu"
 _DECIDED, _READS = "sparsity.masked:decide", "sparsity.spec:tap_reads"
@@ -76,10 +77,10 @@ _IN_A_BLOCK = (
     ("resid_post", "T D", "resid_mid + mlp.out", "output of model.layers.*", _BLOCK),
 )
 STEPS: dict[str, StepInfo] = {
-    "embed": StepInfo("T D", "x_t = E[id_t]", "model.embed_tokens", _HIDDEN),
+    "embed": StepInfo("T D", "x_t = E[id_t]", "model.embed_tokens", _STREAM),
     **{f"blocks.*.{name}": StepInfo(*info) for name, *info in _IN_A_BLOCK},
     "final_norm": StepInfo("T D", "h / sqrt(mean(h^2) + eps) * w", "model.norm", _HIDDEN),
-    "logits": StepInfo("T V", "final_norm W_head^T", "lm_head", "transformer.model:Llama.forward"),
+    "logits": StepInfo("T V", "final_norm W_head^T", "lm_head", _HEAD),
 }
 
 
@@ -133,7 +134,7 @@ def explain(name: str) -> str:
 
     module_name, _, qualified = info.source.partition(":")
     target = importlib.import_module(f"{__package__}.{module_name}")
-    file = Path(inspect.getfile(target)).name
+    file = Path(str(target.__file__)).name
     for part in qualified.split("."):
         target = getattr(target, part)
     lines, start = inspect.getsourcelines(target)

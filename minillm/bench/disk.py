@@ -43,6 +43,7 @@ from ..prefetch.system import Unsupported, system_reads
 from ..sparsity.selected import Recorded
 from ..study.disk import drop_page_cache, every_neuron
 from ..tables import Columns, text_table
+from ..threads import use_threads
 from ..transformer.layer import Layer
 from .shapes import config_at, fields_of
 from .sparse import environment_line, heading, result_head, speed_cell
@@ -73,7 +74,7 @@ def bench_disk(
     written = replace(config, num_hidden_layers=layers, vocab_size=8)
     parent = Path(tempfile.gettempdir())
     check_room(parent, written, len(groups))
-    with tempfile.TemporaryDirectory(prefix="minillm-", dir=parent) as temporary:
+    with tempfile.TemporaryDirectory(prefix="minillm-", dir=parent) as temporary, use_threads(threads):
         readers: list[BundleReader] = []
         try:
             for group in groups:

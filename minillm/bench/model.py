@@ -27,6 +27,7 @@ import numpy as np
 
 from ..errors import MinillmError
 from ..tables import keys_as_headings, text_table
+from ..threads import use_threads, variables
 from ..transformer.evaluation import token_nll
 from ..transformer.generation import generate
 from ..transformer.model import Llama
@@ -71,7 +72,7 @@ class Child:
         self._process = subprocess.Popen(
             [sys.executable, "-c", CHILD, str(folder), str(count), str(threads)],
             text=True,
-            env=os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
+            env=os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"} | variables(threads),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -106,9 +107,9 @@ def bench(
 ) -> dict[str, Any]:
     """Measure ``what`` ("decode", "perplexity" or "start") in turns; gives medians and ratios with their spread.
 
-    source: a model's folder instead of a random model of ``shape``. threads: what BLAS was started with.
+    source: a model's folder instead of a random model of ``shape``. threads: of BLAS, here and in child processes.
     """
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory() as temporary, use_threads(threads):
         folder = Path(source) if source else write_random_model(Path(temporary), shape)
         result: dict[str, Any] = {"what": what, "model": Path(source).name if source else f"random {shape}"}
         result |= {"rounds": rounds, "environment": environment(threads)}
@@ -118,7 +119,7 @@ def bench(
                 next(generate(model, ONE_TOKEN, 1)), model.tokenizer
             else:
                 write_made_up_tokenizer(folder, SHAPES[shape].vocabulary)
-            return result | {"rows": _start(folder, rounds)}
+            return result | {"rows": _start(folder, rounds, threads)}
         model = Llama.from_folder(folder)
         count = min(SHAPES[shape].new_tokens, max(1, model.config.max_position_embeddings - len(ONE_TOKEN)))
         child = Child(folder, count, threads) if find_spec("torch") and find_spec("transformers") else None
@@ -156,7 +157,7 @@ def _perplexity(model: Llama, child: Child | None, rounds: int) -> list[dict[str
     return in_turns(turns, rounds, "text")
 
 
-def _start(folder: Path, rounds: int) -> list[dict[str, Any]]:
+def _start(folder: Path, rounds: int, threads: int) -> list[dict[str, Any]]:
     """Seconds of whole processes. Ours go from nothing to the first new token, from ids or from a text."""
     load = f"import minillm; m = minillm.load({str(folder)!r}); "
     programs = {
@@ -166,10 +167,10 @@ def _start(folder: Path, rounds: int) -> list[dict[str, Any]]:
     }
 
     # An installed package has its bytecode; a machine that forbids writing it would compile every file every time.
-    variables = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    inherited = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"} | variables(threads)
 
     def run(program: str) -> Callable[[], float]:
-        return lambda: timed(lambda: subprocess.run([sys.executable, "-c", program], check=True, env=variables))
+        return lambda: timed(lambda: subprocess.run([sys.executable, "-c", program], check=True, env=inherited))
 
     return in_turns({name: run(program) for name, program in programs.items()}, rounds, "process")
 

@@ -35,6 +35,7 @@ from ..prefetch.clock import ffn_share, whole_token
 from ..prefetch.kernels import DENSITIES, Blocks, NeuronMajor, block_views, choose, gather, tiled_gather
 from ..prefetch.reorder import kept_count
 from ..tables import Columns, text_table
+from ..threads import use_threads
 from ..transformer.ffn import swiglu
 from ..transformer.layer import Layer
 from ..transformer.ops import silu
@@ -66,7 +67,9 @@ def bench_ffn(
     rows: list[dict[str, Any]] = [{"method": "dense", "group": 1, "sparsity": 0.0, "touched": 1.0}]
     rows += sparse_rows((config.intermediate_size, config.hidden_size), sparsities, groups)
     turns = {str(n): partial(clock.seconds, partial(layers.calls, row, rng)) for n, row in enumerate(rows)}
-    for row, measured in zip(rows, in_turns(turns, rounds, "layer"), strict=True):
+    with use_threads(threads):
+        times = in_turns(turns, rounds, "layer")
+    for row, measured in zip(rows, times, strict=True):
         row |= {"milliseconds": measured["milliseconds"], **speeds(measured)}
         row["whole_token"] = whole_token(row["speedup"], ffn_share(config))
     result = result_head("ffn", config, rounds, threads) | {"layers": copies, "cache": cache}

@@ -68,7 +68,7 @@ def bench_model(a: argparse.Namespace) -> int:
     from ..bench import model as bench
     from ..loading.hub import resolve
 
-    result = bench.bench(a.what, a.shape, resolve(a.model) if a.model else None, a.rounds, a.threads)
+    result = bench.bench(a.what, a.shape, resolve(a.model) if a.model else None, a.rounds, a.threads or 1)
     print(json.dumps(result, indent=1) if a.json else in_lines(bench.model_text(result)))
     return 0
 
@@ -81,7 +81,7 @@ def bench_ffn(a: argparse.Namespace) -> int:
     from ..bench import sparse
 
     result = sparse.bench_ffn(
-        sparse_shape(a.shape), rounds=a.rounds, threads=a.threads, sparsities=a.sparsity, groups=a.groups
+        sparse_shape(a.shape), rounds=a.rounds, threads=a.threads or 1, sparsities=a.sparsity, groups=a.groups
     )
     print(json.dumps(result, indent=1) if a.json else in_lines(sparse.ffn_text(result)))
     return 0
@@ -92,7 +92,7 @@ def bench_disk(a: argparse.Namespace) -> int:
     from ..bench import disk
 
     given = {"sparsities": a.sparsity, "groups": a.groups, "layers": a.layers}
-    result = disk.bench_disk(sparse_shape(a.shape), rounds=a.rounds, threads=a.threads, **given)
+    result = disk.bench_disk(sparse_shape(a.shape), rounds=a.rounds, threads=a.threads or 1, **given)
     print(json.dumps(result, indent=1) if a.json else in_lines(disk.disk_text(result)))
     return 0
 

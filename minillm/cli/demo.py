@@ -180,7 +180,8 @@ def predictor_and_buffer_rows(given: Given, mid: Thresholds) -> tuple[list[dict]
     count = 1 + len(DEMO_PREDICTORS)  # the oracle comes first
     predicted = list(tqdm(making, total=count, desc="predictors", leave=False, delay=2, disable=None))
     plans = [FetchPlan(), plan_of(made[DEMO_PREDICTORS[-1]])]
-    settings = ReplaySettings(shares=(0, 0.25), device=DEMO_DEVICE)
+    share = max(0.25, 1 / model.config.intermediate_size)  # room for one neuron, however few there are
+    settings = ReplaySettings(shares=(0, share), device=DEMO_DEVICE)
     return predicted, list(buffer_rows(model, mid, Sample(fewer, context=context), plans, settings))
 
 

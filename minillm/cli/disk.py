@@ -124,6 +124,7 @@ def prefetch_real(a: argparse.Namespace) -> int:
     from ..bench.turns import environment
     from ..study import disk
     from ..tables import check_ending, json_rows, save_rows
+    from ..threads import threads_for
 
     if a.output:
         check_ending(a.output)
@@ -140,7 +141,7 @@ def prefetch_real(a: argparse.Namespace) -> int:
         save_rows(a.output, rows)
     if a.json:
         about = about_bundle(loaded) | {"memory_limit_mb": a.memory, "loaded_whole": loaded.why_not or True}
-        about |= {"environment": environment(a.threads)}
+        about |= {"environment": environment(threads_for(loaded.model))}
         print(f'{{"bundle": {json.dumps(about)},\n"rows": {json_rows(rows)}}}')
         return 0
     print_real(a, loaded, reading, rows)

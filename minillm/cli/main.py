@@ -5,26 +5,23 @@ Without --model it runs the embedded model, without --text the embedded texts, a
 Results go to stdout, everything else (progress, seeds, timings, notes) to stderr; ``--json`` makes the result one JSON
 value. Exit status: 0 done, 1 bad input or (compare) a divergence, 2 wrong usage, 130 Ctrl-C.
 
-NumPy is imported only inside the commands, after ``--threads`` has been read: BLAS looks at its environment once,
-when it is loaded.
+NumPy is imported only inside the commands: ``--help`` and a wrong word need none of it.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from importlib import import_module
-from pathlib import Path
 
 from .. import __version__
 from ..errors import MinillmError
-from ..loading.embedded import embedded_model
+from ..threads import use_threads
 from .outputs import check_outputs
 from .parser import Parser
 from .shared import say
@@ -40,7 +37,6 @@ COMMANDS = {  # each file of commands -> the commands it adds, as --help lists t
     "course": ("grade",),
     "bench": ("bench",),
 }
-SMALL_MODEL = 200_000_000  # bytes of weights
 
 
 def parser(wanted: str | None = None) -> Parser:
@@ -58,27 +54,6 @@ def parser(wanted: str | None = None) -> Parser:
     for file in one or COMMANDS:
         import_module(f".{file}", __package__).add(commands)
     return top
-
-
-def one_thread_is_best(arguments: argparse.Namespace) -> bool:
-    """Whether BLAS gets one thread where --threads is not given.
-
-    The matrices of a small model are too small to share: two threads gain little on an idle machine, and where another
-    program wants the second core they wait for each other and lose a factor of ten. Benchmarks always use one.
-    """
-    if arguments.command == "bench":
-        return True
-    if getattr(arguments, "jobs", 1) > 1:
-        return True  # the jobs share the cores
-    sources, sizes = getattr(arguments, "model", None), []
-    if folder := getattr(arguments, "folder", None) if arguments.command == "prefetch" else None:
-        sources = folder
-    for source in sources if isinstance(sources, list) else [sources or embedded_model("default")]:
-        folder, size = embedded_model(source) or source, 0
-        with suppress(OSError):  # a file that cannot be read gives its error when it is loaded
-            size = sum(file.stat().st_size for file in Path(folder).glob("*.safetensors")) if folder else 0
-        sizes.append(size)
-    return all(0 < size < SMALL_MODEL for size in sizes)
 
 
 @contextmanager
@@ -135,15 +110,12 @@ def run(argv: list[str] | None) -> int:
         say("minillm demo on the embedded model; `minillm --help` lists all commands")
     argv = argv or ["demo"]
     arguments = parser(argv[0]).parse_args(argv)
-    if getattr(arguments, "threads", 1) is None and one_thread_is_best(arguments):
-        arguments.threads = 1
-    if threads := getattr(arguments, "threads", None):
-        for library in ("OMP", "OPENBLAS", "MKL", "VECLIB", "BLIS"):
-            os.environ[f"{library}{'_MAXIMUM' if library == 'VECLIB' else '_NUM'}_THREADS"] = str(threads)
     warnings.showwarning = note_once()
     try:
         check_outputs(arguments)
-        status = arguments.run(arguments)
+        threads = getattr(arguments, "threads", None)  # without --threads, the model's size decides: threads.py
+        with use_threads(threads) if threads else nullcontext():
+            status = arguments.run(arguments)
         print(end="", flush=True)
         return status
     except MinillmError as error:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -134,6 +135,7 @@ def command_perplexity(a: argparse.Namespace) -> int:
         of_report = ("neuron_sparsity", "read_exact", "read_known_mask", "union_density")
         fields = {key: getattr(score, key) for key in of_score} | {key: getattr(report, key) for key in of_report}
         fields |= {"dense_perplexity": dense.perplexity}
+        fields = {key: None if value == math.inf else value for key, value in fields.items()}  # JSON has no infinity
         thresholds = show(a.thresholds) if a.thresholds else None
         print(json.dumps({"model": model.name, "dtype": str(model.dtype), "thresholds": thresholds} | fields))
         return 0

@@ -38,11 +38,14 @@ import numpy as np
 
 from ..errors import MinillmError
 from ..sparsity.spec import SparsitySpec
+from ..threads import with_few_threads
 from ..trace import Tap, no_tap
 from ..transformer.blocks import Positions, block
 from ..transformer.ffn import FeedForward, swiglu
+from ..transformer.finite import first_problem, report, rows_are_numbers
 from ..transformer.layer import FFN_MATRICES, Layer
 from ..transformer.model import Llama
+from ..transformer.ops import no_warnings
 from ..transformer.rope import rope_table
 from ..transformer.texts import Run
 
@@ -235,6 +238,8 @@ class InputSums:
         return value
 
 
+@with_few_threads
+@no_warnings
 def layer_by_layer(
     model: Llama, pieces: Sequence[Run], statistic: Statistic,
     change: Callable[[Layer, dict[str, np.ndarray]], Layer],
@@ -263,5 +268,9 @@ def layer_by_layer(
 
 def _through(model: Llama, layer: Layer, h: np.ndarray, tap: Tap = no_tap) -> np.ndarray:
     """One dense block on a whole run: h (T, D) -> (T, D)."""
-    cos, sin = rope_table(model.config.rope, len(h), model.dtype)
-    return block(h, layer, Positions(0, cos, sin), swiglu, tap)
+    positions = Positions(0, *rope_table(model.config.rope, len(h), model.dtype))
+    after = block(h, layer, positions, swiglu, tap)  # (T, D)
+    if not rows_are_numbers(after):
+        problem = first_problem(lambda look: block(h, layer, positions, swiglu, look), no_tap)
+        report(f"blocks.{layer.index}.{problem}", model.dtype, no_tap)
+    return after

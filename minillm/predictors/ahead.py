@@ -23,6 +23,7 @@ import numpy as np
 from ..loading.fields import Fields
 from ..sparsity.sparse import policy_ffn
 from ..sparsity.thresholds import Thresholds
+from ..threads import few_threads
 from ..trace import Tap, no_tap
 from ..transformer.evaluation import pass_over
 from ..transformer.layer import Layer
@@ -127,11 +128,12 @@ class Ahead(Predictor):
         """Find M, b and C on a training text, in the model as it is cut, and round gate M^T and up M^T to ``bits``."""
         layers, hidden, intermediate = shape_of(model)
         ff, fx, xx = moments_with_features(model, thresholds, documents, context)
-        maps = [linear_map(ff[i], fx[i], xx[i]) for i in range(1, layers)]
-        maps.insert(0, (np.eye(2 * hidden + 1, hidden), np.zeros((hidden, hidden))))  # layer 0 has its own input
-        weights = [composed(layer, *maps[layer.index]) for layer in model.layers]
         shape, act, moments = (layers, 2 * hidden, intermediate), model.config.hidden_act, ff[:, :-1, :-1]
-        predictor = cls(Shadow.of_weights(shape, act, weights, bits, bits, moments))
+        with few_threads(model):
+            maps = [linear_map(ff[i], fx[i], xx[i]) for i in range(1, layers)]
+            maps.insert(0, (np.eye(2 * hidden + 1, hidden), np.zeros((hidden, hidden))))  # layer 0 has its own input
+            weights = [composed(layer, *maps[layer.index]) for layer in model.layers]
+            predictor = cls(Shadow.of_weights(shape, act, weights, bits, bits, moments))
         predictor.trained_on, predictor.model = frozenset(document_hashes(documents)), model.fingerprint
         return predictor
 

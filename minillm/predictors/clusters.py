@@ -36,6 +36,7 @@ from ..loading.fields import Fields
 from ..sparsity.policies import largest
 from ..sparsity.selected import mid_mask
 from ..sparsity.thresholds import Thresholds
+from ..threads import few_threads
 from ..transformer.ffn import mid_of
 from ..transformer.model import Llama, shape_of
 from ..transformer.texts import document_hashes
@@ -198,7 +199,8 @@ class Clusters(Predictor):
             inputs, patterns = (array.reshape(1, -1, array.shape[-1]) for array in (inputs, patterns))
         centroids, means = [], []
         for x, bits in zip(inputs, patterns, strict=True):
-            centres, labels = cluster(bits, settings, rng)
+            with few_threads(model):
+                centres, labels = cluster(bits, settings, rng)
             centroids.append(np.packbits(centres, axis=-1))
             means.append([x[labels == k].mean(axis=0) for k in range(settings.count)])
         by_input = settings.assign == "input"

@@ -24,6 +24,7 @@ import numpy as np
 
 from ..errors import MinillmError
 from ..loading.fields import Fields
+from ..threads import few_threads
 from ..transformer.layer import Layer
 from ..transformer.model import Llama, shape_of
 from ..transformer.ops import ACTIVATIONS, linear
@@ -58,7 +59,8 @@ class LowRank(Predictor):
         for layer in model.layers:
             moment = None if moments is None else moments[layer.index]
             for part in ("gate", "up"):
-                a, b = low_rank(getattr(layer, f"{part}_proj"), rank, moment)
+                with few_threads(model):
+                    a, b = low_rank(getattr(layer, f"{part}_proj"), rank, moment)
                 tables.setdefault(f"{part}_a", []).append(a)
                 tables.setdefault(f"{part}_b", []).append(b)
                 if (bias := getattr(layer, f"{part}_bias")) is not None:
@@ -155,7 +157,8 @@ class Shadow(Predictor):
             for layer in model.layers
         ]
         gate_bits = bits if gate_bits is None else gate_bits
-        predictor = cls.of_weights(shape_of(model), model.config.hidden_act, layers, gate_bits, bits, moments)
+        with few_threads(model):
+            predictor = cls.of_weights(shape_of(model), model.config.hidden_act, layers, gate_bits, bits, moments)
         predictor.model = model.fingerprint
         return predictor
 

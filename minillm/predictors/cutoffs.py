@@ -16,6 +16,7 @@ import numpy as np
 from ..errors import MinillmError
 from ..sparsity.thresholds import Thresholds
 from ..steps import place
+from ..threads import with_few_threads
 from ..transformer.evaluation import pass_over
 from ..transformer.model import Llama
 from ..transformer.texts import document_hashes, runs
@@ -23,6 +24,7 @@ from .protocol import Predictor, check_fits
 from .select import above, predicted_ffn
 
 
+@with_few_threads
 def fit_cutoffs(
     model: Llama,
     predictor: Predictor,

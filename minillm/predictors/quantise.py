@@ -20,6 +20,7 @@ from ..sparsity.thresholds import Thresholds
 from ..steps import place
 from ..transformer.evaluation import pass_over
 from ..transformer.model import Llama, shape_of
+from ..transformer.ops import no_warnings
 from ..transformer.texts import runs
 
 
@@ -66,6 +67,12 @@ def unpack(packed: np.ndarray, bits: int, count: int) -> np.ndarray:
     return np.packbits(each, axis=-1, bitorder="little")[..., 0]
 
 
+def with_unit_mean(moment: np.ndarray) -> np.ndarray:
+    """H scaled to a mean of 1 on its diagonal; zeros (of inputs that are all zero) stay.  (D, D)  ->  (D, D)."""
+    return moment / (np.trace(moment) or 1) * len(moment)
+
+
+@no_warnings  # weights that outgrow a float16 give scores that are no numbers, which are refused
 def quantise(
     weight: np.ndarray, bits: int, moment: np.ndarray | None = None, sweeps: int = 12
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -81,7 +88,7 @@ def quantise(
     weight (F, D), moment (D, D) or None for the identity  ->  codes (F, D) uint8, scale (F,) float16.
     """
     w, top = weight.astype(np.float64), (2**bits - 1) / 2
-    H = np.eye(w.shape[1]) if moment is None else moment / np.trace(moment) * len(moment)
+    H = np.eye(w.shape[1]) if moment is None else with_unit_mean(moment)
     H = H + 1e-3 * np.eye(len(H))  # a direction that never occurs in the text counts a little, too
 
     def nearest(values: np.ndarray, scale: np.ndarray | float) -> np.ndarray:
@@ -108,13 +115,14 @@ def quantise(
     return (code + top).astype(np.uint8), scale.astype(np.float16)
 
 
+@no_warnings
 def low_rank(weight: np.ndarray, rank: int, moment: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """The best A (F, r) B (r, D) for a weight (F, D): least (w - q) H (w - q)^T over all rows, by one SVD.
 
     H = R R^T (Cholesky);  W R = U S V^T;  A = (U S)_r,  B = V_r^T R^-1        (H = 1: Eckart and Young 1936)
     """
     w = weight.astype(np.float64)
-    H = np.eye(w.shape[1]) if moment is None else moment / np.trace(moment) * len(moment)
+    H = np.eye(w.shape[1]) if moment is None else with_unit_mean(moment)
     R = np.linalg.cholesky(H + 1e-6 * np.eye(len(H)))
     u, s, vt = np.linalg.svd(w @ R, full_matrices=False)
     root = np.sqrt(s[:rank])  # shared between the two, so that neither is too large or too small for a float16

@@ -23,6 +23,7 @@ from ..sparsity.sparse import SparseFFN, policy_ffn
 from ..sparsity.thresholds import Thresholds
 from ..trace import Tap, no_tap
 from ..transformer.ffn import mid_of
+from ..transformer.finite import are_numbers
 from ..transformer.layer import Layer
 from ..transformer.model import Llama
 from .protocol import Predictor, check_fits
@@ -39,7 +40,7 @@ def scores_of(
     """A predictor's scores for all rows; a sequential predictor scores and observes one row at a time.
 
     x (T, D), truth (T, F) bool where the predictor needs it  ->  scores (T, F). Raises MinillmError for scores of
-    another shape.
+    another shape, and for scores that are no numbers.
     """
     step = 1 if predictor.sequential else max(1, len(x))
     parts = []
@@ -54,6 +55,9 @@ def scores_of(
     if scores.shape != expected:
         problem = f"the predictor {predictor.name} gave scores {list(scores.shape)}"
         raise MinillmError(f"{problem}, expected {list(expected)}: it belongs to another model")
+    if scores.size and not are_numbers(scores):
+        holds = f"the scores of the predictor {predictor.name} hold NaN or infinity"
+        raise MinillmError(f"blocks.{layer.index}.mlp.scores: {holds}, expected finite numbers")
     return scores
 
 
@@ -73,6 +77,9 @@ class Predicted:
         if cutoffs is None or len(cutoffs) != layers:
             has = "no cutoffs" if cutoffs is None else f"cutoffs for {len(cutoffs)} layers"
             raise MinillmError(f"the predictor {self.predictor.name} has {has}, expected {layers}: see fit_cutoffs")
+        if np.isnan(cutoffs).any():
+            has = f"NaN for the cutoff of layer {int(np.isnan(cutoffs).argmax())}"
+            raise MinillmError(f"the predictor {self.predictor.name} has {has}, expected a number: see fit_cutoffs")
 
     @property
     def name(self) -> str:

@@ -26,6 +26,7 @@ from ..optim import Adam, cosine
 from ..sparsity.magnitudes import sample_values
 from ..sparsity.sparse import policy_ffn
 from ..sparsity.thresholds import Thresholds
+from ..threads import with_few_threads
 from ..transformer.model import Llama, shape_of
 from ..transformer.texts import document_hashes, runs
 from .copies import Shadow
@@ -77,7 +78,7 @@ def initial_weights(x: np.ndarray, y: np.ndarray, rank: int, rng: np.random.Gene
 
     x (n, D), y (n, F) bool  ->  A (D, r), B (r, F), c (F,), float32.
     """
-    hidden, size = x.shape[1], float(np.sqrt(np.square(x).mean()))
+    hidden, size = x.shape[1], float(np.sqrt(np.square(x).mean())) or 1.0
     rate = y.mean(axis=0).clip(0.01, 0.99)
     p = {"A": rng.normal(0, hidden**-0.5 / size, (hidden, rank)), "B": np.zeros((rank, y.shape[1]))}
     p["c"] = np.log(rate / (1 - rate))
@@ -144,6 +145,7 @@ class _Examples:
         return self.x[max(0, index - self.ahead)], self.y[index], logs
 
 
+@with_few_threads
 def train(
     model: Llama,
     thresholds: Thresholds,

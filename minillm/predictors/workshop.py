@@ -94,7 +94,8 @@ class Workshop:
 
     def _made(self, entry: str, bits: int) -> Predictor:
         model, thresholds, training, context = self.model, self.thresholds, self.training, self.context
-        rank = self.rank or max(1, shape_of(model)[1] // 4)
+        _, hidden, intermediate = shape_of(model)
+        rank = self.rank or max(1, min(hidden // 4, intermediate))
         match entry:
             case "oracle":
                 return Oracle(model, thresholds)

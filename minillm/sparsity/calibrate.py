@@ -28,6 +28,7 @@ from functools import cached_property, partial
 import numpy as np
 
 from ..errors import MinillmError
+from ..threads import with_few_threads
 from ..transformer.evaluation import pass_over, perplexity
 from ..transformer.model import Llama
 from ..transformer.texts import Run, Sample, document_hashes, runs
@@ -42,6 +43,7 @@ SAMPLE = 1000  # tokens for the searches that need whole rows: CETT and greedy a
 NEAR = {"neuron": 2e-3, "reads": 2e-3, "ppl": 5e-4}  # tolerance of a search for each kind of target
 
 
+@with_few_threads
 def calibrate(
     model: Llama,
     documents: str | Sequence[str],

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..errors import MinillmError
 from ..steps import place
+from ..threads import with_few_threads
 from ..transformer.evaluation import pass_over
 from ..transformer.ffn import FeedForward, swiglu
 from ..transformer.model import Llama
@@ -144,6 +145,7 @@ class Magnitudes:
         return max(layer[t].rank_error(level) for layer in self.layers for t in tensors)
 
 
+@with_few_threads
 def collect(
     model: Llama,
     documents: str | Sequence[str],
@@ -159,6 +161,7 @@ def collect(
     return magnitudes
 
 
+@with_few_threads
 def sample_values(
     model: Llama, pieces: Sequence[Run], steps: Sequence[str], tokens: int | None = None, ffn: FeedForward = swiglu
 ) -> list[dict[str, np.ndarray]]:

@@ -133,6 +133,7 @@ def all_of(*masks: np.ndarray | None) -> np.ndarray | None:
 
 def largest(size: np.ndarray, count: int) -> np.ndarray:
     """True at the ``count`` largest entries of each row; of equal entries, the first.  (..., n) -> bool (..., n)."""
+    size = np.where(np.isnan(size), np.inf, size)  # a NaN is kept, so that it shows up in the result
     order = np.argsort(-size, axis=-1, kind="stable")[..., :count]
     mask = np.zeros(size.shape, bool)
     np.put_along_axis(mask, order, True, axis=-1)

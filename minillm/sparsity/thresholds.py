@@ -8,6 +8,7 @@ paper's released files (arXiv 2412.12178) are read and written too.
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,12 +47,19 @@ class Thresholds:
     model: Fingerprint | None = None
 
     def check_fits(self, model: Llama) -> None:
-        """Raise ThresholdsError when the number of layers is not the model's; warn when they are of another model."""
+        """Raise ThresholdsError when the number of layers is not the model's, or a threshold is no number.
+
+        Warns where the thresholds are of another model.
+        """
         if len(self.layers) != len(model.layers):
             raise ThresholdsError(
                 f"the thresholds are for {len(self.layers)} layers, the model has {len(model.layers)}: "
                 "they belong to another model"
             )
+        for i, layer in enumerate(self.layers):
+            for tensor, value in layer.items():
+                if not math.isfinite(value):
+                    raise ThresholdsError(f"the threshold layers[{i}].{tensor} is {value}, expected a finite number")
         if self.model is not None:
             self.model.check(model.fingerprint, f"the set of {self.policy} thresholds", ThresholdsError)
 

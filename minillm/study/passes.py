@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..threads import with_few_threads
 from ..trace import Tap, no_tap
 from ..transformer.attention import KVCache
 from ..transformer.ffn import FeedForward, swiglu
@@ -37,6 +38,7 @@ class Reading(NamedTuple):
     new: int = 0
 
 
+@with_few_threads
 def one_by_one(
     model: Llama, ids: Sequence[int], new: int = 0, ffn: FeedForward = swiglu, tap: Tap = no_tap
 ) -> tuple[list[int], np.ndarray]:
@@ -101,6 +103,7 @@ class Result:
         return same / sum(len(theirs) for _, theirs in pairs)
 
 
+@with_few_threads
 def run_texts(model: Llama, reading: Reading, ffn: Callable[[int], FeedForward]) -> Result:
     """Run all texts, one after the other. With new tokens, guesses are these alone; else those of all positions.
 

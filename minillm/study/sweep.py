@@ -15,7 +15,7 @@ model's weights and of both texts, policy, target, by, protocol, context and dty
 magnitudes is done once per model, before the rows. joblib's own processes get no copies of them: it writes each array
 above 1 MB once to a file in shared memory, which every process maps (read-only, so they are sorted before). dask
 sends one copy to each worker, because ``Shared`` tells its size. Rows are the same bit for bit, serial or parallel,
-where the number of BLAS threads is the same.
+where the number of BLAS threads is the same: one in each worker, unless ``use_threads`` (threads.py) says another.
 
 How sure the difference between two rows is: bootstrap.py.
 """
@@ -40,6 +40,7 @@ from ..methods.base import Variant, fit, method_named
 from ..sparsity.calibrate import calibrate
 from ..sparsity.magnitudes import Magnitudes, collect
 from ..sparsity.policies import policy_named
+from ..threads import asked, use_threads
 from ..transformer.evaluation import Evaluation, perplexity
 from ..transformer.model import Llama
 from ..transformer.texts import Sample, default_context
@@ -188,7 +189,8 @@ def _computed(shared: Shared, left: Sequence[SweepPoint], settings: Settings) ->
     # batch_size 1: each row comes back, and is recorded, when it is done.
     parallel = Parallel(n_jobs=settings.jobs, batch_size=1, return_as="generator_unordered")
     try:
-        for found, notes in parallel(delayed(_in_worker)(shared, *cut) for cut in left):
+        threads = asked() or 1  # of BLAS in each worker: the jobs share the cores
+        for found, notes in parallel(delayed(_in_worker)(threads, shared, *cut) for cut in left):
             for note in notes:
                 warnings.warn(note, stacklevel=3)
             yield found
@@ -197,10 +199,11 @@ def _computed(shared: Shared, left: Sequence[SweepPoint], settings: Settings) ->
         raise MinillmError(f"{sentence}: run the same sweep again, with fewer jobs") from None
 
 
-def _in_worker(shared: Shared, policy: str, by: str, target: float) -> tuple[dict, list[str]]:
+def _in_worker(threads: int, shared: Shared, policy: str, by: str, target: float) -> tuple[dict, list[str]]:
     """A row, and the warnings that came with it, to be shown by the process that asked for it."""
-    if threading.current_thread() is not threading.main_thread():  # both of these are for a whole process
-        return shared.row(policy, by, target), []
-    with warnings.catch_warnings(record=True) as notes, redirect_stderr(io.StringIO()):  # no progress bars
-        warnings.simplefilter("always")
-        return shared.row(policy, by, target), sorted({str(note.message) for note in notes})
+    with use_threads(threads):
+        if threading.current_thread() is not threading.main_thread():  # both of these are for a whole process
+            return shared.row(policy, by, target), []
+        with warnings.catch_warnings(record=True) as notes, redirect_stderr(io.StringIO()):  # no progress bars
+            warnings.simplefilter("always")
+            return shared.row(policy, by, target), sorted({str(note.message) for note in notes})

@@ -17,6 +17,7 @@ import numpy as np
 from ..errors import MinillmError
 from ..loading.config import ModelConfig
 from ..trace import Tap, no_tap
+from .finite import rows_are_numbers
 from .layer import Layer
 from .ops import linear, rms_norm, softmax
 from .rope import rope_table, rotate_halves
@@ -129,6 +130,15 @@ def attend(q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray | None,
     return z.reshape(heads, new, d).transpose(1, 0, 2)  # (T, H, d)
 
 
+def head_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
+    """rms_norm of each head: x (T, heads, d), weight (d,)  ->  (T, heads, d). NaN where squares outgrow the dtype.
+
+    The norm would give zeros there, and attention would hide them. A NaN ends the pass (finite.py).
+    """
+    y = rms_norm(x, weight, eps)
+    return y if rows_are_numbers(x) else np.full_like(y, np.nan)
+
+
 def attention(
     x: np.ndarray, layer: Layer, cos: np.ndarray, sin: np.ndarray, cache: KVCache | None = None, tap: Tap = no_tap
 ) -> np.ndarray:
@@ -145,7 +155,7 @@ def attention(
     k = linear(x, layer.k_proj, layer.k_bias).reshape(new, -1, d)  # (T, K, d)
     v = linear(x, layer.v_proj, layer.v_bias).reshape(new, -1, d)  # (T, K, d)
     if layer.q_norm is not None and layer.k_norm is not None:
-        q, k = rms_norm(q, layer.q_norm, layer.eps), rms_norm(k, layer.k_norm, layer.eps)
+        q, k = head_norm(q, layer.q_norm, layer.eps), head_norm(k, layer.k_norm, layer.eps)
     q, k, v = tap("q", q), tap("k", k), tap("v", v)
     rotated = rotate_halves(np.concatenate([q, k], axis=1), cos, sin)  # (T, H + K, d), both in one go
     q = tap("rot_q", rotated[:, : q.shape[1]])  # (T, H, d)

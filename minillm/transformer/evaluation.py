@@ -15,15 +15,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..errors import MinillmError
+from ..threads import with_few_threads
 from ..trace import Tap, no_tap
 from .attention import KVCache
 from .ffn import FeedForward, swiglu
+from .finite import are_numbers, report
 from .generation import CHUNK, hidden_in_chunks
 from .model import Llama
-from .ops import log_softmax
+from .ops import log_softmax, no_warnings
 from .texts import Run, bos_ids, checked_context, runs, seen_documents
 
+LARGEST_MEAN = 709  # nats per token; the exponential of more is no finite float64
 HEAD_ROWS = 256  # positions whose logits are held at once; with V = 32000 that is 32 MB instead of (T, V)
 
 
@@ -46,8 +48,9 @@ class Evaluation:
 
     @property
     def perplexity(self) -> float:
-        """exp(nll / tokens); a uniform model over V tokens has exactly V."""
-        return math.exp(self.nll / self.tokens)
+        """exp(nll / tokens); a uniform model over V tokens has exactly V. Above 709 nats per token it is infinity."""
+        mean = self.nll / self.tokens
+        return math.exp(mean) if mean < LARGEST_MEAN else math.inf
 
     @property
     def bits_per_byte(self) -> float:
@@ -69,6 +72,7 @@ def run_hidden(model: Llama, ids: Sequence[int], ffn: FeedForward = swiglu, tap:
         yield from hidden_in_chunks(model, ids, KVCache(model.config, len(ids), model.dtype), ffn, tap)
 
 
+@with_few_threads
 def pass_over(model: Llama, pieces: Sequence[Run], tap: Tap, ffn: FeedForward = swiglu, what: str = "reading") -> None:
     """Run texts through the model, only for its tap; a progress bar named ``what`` appears after two seconds."""
     from tqdm.auto import tqdm
@@ -78,12 +82,15 @@ def pass_over(model: Llama, pieces: Sequence[Run], tap: Tap, ffn: FeedForward = 
             pass
 
 
+@with_few_threads
+@no_warnings
 def token_nll(model: Llama, ids: Sequence[int], ffn: FeedForward = swiglu, tap: Tap = no_tap) -> np.ndarray:
     """- ln p(ids[t + 1] | ids[.. t]) for each t, with the head computed a few rows at a time.
 
         -ln p = ln sum_j exp(z_j - max z) - (z_target - max z)
 
-    ids (n,)  ->  (n - 1,) float64, so that sums over a whole text keep every digit.
+    ids (n,)  ->  (n - 1,) float64, so that sums over a whole text keep every digit. Raises MinillmError for values
+    that are no numbers.
     """
     targets = np.asarray(ids)[1:]
     nll, done = np.empty(len(targets)), 0
@@ -97,9 +104,12 @@ def token_nll(model: Llama, ids: Sequence[int], ffn: FeedForward = swiglu, tap: 
             nll[done : done + rows] = np.log(logits.sum(axis=-1).astype(np.float64)) - target
             done += rows
             del logits  # or it would still be held while the next block is made
+    if not are_numbers(nll):
+        report("logits holds values that are no numbers", model.dtype, no_tap)
     return nll
 
 
+@with_few_threads
 def perplexity(
     model: Llama, documents: str | Sequence[str], protocol: str = "documents", context: int | None = None,
     ffn: FeedForward = swiglu, tap: Tap = no_tap,
@@ -107,8 +117,8 @@ def perplexity(
     """Score texts under one of the two protocols (texts.py); a progress bar appears after two seconds.
 
     documents: one text with separator lines, or a list of documents. A sparse FFN that was calibrated on one of them
-    gives a warning, as the score would look too good. Raises MinillmError where nothing can be scored, or where the
-    scores are not finite.
+    gives a warning, as the score would look too good. Raises MinillmError where nothing can be scored, and for values
+    that are no numbers.
     """
     from tqdm.auto import tqdm
 
@@ -123,12 +133,16 @@ def perplexity(
         scores = token_nll(model, run.ids, ffn, tap)[run.unscored - 1 :]
         nll[run.document] += scores.sum()
         tokens[run.document] += len(scores)
-    if not nll.sum() / tokens.sum() < 709:  # NaN, or a mean whose exponential is no finite float64
-        raise MinillmError("the scores are not finite: the model overflows on this text")
+    if (mean := nll.sum() / tokens.sum()) >= LARGEST_MEAN:
+        warnings.warn(
+            f"the text has {mean:.4g} nats per token: its perplexity is too large to be written", stacklevel=2
+        )
     total = (float(nll.sum()), int(tokens.sum()), sum(run.bytes for run in pieces))
     return Evaluation(protocol, context, bos_ids(model)[1], *total, nll, tokens.astype(int))
 
 
+@with_few_threads
+@no_warnings
 def divergence(
     model: Llama, documents: str | Sequence[str], ffn: FeedForward, protocol: str = "documents",
     context: int | None = None,
@@ -151,4 +165,6 @@ def divergence(
                 total += float((np.exp(log_p) * (log_p - log_q)).sum(dtype=np.float64))
                 same += int((log_p.argmax(axis=-1) == log_q.argmax(axis=-1)).sum())
                 count += len(log_p)
+    if not math.isfinite(total):
+        report("logits holds values that are no numbers", model.dtype, no_tap)
     return total / count, same / count

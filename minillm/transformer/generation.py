@@ -20,11 +20,12 @@ import numpy as np
 
 from ..arguments import real_number, whole_number
 from ..errors import MinillmError
+from ..threads import few_threads
 from ..trace import Tap, no_tap
 from .attention import KVCache
 from .ffn import FeedForward, swiglu
 from .model import Llama
-from .ops import linear, log_softmax, softmax
+from .ops import log_softmax, no_warnings, softmax
 
 CHUNK = 256  # positions per pass while a prompt or a long text is read: bounds the (H, T, S) scores
 
@@ -94,6 +95,14 @@ class Sampling(NamedTuple):
         )
 
 
+def next_token(logits: np.ndarray, how: Sampling, rng: np.random.Generator | None) -> int:
+    """The token chosen from logits (V,): the likeliest at temperature 0 or without ``rng``, else one drawn with it."""
+    if how.temperature == 0 or rng is None:
+        return int(logits.argmax())
+    cumulative = np.cumsum(next_probabilities(logits, *how))
+    return int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right"))
+
+
 def generate(
     model: Llama,
     ids: Sequence[int],
@@ -125,21 +134,23 @@ def generate(
     if how.temperature > 0 and rng is None:
         raise MinillmError("temperature > 0 draws at random: pass rng=np.random.default_rng(seed)")
 
+    @no_warnings
+    def following(new: Sequence[int], cache: KVCache) -> tuple[int, float]:  # the next token and its logprob
+        with few_threads(model):  # left before the token is given out: the caller may never ask for another one
+            *_, hidden = hidden_in_chunks(model, new, cache, ffn, tap)  # only the last chunk's last row is wanted
+            logits = model.head(hidden[-1:], tap)[0]  # (V,)
+        token = next_token(logits, how, rng)
+        return token, float(log_softmax(logits)[token])
+
     def steps() -> Iterator[Step]:  # a generator of its own, so that the checks above do not wait for the first step
         cache = KVCache(model.config, len(ids) + max_new_tokens, model.dtype)
         stream = model.tokenizer.stream(ids) if model.has_tokenizer else None
         new = ids
         for position in range(len(ids), len(ids) + max_new_tokens):
-            *_, hidden = hidden_in_chunks(model, new, cache, ffn, tap)  # only the last chunk's last row is wanted
-            logits = tap("logits", linear(hidden[-1:], model.lm_head))[0]  # (V,)
-            if how.temperature == 0 or rng is None:  # greedy (where chance decides, rng was asked for above)
-                token = int(logits.argmax())
-            else:
-                cumulative = np.cumsum(next_probabilities(logits, *how))
-                token = int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right"))
+            token, logprob = following(new, cache)
             last = position == len(ids) + max_new_tokens - 1 or (stop_at_eos and token in model.config.eos_token_ids)
             text = "" if stream is None else stream.push(token) + (stream.flush() if last else "")
-            yield Step(token, text, float(log_softmax(logits)[token]), position)
+            yield Step(token, text, logprob, position)
             if last:
                 return
             new = [token]

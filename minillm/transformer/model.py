@@ -26,13 +26,15 @@ from ..errors import MinillmError, TokenizerError, show
 from ..loading.checkpoint import load_weights
 from ..loading.config import ModelConfig
 from ..loading.tokenizer import Tokenizer, unused_bos
+from ..threads import look, with_few_threads
 from ..trace import Tap, no_tap, scoped
 from .attention import KVCache
 from .blocks import Positions, block
 from .ffn import FeedForward, swiglu
 from .fingerprint import Fingerprint, fingerprint_of
+from .finite import are_numbers, first_problem, problem_of, report, rows_are_numbers
 from .layer import Layer
-from .ops import linear, rms_norm
+from .ops import linear, no_warnings, rms_norm
 from .rope import rope_table
 
 Ids: TypeAlias = Sequence[int] | np.ndarray  # (T,), whole numbers from 0 to V - 1
@@ -54,6 +56,7 @@ class Llama:
         self.lm_head = weights.get("lm_head.weight", self.embed_tokens)  # (V, D); tied heads share the embedding
         self.dtype = self.embed_tokens.dtype
         self.bos: tuple[int, ...] | None = None  # what stands before every text, where ``use_bos`` has said it
+        look()  # at BLAS, before anything limits it
 
     @classmethod
     def from_folder(cls, folder: str | Path, dtype: str | type = "float32") -> Llama:
@@ -114,6 +117,13 @@ class Llama:
             count[part_of(name)] += math.prod(shape)
         return count
 
+    @cached_property
+    def nbytes(self) -> int:
+        """Bytes of all weights in memory."""
+        arrays = [array for layer in self.layers for array in vars(layer).values() if isinstance(array, np.ndarray)]
+        heads = [] if self.lm_head is self.embed_tokens else [self.lm_head]
+        return sum(array.nbytes for array in (*arrays, self.embed_tokens, self.norm, *heads))
+
     def check_ids(self, ids: Ids) -> np.ndarray:
         """Token ids as an array (T,). Raises MinillmError for an empty, nested or out-of-range sequence."""
         try:
@@ -127,10 +137,15 @@ class Llama:
             raise MinillmError(f"token id {bad} is outside the vocabulary, expected 0 to {self.config.vocab_size - 1}")
         return array
 
+    @with_few_threads
+    @no_warnings
     def hidden(
         self, ids: Ids, cache: KVCache | None = None, ffn: FeedForward = swiglu, tap: Tap = no_tap
     ) -> np.ndarray:
-        """Everything but the head: ids (T,) -> final_norm (T, D). With a cache, the ids continue what it holds."""
+        """Everything but the head: ids (T,) -> final_norm (T, D). With a cache, the ids continue what it holds.
+
+        Raises MinillmError as ``forward`` does.
+        """
         ids = self.check_ids(ids)
         first = cache.length if cache else 0
         if cache:
@@ -144,13 +159,31 @@ class Llama:
                 raise MinillmError(f"the text has {len(ids)} tokens, the model takes at most {limit}")
             cos, sin = rope_table(self.config.rope, len(ids), self.dtype)  # (T, d/2)
         positions = Positions(first, cos, sin, cache)
-        h = tap("embed", self.embed_tokens[ids])  # (T, D)
-        for layer in self.layers:
-            h = block(h, layer, positions, ffn, scoped(tap, f"blocks.{layer.index}"))
+        h = self.stream(ids, positions, ffn, tap)  # (T, D)
+        if not rows_are_numbers(h):
+            # The cache has not moved on, so the same blocks give the same numbers again.
+            problem = first_problem(lambda look: self.stream(ids, positions, ffn, look), tap)
+            report(problem, self.dtype, tap)
         if cache:
             cache.advance(len(ids))
         return tap("final_norm", rms_norm(h, self.norm, self.config.rms_norm_eps))  # (T, D)
 
+    def stream(self, ids: np.ndarray, positions: Positions, ffn: FeedForward, tap: Tap) -> np.ndarray:
+        """The residual stream from the embedding to behind the last block: ids (T,) -> h (T, D)."""
+        h = tap("embed", self.embed_tokens[ids])  # (T, D)
+        for layer in self.layers:
+            h = block(h, layer, positions, ffn, scoped(tap, f"blocks.{layer.index}"))
+        return h  # (T, D)
+
+    @no_warnings
+    def head(self, hidden: np.ndarray, tap: Tap = no_tap) -> np.ndarray:
+        """Logits from the values of final_norm: (T, D) -> (T, V). Raises MinillmError for one that is no number."""
+        logits = linear(hidden, self.lm_head)  # (T, V)
+        if not are_numbers(logits):
+            report(problem_of("logits", logits) or "", self.dtype, tap)
+        return tap("logits", logits)  # (T, V)
+
+    @with_few_threads
     def forward(
         self, ids: Ids, cache: KVCache | None = None, ffn: FeedForward = swiglu, tap: Tap = no_tap
     ) -> np.ndarray:
@@ -158,9 +191,10 @@ class Llama:
 
             logits = rms_norm(h) W_head^T
 
-        ids (T,)  ->  (T, V), in the model's dtype. Raises MinillmError for ids out of range or too many.
+        ids (T,)  ->  (T, V), in the model's dtype. Raises MinillmError for ids out of range or too many, and for
+        values that are no numbers, with the first step that holds one (finite.py); under a Trace that is a warning.
         """
-        return tap("logits", linear(self.hidden(ids, cache, ffn, tap), self.lm_head))  # (T, V)
+        return self.head(self.hidden(ids, cache, ffn, tap), tap)  # (T, V)
 
 
 def part_of(name: str) -> str:

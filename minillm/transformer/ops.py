@@ -10,6 +10,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+# A decorator for code whose results are looked at afterwards: NumPy's own warnings name no step (finite.py).
+no_warnings = np.errstate(over="ignore", invalid="ignore", divide="ignore")
+
 
 def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
     """Multiply by a weight matrix stored as (out, in), Hugging Face's orientation.

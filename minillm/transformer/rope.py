@@ -20,9 +20,12 @@ import math
 
 import numpy as np
 
+from ..errors import ConfigError
 from ..loading.config import RopeConfig
+from .ops import no_warnings
 
 
+@no_warnings
 def rope_frequencies(rope: RopeConfig, length: int, dtype=np.float32) -> np.ndarray:
     """The turning speeds f_j in radians per position, scaled as the config says.
 
@@ -58,16 +61,21 @@ def rope_frequencies(rope: RopeConfig, length: int, dtype=np.float32) -> np.ndar
     return f
 
 
+@no_warnings
 def rope_table(rope: RopeConfig, length: int, dtype=np.float32) -> tuple[np.ndarray, np.ndarray]:
     """Cosines and sines of every angle for positions 0 .. length - 1.
 
-    ->  cos, sin, each (length, rotary_dim / 2). longrope also stretches them by its attention factor.
+    ->  cos, sin, each (length, rotary_dim / 2). longrope also stretches them by its attention factor. Raises
+    ConfigError where an angle is no number, as with a theta of 1e-300.
     """
     dtype = np.dtype(dtype).type
     angles = np.outer(np.arange(length).astype(dtype), rope_frequencies(rope, length, dtype))  # (length, d/2)
     cos, sin = np.cos(angles), np.sin(angles)
     if rope.attention_factor != 1.0:
         cos, sin = cos * dtype(rope.attention_factor), sin * dtype(rope.attention_factor)
+    if not np.isfinite(cos[-1]).all():  # the last position has the largest angles
+        problem = f"rope_theta is {rope.theta:g} with rope_type {rope.rope_type}: an angle at position {length - 1}"
+        raise ConfigError(f"{problem} is no number in {np.dtype(dtype)}, expected a usual theta, such as 10000")
     return cos, sin
 
 

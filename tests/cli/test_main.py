@@ -226,32 +226,13 @@ def test_what_the_outputs_encoding_lacks_is_printed_as_an_escape():
     assert done.returncode == 0 and out.startswith(b"\\U0001f98a"), err
 
 
-def test_threads_are_set_before_numpy_is_loaded():
-    script = """
-import importlib.abc, os, sys
-class Watch(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path, target=None):
-        if name == "numpy":
-            print("threads", [os.environ.get(f"{b}_NUM_THREADS") for b in ("OMP", "OPENBLAS", "MKL")], file=sys.stderr)
-sys.meta_path.insert(0, Watch())
-from minillm.cli.main import main
-main(["inspect", "-m", "m", "--threads", "3"])
-"""
-    environment = {k: v for k, v in os.environ.items() if not k.endswith("_THREADS")}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
-    assert done.stderr == "threads ['3', '3', '3']\n"
+def test_a_command_runs_in_the_threads_that_are_asked_for(run, monkeypatch):
+    from minillm.threads import asked
 
-
-def test_a_small_model_gets_one_thread_and_a_large_one_what_blas_decides(run, monkeypatch):
-    def threads(*arguments):
-        monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
-        assert run("inspect", "-m", "m", *arguments)[0] == 0
-        return os.environ.get("OPENBLAS_NUM_THREADS")
-
-    assert threads() == "1" and threads("--threads", "2") == "2"
-    monkeypatch.setattr(cli, "SMALL_MODEL", 100)
-    assert threads() is None and threads("--threads", "2") == "2"
-    assert cli.one_thread_is_best(cli.parser().parse_args(["bench", "decode", "-m", "m"]))
+    seen: list[int | None] = []
+    monkeypatch.setattr("minillm.cli.model.command_inspect", lambda a: seen.append(asked()) or 0)
+    assert run("inspect", "-m", "m", "--threads", "3")[0] == run("inspect", "-m", "m")[0] == 0
+    assert seen == [3, None]
 
 
 @POSIX

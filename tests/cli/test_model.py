@@ -283,7 +283,15 @@ def test_a_model_that_overflows_has_no_perplexity(run, tmp_path):
     weights["lm_head.weight"] = weights["lm_head.weight"] * np.float32(1e5)  # finite scores of thousands of nats
     save_tensors(folder / "model.safetensors", weights)
     status, out, err = run("perplexity", "-m", folder, "--text", "one.txt", "--json")
-    assert (status, out) == (1, "") and "not finite" in one_sentence(err)
+    assert status == 0 and json.loads(out)["perplexity"] is None and "nats per token" in err
+    assert "perplexity inf" in run("perplexity", "-m", folder, "--text", "one.txt")[1]
+    weights["lm_head.weight"] *= np.float32(1e33)
+    save_tensors(folder / "model.safetensors", weights)
+    for command in (("perplexity", "--text", "one.txt"), ("generate", "-p", "a", "-n", "2")):
+        status, out, err = run(*command, "-m", folder, "--json")
+        assert (status, out) == (1, "") and "minillm: logits holds" in err
+    status, out, err = run("trace", "-m", folder, "-p", "a", "--keep", "logits")
+    assert status == 0 and "logits" in out and "logits holds" in err
 
 
 def test_a_trace_of_ids_needs_no_tokenizer_and_other_commands_name_what_is_missing(run):

@@ -143,26 +143,6 @@ def test_every_command_runs_on_the_embedded_model_and_takes_its_own_text(stand_i
     assert "Natural sparsity" in stand_in("inspect", "--natural")[1]
 
 
-def test_the_embedded_model_gets_one_thread_before_numpy_is_loaded(tmp_path):
-    script = f"""
-import importlib.abc, os, sys
-from pathlib import Path
-import minillm.loading.embedded
-minillm.loading.embedded.DATA = Path({str(tmp_path)!r})
-class Watch(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path, target=None):
-        if name == "numpy":
-            print("threads", os.environ.get("OPENBLAS_NUM_THREADS"), file=sys.stderr)
-sys.meta_path.insert(0, Watch())
-from minillm.cli.main import main
-main(["inspect"])
-"""
-    tiny.folder(tmp_path / "default")
-    environment = {k: v for k, v in os.environ.items() if not k.endswith("_THREADS")}
-    options = {"env": environment, "cwd": ROOT, "capture_output": True, "text": True, "check": True}
-    assert subprocess.run([sys.executable, "-c", script], **options).stderr == "threads 1\n"
-
-
 # ---- what is shipped -------------------------------------------------------------------------------------------------
 
 

@@ -160,8 +160,8 @@ def test_sampled_frequencies_are_the_probabilities():
     logits = model.forward(PROMPT)[-1]
     rng = np.random.default_rng(0)
     fake = SimpleNamespace(  # the same logits every time, without running the model for each draw
-        config=model.config, dtype=model.dtype, lm_head=np.eye(31), has_tokenizer=False, check_ids=model.check_ids,
-        hidden=lambda ids, *rest: logits[None],
+        config=model.config, dtype=model.dtype, nbytes=model.nbytes, has_tokenizer=False, check_ids=model.check_ids,
+        hidden=lambda ids, *rest: logits[None], head=lambda hidden, tap: hidden,
     )  # fmt: skip
     drawn = [next(generate(fake, PROMPT, 1, rng=rng, **how)).token for _ in range(draws)]
     p = next_probabilities(logits, **how)
@@ -235,11 +235,14 @@ class Scripted:
     def __init__(self, model: Llama, script: list[int]):
         self.model, self.script, self.drawn = model, script, 0
         self.config, self.dtype, self.tokenizer, self.has_tokenizer = model.config, model.dtype, model.tokenizer, True
-        self.lm_head, self.check_ids = np.eye(model.config.vocab_size), model.check_ids
+        self.nbytes, self.check_ids = model.nbytes, model.check_ids
 
     def hidden(self, ids, cache, *rest):
         self.drawn += 1
         return np.eye(self.config.vocab_size)[[self.script[self.drawn - 1]]]
+
+    def head(self, hidden, tap):
+        return hidden
 
 
 @pytest.fixture(scope="module")
