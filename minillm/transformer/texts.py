@@ -136,8 +136,7 @@ def runs(model: Llama, documents: str | Sequence[str], protocol: str = "document
 
 def checked_context(model: Llama, context: int | None) -> int:
     """The context that is asked for, or the default. Raises MinillmError for one out of range."""
-    if context is None:
-        return default_context(model)
+    context = default_context(model) if context is None else context
     limit = model.config.max_position_embeddings
     least = max(1, len(bos_ids(model)[0])) + 1  # a BOS and a token, or two tokens
     try:
