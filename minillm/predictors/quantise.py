@@ -73,13 +73,6 @@ def with_unit_mean(moment: np.ndarray) -> np.ndarray:
 
 
 @no_warnings  # weights that outgrow a float16 give scores that are no numbers, which are refused
-def input_moment(moment: np.ndarray | None, size: int) -> np.ndarray:
-    """H (D, D): a second moment with a mean diagonal of 1; the identity without one, or where all inputs were zero."""
-    if moment is None or not np.trace(moment) > 0:
-        return np.eye(size)
-    return moment / np.trace(moment) * len(moment)
-
-
 def quantise(
     weight: np.ndarray, bits: int, moment: np.ndarray | None = None, sweeps: int = 12
 ) -> tuple[np.ndarray, np.ndarray]:
