@@ -160,7 +160,7 @@ def load_real(a: argparse.Namespace) -> Loaded:
     from ..prefetch.bundle import open_bundle, resident_llama, whole_llama
     from ..prefetch.system import limit_memory
 
-    bundle = open_bundle(a.folder or a.bundle)
+    bundle = open_bundle(a.bundle if a.folder is None else a.folder)
     whole, why_not = None, ""
     if a.memory:
         limit_memory(a.memory)
