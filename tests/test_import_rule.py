@@ -27,9 +27,9 @@ ORDER = """
     prefetch/system prefetch/reader prefetch/fetched prefetch/feedforward prefetch/record prefetch/replay
     training/
     methods/base methods/
-    study/describe study/bootstrap study/score study/record study/sweep study/prediction study/variants study/overlap
-    study/edits study/natural study/distributions study/buffers study/blocks study/passes study/disk study/costs
-    study/summary
+    study/describe study/bootstrap study/score study/sweep_rows study/record study/sweep study/prediction
+    study/variants study/overlap study/edits study/natural study/distributions study/buffers study/blocks
+    study/passes study/disk study/costs study/summary
     bench/turns bench/shapes bench/model bench/sparse bench/disk
     show/canvas show/labels show/primer show/map show/explain_values show/explain_passes show/results_distributions
     show/results_cuts show/results_predictors show/results_buffer show/svg show/html show/page_shared show/page_model

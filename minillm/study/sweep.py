@@ -44,8 +44,9 @@ from ..threads import asked, use_threads
 from ..transformer.evaluation import Evaluation, perplexity
 from ..transformer.model import Llama
 from ..transformer.texts import Sample, default_context
-from .record import DENSE, SAME, WEIGHTS, Record, key_of, named
+from .record import DENSE, SAME, Record, key_of, named
 from .score import evaluation_of, policy_variant, row, score_variant
+from .sweep_rows import WEIGHTS
 
 
 def model_digest(model: Llama) -> str:

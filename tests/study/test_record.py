@@ -11,8 +11,9 @@ import pytest
 import tiny
 
 from minillm.errors import MinillmError
-from minillm.study.record import COLUMNS, IDENTITY, SAME, key_of, read_record
+from minillm.study.record import IDENTITY, SAME, key_of, read_record
 from minillm.study.sweep import sweep
+from minillm.study.sweep_rows import COLUMNS
 from minillm.tables import save_rows
 from minillm.transformer.texts import split_text
 
@@ -118,7 +119,7 @@ def test_points_and_commas_in_one_file_are_refused(text, tmp_path):
         (2, {"perplexity": "1e400"}, "row 2: perplexity is '1e400'"),
         (2, {"perplexity": "30"}, "row 2: perplexity is 30, expected .* by the row's other columns"),
         (2, {"neuron_sparsity": "1.5"}, "row 2: neuron_sparsity is 1.5, expected a share from 0 to 1"),
-        (2, {"neuron_sparsity": "0.25"}, "row 2: achieved is .*, expected 0.25 by"),
+        (2, {"neuron_sparsity": "0.25"}, "row 2: achieved is .*, expected 0.25 by|row 2: read_known_mask is"),
         (3, {"read_up": "0.1"}, "row 3: read_exact is"),
         (3, {"bytes": "7"}, "row 3: bits_per_byte is"),
         (3, {"vs_dense": "2"}, "row 3: vs_dense is 2, expected"),
@@ -130,12 +131,13 @@ def test_points_and_commas_in_one_file_are_refused(text, tmp_path):
         (2, {"tensor_sparsity": '{"mid": 2}'}, "row 2: tensor_sparsity is"),
         (2, {"policy": "mod"}, "row 2: policy 'mod' is unknown"),
         (4, {"policy": "mid"}, "row 4: method 'mid' is unknown"),
-        (2, {"by": ""}, "row 2: policy mid has by None and target 0.5"),
-        (1, {"by": "neuron"}, "row 1: policy dense has by neuron"),
+        (2, {"by": ""}, "row 2: policy mid has by None and target 0.5, expected both"),
+        (1, {"by": "neuron"}, "row 1: by is neuron, expected nothing for the dense model"),
         (2, {"by": "neurons"}, "row 2: by is 'neurons', expected one of tensor, neuron"),
         (2, {"protocol": "document"}, "row 2: protocol is 'document', expected one of documents, stream"),
         (2, {"test_sha256": "0"}, "row 2: test_sha256 is '0', expected a SHA-256"),
         (2, {"bos": "2 from nowhere"}, "row 2: bos is not that of row 1"),
+        (3, {"union_density": ""}, "row 3: has no union_density"),
         (2, {"fingerprint": "{}"}, "row 2: fingerprint is {}, expected an object"),
         (3, {"policy": "mid"}, "row 3 is row 2 again"),
         (0, {"bos": "nll"}, "the column 'nll' stands twice"),
@@ -222,6 +224,7 @@ CHILD = """
 import sys
 import minillm
 from minillm.study.sweep import sweep
+from minillm.study.sweep_rows import COLUMNS
 from minillm.transformer.texts import split_text
 model = minillm.load({folder!r}, "float64")
 print("ready", flush=True)
