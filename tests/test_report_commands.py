@@ -83,7 +83,9 @@ def test_predictors(reported):
 
 def test_the_buffer(reported):
     same(repeated(reported, "prefetch replay"), reported[1]["keepers"])
-    rows = {(r["way"], r["capacity"], r["misses"], r["keeper"]): r for r in repeated(reported, "prefetch table")["rows"]}
+    rows = {
+        (r["way"], r["capacity"], r["misses"], r["keeper"]): r for r in repeated(reported, "prefetch table")["rows"]
+    }
     same([rows[r["way"], r["capacity"], r["misses"], r["keeper"]] for r in reported[1]["ways"]], reported[1]["ways"])
 
 

@@ -50,7 +50,8 @@ def protocol_parts(s: Study) -> dict[str, str]:
 
 def inspect_command(s: Study, what: str, figure: str) -> str:
     """The command that counts what the two sections below show."""
-    return repeat_command(s, f"inspect {what}", *tokens_of(s, calibration=None), "--figure", figure, takes="text context")
+    how = (*tokens_of(s, calibration=None), "--figure", figure)
+    return repeat_command(s, f"inspect {what}", *how, takes="text context")
 
 
 MEANING = {

@@ -60,14 +60,15 @@ def draw():
     bytes_read(bars, "fetched per token", ax=fetched)
     fetched.set_title("3. What then has to be fetched\nfrom slow memory", fontsize=9)
 
+    dearer = 100 * (last["perplexity"] / last["dense_perplexity"] - 1)
     below = (
         f"The embedded model. Left: layer {LAYER} (of {len(model.layers)}), {100 * SPARSITY:.0f} % left out. Middle: "
         f"{first['tokens']:,} tokens, protocol {first['protocol']}, context {first['context']}, BOS {first['bos']}. "
         f"Right: {last['tokens']:,} tokens; a copy of the weights in four bits, {last['own_bytes'] / 1e6:.2f} MB in "
         f"fast memory, predicts the neurons, and perplexity rises from {last['dense_perplexity']:.2f} by "
-        f"{100 * (last['perplexity'] / last['dense_perplexity'] - 1):.1f} %. A buffer that keeps the {100 * BUFFER:.0f} % "
-        f"of neurons that were used last saves {saved[0]:.0f} % of what is fetched without it; a fixed set of as many "
-        f"neurons, drawn at random, saves {saved[1]:.0f} %."
+        f"{dearer:.1f} %. A buffer that keeps the {100 * BUFFER:.0f} % of neurons that were used last saves "
+        f"{saved[0]:.0f} % of what is fetched without it; a fixed set of as many neurons, drawn at random, saves "
+        f"{saved[1]:.0f} %."
     )
     return needed.figure, below
 

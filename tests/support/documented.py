@@ -38,12 +38,15 @@ def page_blocks() -> list[Block]:
 
 
 def inline_commands() -> list[Block]:
-    """The commands in the running text of the pages. Rows of tables say what a command takes, and are left out."""
+    """The commands in the running text of the pages.
+
+    `minillm grade` is the name of a command. Rows of tables say what a command takes. Both are left out.
+    """
     found = []
     for page in PAGES:
         text = re.sub(r"^\|.*$", "", FENCED.sub("", (ROOT / page).read_text(encoding="utf-8")), flags=re.M)
-        spans = re.findall(rf"`({PROGRAMS} [^`]+)`", text)
-        found += [Block(page, (" ".join(span.split()),)) for span in spans]
+        spans = re.findall(rf"`({PROGRAMS} [^` ]+ [^`]+)`", " ".join(text.split()))
+        found += [Block(page, (span,)) for span in spans]
     return found
 
 
