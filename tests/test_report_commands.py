@@ -1,5 +1,7 @@
 """The commands under the parts of a report give the figures of these parts again, to the last digit."""
 
+import contextlib
+import io
 import json
 import re
 import shlex
@@ -22,8 +24,9 @@ def reported(tmp_path_factory, request):
     here = tmp_path_factory.mktemp("report")
     tiny.folder(here / "m", hidden_size=16, intermediate_size=24)
     (here / "my text.txt").write_text(SEPARATOR.join(STORIES), encoding="utf-8")
-    options = "report -m m --tokens 400 --context 64 --seed 3 --method wanda --dtype float64 --json".split()
-    options += ["--text", "my text.txt"] if request.param == "a file" else []
+    options = "report -m m --context 64 --seed 3 --method wanda --dtype float64 --json".split()
+    # The embedded documents have some 1,000 tokens each here, and variants need two documents.
+    options += ["--text", "my text.txt", "--tokens", "400"] if request.param == "a file" else ["--tokens", "5000"]
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(here)
         status, study = run([*options, "-o", "r.html"])
@@ -35,9 +38,6 @@ def reported(tmp_path_factory, request):
 
 def run(words: list[str]) -> tuple[int, dict]:
     """The status and the JSON of a command."""
-    import contextlib
-    import io
-
     with contextlib.redirect_stdout(io.StringIO()) as out:
         status = main(words)
     return status, json.loads(out.getvalue() or "null")
@@ -50,6 +50,17 @@ def repeated(reported, start: str, *more: str):
     status, result = run([*shlex.split(found[0])[1:], "--json"])
     assert status == 0
     return result
+
+
+def printed(reported, start: str) -> list[str]:
+    """Positions and match of all variants together, as the page's command prints them."""
+    (line,) = [line for line in reported[2] if line.startswith(f"minillm {start} ")]
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert main(shlex.split(line)[1:]) == 0
+    table = out.getvalue().split("Match per layer")[0]
+    head = next(line.split() for line in table.splitlines() if "positions" in line)
+    rows = [line.split() for line in table.splitlines() if line.startswith("all ") and "," in line or line[:4] == "all "]
+    return [f"{row[head.index('positions')]} {row[head.index('match')]}" for row in rows][: len(rows)]
 
 
 @pytest.fixture(autouse=True)
@@ -102,6 +113,6 @@ def test_what_reads_a_file_from_its_beginning_says_so_and_else_repeats_it(report
     same(found["weight_magnitudes"], study["weights"])
     steps = {row["step"] for row in study["activations"]}
     same([row for row in found["activation_magnitudes"] if row["step"] in steps], study["activations"])
-    same(repeated(reported, "patterns")["all variants"], study["patterns"])
+    assert printed(reported, "patterns") == [f"{row['positions']:,} {row['match']:.4f}" for row in study["patterns"]]
     repeated(reported, "calibrate")
     assert repeated(reported, "generate")["text"] == study["stories"]["mid"]

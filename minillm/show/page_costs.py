@@ -51,11 +51,10 @@ def cost_parts(s: Study) -> dict[str, str]:
         pieces.append(commands([repeat_command(s, "sweep", *how, "-o", f"{by}.csv", "--figure", f"{by}.svg")]))
         parts[by] = "\n".join(pieces)
     parts["stories"] = terms({policy: " ".join(f"{s.prompt}|{story}".split()) for policy, story in s.stories.items()})
-    calibrate = ("--policy", "mid", "--sparsity", HALF, "--by", "neuron", "-o", "mid.json")
-    calibrate += ("--tokens", s.budget["calibration"])
+    calibrate = ("--policy", "mid", "--sparsity", HALF, "--by", "neuron", "--tokens", s.budget["calibration"])
     generate = ("--prompt", s.prompt, "-n", NEW_TOKENS, "--thresholds", "mid.json")
     lines = [
-        repeat_command(s, "calibrate", *calibrate, takes="text context"),
+        repeat_command(s, "calibrate", *calibrate, "-o", "mid.json", takes="text context"),
         repeat_command(s, "generate", *generate, takes=""),
     ]
     return parts | {"weights": weights_part(s), "repeat": from_the_start(s, lines)}
