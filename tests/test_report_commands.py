@@ -57,10 +57,8 @@ def printed(reported, start: str) -> list[str]:
     (line,) = [line for line in reported[2] if line.startswith(f"minillm {start} ")]
     with contextlib.redirect_stdout(io.StringIO()) as out:
         assert main(shlex.split(line)[1:]) == 0
-    table = out.getvalue().split("Match per layer")[0]
-    head = next(line.split() for line in table.splitlines() if "positions" in line)
-    rows = [line.split() for line in table.splitlines() if line.startswith("all ") and "," in line or line[:4] == "all "]
-    return [f"{row[head.index('positions')]} {row[head.index('match')]}" for row in rows][: len(rows)]
+    head, *rows = [line.split() for line in out.getvalue().split("\n\n")[0].splitlines()]
+    return [f"{row[head.index('positions')]} {row[head.index('match')]}" for row in rows if row[0] == "all"]
 
 
 @pytest.fixture(autouse=True)
