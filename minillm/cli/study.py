@@ -127,7 +127,7 @@ def print_patterns(measured: Measured) -> None:
     from ..study.edits import SCOPES, published
     from ..tables import keys_as_headings, text_table
 
-    together = [{"variant": "all"} | row for row in measured.rows(by_variant=False, by_layer=False)]
+    together = [row | {"variant": "all"} for row in measured.rows(by_variant=False, by_layer=False)]
     print(text_table([*measured.rows(by_layer=False), *together], PATTERN_COLUMNS, names=2))
     by_layer = measured.rows(by_variant=False)
     scopes = [scope for scope in SCOPES if any(row["scope"] == scope for row in by_layer)]
