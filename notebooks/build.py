@@ -1,4 +1,9 @@
-"""Write the notebooks from their sources: python notebooks/build.py [--check] [NAME ...]
+"""Write the notebooks from their sources.
+
+    python notebooks/build.py
+    python notebooks/build.py --check 00_shapes_before_models
+
+Without a name it writes all of them.
 
     source/NN_name.py        the source to edit: jupytext's percent format, every exercise solved
     NN_name.ipynb            the lesson, with folded solutions

@@ -56,6 +56,13 @@ def test_the_python_code_runs_as_it_stands(tmp_path, capsys):
     assert used <= set(minillm.__all__)
 
 
+@pytest.mark.slow
+def test_the_python_code_runs_letter_for_letter(capsys):
+    exec(PYTHON, {})
+    out = capsys.readouterr().out
+    assert out.count("perplexity ") >= 2 and "blocks.0.mlp.mid" in out
+
+
 def test_there_are_two_commands_that_do_everything_and_ci_runs_the_second_letter_for_letter():
     run = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     extraction = next(line for line in run.splitlines() if line.startswith("command=$("))

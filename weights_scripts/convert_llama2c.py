@@ -1,4 +1,6 @@
-"""Convert llama2.c's model and tokenizer files to a Hugging Face folder: python convert_llama2c.py BIN TOKENIZER OUT
+"""Convert llama2.c's model and tokenizer files to a Hugging Face folder.
+
+    python weights_scripts/convert_llama2c.py BIN TOKENIZER OUT
 
 llama2.c (Karpathy, https://github.com/karpathy/llama2.c) stores a Llama as a header and float32 arrays. There is one
 array for each kind of weight, and it holds all layers. Two formats of its export.py are read (little-endian):

@@ -1,7 +1,10 @@
-"""Fetch a model from the hub into its cache: python weights_scripts/download.py org/name[@revision]
+"""Fetch a model from the hub into its cache.
 
-Prints the folder, whose name is the commit; `org/name@commit` always means the same model. The code, and the list of
-files that are fetched, is in minillm/loading/hub.py. `minillm download` does the same.
+    python weights_scripts/download.py org/name
+
+The name may end in @REVISION (a branch, a tag or a commit). Prints the folder, whose name is the commit;
+`org/name@commit` always means the same model. The code, and the list of files that are fetched, is in
+minillm/loading/hub.py. `minillm download` does the same.
 """
 
 import argparse

@@ -1,13 +1,13 @@
 """Record what PyTorch computes at every step, by minillm's step names, for comparisons and as goldens.
 
     python weights_scripts/dump_reference.py MODEL_FOLDER --prompt "Once upon a time" -o theirs.npz
-    minillm trace --model MODEL_FOLDER --prompt "Once upon a time" -o ours.npz
+    minillm trace --model MODEL_FOLDER --prompt "Once upon a time" --dtype float64 -o ours.npz
     minillm compare ours.npz theirs.npz
 
 Two engines:
 
     torch64       a forward pass written out in plain torch, in float64 (torch_reference.py): the reference for a
-                  float64 model. It shares no code with minillm. Where an equation has two forms, it uses the one
+                  float64 model. It shares no mathematics with minillm. Where an equation has two forms, it uses the one
                   that minillm does not use.
     transformers  the published implementation, loaded as float32 with eager attention, with a hook at each module
                   (transformers_reference.py): the reference for a float32 model. It does not expose the scores
@@ -24,7 +24,6 @@ Needs torch and transformers:  pip install ".[parity]"
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -33,6 +32,9 @@ import torch
 import transformers
 from torch_reference import folder_weights, run_torch64
 from transformers_reference import load_transformers, run_transformers
+
+from minillm.errors import MinillmError
+from minillm.files import read_text, whole_file
 
 # ---- the goldens -----------------------------------------------------------------------------------------------------
 
@@ -155,17 +157,18 @@ def main() -> None:
     if args.ids is not None:
         ids = [int(i) for i in args.ids.replace(",", " ").split()]
     else:
-        ids = encode(args.folder, args.prompt if args.text is None else args.text.read_text(encoding="utf-8"))
+        try:
+            ids = encode(args.folder, args.prompt if args.text is None else read_text(args.text))
+        except MinillmError as problem:
+            parser.error(f"--text {problem} (the text itself is given by --prompt)")
     if not 0 < len(ids) <= config.max_position_embeddings:  # both engines keep scores of that size squared, per head
         parser.error(f"the text has {len(ids)} tokens, expected 1 to {config.max_position_embeddings}")
     if args.engine == "transformers":
         steps = run_transformers(load_transformers(args.folder), ids)
     else:
         steps = run_torch64(config, folder_weights(args.folder), ids)
-    partial = args.output.with_name(args.output.name + ".partial")
-    with open(partial, "wb") as file:
+    with whole_file(args.output, MinillmError) as beside, open(beside, "wb") as file:
         np.savez(file, **steps)
-    os.replace(partial, args.output)
     print(f"{args.output}: {len(steps)} steps of {len(ids)} tokens", file=sys.stderr)
 
 

@@ -1,7 +1,7 @@
 """Train a small Llama and write it as a Hugging Face folder, OUT/model, with OUT/log.json beside it.
 
     python weights_scripts/train_default.py OUT                      published TinyStories, from the hub
-    python weights_scripts/train_default.py OUT --text TEXT ... --last STORIES
+    python weights_scripts/train_default.py OUT --text TEXT --last STORIES
 
 The training text consists of the documents of ``--text`` (they end at lines "<|endoftext|>") and of ``--last``. While
 the learning rate falls, more and more documents of ``--last`` are mixed in, up to ``--last-share`` of a batch, with an

@@ -1,4 +1,6 @@
-"""Write the cards of the embedded models: python weights_scripts/write_model_card.py VALID.txt
+"""Write the cards of the embedded models.
+
+    python weights_scripts/write_model_card.py VALID
 
 This script measures every figure of minillm/data/*/README.md. VALID is TinyStories' validation text (documents that end
 at lines "<|endoftext|>"); none of the models was trained on it. A test measures the default model again and compares.

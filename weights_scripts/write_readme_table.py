@@ -1,4 +1,6 @@
-"""Write the README's table of figures: python weights_scripts/write_readme_table.py MODEL_FOLDER TEXT CALIBRATION
+"""Write the README's table of figures.
+
+    python weights_scripts/write_readme_table.py MODEL_FOLDER TEXT CALIBRATION
 
 No figure in the README is typed by hand. This script runs the sweep of the table, and replaces the block between its
 two marks. A test runs it again and compares.

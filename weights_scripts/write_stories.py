@@ -1,13 +1,14 @@
 """Write stories by a story grammar: the two embedded texts, or other stories to train on.
 
-    python weights_scripts/write_stories.py [FOLDER]                                                into the package
+    python weights_scripts/write_stories.py                into the package
+    python weights_scripts/write_stories.py FOLDER
     python weights_scripts/write_stories.py OUT --grammar weights_scripts/training_grammar.txt --stories 30000
 
 minillm needs one short text to calibrate thresholds and another to score models. Both are in the style of the embedded
 models' training text: simple stories for small children. Every sentence of the grammar was written for this project.
 None was sampled from a model or taken from a corpus, so both files are under the project's licence (MIT).
 
-The second command writes stories with other plots to OUT/stories.txt; the default model was trained on them. With
+The third command writes stories with other plots to OUT/stories.txt; the default model was trained on them. With
 ``--opening introduced`` every story begins by introducing its hero, as most stories do ("Once upon a time, there was a
 little girl named Lily. She loved to play outside."); the file is OUT/introduced.txt. With ``--opening described`` the
 hero is described with nouns and pronouns that must agree ("Sam likes to draw. He is a kind boy."); the file is

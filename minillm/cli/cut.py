@@ -30,7 +30,7 @@ def add(commands: flags.Commands) -> None:
     inputs = flags.model(), flags.text()
     calibrate = flags.command(
         commands, "calibrate", command_calibrate,
-        *inputs, policy, sparsity, flags.by(), flags.context(), output, flags.running(),
+        *inputs, policy, sparsity, flags.by(), flags.context(), flags.tokens("all of it"), output, flags.running(),
     )  # fmt: skip
     calibrate.add_argument(
         "--quantile",
@@ -62,6 +62,8 @@ def add_sweep(commands: flags.Commands) -> None:
         flags.output("rows as .csv or .json, written after every row; rows that the file has are not computed again"),
         flags.figure(), flags.running(),
         flags.calibration("text for thresholds (default: the first 40 %% of --text, or the embedded one)"),
+        flags.tokens(f"all of --text, {flags.DEMO_TOKENS:,} of the embedded one"),
+        flags.calibration_tokens(f"all of a file, {flags.DEMO_CALIBRATION:,} of the embedded one"),
     )  # fmt: skip
     sweep.add_argument(
         "--baseline", metavar="POLICY", default="mid",
@@ -74,7 +76,9 @@ def command_calibrate(a: argparse.Namespace) -> int:
     from ..sparsity.calibrate import calibrate
 
     model = load_model(a)
-    text = text_or_embedded(a.text, "calibration")
+    text: str | list[str] = text_or_embedded(a.text, "calibration")
+    if a.tokens:
+        text = enough_documents([model], text, a.tokens, a.context)
     thresholds = calibrate(model, text, a.policy, a.sparsity, a.context, a.by, a.quantile, allocation=a.allocation)
     (thresholds.save_paper if a.paper else thresholds.save)(a.output)
     in_words = f"{wrapped(str(thresholds.spec))}\n{wrapped(f'level {thresholds.level:.4f} -> {a.output}')}"
@@ -100,10 +104,10 @@ def command_sweep(a: argparse.Namespace) -> int:
         check_figure(a.figure)
     models = [with_bos(a, minillm.load(source, dtype=a.dtype)) for source in a.model or ["default"]]
     calibration, test = two_texts(a.text, a.calibration)
-    if not a.text:
-        test = enough_documents(models, test, flags.DEMO_TOKENS, a.context)
-        if not a.calibration:
-            calibration = enough_documents(models, calibration, flags.DEMO_CALIBRATION, a.context)
+    if tokens := a.tokens or (None if a.text else flags.DEMO_TOKENS):
+        test = enough_documents(models, test, tokens, a.context)
+    if tokens := a.calibration_tokens or (None if a.text or a.calibration else flags.DEMO_CALIBRATION):
+        calibration = enough_documents(models, calibration, tokens, a.context)
 
     def report(row: dict) -> None:
         target = "" if row["target"] is None else f" {row['target']:.2f}"

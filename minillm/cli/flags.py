@@ -237,6 +237,17 @@ def loading() -> Parser:
     return Parser(add_help=False, parents=[dtype, cores])
 
 
+def tokens(about: str) -> Parser:
+    """--tokens: how much of a text is read; ``about``: how much by default."""
+    return flag("--tokens", type=positive, help=f"of the text, about, from its first document on (default: {about})")
+
+
+def calibration_tokens(about: str) -> Parser:
+    """--calibration-tokens: how much of the text is read that thresholds and predictors are made from."""
+    return flag("--calibration-tokens", type=positive, metavar="TOKENS",
+                help=f"of the calibration text, about, from its first document on (default: {about})")  # fmt: skip
+
+
 def calibration(about: str) -> Parser:
     """--calibration: the text that thresholds and predictors are made from."""
     return flag("--calibration", metavar="FILE", help=about)

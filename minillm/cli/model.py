@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import MinillmError, show
 from . import flags
 from .shared import (
+    enough_documents,
     in_lines,
     labelled,
     load_ffn,
@@ -44,10 +45,12 @@ def add(commands: flags.Commands) -> None:
     flags.command(commands, "generate", command_generate, flags.model(), prompt, sampling, cut, run)
 
     protocol, context = flags.protocol(), flags.context()
-    flags.command(commands, "perplexity", command_perplexity, flags.model(), flags.text(), cut, protocol, context, run)
+    flags.command(commands, "perplexity", command_perplexity, flags.model(), flags.text(), cut, protocol, context,
+                  flags.tokens("all of it"), run)  # fmt: skip
 
     text = flags.text("the text to count on (default: the embedded one)")
-    inspect = flags.command(commands, "inspect", command_inspect, flags.model(), text, flags.figure(), run)
+    counted = text, context, flags.tokens(f"{flags.DEMO_TOKENS:,}")
+    inspect = flags.command(commands, "inspect", command_inspect, flags.model(), *counted, flags.figure(), run)
     inspect.add_argument("--natural", action="store_true", help="share of zeros and near-zeros per layer on a text")
     inspect.add_argument(
         "--distributions", action="store_true", help="sizes of weights and activations, per layer on a text"
@@ -126,7 +129,9 @@ def command_perplexity(a: argparse.Namespace) -> int:
 
     model = load_model(a)
     ffn, meter = load_ffn(a, model), SparsityMeter()
-    text = text_or_embedded(a.text, "test")
+    text: str | list[str] = text_or_embedded(a.text, "test")
+    if a.tokens:
+        text = enough_documents([model], text, a.tokens, a.context)
     score = perplexity(model, text, a.protocol, a.context, ffn, meter)
     report = meter.report()
     dense = perplexity(model, text, a.protocol, a.context) if a.thresholds else score
@@ -178,8 +183,9 @@ def command_inspect(a: argparse.Namespace) -> int:
     except (MinillmError, MemoryError) as reason:
         show_unloadable(a, reason)
         raise
-    natural = natural_rows(model, a.text, a.figure) if count_zeros else []
-    distributions = distribution_rows(model, a.text, a.figure) if count_sizes else {}
+    documents = counted_documents(model, a) if count_zeros or count_sizes else []
+    natural = natural_rows(model, documents, a) if count_zeros else []
+    distributions = distribution_rows(model, documents, a) if count_sizes else {}
     tensors = tensor_rows((checkpoint_tensors(model.folder) if model.folder else {}).values())
     if a.json:
         result = {"model": model.name, "config": asdict(model.config), "parts": describe(model), "tensors": tensors}
@@ -267,35 +273,36 @@ def print_distributions(weight_magnitudes: list[dict], activation_magnitudes: li
     print(text_table(activation_magnitudes, keys_as_headings(columns | {"median": ".4f"}), names=2) + "\n")
 
 
-def counted_documents(model: Llama, path: str | None) -> list[str]:
-    """As much of a text as the demo scores."""
+def counted_documents(model: Llama, a: argparse.Namespace) -> list[str]:
+    """The documents that --natural and --distributions count on: as many as hold the tokens asked for."""
     from ..transformer.texts import as_documents, first_tokens
 
-    return first_tokens(model, as_documents(text_or_embedded(path, "test")), flags.DEMO_TOKENS)
+    documents = as_documents(text_or_embedded(a.text, "test"))
+    return first_tokens(model, documents, a.tokens or flags.DEMO_TOKENS, a.context)
 
 
-def natural_rows(model: Llama, path: str | None, figure: str | None) -> list[dict]:
+def natural_rows(model: Llama, documents: list[str], a: argparse.Namespace) -> list[dict]:
     """Natural sparsity per layer on a text; also draws it where a figure is wanted."""
     from ..study.natural import natural_sparsity
 
-    rows = natural_sparsity(model, counted_documents(model, path))
-    if figure:
+    rows = natural_sparsity(model, documents, a.context)
+    if a.figure:
         from ..show.results_distributions import natural_by_layer
 
-        write_figure(figure, natural_by_layer({model.name: rows}))
+        write_figure(a.figure, natural_by_layer({model.name: rows}))
     return rows
 
 
-def distribution_rows(model: Llama, path: str | None, figure: str | None) -> dict[str, list[dict]]:
+def distribution_rows(model: Llama, documents: list[str], a: argparse.Namespace) -> dict[str, list[dict]]:
     """Tables of weight and activation magnitudes; also draws the activations' where a figure is wanted."""
     from ..study import distributions
 
-    magnitudes = distributions.activation_magnitudes(model, counted_documents(model, path))
-    if figure:
+    magnitudes = distributions.activation_magnitudes(model, documents, a.context)
+    if a.figure:
         from ..show.results_distributions import magnitudes_figure
 
         curves = {step: distributions.curve(magnitudes, step) for step in magnitudes.layers[0]}
-        write_figure(figure, magnitudes_figure(curves, model.name))
+        write_figure(a.figure, magnitudes_figure(curves, model.name))
     weights = distributions.weight_magnitudes(model)
     return {"weight_magnitudes": weights, "activation_magnitudes": distributions.activation_rows(magnitudes)}
 

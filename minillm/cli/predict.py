@@ -63,6 +63,8 @@ def add(commands: flags.Commands) -> None:
         flags.protocol(), flags.context(), flags.seed(), rank,
         flags.output("rows as .csv or .json, after every row"), flags.figure(), flags.running(),
         flags.calibration("text to make predictors from (default: the first 40 %% of --text, or the embedded one)"),
+        flags.tokens(f"all of --text, {flags.DEMO_TOKENS:,} of the embedded one"),
+        flags.calibration_tokens("all of it"),
         example="minillm predict eval --predictor static,shadow-4",
     )  # fmt: skip
 
@@ -115,8 +117,10 @@ def predict_eval(a: argparse.Namespace) -> int:
         check_figure(a.figure)
     model = load_model(a)
     calibration, test = two_texts(a.text, a.calibration)
-    if not a.text:
-        test = enough_documents([model], test, flags.DEMO_TOKENS, a.context)
+    if tokens := a.tokens or (None if a.text else flags.DEMO_TOKENS):
+        test = enough_documents([model], test, tokens, a.context)
+    if a.calibration_tokens:
+        calibration = enough_documents([model], calibration, a.calibration_tokens, a.context)
     rows: list[dict] = []
     thresholds, wanted = given_thresholds(a), a.predictor
     for sparsity in a.sparsity:

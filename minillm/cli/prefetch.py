@@ -57,7 +57,8 @@ def add_replay_and_table(prefetch: flags.Commands) -> None:
         flags.calibration("text for thresholds, predictors and frequencies (default: the first 40 %% of --text, or the "
                           "embedded one)"),
         flags.mid_truth(), flags.context(), flags.seed(), flags.output("rows as .csv or .json"), flags.rank(),
-        flags.capacity("0,0.1,0.25,0.5,0.75,1"), flags.device(), tokens_of_text(PREFETCH_TOKENS), flags.running(),
+        flags.capacity("0,0.1,0.25,0.5,0.75,1"), flags.device(), tokens_of_text(PREFETCH_TOKENS),
+        flags.calibration_tokens(f"{flags.DEMO_CALIBRATION:,}"), flags.running(),
     )  # fmt: skip
     about = "comma-separated names or files, as for `minillm predict eval`"
     replay = flags.command(
@@ -96,7 +97,7 @@ def add_blocks(prefetch: flags.Commands) -> None:
                           "one)"),
         flags.context(), flags.seed("of the clustering (default: 0)"), flags.output("rows as .csv or .json"),
         flags.figure("also draw speed against perplexity: a .png or .svg (needs matplotlib)"),
-        tokens_of_text(flags.DEMO_PREDICTION), flags.running(),
+        tokens_of_text(flags.DEMO_PREDICTION), flags.calibration_tokens(f"{flags.DEMO_CALIBRATION:,}"), flags.running(),
         example="minillm prefetch blocks --groups 1,16 --sparsity 0.5 --tokens 500",
     )  # fmt: skip
 
@@ -107,7 +108,7 @@ def read_texts(a: argparse.Namespace, model: Llama) -> Texts:
 
     context = a.context or default_context(model)
     calibration, test = map(as_documents, two_texts(a.text, a.calibration))
-    known = first_tokens(model, calibration, flags.DEMO_CALIBRATION, context)
+    known = first_tokens(model, calibration, a.calibration_tokens or flags.DEMO_CALIBRATION, context)
     return Texts(known, first_tokens(model, test, a.tokens, context), context)
 
 

@@ -88,7 +88,7 @@ def two_texts(path: str | None, calibration: str | None = None) -> tuple[str | l
 
 
 def enough_documents(models: list[Llama], text: str | list[str], tokens: int, context: int | None) -> list[str]:
-    """The first documents of an embedded text, as many as hold that number of tokens for each of the models."""
+    """The first documents of a text, as many as hold that number of tokens for each of the models."""
     from ..transformer.texts import as_documents, first_tokens
 
     documents = as_documents(text)

@@ -45,6 +45,7 @@ def add(commands: flags.Commands) -> None:
         flags.context(), flags.seed("of the variants that are made (default: 0)"),
         flags.output("write a row per text, variant, scope and layer to a .csv or .json"), flags.running(),
         flags.calibration("text for thresholds and frequencies (default: the embedded one)"),
+        flags.tokens(f"{PATTERN_TOKENS:,}"), flags.calibration_tokens(f"{flags.DEMO_CALIBRATION:,}"),
     )  # fmt: skip
     patterns.add_argument(
         "--variant",
@@ -88,7 +89,7 @@ def command_patterns(a: argparse.Namespace) -> int:
     context = a.context or default_context(model)
     pairs, texts, about = pattern_pairs(a, model, context)
     known = as_documents(text_or_embedded(a.calibration, "calibration"))
-    known = first_tokens(model, known, flags.DEMO_CALIBRATION, context)
+    known = first_tokens(model, known, a.calibration_tokens or flags.DEMO_CALIBRATION, context)
     if mixed := seen_documents(texts, document_hashes(known)):
         say(f"minillm: note: {mixed} of the documents are also in the calibration text")
     thresholds = given_thresholds(a) or calibrate(model, known, "dhar", a.sparsity, context)
@@ -116,7 +117,7 @@ def pattern_pairs(a: argparse.Namespace, model: Llama, context: int) -> tuple[li
     if a.variant:
         text, variants = read_text(a.text), {Path(path).stem: read_text(path) for path in a.variant}
         return text_pairs(model, Path(a.text).stem, text, variants), [text], f"{a.text} and the variants given"
-    texts = first_tokens(model, as_documents(text_or_embedded(a.text, "test")), PATTERN_TOKENS, context)
+    texts = first_tokens(model, as_documents(text_or_embedded(a.text, "test")), a.tokens or PATTERN_TOKENS, context)
     about = f"{len(texts)} document{'s'[: len(texts) > 1]}, variants made with seed {a.seed}"
     return made_pairs(model, texts, np.random.default_rng(a.seed)), texts, about
 
@@ -126,7 +127,8 @@ def print_patterns(measured: Measured) -> None:
     from ..study.edits import SCOPES, published
     from ..tables import keys_as_headings, text_table
 
-    print(text_table(measured.rows(by_layer=False), PATTERN_COLUMNS, names=2))
+    together = [row | {"variant": "all"} for row in measured.rows(by_variant=False, by_layer=False)]
+    print(text_table([*measured.rows(by_layer=False), *together], PATTERN_COLUMNS, names=2))
     by_layer = measured.rows(by_variant=False)
     scopes = [scope for scope in SCOPES if any(row["scope"] == scope for row in by_layer)]
     controls = ("chance", "static", "unrelated")

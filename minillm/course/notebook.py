@@ -1,8 +1,8 @@
 """What notebooks show: a function's source, a figure with its alt text, a slider, a stepper.
 
 Figures and controls are made in show/display.py and show/stepper.py, and can be imported from here. Under Jupyter the
-source of a function is displayed as Markdown; without IPython (``python notebooks/source/NN_name.py``) a line is
-printed instead, so the source of a notebook is also a program.
+source of a function is displayed as Markdown; without IPython a line is printed
+instead, so the source of a notebook is also a program.
 """
 
 from __future__ import annotations

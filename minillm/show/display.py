@@ -1,8 +1,8 @@
 """Figures in a notebook: an image with its alt text under Jupyter, a line of text without it.
 
-Under Jupyter everything is displayed as HTML, and the same in words for readers who cannot see it. Without IPython
-(``python notebooks/source/NN_name.py``) a line is printed instead, so the source of a notebook is also a program. The
-figure is drawn all the same, so that a mistake shows. IPython is used where it runs, and never imported otherwise.
+Under Jupyter everything is displayed as HTML, and the same in words for readers who cannot see it. Without IPython a
+line is printed instead, so the source of a notebook is also a program. The figure is drawn all the same, so that a
+mistake shows. IPython is used where it runs, and never imported otherwise.
 """
 
 from __future__ import annotations

@@ -85,9 +85,10 @@ def bullets(sentences: Sequence[str]) -> str:
     return "\n".join(["<ul>", *(f"<li>{text(sentence)}</li>" for sentence in sentences), "</ul>"])
 
 
-def commands(lines: Sequence[str]) -> str:
-    """Command lines that repeat a part."""
-    return f'<div class="repeat">To repeat it: {"".join(f"<code>{text(line)}</code>" for line in lines)}</div>'
+def commands(lines: Sequence[str], before: str = "To repeat it") -> str:
+    """Command lines that repeat a part; ``before``: what they do."""
+    shown = "".join(f"<code>{text(line)}</code>" for line in lines)
+    return f'<div class="repeat">{text(before)}: {shown}</div>'
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------

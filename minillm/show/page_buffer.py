@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..study.costs import HALF
 from ..study.summary import BUFFER_PREDICTORS, CAPACITIES, DEVICE, Study
 from .html import beside, bullets, commands, figure, table
-from .page_shared import joined, repeat_command, under
+from .page_shared import joined, repeat_command, tokens_of, under
 from .results_buffer import bytes_by_capacity, gantt, hit_rate_by_capacity
 
 RIVALS = {"lru": "LRU", "belady": "Belady", "random": "random"}
@@ -42,7 +42,8 @@ def buffer_parts(s: Study) -> dict[str, str]:
     )
     heading = "{way}; known: {known}; misses: {misses}"
     rows = [row | {"heading": heading.format(**row).replace(" known: -;", "")} for row in s.ways]
-    ways = ("--predictor", joined(BUFFER_PREDICTORS), "--capacity", joined(CAPACITIES), "-o", "buffer.csv")
+    how = ("--capacity", joined(CAPACITIES), *tokens_of(s, "buffer"))
+    ways = ("--predictor", joined(BUFFER_PREDICTORS), *how, "-o", "buffer.csv")
     return {
         "figures": beside(
             figure(hit_rate_by_capacity(s.keepers), "hits", "Hit rate against capacity", f"{hits} {where}"),
@@ -55,8 +56,7 @@ def buffer_parts(s: Study) -> dict[str, str]:
         "ways": table(rows, BUFFERED, "What the buffer is worth, by how the neurons are known", about, "", "heading"),
         "matters": bullets([f"{sentence}." for sentence in s.matters]),
         "repeat": commands([
-            repeat_command(s, "prefetch replay", "-o", "keepers.csv"),
+            repeat_command(s, "prefetch replay", *how, "-o", "keepers.csv"),
             repeat_command(s, "prefetch table", *ways),
-            repeat_command(s, "prefetch simulate", takes="context"),
-        ]),
+        ]) + commands([repeat_command(s, "prefetch simulate", takes="context")], "To follow a short text step by step"),
     }  # fmt: skip

@@ -8,7 +8,7 @@ from __future__ import annotations
 from ..study.costs import COMPARED_POLICIES, HALF, TARGETS, WEIGHT_TARGETS
 from ..study.summary import NEW_TOKENS, Study
 from .html import beside, commands, figure, table, template, terms, text
-from .page_shared import INTERVAL, definition, joined, repeat_command, scored_on, under
+from .page_shared import INTERVAL, definition, from_the_start, joined, repeat_command, scored_on, tokens_of, under
 from .results_cuts import beside_the_paper, cost_of_cuts
 
 READS = {"gate": "gate", "up": "up", "down": "down", "exact": "all", "known_mask": "mask known"}
@@ -47,17 +47,17 @@ def cost_parts(s: Study) -> dict[str, str]:
             about += "the two shares that should be equal differ too much."
             pieces.append(table(s.compared[by], AGAINST, f"{heading}: each policy against mid", about, "target"))
         names = "dhar" if by == "tensor" else joined(COMPARED_POLICIES)
-        how = ("--by", by, "--policy", names, "--sparsity", joined(TARGETS[by]))
+        how = ("--by", by, "--policy", names, "--sparsity", joined(TARGETS[by]), *tokens_of(s))
         pieces.append(commands([repeat_command(s, "sweep", *how, "-o", f"{by}.csv", "--figure", f"{by}.svg")]))
         parts[by] = "\n".join(pieces)
     parts["stories"] = terms({policy: " ".join(f"{s.prompt}|{story}".split()) for policy, story in s.stories.items()})
-    calibrate = ("--policy", "mid", "--sparsity", HALF, "--by", "neuron", "-o", "mid.json")
+    calibrate = ("--policy", "mid", "--sparsity", HALF, "--by", "neuron", "--tokens", s.budget["calibration"])
     generate = ("--prompt", s.prompt, "-n", NEW_TOKENS, "--thresholds", "mid.json")
     lines = [
-        repeat_command(s, "calibrate", *calibrate, takes="text context"),
+        repeat_command(s, "calibrate", *calibrate, "-o", "mid.json", takes="text context"),
         repeat_command(s, "generate", *generate, takes=""),
     ]
-    return parts | {"weights": weights_part(s), "repeat": commands(lines)}
+    return parts | {"weights": weights_part(s), "repeat": from_the_start(s, lines)}
 
 
 def weights_part(s: Study) -> str:
@@ -68,4 +68,9 @@ def weights_part(s: Study) -> str:
     about = "Target, achieved: the share of weights that are removed. Read: each matrix dense, or with a bitmap of its "
     about += "zeros, whichever is smaller; a weight counts as 16 bits. Definitions, at one target: "
     about += "; ".join(row["spec"] for row in rows if row["target"] == WEIGHT_TARGETS[1]) + "."
-    return template("weights").substitute(rows=table(rows, COST_COLUMNS, "Cost of removed weights", about, "target"))
+    names = list(dict.fromkeys(row["policy"] for row in rows if row["policy"] != "dense"))
+    how = ("--policy", "", "--method", joined(names), "--sparsity", joined(WEIGHT_TARGETS), *tokens_of(s))
+    shown = table(rows, COST_COLUMNS, "Cost of removed weights", about, "target")
+    return template("weights").substitute(
+        rows=shown, repeat=commands([repeat_command(s, "sweep", *how, "-o", "weights.csv")])
+    )

@@ -12,7 +12,7 @@ from ..study.distributions import normal_below
 from ..study.natural import NEAR_ZERO
 from ..study.summary import SHOWN_STEPS, Study
 from .html import beside, commands, figure, table, text
-from .page_shared import repeat_command, scored_on, under
+from .page_shared import from_the_start, repeat_command, scored_on, tokens_of, under
 from .results_distributions import magnitudes_by_layer, natural_by_layer
 
 
@@ -35,6 +35,7 @@ def protocol_parts(s: Study) -> dict[str, str]:
     """The protocol in words, and which part of the page read which text."""
     file = s.options.get("text")
     origin = f"Both texts are parts of {file}: the first part calibrates, the rest is scored." if file else ""
+    tokens = tokens_of(s, calibration=None)
     columns = {"part": ("part", ""), "text": ("text", ""), "documents": ("documents", ","), "tokens": ("tokens", ",")}
     return {
         "perplexity": f"{s.dense['perplexity']:.4f}",
@@ -43,8 +44,14 @@ def protocol_parts(s: Study) -> dict[str, str]:
         "protocol": text(scored_on(s.dense)),
         "origin": text(origin or "Both texts are those that come with minillm; no document is in both."),
         "read": table(s.texts, columns, "What each part read"),
-        "repeat": commands([repeat_command(s, "perplexity", takes="text context")]),
+        "repeat": from_the_start(s, [repeat_command(s, "perplexity", *tokens, takes="text context")]),
     }
+
+
+def inspect_command(s: Study, what: str, figure: str) -> str:
+    """The command that counts what the two sections below show."""
+    how = (*tokens_of(s, calibration=None), "--figure", figure)
+    return repeat_command(s, f"inspect {what}", *how, takes="text context")
 
 
 MEANING = {
@@ -93,7 +100,7 @@ def distribution_parts(s: Study) -> dict[str, str]:
             by_layer(s.activations, "step", list(sizes)), activations, "Magnitudes of the activations",
             "The median of the magnitudes, and the shares of values up to 0.1 and 1.",
         ),
-        "repeat": commands([repeat_command(s, "inspect --distributions", "--figure", "sizes.svg", takes="text")]),
+        "repeat": from_the_start(s, [inspect_command(s, "--distributions", "sizes.svg")]),
     }  # fmt: skip
 
 
@@ -108,5 +115,5 @@ def natural_parts(s: Study) -> dict[str, str]:
     return {
         "figures": beside(figure(drawn, "natural-zeros", "Natural sparsity by layer", caption)),
         "rows": table(s.natural, columns, "Natural sparsity, as shares", about),
-        "repeat": commands([repeat_command(s, "inspect --natural", "--figure", "natural.svg", takes="text")]),
+        "repeat": from_the_start(s, [inspect_command(s, "--natural", "natural.svg")]),
     }

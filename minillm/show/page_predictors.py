@@ -8,7 +8,7 @@ from __future__ import annotations
 from ..study.costs import HALF
 from ..study.summary import PREDICTORS, Study
 from .html import beside, bullets, commands, figure, table
-from .page_shared import INTERVAL, joined, repeat_command, scored_on, under
+from .page_shared import INTERVAL, from_the_start, joined, repeat_command, scored_on, tokens_of, under
 from .results_predictors import cost_of_predictors, match_by_position
 
 NEAR_DENSE = 1.1  # times the dense perplexity: what the second figure of predictors shows
@@ -52,7 +52,8 @@ def predictor_parts(s: Study) -> dict[str, str]:
         "Same token: positions where both models find the same token likeliest. Selected: the share that cutoffs from "
         "calibration text select on this text."
     )
-    how = ("--predictor", joined(PREDICTORS), "--sparsity", HALF, "-o", "predictors.csv")
+    how = ("--predictor", joined(PREDICTORS), "--sparsity", HALF, *tokens_of(s, "predictors", "making"))
+    how += ("-o", "predictors.csv")
     return {
         "half": f"{1 - HALF:.0%}",
         "figures": beside(*drawn),
@@ -87,5 +88,5 @@ def pattern_parts(s: Study) -> dict[str, str]:
     return {
         "figures": beside(figure(match_by_position(rows), "match", title, caption)),
         "rows": table(rows, columns, title, about),
-        "repeat": commands([repeat_command(s, "patterns", "-o", "patterns.csv")]),
+        "repeat": from_the_start(s, [repeat_command(s, "patterns", *tokens_of(s, "patterns"), "-o", "patterns.csv")]),
     }

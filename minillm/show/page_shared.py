@@ -10,6 +10,7 @@ from ..sparsity.spec import in_words
 from ..study.bootstrap import in_words as with_interval
 from ..study.summary import PROMPT, TOKENS, Study
 from ..tables import Columns
+from .html import commands
 
 INTERVAL = ("low", "high")  # of an interval of 95 %
 DEFAULTS = {"text": None, "context": None, "seed": 0, "dtype": "float32", "prompt": PROMPT, "tokens": TOKENS}
@@ -26,6 +27,19 @@ def repeat_command(study: Study, words: str, *more: object, takes: str = "text c
         if (value := study.options.get(flag)) not in (None, DEFAULTS[flag]):
             line += [f"--{flag}", value]
     return "minillm " + " ".join(shlex.quote(str(word)) for word in (*line, *more))
+
+
+def tokens_of(study: Study, scored: str = "scored", calibration: str | None = "calibration") -> list[object]:
+    """The flags that make a command read as many tokens as this part of the page did: names of ``Study.budget``."""
+    more = ["--calibration-tokens", study.budget[calibration]] if calibration else []
+    return ["--tokens", study.budget[scored], *more]
+
+
+def from_the_start(study: Study, lines: Sequence[str]) -> str:
+    """Commands that read a text from its first document on, where the page scored the second part of a file."""
+    if file := study.options.get("text"):
+        return commands(lines, f"The same for the beginning of {file} (the page scored its second part: digits differ)")
+    return commands(lines)
 
 
 def joined(values: Sequence[object]) -> str:

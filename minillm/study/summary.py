@@ -66,15 +66,16 @@ def amdahl_rows(share: float, shrunk: Sequence[float] = SHRUNK) -> list[dict]:
 class Study:
     """Everything that the page shows, as rows under the keys of the chapters that make them.
 
-    options: of the command, as typed, so that it can be repeated. texts: what each part read. dense: the uncut model's
-    row. cuts, compared: rows by "neuron", "reads" and "tensor", and by
-    "weights" where methods were asked for. stories: continuations of the prompt. timelines: the
+    options: of the command, as typed, so that it can be repeated. budget: the tokens asked for, by the parts of BUDGET
+    and "scored". texts: what each part read. dense: the uncut model's row. cuts, compared: rows by "neuron", "reads"
+    and "tensor", and by "weights" where methods were asked for. stories: continuations of the prompt. timelines: the
     intervals of one token. specs: the definition (SparsitySpec) of the parts whose rows carry none.
     """
 
     name: str
     headline: str
     options: dict[str, object]
+    budget: dict[str, int]
     config: list[dict]
     parts: list[dict]
     ffn_share: float
@@ -119,9 +120,13 @@ class StudyInput:
     done: Callable[[str], None]
     texts: list[dict] = field(default_factory=list)
 
-    def first(self, documents: str, share: float, part: str) -> list[str]:
-        """The first documents of a text that hold this share of the budget; noted for the page."""
-        found = first_tokens(self.model, self.documents[documents], math.ceil(share * self.tokens), self.context)
+    def budget(self) -> dict[str, int]:
+        """The tokens that each part asks for."""
+        return {"scored": self.tokens} | {part: math.ceil(share * self.tokens) for part, share in BUDGET.items()}
+
+    def first(self, documents: str, budget: str, part: str) -> list[str]:
+        """The first documents of a text that hold the tokens of a budget; noted for the page."""
+        found = first_tokens(self.model, self.documents[documents], self.budget()[budget], self.context)
         scored = sum(len(run.ids) - run.unscored for run in runs(self.model, found, "documents", self.context))
         self.texts.append({"part": part, "text": documents, "documents": len(found), "tokens": scored})
         return found
@@ -166,22 +171,23 @@ def measure(
     ids = model.tokenizer.encode(prompt)
     room = max(1, min(NEW_TOKENS, model.config.max_position_embeddings - len(ids)))
     generate(model, ids, room)  # computes nothing yet, but refuses a prompt that is empty or too long
-    scored = work.first("scored", 1, "distributions, natural sparsity, costs")
-    known = work.first("calibration", BUDGET["calibration"], "thresholds of the policies, frequencies")
+    scored = work.first("scored", "scored", "distributions, natural sparsity, costs")
+    known = work.first("calibration", "calibration", "thresholds, frequencies, all for the buffer")
     costs, half = cost_study(work, known, scored, methods)
     made = {"dense": generate(model, ids, room)}
     made |= {policy: generate(model, ids, room, ffn=ffn) for policy, ffn in half.items()}
     stories = {policy: "".join(step.text for step in steps) for policy, steps in made.items()}
     done("continuations")
     values = value_study(work, scored)
-    learnt = work.first("calibration", BUDGET["making"], "making predictors, and their thresholds")
+    learnt = work.first("calibration", "making", "making predictors, and their thresholds")
     predicted = predictor_study(work, learnt)
     patterns, pattern_spec = pattern_study(work, known)
-    buffer, buffer_spec = buffer_study(work, known, learnt)
+    buffer, buffer_spec = buffer_study(work, known)
     bar.close()
     share = ffn_share(model.config)
     return Study(
-        name=model.name, headline=headline(model), options=dict(options or {}), config=config_rows(model),
+        name=model.name, headline=headline(model), options=dict(options or {}), budget=work.budget(),
+        config=config_rows(model),
         parts=describe(model), ffn_share=share, amdahl=amdahl_rows(share), texts=work.texts, prompt=prompt,
         stories=stories, patterns=patterns, specs={"buffer": buffer_spec, "patterns": pattern_spec},
         **costs, **values, **predicted, **buffer,
@@ -217,7 +223,7 @@ def value_study(work: StudyInput, scored: Sequence[str]) -> dict[str, Any]:
 
 def predictor_study(work: StudyInput, learnt: Sequence[str]) -> dict[str, Any]:
     """The fields of a Study that are about predictors."""
-    judged = work.first("scored", BUDGET["predictors"], "predictors")
+    judged = work.first("scored", "predictors", "predictors")
     rows = []
     sample, settings = Sample(judged, context=work.context), PredictionSettings(HALF, seed=work.seed)
     for line in prediction_rows(work.model, learnt, sample, PREDICTORS, settings):
@@ -228,7 +234,7 @@ def predictor_study(work: StudyInput, learnt: Sequence[str]) -> dict[str, Any]:
 
 def pattern_study(work: StudyInput, known: Sequence[str]) -> tuple[list[dict], str]:
     """The rows about patterns of edited texts, and the definition of the masks."""
-    pairs = made_pairs(work.model, work.first("scored", BUDGET["patterns"], "patterns"), work.rng())
+    pairs = made_pairs(work.model, work.first("scored", "patterns", "patterns"), work.rng())
     thresholds = calibrate(work.model, known, "dhar", HALF, work.context)
     known_masks = reference(work.model, thresholds, known, work.context)
     measured = predictability(work.model, known_masks, pairs, work.context) if pairs else None
@@ -236,13 +242,16 @@ def pattern_study(work: StudyInput, known: Sequence[str]) -> tuple[list[dict], s
     return measured.rows(by_variant=False, by_layer=False) if measured else [], str(thresholds.spec)
 
 
-def buffer_study(work: StudyInput, known: Sequence[str], learnt: Sequence[str]) -> tuple[dict[str, Any], str]:
+def buffer_study(work: StudyInput, known: Sequence[str]) -> tuple[dict[str, Any], str]:
     """The fields of a Study that are about the buffer (keepers compared, ways to know compared, two timelines), and
-    the definition of what is needed."""
+    the definition of what is needed.
+
+    Thresholds, predictors and frequencies are all made from ``known``, as ``minillm prefetch`` makes them.
+    """
     model, context = work.model, work.context
-    walked = work.first("scored", BUDGET["buffer"], "buffer")
-    workshop = workshop_of(model, learnt, PredictionSettings(HALF, seed=work.seed), context)
-    mid = workshop.thresholds
+    walked = work.first("scored", "buffer", "buffer")
+    mid = calibrate(model, known, "mid", HALF, context, "neuron")
+    workshop = workshop_of(model, known, PredictionSettings(HALF, mid, seed=work.seed), context)
     counted = record(model, policy_ffn(model, mid), runs(model, known, "documents", context)).needed
     sample = Sample(walked, context=context)
     settings = ReplaySettings(

@@ -1,4 +1,6 @@
-"""Draw the README's picture from the embedded model, and write its block there: python notebooks/figures/make.py
+"""Draw the README's picture from the embedded model, and write its block there.
+
+    python notebooks/figures/make.py
 
 Three panels: which neurons each token of a sentence needs, what it costs to leave the others out, and how much then has
 to be fetched. No figure in the README is typed by hand: the words around the picture come from the same rows, and a
@@ -51,17 +53,22 @@ def draw():
     replayed = Sample(first_tokens(model, documents, REPLAYED))
     traffic = list(buffer_rows(model, thresholds, replayed, [plan_of(shadow)], ReplaySettings(shares=(0, BUFFER))))
     sizes = {(row["predictor"] == ALL, row["capacity"] > 0): row["bytes_per_token"] for row in traffic}
-    bars = {"dense": sizes[True, False], "neurons predicted": sizes[False, False], "with a buffer": sizes[False, True]}
+    first, last = rows[0], traffic[-1]
+    bars = {"dense": sizes[True, False], "neurons predicted": sizes[False, False]}
+    saved = [100 * (1 - size / sizes[False, False]) for size in (sizes[False, True], last["random_bytes"])]
+    bars |= {"buffer: last used": sizes[False, True], "buffer: random set": last["random_bytes"]}
     bytes_read(bars, "fetched per token", ax=fetched)
     fetched.set_title("3. What then has to be fetched\nfrom slow memory", fontsize=9)
 
-    first, last = rows[0], traffic[-1]
+    dearer = 100 * (last["perplexity"] / last["dense_perplexity"] - 1)
     below = (
         f"The embedded model. Left: layer {LAYER} (of {len(model.layers)}), {100 * SPARSITY:.0f} % left out. Middle: "
         f"{first['tokens']:,} tokens, protocol {first['protocol']}, context {first['context']}, BOS {first['bos']}. "
         f"Right: {last['tokens']:,} tokens; a copy of the weights in four bits, {last['own_bytes'] / 1e6:.2f} MB in "
-        f"fast memory, predicts the neurons, a buffer keeps the {100 * BUFFER:.0f} % that were used last, and "
-        f"perplexity rises by {100 * (last['perplexity'] / last['dense_perplexity'] - 1):.1f} %."
+        f"fast memory, predicts the neurons, and perplexity rises from {last['dense_perplexity']:.2f} by "
+        f"{dearer:.1f} %. A buffer that keeps the {100 * BUFFER:.0f} % of neurons that were used last saves "
+        f"{saved[0]:.0f} % of what is fetched without it; a fixed set of as many neurons, drawn at random, saves "
+        f"{saved[1]:.0f} %."
     )
     return needed.figure, below
 

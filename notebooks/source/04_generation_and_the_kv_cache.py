@@ -57,7 +57,7 @@ def naive(ids: list[int], count: int) -> list[int]:
 
 
 start, whole = (model.tokenizer.decode(ids) for ids in (prompt, naive(prompt, 30)))
-print(f"{start}|{whole[len(start):]}")  # what follows the bar is the model's
+print(f"{start}|{whole[len(start) :]}")  # what follows the bar is the model's
 
 # %% [markdown]
 # minillm's `generate` gives the same tokens one by one, each with its text and its probability.

@@ -44,16 +44,16 @@ def stories(shared):
 
 def test_at_equal_neuron_sparsity_no_policy_that_looks_at_a_part_beats_mid(model, stories):
     calibration, test = stories[0][:30], first_tokens(model, stories[1], 20_000)
-    rows = sweep(model, calibration, test, [*HALVES, "mid", "cett"], [0.5], "neuron")
+    rows = list(sweep(model, calibration, test, [*HALVES, "mid", "cett"], [0.5], "neuron"))
     found = {row["policy"]: row for row in compare_policies(rows, "mid", np.random.default_rng(0))}
     assert all(abs(row["share"] - 0.5) < 0.02 for row in found.values())
     assert [found[policy]["verdict"] for policy in HALVES] == ["worse"] * 3, found
     assert abs(found["cett"]["log_ratio"]) < 0.02  # it looks at the whole neuron, too
-    costs = {row["policy"]: row["perplexity"] for row in rows}
+    against_dhar = {row["policy"]: row for row in compare_policies(rows, "dhar", np.random.default_rng(0))}
     if model.name == "stories260K":
-        assert costs["dhar"] < costs["cats"] - 1
+        assert against_dhar["cats"]["verdict"] == "worse" and against_dhar["cats"]["log_ratio"] > 0.1
     if model.name == "tinystories-656k":
-        assert costs["cats"] < costs["dhar"]
+        assert against_dhar["cats"]["verdict"] == "better" and against_dhar["cats"]["log_ratio"] > -0.02
 
 
 def test_cats_is_dear_where_small_gates_come_with_large_ups(model, stories):

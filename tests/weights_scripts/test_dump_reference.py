@@ -54,6 +54,7 @@ def test_no_golden_is_written_where_the_two_engines_differ(script, monkeypatch, 
         (["{model}", "-o", "x.npz"], "--prompt, --text, --ids"),
         (["{model}", "-p", "a text"], "-o FILE"),
         (["{empty}", "-p", "a text", "-o", "x.npz"], "config.json"),
+        (["{model}", "--text", "Once upon a time", "-o", "x.npz"], "Once upon a time: "),  # a text, not a file
         (["{model}", "--ids", "", "-o", "x.npz"], "0 tokens, expected 1 to 512"),
         (["{model}", "--ids", "5 " * 513, "-o", "x.npz"], "513 tokens, expected 1 to 512"),
     ],
