@@ -142,6 +142,31 @@ def test_an_interrupted_run_keeps_its_rows_and_a_second_one_completes(tmp_path, 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["class", "marks.csv"]
 
 
+def test_an_interruption_before_the_first_row_leaves_nothing(tmp_path, monkeypatch):
+    folder, table = write(tmp_path / "class", {"a.py": "1"}), tmp_path / "marks.csv"
+
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(classroom, "row_of", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        grade_class(folder, table)
+    assert [path.name for path in tmp_path.iterdir()] == ["class"]
+
+
+def test_two_runs_on_one_table_keep_the_rows_of_both(tmp_path, quick):
+    table, runs = tmp_path / "marks.csv", []
+    for name in "ab":
+        folder = write(tmp_path / name, {f"{name}{i}.py": str(i) for i in range(10)})
+        runs.append(threading.Thread(target=grade_class, args=(folder, table)))
+    for run in runs:
+        run.start()
+    for run in runs:
+        run.join()
+    assert len(list(csv.DictReader(table.open(encoding="utf-8", newline="")))) == 20
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "marks.csv"]
+
+
 def test_another_table_is_refused_before_the_work_and_stays_as_it_is(tmp_path, quick):
     folder, table = write(tmp_path / "class", {"a.py": "1"}), tmp_path / "other.csv"
     for content in ("name,points\nAna,3\n", "\x00", "a,b\n1\n"):
