@@ -7,12 +7,13 @@ import threading
 import time
 from pathlib import Path
 
+import fuzz
 import pytest
 from student_files import OURS, PLAIN, changed
 
 from minillm.course import classroom
 from minillm.course.assignment import FUNCTIONS, template
-from minillm.course.classroom import COLUMNS, Settings, Submission, grade_class, row_of, submissions
+from minillm.course.classroom import COLUMNS, Settings, Submission, earlier_rows, grade_class, row_of, submissions
 from minillm.errors import MinillmError
 
 GLU = PLAIN.replace("return gate /", "return up /")  # wrong in swiglu and thresholded_swiglu
@@ -211,6 +212,19 @@ def test_the_first_mistake_is_the_first_function_or_the_block(tmp_path):
     assert str(one["first_mistake"]).startswith("swiglu: ") and one["total"] < 55 and one["rms_norm"] == 10
     assert str(two["first_mistake"]).startswith("rope: the given positions are ignored")
     assert three["first_mistake"] == "" and three["total"] == 70 and three["flag"] == "imports minillm"
+
+
+@fuzz.examples
+def test_any_table_of_marks_is_read_as_it_is_meant_or_refused(examples, tmp_path, quick):
+    grade_class(write(tmp_path / "class", {"a.py": "1", "b.py": "2"}), tmp_path / "marks.csv")
+    good = (tmp_path / "marks.csv").read_bytes()
+
+    def valid(rows):
+        numbers = [row[key] for row in rows.values() for key in (*FUNCTIONS, "total", "seconds")]
+        return all(list(row) == list(COLUMNS) for row in rows.values()) and all(0 <= n < float("inf") for n in numbers)
+
+    counts = fuzz.holds(examples, fuzz.csv_files(good), tmp_path / "other.csv", earlier_rows, valid)
+    assert counts["accepted"] and counts["refused"]
 
 
 # ---- a whole class ---------------------------------------------------------------------------------------------------
