@@ -220,9 +220,9 @@ def earlier_rows(table: Path) -> dict[str, Row]:
     return {str(row["name"]): {key: "" if row[key] is None else row[key] for key in COLUMNS} for row in rows}
 
 
-def save(table: Path, rows: list[Row], before: bytes = b"") -> bytes:
+def save(table: Path, rows: list[Row], before: bytes) -> bytes:
     """Write the table; its bytes. before: what was written last, to see whether somebody else wrote, too."""
-    if before and source_of(table) != before:
+    if source_of(table) != before:
         warnings.warn(f"{table} was changed by another program during the run; it is written anew", stacklevel=2)
     save_rows(table, rows)
     return source_of(table)
