@@ -4,7 +4,8 @@ A notebook plots, prints, trains and tries things out. None of that is needed to
 only those statements run that the wanted functions need, directly or through what they call:
 
     needed      the wanted names;  and every name that is used by a statement which binds a needed name
-    executed    the statements that bind a needed name (imports, functions, classes, assignments), in their order
+    executed    the statements that bind a needed name (imports, functions, classes, assignments) or call a method of
+                it (table.append(1)), in their order
 
 A statement that fails, or a cell that is not valid Python, costs only the names that it binds.
 """
@@ -18,7 +19,7 @@ import linecache
 import re
 import sys
 import types
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 from ..errors import MinillmError, show
@@ -38,11 +39,17 @@ class Executed(NamedTuple):
 
 
 class Statement(NamedTuple):
-    """A statement of a notebook: the cell ("cell 3"), its code, the names that it binds and those it uses."""
+    """A statement of a notebook: its cell ("cell 3"), its code, and names.
+
+    binds: those that it binds or sets a part of; imports: those among them that are imported; calls: those of which it
+    calls a method; uses: those that it reads.
+    """
 
     cell: str
     code: types.CodeType
     binds: set[str]
+    imports: set[str]
+    calls: set[str]
     uses: set[str]
 
 
@@ -99,10 +106,7 @@ def run_cells(cells: dict[str, str], namespace: dict[str, object], wanted: Colle
             statements += parsed(cell, code)
         except MinillmError as error:
             failed |= dict.fromkeys(re.findall(r"^\s*def (\w+)", code, re.M), f"is missing: in {cell}, {error}")
-    needed = needs(statements, wanted)
-    for statement in statements:
-        if not statement.binds & needed:
-            continue
+    for statement in needed_of(statements, wanted):
         try:
             exec(statement.code, namespace)
         except BaseException as error:  # exit(), too
@@ -123,35 +127,45 @@ def parsed(cell: str, code: str) -> Iterator[Statement]:
     linecache.cache[cell] = (len(code), None, code.splitlines(keepends=True), cell)  # so that an error shows its line
     for tree in ast.parse(code).body:
         statement = compiled(ast.Module([tree], []), cell)
-        yield Statement(cell, statement, bound(tree), used(statement))
+        yield Statement(cell, statement, *names_of(tree), used(statement))
 
 
-def needs(statements: list[Statement], wanted: Collection[str]) -> set[str]:
-    """The wanted names, and all that is used to make them."""
-    needed, before = set(wanted), set[str]()
-    if any("*" in statement.binds for statement in statements):
-        needed.add("*")  # from x import *: nobody knows which names these are
+def needed_of(statements: Sequence[Statement], wanted: Collection[str]) -> list[Statement]:
+    """The statements that bind the wanted names, and those that make what these use."""
+    imported = set[str]().union(*(statement.imports for statement in statements))
+    needed, before = {*wanted, "*"}, set[str]()  # from x import *: nobody knows which names these are
+
+    def makes(statement: Statement) -> bool:
+        # A call of a module's function (plt.plot(x)) changes nothing that is needed.
+        return bool(needed & (statement.binds | (statement.calls - imported)))
+
     while needed != before:
         before = set(needed)
-        for statement in statements:
-            if statement.binds & needed:
-                needed |= statement.uses
-    return needed
+        for statement in filter(makes, statements):
+            needed |= statement.uses
+    return list(filter(makes, statements))
 
 
-def bound(tree: ast.stmt) -> set[str]:
-    """The names that a statement binds, or a part of which it sets (table[0] = 1); none for a plain expression."""
-    names: set[str] = set()
+def names_of(tree: ast.stmt) -> tuple[set[str], set[str], set[str]]:
+    """The names that a statement binds or sets a part of (table[0] = 1), imports, and calls a method of."""
+    binds, imports, calls = set[str](), set[str](), set[str]()
     for node in within(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            names.add(node.name)
+            binds.add(node.name)
         elif isinstance(node, ast.Import | ast.ImportFrom):
-            names |= {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
+            imports |= {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.Name | ast.Attribute | ast.Subscript) and isinstance(node.ctx, ast.Store):
-            while isinstance(node, ast.Attribute | ast.Subscript):
-                node = node.value
-            names |= {node.id} if isinstance(node, ast.Name) else set()
-    return names
+            binds |= root(node)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            calls |= root(node.func)
+    return binds | imports, imports, calls
+
+
+def root(node: ast.expr) -> set[str]:
+    """The name at the beginning of table[0].rows, if there is one."""
+    while isinstance(node, ast.Attribute | ast.Subscript):
+        node = node.value
+    return {node.id} if isinstance(node, ast.Name) else set()
 
 
 def within(tree: ast.AST) -> Iterator[ast.AST]:

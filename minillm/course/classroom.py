@@ -16,13 +16,14 @@ import os
 import re
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import MinillmError, show
-from ..files import read_bytes
+from ..files import locked, read_bytes
 from ..rows import NOT_NEGATIVE, TEXT, load_rows, matching
 from ..tables import check_ending, save_rows
 from .assignment import FUNCTIONS
@@ -74,25 +75,31 @@ def grade_class(
     Raises MinillmError where there is nothing to grade, or the table is another one.
     """
     settings, found = settings or Settings(), submissions(Path(folder))
-    rows = earlier_rows(Path(table)) if table is not None else {}
-    hashes = {one.name: sha256_of(one) for one in found}
-    todo = [one for one in found if not kept(rows.get(one.name), hashes[one.name])]
-    written = save(Path(table), ordered(rows, found)) if table is not None else b""
-    stop = threading.Event()
-    with ThreadPoolExecutor(settings.jobs) as pool:
-        try:
-            graded = {pool.submit(row_of, one, hashes[one.name], settings, stop): one for one in todo}
-            for done, future in enumerate(as_completed(graded), len(found) - len(todo) + 1):
-                row = future.result()
+    with nullcontext() if table is None else locked(table, MinillmError):  # a second run waits, and keeps these rows
+        rows = earlier_rows(Path(table)) if table is not None else {}
+        written = source_of(Path(table)) if table is not None else b""
+        hashes = {one.name: sha256_of(one) for one in found}
+        todo = [one for one in found if not kept(rows.get(one.name), hashes[one.name])]
+        with closing(graded(todo, hashes, settings)) as coming:
+            for done, row in enumerate(coming, len(found) - len(todo) + 1):
                 rows[str(row["name"])] = row
                 if table is not None:
                     written = save(Path(table), ordered(rows, found), written)
                 told(row, done, len(found))
-        except BaseException:  # Ctrl-C, too; every student's process is ended before this leaves
+    return [rows[one.name] for one in found]
+
+
+def graded(todo: Sequence[Submission], hashes: Mapping[str, str], settings: Settings) -> Generator[Row, None, None]:
+    """The rows of these files, each as soon as it is ready; ``jobs`` at a time, in threads that wait for processes."""
+    stop = threading.Event()
+    with ThreadPoolExecutor(settings.jobs) as pool:
+        try:
+            waiting = [pool.submit(row_of, one, hashes[one.name], settings, stop) for one in todo]
+            for future in as_completed(waiting):
+                yield future.result()
+        finally:  # after Ctrl-C, too: every student's process ends before this does
             stop.set()
             pool.shutdown(cancel_futures=True)
-            raise
-    return [rows[one.name] for one in found]
 
 
 # ---- which files -----------------------------------------------------------------------------------------------------
@@ -213,9 +220,9 @@ def earlier_rows(table: Path) -> dict[str, Row]:
     return {str(row["name"]): {key: "" if row[key] is None else row[key] for key in COLUMNS} for row in rows}
 
 
-def save(table: Path, rows: list[Row], before: bytes = b"") -> bytes:
+def save(table: Path, rows: list[Row], before: bytes) -> bytes:
     """Write the table; its bytes. before: what was written last, to see whether somebody else wrote, too."""
-    if before and source_of(table) != before:
+    if source_of(table) != before:
         warnings.warn(f"{table} was changed by another program during the run; it is written anew", stacklevel=2)
     save_rows(table, rows)
     return source_of(table)

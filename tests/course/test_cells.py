@@ -2,6 +2,7 @@
 
 import json
 
+import fuzz
 import pytest
 
 from minillm.course.cells import executed
@@ -37,6 +38,16 @@ def test_the_last_definition_counts_and_what_stands_before_it_still_runs():
         "def f():\n    raise NotImplementedError", "a = 1", "def f():\n    return a", "a = 2", "f = lambda f=f: f"
     )
     assert done.defined["f"]()() == 2
+
+
+def test_a_table_that_is_filled_by_calls_is_filled_and_a_plot_of_it_is_not_drawn():
+    done = run(
+        "import numpy as np\nimport json as plot\nsizes, rows = [], {}",
+        "for i in range(3):\n    sizes.append(i)",
+        "rows.update(a=1)\nplot.dumps(1 / 0)\nother = []\nother.append(1 / 0)\nnp.ones(1 / 0)",
+        "def f():\n    return np.array(sizes).tolist(), rows, plot.dumps(3)",
+    )
+    assert done.defined["f"]() == ([0, 1, 2], {"a": 1}, "3") and done.failed == {}
 
 
 def test_names_from_a_star_a_class_and_a_condition_are_found():
@@ -97,3 +108,20 @@ def test_a_py_file_runs_whole_and_its_failure_is_one_sentence():
 def test_what_is_no_notebook_is_one_sentence(source):
     with pytest.raises(MinillmError, match="it is not a notebook"):
         executed("a.ipynb", source, ["f"])
+
+
+@fuzz.examples
+def test_any_notebook_gives_functions_or_one_sentence(examples, tmp_path):
+    good = {"cells": [
+        {"cell_type": "markdown", "source": ["# A title"]},
+        {"cell_type": "code", "source": ["import math\n", "k = 3"], "outputs": [], "execution_count": None},
+        {"cell_type": "code", "source": "%time x = k\ndef f():\n    return k", "metadata": {"tags": ["a"]}},
+    ], "nbformat": 4, "metadata": {}}  # fmt: skip
+
+    def parse(path):
+        return executed("mine.ipynb", path.read_bytes(), ["f"])
+
+    counts = fuzz.holds(
+        examples, fuzz.json_files(good), tmp_path / "mine.ipynb", parse, lambda done: set(done.defined) <= {"f"}
+    )
+    assert counts["accepted"] and counts["refused"]

@@ -7,12 +7,13 @@ import threading
 import time
 from pathlib import Path
 
+import fuzz
 import pytest
 from student_files import OURS, PLAIN, changed
 
 from minillm.course import classroom
 from minillm.course.assignment import FUNCTIONS, template
-from minillm.course.classroom import COLUMNS, Settings, Submission, grade_class, row_of, submissions
+from minillm.course.classroom import COLUMNS, Settings, Submission, earlier_rows, grade_class, row_of, submissions
 from minillm.errors import MinillmError
 
 GLU = PLAIN.replace("return gate /", "return up /")  # wrong in swiglu and thresholded_swiglu
@@ -142,6 +143,31 @@ def test_an_interrupted_run_keeps_its_rows_and_a_second_one_completes(tmp_path, 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["class", "marks.csv"]
 
 
+def test_an_interruption_before_the_first_row_leaves_nothing(tmp_path, monkeypatch):
+    folder, table = write(tmp_path / "class", {"a.py": "1"}), tmp_path / "marks.csv"
+
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(classroom, "row_of", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        grade_class(folder, table)
+    assert [path.name for path in tmp_path.iterdir()] == ["class"]
+
+
+def test_two_runs_on_one_table_keep_the_rows_of_both(tmp_path, quick):
+    table, runs = tmp_path / "marks.csv", []
+    for name in "ab":
+        folder = write(tmp_path / name, {f"{name}{i}.py": str(i) for i in range(10)})
+        runs.append(threading.Thread(target=grade_class, args=(folder, table)))
+    for run in runs:
+        run.start()
+    for run in runs:
+        run.join()
+    assert len(list(csv.DictReader(table.open(encoding="utf-8", newline="")))) == 20
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "marks.csv"]
+
+
 def test_another_table_is_refused_before_the_work_and_stays_as_it_is(tmp_path, quick):
     folder, table = write(tmp_path / "class", {"a.py": "1"}), tmp_path / "other.csv"
     for content in ("name,points\nAna,3\n", "\x00", "a,b\n1\n"):
@@ -186,6 +212,19 @@ def test_the_first_mistake_is_the_first_function_or_the_block(tmp_path):
     assert str(one["first_mistake"]).startswith("swiglu: ") and one["total"] < 55 and one["rms_norm"] == 10
     assert str(two["first_mistake"]).startswith("rope: the given positions are ignored")
     assert three["first_mistake"] == "" and three["total"] == 70 and three["flag"] == "imports minillm"
+
+
+@fuzz.examples
+def test_any_table_of_marks_is_read_as_it_is_meant_or_refused(examples, tmp_path, quick):
+    grade_class(write(tmp_path / "class", {"a.py": "1", "b.py": "2"}), tmp_path / "marks.csv")
+    good = (tmp_path / "marks.csv").read_bytes()
+
+    def valid(rows):
+        numbers = [row[key] for row in rows.values() for key in (*FUNCTIONS, "total", "seconds")]
+        return all(list(row) == list(COLUMNS) for row in rows.values()) and all(0 <= n < float("inf") for n in numbers)
+
+    counts = fuzz.holds(examples, fuzz.csv_files(good), tmp_path / "other.csv", earlier_rows, valid)
+    assert counts["accepted"] and counts["refused"]
 
 
 # ---- a whole class ---------------------------------------------------------------------------------------------------

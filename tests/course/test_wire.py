@@ -3,10 +3,13 @@
 import io
 import json
 
+import fuzz
 import numpy as np
 import pytest
 
-from minillm.course.wire import DTYPES, HEADER_LIMIT, WireError, pack, receive, sendable
+from minillm.course.judge import outcome_of
+from minillm.course.wire import ARRAYS_LIMIT, DTYPES, HEADER_LIMIT, WireError, pack, receive, sendable
+from minillm.errors import MinillmError
 
 
 def frame(header: object, body: bytes = b"") -> bytes:
@@ -73,3 +76,25 @@ def test_what_may_travel():
     assert sendable(np.ones((2, 3))) and sendable(np.broadcast_to(np.True_, (1000,)))
     assert not sendable(np.broadcast_to(np.ones(1), (10**12,))) and not sendable(np.ones(2, object))
     assert not sendable(np.array(["a"])) and not sendable(np.ones(3), room=20)
+
+
+@fuzz.examples
+def test_any_answer_is_taken_as_it_is_meant_or_refused(examples, tmp_path):
+    header = {
+        "number": 3, "changed": "x", "result": {"tuple": [{"array": 0}, {"words": "3"}, None, {"array": 1}]},
+        "arrays": [["float64", [2, 3]], ["bool", [4]]],
+    }  # fmt: skip
+
+    def parse(path):
+        try:
+            return outcome_of(*receive(io.BytesIO(frame(path.read_bytes(), b"\7" * 200))))
+        except (WireError, EOFError) as problem:
+            raise MinillmError(str(problem) or "the frame ends too early") from None
+
+    def valid(outcome):
+        items = outcome.result if isinstance(outcome.result, tuple | list) else [outcome.result]
+        arrays = [item for item in items if isinstance(item, np.ndarray)]
+        return sum(a.nbytes for a in arrays) <= ARRAYS_LIMIT and all(a.dtype.name in DTYPES for a in arrays)
+
+    counts = fuzz.holds(examples, fuzz.json_files(header), tmp_path / "answer", parse, valid)
+    assert counts["accepted"] and counts["refused"]

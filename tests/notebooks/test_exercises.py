@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from scripts import load_script
 
-from minillm.course.cells import needs, parsed
+from minillm.course.cells import needed_of, parsed
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 build = load_script(NOTEBOOKS / "build.py")
@@ -103,10 +103,9 @@ class Exercise:
         statements = [s for i, text in enumerate(texts) for s in parsed(f"cell {i}", text)]
         last = [s for s in statements if s.cell == f"cell {len(texts) - 1}"]
         wanted = set().union(*(s.binds | s.uses for s in [*last, *parsed("cell", "\n\n".join(answers))]))
-        needed, space = needs(statements, wanted), {"__name__": "__main__"}
-        for statement in statements[: -len(last)]:
-            if statement.binds & needed:
-                exec(statement.code, space)
+        space = {"__name__": "__main__"}
+        for statement in needed_of(statements[: -len(last)], wanted):
+            exec(statement.code, space)
         found = []
         for answer in answers:
             exec(answer, space)
