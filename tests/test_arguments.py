@@ -4,9 +4,12 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+import tiny
 
+import minillm
 from minillm.arguments import real_number, whole_number
 from minillm.errors import MinillmError
+from minillm.transformer.texts import first_tokens, split_text
 
 
 @pytest.mark.parametrize("value", [5, np.int64(5), np.uint8(5), np.array(5, np.int16)])
@@ -40,6 +43,55 @@ def test_a_whole_number_out_of_range_is_refused(value):
 def test_what_is_no_number_in_range_is_refused(value):
     with pytest.raises(MinillmError, match="top_p is .*, expected a share"):
         real_number("top_p", value, lambda p: 0 < p <= 1, "a share")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny.loaded(tmp_path_factory.mktemp("arguments") / "model")
+
+
+def drawn() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+CALLS = {  # (the public function, its arguments as Python's numbers, those that may be given in other ways)
+    "generate": (
+        lambda model, **given: [step.token for step in minillm.generate(model, [1, 5], rng=drawn(), **given)],
+        {"max_new_tokens": 4, "temperature": 0.5, "top_k": 9, "top_p": 0.5, "min_p": 0.25},
+    ),
+    "perplexity": (lambda model, **given: minillm.perplexity(model, tiny.STORIES, **given).nll, {"context": 9}),
+    "calibrate": (
+        lambda model, **given: minillm.calibrate(model, tiny.STORIES, "mid", **given).layers,
+        {"sparsity": 0.5, "context": 9},
+    ),
+    "KVCache": (lambda model, **given: minillm.KVCache(model.config, **given).keys.shape, {"capacity": 5}),
+    "first_tokens": (lambda model, **given: first_tokens(model, tiny.STORIES, **given), {"tokens": 20, "context": 9}),
+    "split_text": (lambda model, **given: split_text(tiny.STORIES, **given), {"share": 0.5}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_public_functions_take_numpy_numbers_as_pythons_and_refuse_what_is_none(model, name):
+    call, given = CALLS[name]
+    scalars = {key: np.float16(value) if isinstance(value, float) else np.int32(value) for key, value in given.items()}
+    arrays = {key: np.array(value) for key, value in given.items()}
+    assert call(model, **given) == call(model, **scalars) == call(model, **arrays)
+    for key in given:
+        for bad in (True, "1", float("nan"), [1], b"1"):
+            with pytest.raises(MinillmError, match=f"{key} is .*, expected") as caught:
+                call(model, **given | {key: bad})
+            assert repr(bad) in str(caught.value)
+
+
+def test_thresholds_found_for_a_numpy_share_are_written(model, tmp_path):
+    minillm.calibrate(model, tiny.STORIES, "mid", np.float32(0.5)).save(tmp_path / "t.json")
+    assert minillm.Thresholds.load(tmp_path / "t.json").level == 0.5
+
+
+@pytest.mark.parametrize("source", [None, 5, b"default", True])
+def test_a_model_that_is_no_name_is_refused(source):
+    with pytest.raises(MinillmError, match="the model is of type"):
+        minillm.load(source)
 
 
 def test_a_refused_value_is_shown_as_it_was_given():

@@ -42,7 +42,8 @@ def add(commands: flags.Commands) -> None:
         flags.flag(
             "--sparsity", type=flags.share, default=0.5, help="1 - the selected share of the neurons (default: 0.5)"
         ),
-        flags.context(), flags.seed(), rank, flags.output("the predictor's file (.safetensors)", required=True),
+        flags.tokens(f"{flags.DEMO_TOKENS:,}"), flags.context(), flags.seed(), rank,
+        flags.output("the predictor's file (.safetensors)", required=True),
         flags.running(), example="minillm predict train --predictor shadow-4 -o shadow.safetensors",
     )  # fmt: skip
     learning = train.add_mutually_exclusive_group()
@@ -63,8 +64,7 @@ def add(commands: flags.Commands) -> None:
         flags.protocol(), flags.context(), flags.seed(), rank,
         flags.output("rows as .csv or .json, after every row"), flags.figure(), flags.running(),
         flags.calibration("text to make predictors from (default: the first 40 %% of --text, or the embedded one)"),
-        flags.tokens(f"all of --text, {flags.DEMO_TOKENS:,} of the embedded one"),
-        flags.calibration_tokens("all of it"),
+        flags.tokens(f"{flags.DEMO_TOKENS:,}"), flags.calibration_tokens(f"{flags.DEMO_TOKENS:,}"),
         example="minillm predict eval --predictor static,shadow-4",
     )  # fmt: skip
 
@@ -76,16 +76,19 @@ def predict_train(a: argparse.Namespace) -> int:
     from ..predictors.workshop import Workshop
     from ..sparsity.calibrate import calibrate
     from ..study.prediction import TRAINING_SHARE, ffn_bytes
-    from ..transformer.texts import split_text
+    from ..transformer.texts import document_hashes, split_text
 
     if "," in a.predictor:
         raise MinillmError(f"--predictor {a.predictor}: predict train makes one predictor, expected one name")
     model, name, sparsity = load_model(a), a.predictor, a.sparsity
-    training, held = split_text(text_or_embedded(a.text or a.calibration, "calibration"), TRAINING_SHARE)
+    text = text_or_embedded(a.text or a.calibration, "calibration")
+    read = enough_documents([model], text, a.tokens or flags.DEMO_TOKENS, a.context)
+    training, held = split_text(read, TRAINING_SHARE)
     thresholds = given_thresholds(a) or calibrate(model, held, "mid", sparsity, a.context, "neuron")
     started = time.perf_counter()
     predictor = Workshop(model, thresholds, training, held, a.context, a.rank, a.seed).make(name)
     fit_cutoffs(model, predictor, thresholds, held, 1 - sparsity, a.context)
+    predictor.trained_on |= frozenset(document_hashes(read))  # of a book that was cut in two, its own hash
     save_predictor(a.output, predictor)
     say(f"{time.perf_counter() - started:.1f} s, seed {a.seed}")
     in_float32, as_stored = ffn_bytes(model)
@@ -117,10 +120,8 @@ def predict_eval(a: argparse.Namespace) -> int:
         check_figure(a.figure)
     model = load_model(a)
     calibration, test = two_texts(a.text, a.calibration)
-    if tokens := a.tokens or (None if a.text else flags.DEMO_TOKENS):
-        test = enough_documents([model], test, tokens, a.context)
-    if a.calibration_tokens:
-        calibration = enough_documents([model], calibration, a.calibration_tokens, a.context)
+    test = enough_documents([model], test, a.tokens or flags.DEMO_TOKENS, a.context)
+    calibration = enough_documents([model], calibration, a.calibration_tokens or flags.DEMO_TOKENS, a.context)
     rows: list[dict] = []
     thresholds, wanted = given_thresholds(a), a.predictor
     for sparsity in a.sparsity:

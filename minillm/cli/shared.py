@@ -61,7 +61,7 @@ def labelled(texts: Mapping[str, str]) -> str:
 def read_text(path: str) -> str:
     """The text of a UTF-8 file. Raises MinillmError for a file that is missing, empty or in another encoding."""
     text = files.read_text(path)
-    if not text.strip():
+    if not text or text.isspace():
         raise MinillmError(f"{path}: is empty, expected a text")
     return text
 

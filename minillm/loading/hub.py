@@ -36,6 +36,8 @@ def resolve(source: str | Path) -> Path:
     revision: a branch, a tag or a commit; without one, the main branch as it was when last downloaded.
     Never uses the network. Raises CheckpointError where there is none of the three.
     """
+    if not isinstance(source, str | os.PathLike):
+        raise CheckpointError(f"the model is of type {type(source).__name__}, expected a name or the path of a folder")
     if embedded := embedded_model(source):
         return embedded
     if os.path.isdir(source):  # which, unlike Path.is_dir, answers for every name, and False for ""

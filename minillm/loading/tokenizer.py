@@ -17,6 +17,7 @@ import json
 import os
 import re
 import unicodedata
+from array import array
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from numbers import Integral
@@ -27,7 +28,7 @@ import numpy as np
 from ..errors import TokenizerError
 from ..files import read_bytes
 from .fields import file_in, read_json
-from .pieces import Tokens, in_pieces
+from .pieces import PIECE, Tokens, in_pieces
 
 TOKENIZER_LIMIT = 100_000_000  # bytes; the largest published ones have about 35 MB
 HELD = 4  # ids that may spell a character together: UTF-8 has at most four bytes for one
@@ -91,9 +92,11 @@ class Tokenizer:
 
         The bytes add up exactly. Where several tokens spell one character, the first is given all of its bytes.
         """
-        pieces = [(ids, sizes) for ids, _, sizes in self.encode_in_pieces(text)]
-        ids, sizes = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
-        return ids, sizes
+        ids, sizes = array("i"), array("i")  # they grow in place: a list of all pieces would need twice the memory
+        for more_ids, _, more_sizes in self.encode_in_pieces(text):
+            ids.frombytes(more_ids.tobytes())
+            sizes.frombytes(more_sizes.tobytes())
+        return np.frombuffer(ids, np.int32), np.frombuffer(sizes, np.int32)
 
     def encode_in_pieces(self, text: str) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """The tokens of a text from its start on, many at a time: who wants the first of a book stops early.
@@ -116,11 +119,12 @@ class Tokenizer:
     def _check_text(self, text: str) -> None:
         if not isinstance(text, str):
             raise TokenizerError(f"the text is of type {type(text).__name__}, expected str")
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as problem:
-            found = f"a lone surrogate at character {problem.start}"
-            raise TokenizerError(f"the text holds {found}, expected valid Unicode") from None
+        for start in range(0, len(text), PIECE):
+            try:
+                text[start : start + PIECE].encode("utf-8")
+            except UnicodeEncodeError as problem:
+                found = f"a lone surrogate at character {start + problem.start}"
+                raise TokenizerError(f"the text holds {found}, expected valid Unicode") from None
 
     def _encode_piece(self, text: str) -> Tokens:
         with _one_sentence(f"{self._source}: cannot encode the text"):

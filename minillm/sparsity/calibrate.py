@@ -27,6 +27,7 @@ from functools import cached_property, partial
 
 import numpy as np
 
+from ..arguments import real_number
 from ..errors import MinillmError
 from ..threads import with_few_threads
 from ..transformer.evaluation import pass_over, perplexity
@@ -66,9 +67,9 @@ def calibrate(
     for an unknown policy, ``by`` or allocation.
     """
     rule = policy_named(policy)
+    sparsity = real_number("sparsity", sparsity, lambda share: 0 <= share < 1, "a share from 0 to below 1")
     target = Target(rule, by, sparsity, allocation)
     target.check()
-    target = replace(target, sparsity=float(sparsity))  # a NumPy scalar, say: a file holds plain numbers
     needed = () if target.of_shares or target.by_cett else rule.tensors
     if magnitudes is None:
         magnitudes = collect(model, documents, needed, context, quantile)
@@ -109,8 +110,6 @@ class Target:
     def check(self) -> None:
         """Raise MinillmError for a target out of range or out of reach."""
         name = self.policy.name
-        if not 0 <= self.sparsity < 1:
-            raise MinillmError(f"sparsity is {self.sparsity}, expected a share from 0 to below 1")
         if self.by not in BYS:
             raise MinillmError(f"by is {self.by!r}, expected one of {', '.join(BYS)}")
         if self.by == "cett" and name != "cett":

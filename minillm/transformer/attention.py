@@ -14,6 +14,7 @@ import math
 
 import numpy as np
 
+from ..arguments import whole_number
 from ..errors import MinillmError
 from ..loading.config import ModelConfig
 from ..trace import Tap, no_tap
@@ -37,9 +38,7 @@ class KVCache:
 
     def __init__(self, config: ModelConfig, capacity: int, dtype=np.float32):
         limit = config.max_position_embeddings
-        if not 0 < capacity <= limit:
-            expected = f"expected 1 to {limit} (the model's max_position_embeddings)"
-            raise MinillmError(f"a cache of {capacity} positions was asked for, {expected}")
+        capacity = whole_number("a cache's capacity", capacity, 1, limit)
         shape = (config.num_hidden_layers, config.num_key_value_heads, capacity, config.head_dim)
         # empty, not zeros: the system hands out pages when they are first written, not before.
         self.keys, self.values = np.empty(shape, dtype), np.empty(shape, dtype)

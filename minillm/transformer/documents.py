@@ -90,7 +90,11 @@ def as_documents(documents: str | Iterable[str]) -> list[str]:
     if isinstance(documents, str) and not isinstance(documents, Part):
         return split_documents(documents)
     found: list[str] = []
+    if isinstance(documents, bytes) or not isinstance(documents, Iterable):
+        raise MinillmError(f"the documents are of type {type(documents).__name__}, expected a text or a list of texts")
     for document in [documents] if isinstance(documents, str) else documents:
+        if not isinstance(document, str):
+            raise MinillmError(f"a document is of type {type(document).__name__}, expected str")
         found += split_documents(document) if SEPARATOR in document else [stripped(document)]
     return found
 

@@ -12,6 +12,7 @@ How much of a text is read is stated in tokens: ``first_tokens`` takes the first
 """
 
 import warnings
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, overload
@@ -90,14 +91,14 @@ class Sample(NamedTuple):
 
 
 class Runs(Sequence[Run]):
-    """The runs of a text. Held are the ids and bytes of the whole text, four bytes for each; a Run is made when asked.
+    """The runs of a text. Held are the ids of the whole text, two or four bytes each; a Run is made when asked.
 
-    ids, sizes (N,): ids of all pieces in a row, and the bytes of each. pieces (R, 3): a run's first and last + 1 of the
-    ids, and its document. start: the BOS ids in front of each. unscored: of the ids of each run, ``start`` included.
+    ids (N,): of all runs in a row. pieces (R, 4): of each run the first of its ids, the last + 1, its document and its
+    bytes. start: the BOS ids in front of each. unscored: of the ids of each run, ``start`` included.
     """
 
-    def __init__(self, ids: np.ndarray, sizes: np.ndarray, pieces: np.ndarray, start: list[int], unscored: int):
-        self._ids, self._sizes, self._pieces, self._start, self._unscored = ids, sizes, pieces, start, unscored
+    def __init__(self, ids: np.ndarray, pieces: Sequence[tuple[int, int, int, int]], start: list[int], unscored: int):
+        self._ids, self._pieces, self._start, self._unscored = ids, np.array(pieces), start, unscored
 
     def __len__(self) -> int:
         return len(self._pieces)
@@ -110,9 +111,8 @@ class Runs(Sequence[Run]):
         """A run, or a list of some."""
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        a, b, document = self._pieces[index].tolist()
-        scored = self._sizes[a + self._unscored - len(self._start) : b]
-        return Run(self._start + self._ids[a:b].tolist(), self._unscored, document, int(scored.sum()))
+        a, b, document, size = self._pieces[index].tolist()
+        return Run(self._start + self._ids[a:b].tolist(), self._unscored, document, size)
 
     @property
     def scored(self) -> int:
@@ -147,32 +147,52 @@ def checked_context(model: Llama, context: int | None) -> int:
 
 def _document_runs(model: Llama, documents: list[str], start: list[int], size: int) -> Runs:
     """Each document's ids in pieces of ``size``, each behind the BOS ids ``start``."""
-    encoded = [model.tokenizer.encode_with_bytes(document) for document in documents]
-    if not any(len(ids) for ids, _ in encoded):
+    ids, pieces = _cut(model, documents, size, [], bool(start))
+    if not len(ids):
         raise MinillmError("the text is empty: nothing to score")
-    ids, sizes = (np.concatenate(parts) for parts in zip(*encoded, strict=True))
-    pieces, before = [], 0
-    for i, (own, _) in enumerate(encoded):
-        after = before + len(own)
-        pieces += [(a, min(a + size, after), i) for a in range(before, after, size)]
-        before = after
     if not start:  # without a BOS the first token of a run is not scored, and one token alone is no run
-        pieces = [(a, b, i) for a, b, i in pieces if b - a > 1]
+        pieces = [piece for piece in pieces if piece[1] - piece[0] > 1]
         if not pieces:
             raise MinillmError("no document has two tokens: without a BOS there is nothing to score")
-    return Runs(ids, sizes, np.array(pieces), start, max(1, len(start)))
+    return Runs(ids, pieces, start, max(1, len(start)))
 
 
 def _stream_runs(model: Llama, documents: str | Sequence[str], start: list[int], context: int) -> Runs:
     """The whole text behind the BOS ids ``start``, in windows of ``context``; an incomplete last one is dropped."""
-    text = without_separators(documents if isinstance(documents, str) else "\n\n".join(documents))
-    ids, sizes = model.tokenizer.encode_with_bytes(text)
-    ids, sizes = np.concatenate([np.array(start, ids.dtype), ids]), np.concatenate([np.zeros(len(start), int), sizes])
-    count = len(ids) // context
-    if not count:
+    text = without_separators(documents if isinstance(documents, str) else "\n\n".join(as_documents(documents)))
+    ids, pieces = _cut(model, [text], context, start, False)
+    if len(ids) < context:
         raise MinillmError(f"the text has {len(ids)} tokens, stream needs at least one window of {context}")
-    first = np.arange(count) * context
-    return Runs(ids, sizes, np.stack([first, first + context, np.arange(count)], axis=1), [], 1)
+    windows = [(a, b, i, size) for i, (a, b, _, size) in enumerate(pieces[: len(ids) // context])]
+    return Runs(ids, windows, [], 1)
+
+
+def _cut(
+    model: Llama, documents: Sequence[str], size: int, front: list[int], all_scored: bool
+) -> tuple[np.ndarray, list[tuple[int, int, int, int]]]:
+    """The ids of documents in a row, and the pieces of ``size`` that each is cut into, as ``Runs`` holds them.
+
+    front: ids before each document. Unless all are scored, a piece's first id does not count for its bytes. A long text
+    is never held token by token: its bytes are added up while it is encoded.
+    """
+    ids = array("H" if model.config.vocab_size <= 1 << 16 else "i")
+    kind = np.dtype(ids.typecode)
+    pieces: list[tuple[int, int, int, int]] = []
+    for i, document in enumerate(documents):
+        begin, done = len(ids), len(front)
+        ids.extend(front)
+        sums = [0] * -(-done // size)  # bytes of each piece
+        for more, _, sizes in model.tokenizer.encode_in_pieces(document):
+            ids.frombytes(more.astype(kind).tobytes())
+            at = np.arange(done, done + len(more))  # places in the document
+            scored = sizes if all_scored else np.where(at % size, sizes, 0)
+            done += len(more)
+            sums += [0] * (-(-done // size) - len(sums))
+            for piece in np.unique(at // size):
+                sums[piece] += int(scored[at // size == piece].sum())
+        ends = [min(begin + (k + 1) * size, len(ids)) for k in range(len(sums))]
+        pieces += [(begin + k * size, end, i, total) for k, (end, total) in enumerate(zip(ends, sums, strict=True))]
+    return np.frombuffer(ids, kind), pieces
 
 
 # ---- as many tokens as are asked for ---------------------------------------------------------------------------------

@@ -59,6 +59,12 @@ def test_a_list_of_documents_is_stripped_and_split_where_it_holds_separators():
     assert as_documents(["a", f"b\n{SEPARATOR}\nc"]) == ["a", "b", "c"]
 
 
+@pytest.mark.parametrize("bad", [None, b"text", 5, [b"text"], ["a", None], [1, 2]])
+def test_documents_that_are_no_texts_are_refused(bad):
+    with pytest.raises(MinillmError, match="of type (NoneType|bytes|int), expected"):
+        as_documents(bad)
+
+
 spaces = st.sampled_from(["", " ", "\n", "\n\n", " \n", "\n ", "\r\n", "\u2028"])
 texts = st.lists(st.tuples(spaces, st.sampled_from(["", "a", "a b\n c"]), spaces).map("".join), min_size=1, max_size=5)
 
