@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 # Each public name and the module that defines it. They are imported when first used, so that `import minillm`
-# costs nothing and the command line can set the number of BLAS threads before NumPy starts.
+# costs nothing.
 _PUBLIC = {
     "MinillmError": "errors",
     "use_threads": "threads",

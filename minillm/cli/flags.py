@@ -6,7 +6,7 @@ A parent is a small parser without --help. A command takes as many as it needs, 
     sub.add_argument("--natural", action="store_true")
 
 So a flag has one meaning, one type and one default wherever it appears; where a command must say more about it, the
-parent takes another help text. Nothing here imports NumPy: BLAS reads its number of threads when it is loaded.
+parent takes another help text. Nothing here imports NumPy: ``--help`` is quick.
 
 A command that does several things has actions (``predict train``, ``predict eval``). Each is a parser of its own, with
 its own flags, its own help and an example; a flag that an action has no use for is an error.

@@ -27,10 +27,10 @@ from ..loading.fields import Fields
 from ..threads import few_threads
 from ..transformer.layer import Layer
 from ..transformer.model import Llama, shape_of
-from ..transformer.ops import ACTIVATIONS, linear
+from ..transformer.ops import ACTIVATIONS, linear, no_warnings
 from .layout import ABOVE_ZERO, Layout, Shape, Table, check_shape, sizes_of
 from .protocol import Predictor
-from .quantise import low_rank, pack, quantise, unpack
+from .quantise import check_table, low_rank, pack, quantise, unpack
 
 # One layer to be copied: for "gate" and "up" the weight (F, D), the bias (F,) or None, and the variance (F,) or 0 of
 # what is unknown of the product beside the rounding.
@@ -61,8 +61,9 @@ class LowRank(Predictor):
             for part in ("gate", "up"):
                 with few_threads(model):
                     a, b = low_rank(getattr(layer, f"{part}_proj"), rank, moment)
-                tables.setdefault(f"{part}_a", []).append(a)
-                tables.setdefault(f"{part}_b", []).append(b)
+                what = f"a factor of blocks.{layer.index}.mlp.{part}"
+                tables.setdefault(f"{part}_a", []).append(check_table(a, what))
+                tables.setdefault(f"{part}_b", []).append(check_table(b, what))
                 if (bias := getattr(layer, f"{part}_bias")) is not None:
                     tables.setdefault(f"{part}_bias", []).append(bias.astype(np.float16))
         stacked = {name: np.stack(parts) for name, parts in tables.items()}
@@ -163,6 +164,7 @@ class Shadow(Predictor):
         return predictor
 
     @classmethod
+    @no_warnings
     def of_weights(
         cls, shape: tuple[int, int, int], hidden_act: str, layers: Sequence[Weights], gate_bits: int, up_bits: int,
         moments: np.ndarray | None,
@@ -185,7 +187,8 @@ class Shadow(Predictor):
                 if bias is not None:
                     rounded["bias"] = bias.astype(np.float16)
                 for name, table in rounded.items():
-                    tables.setdefault(f"{part}_{name}", []).append(table)
+                    what = f"the {name} of blocks.{index}.mlp.{part}"
+                    tables.setdefault(f"{part}_{name}", []).append(check_table(table, what))
         stacked = {name: np.stack(parts) for name, parts in tables.items()}
         return cls(shape, hidden_act, gate_bits, up_bits, stacked)
 

@@ -15,10 +15,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..errors import MinillmError
 from ..sparsity.sparse import policy_ffn
 from ..sparsity.thresholds import Thresholds
 from ..steps import place
 from ..transformer.evaluation import pass_over
+from ..transformer.finite import are_numbers
 from ..transformer.model import Llama, shape_of
 from ..transformer.ops import no_warnings
 from ..transformer.texts import runs
@@ -67,12 +69,19 @@ def unpack(packed: np.ndarray, bits: int, count: int) -> np.ndarray:
     return np.packbits(each, axis=-1, bitorder="little")[..., 0]
 
 
+def check_table(table: np.ndarray, what: str) -> np.ndarray:
+    """The same table. Raises MinillmError, with ``what`` was to be stored, where it is more than float16 holds."""
+    if table.dtype.kind == "f" and not are_numbers(table):
+        raise MinillmError(f"{what} is too large for the float16 tables of a predictor, expected at most 65504")
+    return table
+
+
 def with_unit_mean(moment: np.ndarray) -> np.ndarray:
     """H scaled to a mean of 1 on its diagonal; zeros (of inputs that are all zero) stay.  (D, D)  ->  (D, D)."""
     return moment / (np.trace(moment) or 1) * len(moment)
 
 
-@no_warnings  # weights that outgrow a float16 give scores that are no numbers, which are refused
+@no_warnings  # what outgrows a float16 is refused by check_table
 def quantise(
     weight: np.ndarray, bits: int, moment: np.ndarray | None = None, sweeps: int = 12
 ) -> tuple[np.ndarray, np.ndarray]:

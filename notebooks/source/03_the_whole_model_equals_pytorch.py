@@ -47,7 +47,7 @@ show(you_are_here())
 # compute a score for every token of the vocabulary.
 
 # %%
-show_source(Llama.hidden, Llama.forward)
+show_source(Llama.stream, Llama.hidden, Llama.head, Llama.forward)
 
 # %%
 model = minillm.load("default", dtype="float64")

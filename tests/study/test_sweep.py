@@ -379,3 +379,15 @@ def test_a_dask_cluster_gives_the_same_rows_and_each_worker_is_sent_what_they_sh
     calibration, test = split_text(TEXT)
     shared = module.Shared(model, calibration, test, None, None)
     assert sys.getsizeof(shared) > 1000  # what joblib's dask backend scatters
+
+
+def test_each_worker_has_one_thread_unless_another_number_is_asked_for():
+    from minillm.threads import asked, use_threads
+
+    class Rows:
+        def row(self, *cut):
+            return {"threads": asked(), "cut": cut}
+
+    assert module._in_worker(1, Rows(), "mid", "tensor", 0.5)[0] == {"threads": 1, "cut": ("mid", "tensor", 0.5)}
+    with use_threads(3):
+        assert module._in_worker(asked() or 1, Rows(), "mid", "tensor", 0.5)[0]["threads"] == 3

@@ -245,3 +245,22 @@ def test_predictors_of_weights_of_zeros_are_made_without_a_warning(tmp_path, nam
         predictor = Workshop(model, thresholds, tiny.STORIES[:1], tiny.STORIES[1:2]).make(name)
         fit_cutoffs(model, predictor, thresholds, tiny.STORIES[:1], 0.5)
         assert perplexity(model, tiny.STORIES[2:], ffn=predicted_ffn(predictor, thresholds)).perplexity > 1
+
+
+def test_weights_that_outgrow_the_tables_of_a_predictor_are_named(model):
+    thresholds, s = calibrate(model, tiny.STORIES[:2], "mid", 0.5), np.float32(1e10)
+    lost = broken(model, "norm", 1)
+    lost.layers = [replace(layer, up_proj=layer.up_proj * s, down_proj=layer.down_proj / s) for layer in model.layers]
+    assert perplexity(lost, tiny.STORIES).perplexity == pytest.approx(perplexity(model, tiny.STORIES).perplexity, 1e-3)
+    workshop = Workshop(lost, thresholds, tiny.STORIES[:1], tiny.STORIES[1:2])
+    for name in ("svd", "shadow-3", "ahead-3"):
+        found = sentence_of(lambda name=name: workshop.make(name))
+        assert "blocks.0.mlp.up" in found and "float16" in found
+
+
+def test_a_feedforward_that_gives_nan_is_named(model):
+    def ffn(x, layer, position, tap):  # as from a bundle whose file holds a NaN
+        y = swiglu(x, layer, position)
+        return tap("out", y * np.float32("nan") if layer.index == 1 else y)
+
+    assert sentence_of(lambda: model.forward([1, 5], ffn=ffn)).startswith("blocks.1.mlp.out holds NaN")
