@@ -64,4 +64,4 @@ def _same(output: str, given: str) -> bool:
         return False
     if source.is_dir():
         return target.parent.samefile(source) and READ_FROM_FOLDERS.fullmatch(target.name) is not None
-    return target.samefile(source)
+    return source.exists() and target.samefile(source)

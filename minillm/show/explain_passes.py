@@ -14,7 +14,7 @@ import numpy as np
 
 from ..errors import MinillmError
 from ..trace import Comparison, Row
-from ..units import byte_unit
+from ..units import byte_unit, plain
 from .canvas import (
     BLACK,
     BLUE,
@@ -165,7 +165,7 @@ def cache_growth(rows: Sequence[Mapping], *, ax: Axes | None = None) -> Axes:
     if len(curves) > 1:
         ax.legend(loc="upper left")
     last = {name: points[-1] for name, points in curves.items()}
-    ends = [f"{name} {row['bytes'] / size:.3g} {unit} at {row['positions']}" for name, row in last.items()]
+    ends = [f"{name} {plain(row['bytes'] / size)} {unit} at {row['positions']}" for name, row in last.items()]
     ax.set_label(f"Size of the KV cache against positions: {listed(ends)}.")
     return ax
 
@@ -212,7 +212,7 @@ def training_curve(rows: Sequence[Mapping], unit: str = "nats", *, ax: Axes | No
         points = [(row[x], row[name]) for row in rows if row.get(name) is not None]
         every = max(1, len(points) // 10)
         ax.plot(*zip(*points, strict=True), label=plain_text(name.replace("_", " ")), markevery=every, **look)
-        ends.append(f"{name.replace('_', ' ')} from {points[0][1]:.3g} to {points[-1][1]:.3g}")
+        ends.append(f"{name.replace('_', ' ')} from {plain(points[0][1])} to {plain(points[-1][1])}")
     ax.set_xlabel(f"training ({TIMES[x]})")
     ax.set_ylabel(f"loss ({unit})")
     ax.set_title("Training")

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import MinillmError
 from ..prefetch.clock import FETCHING, Interval
-from ..units import byte_unit, time_unit
+from ..units import byte_unit, plain, time_unit
 from .canvas import (
     BLACK,
     COLOURS,
@@ -70,7 +70,7 @@ def _draw_by_capacity(curves: Mapping[str, np.ndarray], ax: Axes) -> None:
 def _in_the_middle(curves: Mapping[str, np.ndarray], unit: str) -> str:
     """Each curve's value near half of the neurons, in words."""
     middle = {name: points[np.abs(points[:, 0] - 50).argmin()] for name, points in curves.items()}
-    return listed([f"{name} {value:.3g}{unit} at {at:.0f} %" for name, (at, value) in middle.items()])
+    return listed([f"{name} {plain(value)}{unit} at {at:.0f} %" for name, (at, value) in middle.items()])
 
 
 @drawn
@@ -113,7 +113,9 @@ def bytes_by_capacity(rows: Sequence[Mapping], *, ax: Axes | None = None) -> Axe
     ax.set_title("Bytes fetched from slow memory")
     legend_beside(ax)
     middle = _in_the_middle(curves, f" {unit}")
-    ax.set_label(f"Bytes fetched per token against the buffer's capacity; dense {dense / size:.3g} {unit}, {middle}.")
+    ax.set_label(
+        f"Bytes fetched per token against the buffer's capacity; dense {plain(dense / size)} {unit}, {middle}."
+    )
     return ax
 
 
@@ -155,7 +157,7 @@ def gantt(intervals: Sequence[Interval | Mapping], *, ax: Axes | None = None) ->
     legend_above(ax, len(ax.get_legend_handles_labels()[0]), 6)
     stall = sum(i.end - i.start for i in bars if i.kind == "stall") / (end - begin)
     ax.set_label(
-        f"Timeline of {len(layers)} layers and {len(tokens)} tokens: {(end - begin) / size:.3g} {unit}, of which "
+        f"Timeline of {len(layers)} layers and {len(tokens)} tokens: {plain((end - begin) / size)} {unit}, of which "
         f"computing waits for {100 * stall:.0f} %."
     )
     return ax

@@ -202,7 +202,7 @@ def speed_against_perplexity(rows: Sequence[Mapping], token: bool = False, *, ax
     for name in looks:
         points = [(100 * row["increase"], row["speedup"]) for row in curves[name]]
         label_points(ax, points, [f"{100 * row['sparsity']:.0f}" for row in curves[name]])
-    ends = [f"{row['speedup']:.3g} times at {100 * row['increase']:+.1f} % ({_blocks(row)})" for row in front]
+    ends = [f"{plain(row['speedup'])} times at {100 * row['increase']:+.1f} % ({_blocks(row)})" for row in front]
     ax.set_label(
         f"Speed of {of} against the increase of perplexity for {listed(list(curves))}, each point with the share of "
         f"the neurons left out; the front: {listed(ends)}."

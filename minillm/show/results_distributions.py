@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..units import compact
 from .canvas import (
     MARKERS,
     Look,
@@ -58,9 +59,10 @@ def magnitudes_by_layer(
     ax.set_title(f"{plain_text(model) + ': ' if model else ''}magnitudes of {step} by layer")
     ax.legend(loc="upper left")
     half = [at[min(int(np.searchsorted(share, 0.5)), len(at) - 1)] for share in shares]
+    ends = f"{compact(min(half), 2)} to {compact(max(half), 2)}"
     ax.set_label(
         f"Cumulative distributions of the magnitude of {step} in {len(shares)} layers"
-        f"{' of ' + model if model else ''}; half of the values lie below {min(half):.2g} to {max(half):.2g}."
+        f"{' of ' + model if model else ''}; half of the values lie below {ends}."
     )
     return ax
 

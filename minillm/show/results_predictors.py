@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import MinillmError
-from ..units import byte_unit
+from ..units import byte_unit, plain
 from .canvas import (
     BLACK,
     COLOURS,
@@ -116,7 +116,7 @@ def bytes_read(sizes: Mapping[str, float], what: str = "FFN weights read per tok
     ax.set_xlabel("how the FFNs are run")
     ax.set_ylabel(f"{what} ({unit})")
     ax.set_title("Weights read")
-    ends = [f"{name} {value / size:.3g}" for name, value in sizes.items()]
+    ends = [f"{name} {plain(value / size)}" for name, value in sizes.items()]
     ax.set_label(f"Bars, {what} in {unit}: {listed(ends)}.")
     return ax
 

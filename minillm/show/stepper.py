@@ -30,6 +30,7 @@ from ..trace import Trace
 from ..transformer.ffn import FeedForward, swiglu
 from ..transformer.generation import generate
 from ..transformer.model import Llama
+from ..units import compact
 from .display import display, figure_html, under_ipython
 from .explain_values import neuron_raster
 from .labels import token_labels
@@ -56,7 +57,7 @@ class ThresholdView:
     def __str__(self) -> str:
         low, high, here = 100 * self.errors.min(), 100 * self.errors.max(), 100 * self.errors[self.layer]
         return (
-            f"threshold {self.threshold:.3g}: {100 * self.cut:.0f} % of all neurons cut\n"
+            f"threshold {compact(self.threshold)}: {100 * self.cut:.0f} % of all neurons cut\n"
             f"FFN output changes by {here:.0f} % in layer {self.layer} ({low:.0f} to {high:.0f} % over the layers)\n"
             f"uncut  {self.dense!r}\ncut    {self.text!r}"
         )

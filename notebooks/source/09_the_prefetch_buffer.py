@@ -37,6 +37,7 @@ from minillm.sparsity.sparse import policy_selector
 from minillm.study.buffers import ALL, OWN, buffer_rows, plans_of, when_it_matters
 from minillm.tables import keys_as_headings, text_table
 from minillm.transformer.texts import Sample, as_documents
+from minillm.units import in_bytes, in_seconds
 
 show(you_are_here("prefetch"))
 
@@ -351,9 +352,10 @@ assert quarter["belady"]["hit_rate"] - best_rule > best_rule - quarter["random"]
 # and each does one thing at a time. The numbers of the devices are typical, rounded values; you can use your own.
 
 # %%
-columns = {"name": "", "bandwidth": ".2g", "latency": ".2g", "rate": ".2g"}
-print(text_table([vars(device) for device in DEVICES.values()], keys_as_headings(columns)))
-print("\nbandwidth: bytes per second; latency: seconds per read; rate: multiply-adds per second")
+rows = [{"name": device.name, "bandwidth": f"{in_bytes(device.bandwidth)}/s", "latency": in_seconds(device.latency),
+         "rate": device.rate / 1e9} for device in DEVICES.values()]  # fmt: skip
+print(text_table(rows, keys_as_headings({"name": "", "bandwidth": "", "latency": "", "rate": ",.0f"})))
+print("\nlatency: of each read; rate: thousands of millions of multiply-adds per second")
 
 # %%
 few = needed[:2, :4]  # two tokens, four layers

@@ -50,6 +50,14 @@ def test_a_table_may_lie_in_the_models_folder_and_be_continued(run, there):
         assert status == 0, err
 
 
+def test_a_new_figure_may_be_drawn_from_rows_that_are_there(run, there):
+    pytest.importorskip("matplotlib")
+    words = "sweep -m m --text a.txt --policy mid --sparsity 0.5 -o rows.csv".split()
+    assert run(*words)[0] == 0
+    status, _, err = run(*words, "--figure", "new.png")
+    assert status == 0 and (there / "new.png").is_file(), err
+
+
 @pytest.mark.parametrize("name", ["m", "pipe", "absent/name.json", "x" * 300 + ".json"])
 def test_a_name_that_cannot_be_written_is_refused_before_the_work(run, there, name):
     os.mkfifo(there / "pipe")
