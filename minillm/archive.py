@@ -13,6 +13,7 @@ compression, masks about 8 times.)
 """
 
 import math
+import os
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -72,6 +73,8 @@ def _checked_names(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.Zi
     members = archive.infolist()
     if len(members) > MEMBERS:
         raise TraceError(f"{path}: holds {len(members):,} arrays, expected at most {MEMBERS:,}")
+    if (promised := _promised(path, archive)) != min(len(members), 0xFFFF):
+        raise TraceError(f"{path}: lists {len(members)} arrays and ends with a count of {promised}: it is damaged")
     names: dict[str, zipfile.ZipInfo] = {}
     for member in members:
         name = member.filename
@@ -81,6 +84,16 @@ def _checked_names(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.Zi
             raise TraceError(f"{path}: holds {name[:80]!r} twice, expected each array once")
         names[name.removesuffix(".npy")] = member
     return names
+
+
+def _promised(path: Path, archive: zipfile.ZipFile) -> int:
+    """The number of members that the last record of the archive gives (at most 0xFFFF).
+
+    zipfile does not look at it. Where one byte of the list of members is wrong, some of them are missing from it.
+    """
+    with open(path, "rb") as file:
+        file.seek(-22 - len(archive.comment), os.SEEK_END)
+        return int.from_bytes(file.read(12)[10:], "little")
 
 
 def _check_sizes(path: Path, archive: zipfile.ZipFile) -> None:

@@ -118,6 +118,19 @@ def test_a_member_that_is_not_what_it_says_is_named(tmp_path, members, says):
         load_arrays(path)
 
 
+def test_an_archive_whose_list_lost_members_is_refused(tmp_path):
+    path = tmp_path / "a.npz"
+    save_arrays(path, {"x": np.ones(2), "y": np.ones(2)}, b"about")
+    raw = bytearray(path.read_bytes())
+    start = raw.rindex(b"PK\x05\x06")
+    second = raw.rindex(b"PK\x01\x02")
+    raw[start + 12 : start + 16] = (start - second).to_bytes(4, "little")  # the list is said to begin at the second
+    raw[start + 16 : start + 20] = second.to_bytes(4, "little")
+    path.write_bytes(raw)
+    with pytest.raises(TraceError, match="a.npz: lists 1 arrays and ends with a count of 2"):
+        load_arrays(path)
+
+
 def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path):
     zeros = bytes(1 << 20)
     path = tmp_path / "a.npz"

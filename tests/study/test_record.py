@@ -169,6 +169,8 @@ def test_a_record_older_than_fingerprints_is_read_and_continued_without_a_word(m
         new = []
         again = swept(model, tmp_path / name, methods=("magnitude",), on_row=new.append)
         assert again == older[:2] + rows[2:] == read_record(tmp_path / name) and new == rows[2:]
+    with pytest.raises(MinillmError, match=r"row 1 is of another sweep \(context 64, expected 32\)"):
+        sweep(model, *split_text(STORIES), ("mid",), (0.5,), context=32, output=tmp_path / "rows.csv")
     assert not recwarn.list
 
 
