@@ -114,8 +114,6 @@ class Ahead(Predictor):
 
     def __init__(self, shadow: Shadow):
         layers, twice, intermediate = shadow.shape
-        if twice % 2 or shadow.reads_gate:
-            raise ValueError(f"the shadow has {twice} inputs and {shadow.bits} bits, expected two of every input")
         self.shadow, self.shape = shadow, (layers, twice // 2, intermediate)
         self._features = Features()
         self.name = f"{shadow.name}, one layer ahead"

@@ -175,13 +175,8 @@ class Clusters(Predictor):
         layers, hidden, width = shape
         self.shape = (layers, hidden, width)
         groups, count = centroids.shape[:2]
-        expected = [(groups, count, -(-width // 8)), (layers, width)]
-        if groups not in (1, layers) or [centroids.shape, frequency.shape] != expected or centroids.dtype != np.uint8:
-            raise ValueError(f"centroids {centroids.shape} and frequency {frequency.shape} do not fit {self.shape}")
         if means is None and truth is None:
             raise ValueError("means are None, expected them, or the true pattern, to assign positions by")
-        if means is not None and means.shape != (groups, count, hidden):
-            raise ValueError(f"means {means.shape}, expected {(groups, count, hidden)}")
         self.centroids, self.frequency, self.means, self.truth = centroids, frequency, means, truth
         self.name = f"clusters {count}" + " pooled" * (groups == 1 < layers) + ", true pattern" * (truth is not None)
 

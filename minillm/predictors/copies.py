@@ -44,10 +44,6 @@ class LowRank(Predictor):
         layers, hidden, intermediate = shape
         self.shape, self.hidden_act, self.tables = (layers, hidden, intermediate), hidden_act, tables
         self.rank = tables["gate_b"].shape[1]
-        for part in ("gate", "up"):
-            sizes = (tables[f"{part}_a"].shape, tables[f"{part}_b"].shape)
-            if sizes != (expected := ((layers, intermediate, self.rank), (layers, self.rank, hidden))):
-                raise ValueError(f"{part}'s factors are {sizes}, expected {expected}")
         self.name = f"svd rank {self.rank}"
 
     @classmethod
@@ -138,13 +134,6 @@ class Shadow(Predictor):
         self.shape, self.hidden_act, self.tables = (layers, hidden, intermediate), hidden_act, tables
         self.bits = {"gate": gate_bits, "up": up_bits}
         self.reads_gate = gate_bits == 0
-        for part in (part for part, bits in self.bits.items() if bits):
-            codes, scale = tables[f"{part}_codes"], tables[f"{part}_scale"]
-            size = (layers, intermediate, -(-hidden * self.bits[part] // 8))
-            if codes.dtype != np.uint8 or codes.shape != size:
-                raise ValueError(f"{part}_codes is {codes.dtype}{codes.shape}, expected {size}")
-            if scale.dtype != np.float16 or scale.shape != size[:2]:
-                raise ValueError(f"{part}_scale is {scale.dtype}{scale.shape}, expected {size[:2]}")
         widths = f"{up_bits}" if gate_bits == up_bits else f"{gate_bits}+{up_bits}"
         self.name = f"shadow {widths}-bit" if gate_bits else f"gate and {up_bits}-bit up"
         self._layers: list[Layer] | None = None  # the model's own

@@ -39,17 +39,6 @@ def log_scores(shadow: Shadow, index: int, x: np.ndarray) -> np.ndarray:
     return np.log(shadow.predict(index, 0, x) + TINY)
 
 
-def check_tables(tables: dict[str, np.ndarray], shape: tuple[int, int, int], names: str) -> None:
-    """Raise ValueError unless the tables are A (L, D, r), B (L, r, F) and c, a (L, F)."""
-    layers, hidden, intermediate = shape
-    rank = tables["A"].shape[-1]
-    sizes = {"A": (layers, hidden, rank), "B": (layers, rank, intermediate)}
-    for name in names:
-        expected = sizes.get(name, (layers, intermediate))
-        if tables[name].shape != expected:
-            raise ValueError(f"{name} is {list(tables[name].shape)}, expected {list(expected)}")
-
-
 class Learned(Predictor):
     """Deja Vu's predictor, z = x A B + c, in float16; ahead 1 takes x from the layer before."""
 
@@ -57,7 +46,6 @@ class Learned(Predictor):
         layers, hidden, intermediate = shape
         self.shape, self.tables, self.ahead = (layers, hidden, intermediate), tables, ahead
         self.lookaheads = ("layer",) if ahead else ()
-        check_tables(tables, self.shape, "ABc")
         self.name = f"learned rank {tables['A'].shape[-1]}" + (", one layer ahead" if ahead else "")
         self._before: np.ndarray | None = None  # the input of the layer before, of the same tokens
 
@@ -106,7 +94,6 @@ class Refined(Predictor):
 
     def __init__(self, shadow: Shadow, tables: dict[str, np.ndarray]):
         self.shadow, self.shape, self.tables = shadow, shadow.shape, tables
-        check_tables(tables, self.shape, "ABca")
         self.trained_on, self.model, self.reads_gate = shadow.trained_on, shadow.model, shadow.reads_gate
         self.name = f"{shadow.name}, refined"
 

@@ -88,11 +88,6 @@ class Library(Predictor):
         self.level, self.act, self.k = level, act, k
         width, hidden = first["gate_proj"].shape
         self.shape = (len(library), hidden, width)
-        packed = library.dtype == np.uint8 and library.ndim == 3 and library.shape[2] == -(-width // 8)
-        if not packed or frequency.shape != (len(library), width) or first["up_proj"].shape != (width, hidden):
-            raise ValueError(f"library {library.shape} and frequency {frequency.shape} do not fit {width} neurons")
-        if act not in ACTIVATIONS or not 1 <= k <= library.shape[1]:
-            raise ValueError(f"act is {act!r} and k {k!r}, expected an activation and 1 to {library.shape[1]}")
         self.name = f"library {library.shape[1]}, k {k}"
         self._near = np.empty((0, k), int)
 

@@ -5,7 +5,6 @@ import pytest
 import tiny
 
 from minillm.predictors.ahead import Ahead, Features
-from minillm.predictors.copies import Shadow
 from minillm.predictors.cutoffs import fit_cutoffs
 from minillm.predictors.select import sparse_ffn
 from minillm.trace import Trace
@@ -72,11 +71,6 @@ def test_in_chunks_it_is_the_full_pass(form, small):
     for part in (ids[:3], ids[3:4], ids[4:]):
         parts.append(model.forward(part, cache, ffn))
     np.testing.assert_allclose(np.concatenate(parts), full, rtol=0, atol=1e-12)
-
-
-def test_a_shadow_that_is_no_two_inputs_wide_is_refused(small):
-    with pytest.raises(ValueError, match="expected two of every input"):
-        Ahead(Shadow.fit(small[0], 3, gate_bits=0))
 
 
 def test_a_layer_may_be_asked_about_early_and_then_in_time_without_any_other_answer():

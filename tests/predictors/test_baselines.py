@@ -57,8 +57,3 @@ def test_the_previous_tokens_mask_comes_first_and_the_static_share_orders_the_re
     assert after[0] > after[1] > after[2] and after[1] < 1  # an active one stands above a share of 1
     np.testing.assert_array_equal(predictor.predict(0, 0, x), first)  # a new text knows nothing of the last one
     assert predictor.nbytes == 3 * 4 + 1
-
-
-def test_shares_of_another_shape_are_refused():
-    with pytest.raises(ValueError, match="shares are"):
-        Static((2, 4, 3), np.zeros((1, 3)))

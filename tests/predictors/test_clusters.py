@@ -157,13 +157,6 @@ def test_clusters_that_need_the_true_pattern_are_no_file(model, thresholds, tmp_
     assert predictor.multiply_adds(0) == 2 * 45 * 8 + 3 * 45 / 32 and predictor.means is None
 
 
-def test_clusters_whose_parts_do_not_fit_are_refused(model, thresholds):
-    predictor = Clusters.fit(model, thresholds, texts(3), rng(), ClusterSettings(count=3))
-    for name, array in (("centroids", predictor.centroids[:2]), ("means", predictor.means[:, :2])):
-        with pytest.raises(ValueError, match=name):
-            Clusters.from_arrays(predictor.arrays() | {name: array}, predictor.settings())
-
-
 def test_the_selected_share_is_the_one_asked_for_in_spite_of_tied_votes(model, thresholds):
     train = texts(6)
     predictor = Clusters.fit(model, thresholds, train, rng(), ClusterSettings(count=5))

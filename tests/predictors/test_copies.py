@@ -83,11 +83,6 @@ def test_bits_and_ranks_out_of_range_are_refused(small):
     for rank in (0, 17):
         with pytest.raises(MinillmError, match="rank is"):
             LowRank.fit(model, rank)
-    tables = Shadow.fit(model, 3).tables
-    with pytest.raises(ValueError, match="gate_codes is"):
-        Shadow((2, 16, 24), "silu", 4, 3, tables)
-    with pytest.raises(ValueError, match="gate's factors"):
-        LowRank((2, 16, 25), "silu", LowRank.fit(model, 3).tables)
 
 
 def test_float32_stays_float32():

@@ -39,8 +39,3 @@ def test_one_layer_ahead_needs_the_layer_before_first(inputs):
     tables = {"A": np.ones((2, 16, 3)), "B": np.ones((2, 3, 24)), "c": np.ones((2, 24))}
     with pytest.raises(MinillmError, match="layer 1 is predicted from the layer before it"):
         Learned((2, 16, 24), tables, ahead=1).predict(1, 0, inputs)
-
-
-def test_tables_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match="c is"):
-        Learned((2, 16, 24), {"A": np.zeros((2, 16, 3)), "B": np.zeros((2, 3, 24)), "c": np.zeros((2, 23))})

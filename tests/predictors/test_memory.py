@@ -90,15 +90,6 @@ def test_more_neighbours_than_patterns_are_refused(model, thresholds, k):
         Library.fit(model, thresholds, texts(3), rng(), LibrarySettings(size=10, k=k))
 
 
-@pytest.mark.parametrize("changes", [{"k": 0}, {"k": 31}, {"act": "tanh"}])
-def test_a_library_whose_parts_do_not_fit_is_refused(model, thresholds, changes):
-    predictor = Library.fit(model, thresholds, texts(4), rng(), LibrarySettings(size=30, k=3))
-    with pytest.raises(ValueError, match="expected"):
-        Library.from_arrays(predictor.arrays(), predictor.settings() | changes)
-    with pytest.raises(ValueError, match="do not fit"):
-        Library.from_arrays(predictor.arrays() | {"frequency": predictor.frequency[:2]}, predictor.settings())
-
-
 def test_the_selected_share_is_the_one_asked_for_in_spite_of_tied_votes(model, thresholds):
     train = texts(6)
     for k in (1, 5):
