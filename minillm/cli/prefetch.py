@@ -259,7 +259,8 @@ def draw_blocks(points: list[dict], name: str, path: str) -> None:
     whole = f"a whole token (the FFNs hold {points[0]['ffn_share']:.0%} of its bytes)"
     for ax, token, what in zip(panels, (False, True), ("the FFN alone", whole), strict=True):
         speed_against_perplexity(points, token, ax=ax)
-        ax.title.set_text(f"{plain_text(name)}: {what}")  # set_text keeps the font of the figure's style
+        words = f"{plain_text(name)}: {what}\nnumbers: % of the neurons left out, by an oracle (a bound)"
+        ax.title.set_text(words)  # set_text keeps the font of the figure's style
     if legend := panels[0].get_legend():
         legend.remove()
     write_figure(path, *panels)
