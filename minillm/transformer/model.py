@@ -31,7 +31,7 @@ from ..trace import Tap, no_tap, scoped
 from .attention import KVCache
 from .blocks import Positions, block
 from .ffn import FeedForward, swiglu
-from .fingerprint import Fingerprint, fingerprint_of
+from .fingerprint import NAME_LIMIT, Fingerprint, fingerprint_of
 from .finite import are_numbers, first_problem, problem_of, report, rows_are_numbers
 from .layer import Layer
 from .ops import linear, no_warnings, rms_norm
@@ -78,7 +78,7 @@ class Llama:
         repository, kind = ("", "", *self.folder.absolute().parts)[-3:-1]
         if kind == "snapshots":  # models--org--name/snapshots/REVISION
             return show(repository.removeprefix("models--").replace("--", "/"))
-        return show(self.folder.resolve().name)
+        return show(show(self.folder.resolve().name), NAME_LIMIT)  # escapes lengthen it
 
     @cached_property
     def fingerprint(self) -> Fingerprint:

@@ -170,7 +170,7 @@ def test_inspect_lists_what_can_be_read_where_a_shard_is_missing(run, tmp_path):
 def test_a_folder_may_have_any_name_that_the_system_allows(name, run, tmp_path):
     folder = tmp_path / os.fsdecode(name)
     shutil.copytree("m", folder)
-    shown = show(folder.name)
+    shown = show(show(folder.name), 300)
     status, out, _ = run("inspect", "-m", folder, "--json")
     assert status == 0 and json.loads(out)["model"] == shown
     thresholds, bundle = (tmp_path / os.fsdecode(name[:200] + ending) for ending in (b".json", b".bundle"))
@@ -178,6 +178,7 @@ def test_a_folder_may_have_any_name_that_the_system_allows(name, run, tmp_path):
         ("perplexity", "--text", "one.txt"), ("inspect", "--text", "one.txt"), ("generate", "-p", "a", "-n", "2"),
         ("calibrate", "--text", "stories.txt", "--policy", "mid", "-o", thresholds),
         ("bundle", "-o", bundle, "--group", "4"),
+        ("sweep", "--text", "one.txt", "--calibration", "stories.txt", "--sparsity", "0.5", "-o", f"{bundle}.csv"),
         ("perplexity", "--text", "one.txt", "--thresholds", thresholds, "--json"),
         ("inspect", "--text", "one.txt", "--natural", "--figure", folder.with_name(folder.name[:200] + ".svg")),
     ):  # fmt: skip
