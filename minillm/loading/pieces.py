@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-PIECE = 1 << 15  # characters
+PIECE = 1 << 14  # characters
 OVERLAP = 2_000  # characters
 AGREE = 16  # tokens that two pieces must at least have in common
 
