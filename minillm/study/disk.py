@@ -101,7 +101,10 @@ def disk_plan_of(predictor: Predictor, bundle: Bundle, share: float) -> DiskPlan
 
 def oracle_ffn(model: Llama, bundle: Bundle, thresholds: Thresholds, share: float) -> FeedForward:
     """The resident FFN whose masks are the oracle's: policy mid, or the best blocks of each token."""
-    return policy_ffn(model, thresholds) if bundle.group == 1 else BlockOracle(bundle.group, share).ffn()
+    if bundle.group == 1:
+        return policy_ffn(model, thresholds)
+    thresholds.check_fits(model)  # blocks are chosen by their share; the thresholds count where predictors are made
+    return BlockOracle(bundle.group, share).ffn()
 
 
 def oracle(model: Llama, bundle: Bundle, ffn: FeedForward, reading: Reading) -> DiskPlan:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -144,6 +145,14 @@ def test_a_buffer_saves_what_it_hits_and_changes_no_result(made, group, name):
     if group == 1:
         missed = buffer.traffic().missed.sum() * bundle.neuron_bytes
         assert row["bytes_per_token"] * row["tokens"] == pytest.approx(missed)
+
+
+@pytest.mark.parametrize("group", [1, 5])
+def test_thresholds_of_another_model_are_warned_of_whatever_the_size_of_the_blocks(made, group):
+    bundle, whole, _, thresholds = made(group)
+    other = replace(thresholds, model=replace(thresholds.model, name="other", sha256="0" * 64))
+    with pytest.warns(UserWarning, match=r"made for another model, other \(00000000\)"):
+        real.oracle_ffn(whole, bundle, other, 0.5)
 
 
 def test_how_often_a_block_is_wanted_is_counted_on_the_calibration_text(made):
