@@ -19,7 +19,7 @@ import linecache
 import re
 import sys
 import types
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import NamedTuple
 
 from ..errors import MinillmError, show
@@ -53,10 +53,18 @@ class Statement(NamedTuple):
     uses: set[str]
 
 
+class NoIPython:
+    """What get_ipython() gives, in a script that was exported from a notebook: its magics do nothing."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *arguments, **options: None
+
+
 def executed(name: str, source: bytes, wanted: Collection[str]) -> Executed:
     """Execute a .py file, or of an .ipynb file what the wanted functions need. Raises MinillmError in one sentence."""
     module = types.ModuleType("answer")
     module.__file__ = name
+    vars(module)["get_ipython"] = NoIPython
     sys.modules["answer"] = module  # where dataclasses, for one, look for a class's own module
     if name.lower().endswith(".ipynb"):
         failed = run_cells(code_cells(source), vars(module), wanted)

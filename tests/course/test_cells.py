@@ -93,6 +93,8 @@ def test_what_fails_costs_only_what_it_defines_and_says_where():
 
 def test_a_py_file_runs_whole_and_its_failure_is_one_sentence():
     assert executed("a.py", b"x = 1\ndef f(): return x", ["f", "g"]).defined["f"]() == 1
+    exported = b"get_ipython().run_line_magic('matplotlib', 'inline')\nget_ipython().system('ls')\ndef f(): return 1"
+    assert executed("a.py", exported, ["f"]).defined["f"]() == 1
     for source, words in ((b"def f(:", "line 1 is not valid Python"), (b"1/0", "importing it raised ZeroDivisionError"),
                           (b"exit()", "importing it raised SystemExit"), (b"\0", "is not valid Python")):  # fmt: skip
         with pytest.raises(MinillmError, match=words):
