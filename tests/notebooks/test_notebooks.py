@@ -9,6 +9,8 @@ import linecache
 import os
 import re
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -140,6 +142,18 @@ class Session:
 def scores(output: str) -> list[tuple[str, int, int]]:
     """(exercise, right, total) of every check's line."""
     return [(name, int(right), int(total)) for name, right, total in CHECKED.findall(output)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", each(LESSONS))
+def test_the_last_cell_runs_with_a_checkpoint_of_your_own(source, tmp_path):
+    code = source.read_text(encoding="utf-8")
+    folder = (ROOT / "minillm" / "data" / "default-silu").as_posix()
+    assert code.count('\nCHECKPOINT = ""\n') == 1
+    program = tmp_path / source.name
+    program.write_text(code.replace('CHECKPOINT = ""', f'CHECKPOINT = "{folder}"'), encoding="utf-8")
+    done = subprocess.run([sys.executable, str(program)], cwd=NOTEBOOKS, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 @pytest.mark.parametrize("source", each(source for source in WITH_EXERCISES if source.stem.startswith(QUICK)))
