@@ -26,7 +26,7 @@ from ..optim import Adam, cosine
 from ..sparsity.magnitudes import sample_values
 from ..sparsity.sparse import policy_ffn
 from ..sparsity.thresholds import Thresholds
-from ..threads import with_few_threads
+from ..threads import few_threads, with_few_threads
 from ..transformer.model import Llama, shape_of
 from ..transformer.texts import document_hashes, runs
 from .copies import Shadow
@@ -99,19 +99,20 @@ def train_layer(
     def snapshot() -> tuple[float, Parameters]:
         return loss_and_gradients(p, *held_out, negative)[0], {name: value.copy() for name, value in p.items()}
 
-    best, waited, adam, steps = snapshot(), 0, Adam(p, RATE), schedule.epochs * -(-len(x) // BATCH)
-    for _ in range(schedule.epochs):
-        order = rng.permutation(len(x))
-        for a in range(0, len(x), BATCH):
-            rows = order[a : a + BATCH]
-            part_logs = None if logs is None else logs[rows]
-            _, gradients = loss_and_gradients(p, x[rows], y[rows], part_logs, negative)
-            adam.step(gradients, cosine(adam.t, steps, warmup=20))
-        latest = snapshot()
-        best, waited = (latest, 0) if latest[0] < best[0] else (best, waited + 1)
-        watch(latest[0])
-        if waited == schedule.patience:
-            break
+    with few_threads(x):
+        best, waited, adam, steps = snapshot(), 0, Adam(p, RATE), schedule.epochs * -(-len(x) // BATCH)
+        for _ in range(schedule.epochs):
+            order = rng.permutation(len(x))
+            for a in range(0, len(x), BATCH):
+                rows = order[a : a + BATCH]
+                part_logs = None if logs is None else logs[rows]
+                _, gradients = loss_and_gradients(p, x[rows], y[rows], part_logs, negative)
+                adam.step(gradients, cosine(adam.t, steps, warmup=20))
+            latest = snapshot()
+            best, waited = (latest, 0) if latest[0] < best[0] else (best, waited + 1)
+            watch(latest[0])
+            if waited == schedule.patience:
+                break
     return best[1]
 
 

@@ -150,13 +150,15 @@ def _after_separator(text: str) -> str:
 def split_text(documents: str | Iterable[str], share: float = CALIBRATION_SHARE) -> tuple[list[str], list[str]]:
     """Calibration documents and test documents: the first ``share`` of them, and the rest.
 
+    A document that stands several times in the text is in one part only, with all its copies.
     A text that is one single document, a book, is cut in two near that share of its characters, where a paragraph, a
     line, a sentence or at least a word ends; a note says so. Raises MinillmError when either part would be empty.
     """
     share = real_number("share", share, lambda x: 0 < x < 1, "a number between 0 and 1")
     texts = as_documents(documents)
     parts: tuple[list[str], list[str]]
-    if len(texts) == 1:
+    different = list(dict.fromkeys(texts))
+    if len(different) == 1:
         at = place_to_cut(texts[0], share)
         halves = [half for half in (texts[0][:at].strip(), texts[0][at:].strip()) if half]
         parts = [Part.of(texts[0], half) for half in halves[:1]], [Part.of(texts[0], half) for half in halves[1:]]
@@ -164,8 +166,9 @@ def split_text(documents: str | Iterable[str], share: float = CALIBRATION_SHARE)
             warnings.warn(f"the text is one document: it is cut in two after {at:,} of {len(texts[0]):,} characters",
                           stacklevel=2)  # fmt: skip
     else:
-        count = min(max(round(len(texts) * share), 1), len(texts) - 1)
-        parts = texts[:count], texts[count:]
+        count = min(max(round(len(different) * share), 1), len(different) - 1)
+        first = set(different[:count])
+        parts = [text for text in texts if text in first], [text for text in texts if text not in first]
     if not parts[0] or not parts[1]:
         raise MinillmError(
             f"the text holds {len(texts)} document(s), too few to calibrate on one part and score another"

@@ -134,3 +134,12 @@ def test_a_text_of_which_no_two_parts_can_be_made_is_refused(text):
 def test_a_share_that_is_none_is_refused(share):
     with pytest.raises(MinillmError, match="share is .*, expected a number between 0 and 1"):
         split_text(TEXT, share)
+
+
+def test_a_document_that_stands_twice_is_in_one_part_only():
+    texts = ["a cat", "a dog", "a cat", "the sea", "a dog", "the sun", "a cat"]
+    first, rest = split_text(texts, 0.5)
+    assert (first, rest) == (["a cat", "a dog", "a cat", "a dog", "a cat"], ["the sea", "the sun"])
+    with pytest.warns(UserWarning, match="one document"):
+        first, rest = split_text(["one. two. three. four."] * 3, 0.5)
+    assert len(first) == len(rest) == 1 and set(first).isdisjoint(rest)
