@@ -136,7 +136,7 @@ def test_what_cannot_be_measured_is_refused_in_one_sentence(capsys, words, said)
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("ffn -m default", "--model"), ("ffn --layers 3", "--layers"), ("decode --groups 4", "--groups"),
+        ("ffn -m default", "-m default"), ("ffn --layers 3", "--layers"), ("decode --groups 4", "--groups"),
         ("decode --shape 1B", "'1B'"), ("decode --shape 16 64", "'16'"),
     ],
 )  # fmt: skip
