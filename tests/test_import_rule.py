@@ -12,11 +12,11 @@ import minillm
 PACKAGE = Path(minillm.__file__).parent
 # In reading order; "folder/" is every file of a folder whose own order is not fixed yet.
 ORDER = """
-    errors units files arguments threads steps optim tables
-    loading/foreign loading/fields loading/config loading/tensors loading/names loading/checkpoint
+    errors units files foreign fields arguments threads steps identity tables rows archive trace divergence optim
+    loading/config loading/tensors loading/names loading/checkpoint
     loading/embedded loading/fetch loading/hub loading/pieces loading/tokenizer
-    rows archive transformer/ops transformer/rope transformer/layer transformer/fingerprint trace transformer/finite
-    transformer/attention transformer/ffn transformer/blocks transformer/model transformer/generation
+    transformer/ops transformer/rope transformer/layer transformer/fingerprint transformer/finite transformer/attention
+    transformer/ffn transformer/blocks transformer/model transformer/generation
     transformer/documents transformer/texts transformer/evaluation
     sparsity/spec sparsity/policies sparsity/masked sparsity/gathered sparsity/griffin sparsity/thresholds
     sparsity/selected sparsity/sparse sparsity/magnitudes sparsity/allocate sparsity/calibrate

@@ -339,7 +339,7 @@ def command_trace(a: argparse.Namespace) -> int:
 
 def command_compare(a: argparse.Namespace) -> int:
     """Compare two traces; exit status 1 when they diverge."""
-    from ..trace import compare
+    from ..divergence import compare
 
     result = compare(a.ours, a.theirs, a.rtol)
     print(json.dumps(result.asdict()) if a.json else in_lines(str(result)))
