@@ -9,6 +9,7 @@ from passes import IDS, cut, traced
 
 from minillm import trace as trace_module
 from minillm.divergence import compare
+from minillm.errors import TraceError
 from minillm.trace import Trace
 
 
