@@ -43,7 +43,7 @@ _PUBLIC = {
     "MinillmError": "errors",
     "use_threads": "threads",
     "Trace": "trace",
-    "compare": "trace",
+    "compare": "divergence",
     "embedded_text": "loading.embedded",
     "Llama": "transformer.model",
     "KVCache": "transformer.attention",

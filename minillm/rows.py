@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .errors import MinillmError
+from .fields import brief, parse_value
 from .files import read_text
-from .loading.fields import brief, parse_value
 from .tables import check_ending, from_csv_text
 
 ROWS_LIMIT = 100_000_000  # bytes of a file of rows; one of 20,000 documents and 100 rows has half of it

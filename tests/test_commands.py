@@ -21,7 +21,7 @@ from loopback_hub import LoopbackHub
 
 from minillm.cli.main import main
 from minillm.course.assignment import write_template
-from minillm.trace import compare
+from minillm.divergence import compare
 
 SEPARATOR = "\n<|endoftext|>\n"
 STORIES = [f"{story} And then he saw {number} red balls." for number in range(8) for story in tiny.STORIES]

@@ -12,11 +12,11 @@ import minillm
 PACKAGE = Path(minillm.__file__).parent
 # In reading order; "folder/" is every file of a folder whose own order is not fixed yet.
 ORDER = """
-    errors units files arguments threads steps optim tables
-    loading/foreign loading/fields loading/config loading/tensors loading/names loading/checkpoint
+    errors units files foreign fields arguments threads steps identity tables rows archive trace divergence optim
+    loading/config loading/tensors loading/names loading/checkpoint
     loading/embedded loading/fetch loading/hub loading/pieces loading/tokenizer
-    rows archive transformer/ops transformer/rope transformer/layer transformer/fingerprint trace transformer/finite
-    transformer/attention transformer/ffn transformer/blocks transformer/model transformer/generation
+    transformer/ops transformer/rope transformer/layer transformer/fingerprint transformer/finite transformer/attention
+    transformer/ffn transformer/blocks transformer/model transformer/generation
     transformer/documents transformer/texts transformer/evaluation
     sparsity/spec sparsity/policies sparsity/masked sparsity/gathered sparsity/griffin sparsity/thresholds
     sparsity/selected sparsity/sparse sparsity/magnitudes sparsity/allocate sparsity/calibrate
@@ -36,8 +36,8 @@ ORDER = """
     show/page_costs show/page_predictors show/page_buffer show/page show/display show/stepper
     course/differences course/attempt course/check course/wire course/limits course/cells course/child course/mistakes
     course/assignment course/block course/judge course/grade course/classroom course/notebook
-    cli/parser cli/flags cli/outputs cli/shared cli/demo cli/model cli/cut cli/predict cli/disk cli/simulate
-    cli/prefetch cli/study cli/course cli/bench cli/main
+    cli/parser cli/flags cli/outputs cli/shared cli/demo cli/model cli/inspect cli/download cli/cut
+    cli/predict cli/disk cli/simulate cli/prefetch cli/study cli/course cli/bench cli/main
     __main__
 """.split()
 HEAVY = {"torch", "transformers"}

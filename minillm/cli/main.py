@@ -28,7 +28,9 @@ from .shared import say
 
 COMMANDS = {  # each file of commands -> the commands it adds, as --help lists them
     "demo": ("demo",),
-    "model": ("generate", "perplexity", "inspect", "trace", "compare", "download"),
+    "model": ("generate", "perplexity"),
+    "inspect": ("inspect", "trace", "compare"),
+    "download": ("download",),
     "cut": ("calibrate", "sweep"),
     "predict": ("predict",),
     "disk": ("bundle",),

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..trace import compare
+from ..divergence import compare
 from ..transformer.ops import linear
 from .assignment import FUNCTIONS, RTOL, Answer, cause, goldens
 from .attempt import NOT_WRITTEN

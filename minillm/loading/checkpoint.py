@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import CheckpointError
+from ..fields import brief, file_in, read_json
+from ..foreign import other_weights
 from .config import ModelConfig
-from .fields import brief, file_in, read_json
-from .foreign import other_weights
 from .names import EMBEDDING, HEAD, expected_names, is_derived, plain_name
 from .tensors import DTYPES, TensorInfo, pieces, read_header, read_tensor
 

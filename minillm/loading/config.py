@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import ConfigError
-from .fields import Fields, brief, file_in, read_json
-from .foreign import other_weights
+from ..fields import Fields, brief, file_in, read_json
+from ..foreign import other_weights
 
 
 class Defaults(NamedTuple):

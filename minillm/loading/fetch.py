@@ -25,9 +25,9 @@ from importlib import import_module
 from pathlib import Path
 
 from ..errors import CheckpointError, MinillmError
+from ..fields import read_json
+from ..foreign import START, foreign_content, foreign_weights
 from .checkpoint import INDEX, SINGLE
-from .fields import read_json
-from .foreign import START, foreign_content, foreign_weights
 from .tensors import read_header
 
 # fetched beside the weights; of those, the files that the index names, or the one of a small model

@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Collection, Mapping
 
 from ..errors import CheckpointError, show
-from .fields import brief
+from ..fields import brief
 from .tensors import DTYPES, TensorInfo
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"

@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, NamedTuple, TypeGuard
 import numpy as np
 
 from ..errors import BundleError, CheckpointError
+from ..fields import Fields, brief, parse_json
 from ..files import file_errors, regular_file, whole_file
-from .fields import Fields, brief, parse_json
-from .foreign import START, foreign_content
+from ..foreign import START, foreign_content
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike

@@ -26,8 +26,8 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import TokenizerError
+from ..fields import file_in, read_json
 from ..files import read_bytes
-from .fields import file_in, read_json
 from .pieces import PIECE, Tokens, in_pieces
 
 TOKENIZER_LIMIT = 100_000_000  # bytes; the largest published ones have about 35 MB

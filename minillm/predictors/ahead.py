@@ -20,7 +20,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..loading.fields import Fields
+from ..fields import Fields
 from ..sparsity.sparse import policy_ffn
 from ..sparsity.thresholds import Thresholds
 from ..threads import few_threads

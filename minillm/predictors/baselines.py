@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..errors import MinillmError
-from ..loading.fields import Fields
+from ..fields import Fields
 from ..sparsity.sparse import policy_ffn
 from ..sparsity.thresholds import Thresholds
 from ..steps import place

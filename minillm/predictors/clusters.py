@@ -32,7 +32,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import MinillmError
-from ..loading.fields import Fields
+from ..fields import Fields
 from ..sparsity.policies import largest
 from ..sparsity.selected import mid_mask
 from ..sparsity.thresholds import Thresholds

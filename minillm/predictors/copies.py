@@ -23,7 +23,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..errors import MinillmError
-from ..loading.fields import Fields
+from ..fields import Fields
 from ..threads import few_threads
 from ..transformer.layer import Layer
 from ..transformer.model import Llama, shape_of

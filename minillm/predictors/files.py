@@ -18,9 +18,9 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import CheckpointError, MinillmError
-from ..loading.fields import Fields, parse_json
+from ..fields import Fields, parse_json
+from ..identity import Fingerprint, read_fingerprint
 from ..loading.tensors import read_whole_header, save_tensors
-from ..transformer.fingerprint import Fingerprint, read_fingerprint
 from .catalogue import KINDS
 from .layout import NUMPY, Layout, Table, check_header, check_values, read_table
 from .protocol import Predictor

@@ -19,8 +19,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import CheckpointError
+from ..fields import Fields, brief
 from ..files import file_errors
-from ..loading.fields import Fields, brief
 from ..loading.tensors import TensorInfo
 
 Shape = tuple[int, int, int]  # L, D, F

@@ -19,7 +19,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..errors import MinillmError
-from ..loading.fields import Fields
+from ..fields import Fields
 from ..transformer.model import Llama
 from .copies import Shadow
 from .layout import Layout, Shape, Table, check_shape, sizes_of

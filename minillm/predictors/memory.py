@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import MinillmError
-from ..loading.fields import Fields
+from ..fields import Fields
 from ..sparsity.magnitudes import sample_values
 from ..sparsity.selected import check_truth
 from ..sparsity.sparse import policy_ffn

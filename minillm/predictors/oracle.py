@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..errors import MinillmError
-from ..loading.fields import Fields
+from ..fields import Fields
 from ..sparsity.thresholds import Thresholds
 from ..transformer.ffn import mid_of
 from ..transformer.model import Llama, shape_of

@@ -18,8 +18,8 @@ from typing import Protocol
 import numpy as np
 
 from ..errors import MinillmError
-from ..loading.fields import Fields
-from ..transformer.fingerprint import Fingerprint
+from ..fields import Fields
+from ..identity import Fingerprint
 from ..transformer.model import Llama, shape_of
 from .layout import Layout, Shape
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..loading.fields import Fields
+from ..fields import Fields
 from ..transformer.model import Llama, shape_of
 from .layout import Layout, Shape, Table, check_shape, sizes_of
 from .protocol import Predictor

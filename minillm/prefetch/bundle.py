@@ -39,11 +39,12 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import BundleError, CheckpointError
+from ..fields import Fields, brief, file_in, read_json
 from ..files import whole_folder
+from ..identity import Fingerprint, read_fingerprint
 from ..loading.config import ModelConfig
-from ..loading.fields import Fields, brief, file_in, read_json
 from ..loading.tensors import DTYPES, TensorInfo, read_header, read_tensor, save_tensors, to_bfloat16
-from ..transformer.fingerprint import Fingerprint, fingerprint_of, read_fingerprint
+from ..transformer.fingerprint import fingerprint_of
 from ..transformer.layer import Layer
 from ..transformer.model import Llama, random_weights
 

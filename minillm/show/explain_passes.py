@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..divergence import Comparison, Row
 from ..errors import MinillmError
-from ..trace import Comparison, Row
 from ..units import byte_unit, plain
 from .canvas import (
     BLACK,

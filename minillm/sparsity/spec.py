@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from ..loading.fields import Fields
+from ..fields import Fields
 from ..steps import place
 from ..trace import Tap, no_tap
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ThresholdsError
+from ..fields import Fields, read_json
 from ..files import whole_file
-from ..loading.fields import Fields, read_json
-from ..transformer.fingerprint import Fingerprint, read_fingerprint
+from ..identity import Fingerprint, read_fingerprint
 from ..transformer.model import Llama
 from .policies import POLICIES, Policy
 from .spec import SparsitySpec, read_spec

@@ -24,8 +24,8 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import MinillmError
+from ..fields import JSON_LIMIT, brief, parse_value
 from ..files import read_text
-from ..loading.fields import JSON_LIMIT, brief, parse_value
 from ..prefetch.clock import LARGE, ffn_share, whole_token
 from ..prefetch.kernels import expected_speedup
 from ..prefetch.reorder import BlockOracle, clustered, dropped_means, energy_shares, recorded_mid, retained

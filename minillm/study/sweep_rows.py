@@ -15,7 +15,8 @@ import math
 from collections.abc import Iterable, Mapping
 
 from ..errors import MinillmError
-from ..loading.fields import brief
+from ..fields import brief
+from ..identity import read_fingerprint
 from ..methods.base import method_named
 from ..rows import (
     FINITE,
@@ -32,7 +33,6 @@ from ..rows import (
 )
 from ..sparsity.policies import policy_named
 from ..sparsity.spec import SparsityReport
-from ..transformer.fingerprint import read_fingerprint
 from .score import evaluation_of
 
 WEIGHTS = "weights"  # what the target of a method counts, and the mark of a method's row

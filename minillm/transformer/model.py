@@ -23,6 +23,7 @@ import numpy as np
 
 from ..arguments import whole_number
 from ..errors import MinillmError, TokenizerError, show
+from ..identity import NAME_LIMIT, Fingerprint
 from ..loading.checkpoint import load_weights
 from ..loading.config import ModelConfig
 from ..loading.tokenizer import Tokenizer, unused_bos
@@ -31,7 +32,7 @@ from ..trace import Tap, no_tap, scoped
 from .attention import KVCache
 from .blocks import Positions, block
 from .ffn import FeedForward, swiglu
-from .fingerprint import NAME_LIMIT, Fingerprint, fingerprint_of
+from .fingerprint import fingerprint_of
 from .finite import are_numbers, first_problem, problem_of, report, rows_are_numbers
 from .layer import Layer
 from .ops import linear, no_warnings, rms_norm

@@ -24,6 +24,7 @@ import numpy as np
 import minillm
 from minillm.course.check import check
 from minillm.course.notebook import show_source
+from minillm.divergence import compare
 from minillm.loading.checkpoint import load_weights
 from minillm.loading.config import ModelConfig
 from minillm.show.display import show
@@ -32,7 +33,7 @@ from minillm.show.labels import token_labels
 from minillm.show.map import you_are_here
 from minillm.steps import step_names
 from minillm.tables import keys_as_headings, text_table
-from minillm.trace import Trace, compare
+from minillm.trace import Trace
 from minillm.transformer.blocks import Positions, block
 from minillm.transformer.model import Llama
 from minillm.transformer.ops import linear, rms_norm, softmax
@@ -573,6 +574,6 @@ if CHECKPOINT:
 # **Papers.** Llama: arXiv 2302.13971, section 2.2. Tied embeddings: Press and Wolf 2017, arXiv 1608.05859, section 3.
 # Rounding: Goldberg 1991, "What every computer scientist should know about floating-point arithmetic".
 #
-# **Source.** [trace.py](../minillm/trace.py) (`compare`), [model.py](../minillm/transformer/model.py),
+# **Source.** [divergence.py](../minillm/divergence.py) (`compare`), [model.py](../minillm/transformer/model.py),
 # [torch_reference.py](../weights_scripts/torch_reference.py) (the same pass in PyTorch), and
 # [test_planted_bugs.py](../tests/transformer/test_planted_bugs.py): many more mistakes, each found at its step.

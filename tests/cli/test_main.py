@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from commands import one_sentence, process
 
+from minillm.cli import inspect
 from minillm.cli import main as cli
-from minillm.cli import model
 
 COMMANDS = (
     "demo", "generate", "perplexity", "inspect", "trace", "compare", "download", "calibrate", "sweep", "predict",
@@ -31,7 +31,7 @@ def test_every_command_is_in_the_file_that_the_table_names():
     assert cli.parser("no such command").format_help() == whole
 
 
-EVERY_START = ("flags", "main", "model", "outputs", "parser", "shared")
+EVERY_START = ("flags", "inspect", "main", "outputs", "parser", "shared")
 
 
 def test_a_command_imports_no_other_commands():
@@ -230,7 +230,7 @@ def test_a_command_runs_in_the_threads_that_are_asked_for(run, monkeypatch):
     from minillm.threads import asked
 
     seen: list[int | None] = []
-    monkeypatch.setattr("minillm.cli.model.command_inspect", lambda a: seen.append(asked()) or 0)
+    monkeypatch.setattr("minillm.cli.inspect.command_inspect", lambda a: seen.append(asked()) or 0)
     assert run("inspect", "-m", "m", "--threads", "3")[0] == run("inspect", "-m", "m")[0] == 0
     assert seen == [3, None]
 
@@ -247,7 +247,7 @@ def test_without_memory_there_is_a_sentence_and_no_traceback(run, monkeypatch):
     def greedy(arguments):
         np.empty(1 << 62, np.uint8)
 
-    monkeypatch.setattr(model, "command_inspect", greedy)
+    monkeypatch.setattr(inspect, "command_inspect", greedy)
     status, out, err = run("inspect", "-m", "m")
     assert (status, out) == (1, "") and "not enough memory" in one_sentence(err)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from minillm.errors import CheckpointError
-from minillm.loading.fields import Fields
+from minillm.fields import Fields
 from minillm.loading.tensors import read_header, save_tensors
 from minillm.predictors.catalogue import KINDS
 from minillm.predictors.files import class_of

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from figures import check_figure, tokens
 
+from minillm.divergence import Comparison, Row
 from minillm.errors import MinillmError
 from minillm.show import canvas
 from minillm.show.canvas import figure_of
 from minillm.show.explain_passes import cache_growth, error_per_step, sampling_bars, training_curve, work_per_token
 from minillm.steps import step_names
-from minillm.trace import Comparison, Row
 
 
 def errors(steps, first=None, each=1e-7):

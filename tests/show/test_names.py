@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from figures import written
 
+from minillm.divergence import Row
 from minillm.show import canvas
 from minillm.show.explain_passes import cache_growth, error_per_step, sampling_bars, training_curve, work_per_token
 from minillm.show.explain_values import neuron_raster
@@ -17,7 +18,6 @@ from minillm.show.results_cuts import beside_the_paper, cost_of_cuts
 from minillm.show.results_distributions import magnitudes_by_layer, natural_by_layer
 from minillm.show.results_predictors import bytes_read, cost_of_predictors, match_by_position, precision_recall
 from minillm.show.svg import svg
-from minillm.trace import Row
 
 NAME = "_a$b_c$ \\frac{%s} $\\oops \x1b[31m\u202e 模型 😀"
 ABOUT = {"model": NAME, "tokens": 9, "protocol": "documents", "context": 8, "by": "tensor", "achieved": 0.5}

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from minillm.divergence import Comparison, compare
 from minillm.loading.tensors import save_tensors
-from minillm.trace import Comparison, Trace, compare
+from minillm.trace import Trace
 from minillm.transformer.ffn import swiglu
 from minillm.transformer.model import Llama
 

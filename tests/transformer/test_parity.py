@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 from scripts import load_script
 
+from minillm.archive import save_arrays
+from minillm.divergence import compare
 from minillm.loading.config import ModelConfig
-from minillm.trace import Trace, compare, save_arrays
+from minillm.trace import Trace
 from minillm.transformer import attention
 from minillm.transformer.generation import generate
 from minillm.transformer.model import Llama

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from minillm.errors import BundleError, ConfigError, MinillmError
-from minillm.loading.fields import Fields, brief, file_in, parse_json, read_json
+from minillm.fields import Fields, brief, file_in, parse_json, read_json
 
 
 def fields(**values) -> Fields:

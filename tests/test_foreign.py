@@ -6,8 +6,8 @@ import hostile
 import pytest
 
 from minillm.errors import ConfigError
+from minillm.foreign import START, foreign_content, other_weights
 from minillm.loading.config import ModelConfig
-from minillm.loading.foreign import START, foreign_content, other_weights
 
 
 @pytest.mark.parametrize(("file", "named"), [

@@ -18,8 +18,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError, MinillmError, show
-from ..files import read_bytes, regular_file
+from .errors import ConfigError, MinillmError, show
+from .files import read_bytes, regular_file
 from .foreign import START, foreign_content
 
 JSON_LIMIT = 10_000_000  # bytes; a real config.json has about 1 kB, the index of a 405B model 120 kB
