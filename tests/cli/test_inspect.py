@@ -4,11 +4,13 @@ import json
 import os
 import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
 from commands import one_sentence
+from safetensors.numpy import load_file, save_file
 
 import minillm
 from minillm.errors import show
