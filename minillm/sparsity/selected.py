@@ -20,9 +20,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import MinillmError, ThresholdsError
+from ..identity import Fingerprint
 from ..trace import Tap, no_tap
 from ..transformer.ffn import Selector, mid_of
-from ..identity import Fingerprint
 from ..transformer.layer import Layer
 from ..transformer.ops import linear
 from .gathered import columns_of, rows_of

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import MinillmError
+from ..identity import Fingerprint
 from ..trace import Tap, no_tap
 from ..transformer.ffn import Selector
-from ..identity import Fingerprint
 from ..transformer.layer import Layer
 from ..transformer.model import Llama
 from .gathered import gathered_swiglu

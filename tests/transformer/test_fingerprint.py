@@ -1,5 +1,6 @@
 """A model's fingerprint depends on its weights and its config, and on nothing else."""
 
+import warnings
 from dataclasses import replace
 
 import numpy as np
