@@ -142,7 +142,8 @@ def locked(path: str | Path, error: type[MinillmError]) -> Iterator[None]:
             if os.path.samestat(os.fstat(handle), os.stat(beside)):
                 break
         os.close(handle)
-    ours = os.fstat(handle).st_size == 0  # a file with something in it is the user's
+    about = os.fstat(handle)
+    ours = stat.S_ISREG(about.st_mode) and about.st_size == 0  # a pipe, or a file with something in it, is the user's
     try:
         yield
     finally:

@@ -185,7 +185,7 @@ def _csv_rows(source: str, path: Path, columns: Kinds) -> list[dict[str, object]
     before = csv.field_size_limit(2**31 - 1)  # of a cell; the usual 128 KiB are a few thousand documents
     try:
         first = re.split(r"[\r\n]", source.lstrip("\r\n"), maxsplit=1)[0]
-        headings = {mark: next(csv.reader([first], delimiter=mark, strict=True)) for mark in MARKS}
+        headings = {mark: next(csv.reader([first], delimiter=mark)) for mark in MARKS}  # not strict: with quotes, too
         mark = max(MARKS, key=lambda mark: len(columns.keys() & set(headings[mark])))
         reader = csv.reader(io.StringIO(source, newline=""), delimiter=mark, strict=True)
         heading, *lines = (line for line in reader if any(line))
@@ -194,6 +194,8 @@ def _csv_rows(source: str, path: Path, columns: Kinds) -> list[dict[str, object]
     finally:
         csv.field_size_limit(before)
     heading = heading[: max((i + 1 for i, name in enumerate(heading) if name), default=0)]
+    if not lines and not columns.keys() & set(heading):  # some text, which would be lost
+        raise MinillmError(f"{path}: has the heading {brief(heading[0])}, expected {_listed(columns)}")
     if twice := [name for i, name in enumerate(heading) if name in heading[:i]]:
         raise MinillmError(f"{path}: the column {brief(twice[0])} stands twice, expected once")
     for number, line in enumerate(lines, start=1):

@@ -70,7 +70,7 @@ class Trace(Mapping):
     edits: {pattern: fn}; fn(value) returns the value that the model goes on with, which is also the one that is kept.
     budget: the largest number of bytes to keep; more is refused, because a long text makes large arrays. Scores and
     patterns (H, T, S), the largest of all, are refused before they are made.
-    model: the fingerprint of the model, which the file of the trace will carry; None where it is not known.
+    model: the fingerprint of the model, which the file of the trace will carry; a pass fills it in.
 
     Raises TraceError for a pattern that matched nothing, an edit that never fired or that changed shape or
     dtype, an unknown key, the same step twice (one Trace is one pass), and a full budget.

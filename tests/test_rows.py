@@ -121,3 +121,20 @@ def test_a_huge_file_is_refused_before_it_is_read(tmp_path):
     assert (
         fuzz.memory_of(lambda path: load_rows(path, COLUMNS), fuzz.huge(tmp_path / "rows.csv", b"name,count\n")) < 1e7
     )
+
+
+def test_a_table_whose_cells_are_all_quoted_is_understood(tmp_path):
+    for mark in ",;\t":
+        with open(tmp_path / "rows.csv", "w", newline="") as file:
+            writer = csv.writer(file, delimiter=mark, quoting=csv.QUOTE_ALL)
+            writer.writerows([["name", "count", "share"], ["a", "3", "0.1"]])
+        assert load_rows(tmp_path / "rows.csv", COLUMNS) == [{"name": "a", "count": 3, "share": 0.1}]
+
+
+def test_a_text_that_is_no_table_is_not_taken_for_one_without_rows(tmp_path):
+    for text in ("my notes\n", "[]\n", "other,headings\n"):
+        (tmp_path / "rows.csv").write_text(text)
+        with pytest.raises(MinillmError, match=r"rows\.csv"):
+            load_rows(tmp_path / "rows.csv", COLUMNS)
+    (tmp_path / "rows.csv").write_text("name,count,share\n")
+    assert load_rows(tmp_path / "rows.csv", COLUMNS) == []

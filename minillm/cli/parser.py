@@ -25,6 +25,11 @@ class Parser(argparse.ArgumentParser):
         if args is not None and self.actions:
             args = action_first(args, self.actions)
         known, unknown = super().parse_known_args(args, namespace)
+        for (
+            action
+        ) in self._actions:  # as `--thresholds "$T"` gives it where T is not set: not the same as no thresholds
+            if action.metavar in ("FILE", "FOLDER") and getattr(known, action.dest, None) == "":
+                self.error(f"argument {'/'.join(action.option_strings) or action.metavar}: is empty, expected a name")
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}{self.whose(unknown)}")
         return known, unknown

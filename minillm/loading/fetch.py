@@ -130,6 +130,8 @@ def reason(problem: Exception, repo: str, revision: str | None, wanted: str) -> 
             return refused(response.status_code, response.headers.get("Retry-After"))
         if isinstance(each, ValueError) and "JSON" in type(each).__name__:
             return f"the hub sent something that is no JSON, expected {wanted}: is it a web page of the network's?"
+    if isinstance(problem, KeyError | TypeError | AttributeError):  # huggingface_hub looked for a field
+        return f"the hub sent JSON of another kind, expected {wanted}"
     said = " ".join(f"{type(each).__name__} {each}" for each in chain)
     if isinstance(problem, OverflowError):  # from time.sleep
         return refused(429, "very many")

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..arguments import whole_number
 from ..errors import MinillmError
 from ..fields import Fields
 from ..threads import few_threads
@@ -146,7 +147,8 @@ class Shadow(Predictor):
             {part: (getattr(layer, f"{part}_proj"), getattr(layer, f"{part}_bias"), 0.0) for part in ("gate", "up")}
             for layer in model.layers
         ]
-        gate_bits = bits if gate_bits is None else gate_bits
+        bits = whole_number("bits", bits, 1, 8)
+        gate_bits = bits if gate_bits is None else whole_number("gate_bits", gate_bits, 0, 8)
         with few_threads(model):
             predictor = cls.of_weights(shape_of(model), model.config.hidden_act, layers, gate_bits, bits, moments)
         predictor.model = model.fingerprint

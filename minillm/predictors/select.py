@@ -13,7 +13,7 @@ counted: a baseline gets the truth at no cost.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -131,4 +131,4 @@ def sparse_ffn(
         return policy_ffn(model, thresholds, form)
     thresholds.check_fits(model)
     check_fits(predictor, model)
-    return predicted_ffn(predictor, thresholds, form)
+    return replace(predicted_ffn(predictor, thresholds, form), model=model.fingerprint)

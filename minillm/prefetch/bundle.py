@@ -38,7 +38,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..errors import BundleError, CheckpointError
+from ..arguments import whole_number
+from ..errors import BundleError, CheckpointError, MinillmError
 from ..fields import Fields, brief, file_in, read_json
 from ..files import whole_folder
 from ..identity import Fingerprint, read_fingerprint
@@ -141,8 +142,10 @@ def _write_folder(
 ) -> Path:  # fmt: skip
     """Write the folder under another name (small_files, the rest, each layer's rows (3 F, D)), then rename it."""
     config, group, dtype, model = layout
-    if type(group) is not int or not 1 <= group <= config.intermediate_size:
-        raise BundleError(f"group is {brief(group)}, expected 1 to {config.intermediate_size} (the model's neurons)")
+    try:
+        group = whole_number("group", group, 1, config.intermediate_size)
+    except MinillmError as problem:
+        raise BundleError(f"{problem} (the model's neurons)") from None
     if dtype not in STORED:
         raise BundleError(f"dtype is {brief(dtype)}, expected one of {', '.join(STORED)}")
     beside = None
@@ -302,8 +305,9 @@ def resident_llama(bundle: Bundle, dtype: str | type = "float32") -> Llama:
             weights[f"model.layers.{i}.mlp.{part}_proj.weight"] = np.empty((rows, 0), dtype)
     model = Llama(config, weights, bundle.folder)
     model.fingerprint = bundle.model or fingerprint_of(
-        model.name, config, model.embed_tokens, (_whole_layer(bundle, layer, dtype) for layer in model.layers)
-    )
+        model.name, config, (model.embed_tokens, model.norm, model.lm_head),
+        (_whole_layer(bundle, layer, dtype) for layer in model.layers),
+    )  # fmt: skip
     return model
 
 

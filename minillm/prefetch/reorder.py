@@ -60,9 +60,13 @@ def neuron_energy(mid: np.ndarray, layer: Layer) -> np.ndarray:
 
 
 def energy_shares(mid: np.ndarray, layer: Layer) -> np.ndarray:
-    """e: each neuron's share of the token's energy.  mid (T, F)  ->  (T, F), rows that sum to 1."""
+    """e: each neuron's share of the token's energy.  mid (T, F)  ->  (T, F), rows that sum to 1.
+
+    A token without any energy (ReLU can give one) has shares of 0.
+    """
     energy = neuron_energy(mid, layer)  # (T, F)
-    return energy / energy.sum(axis=1, keepdims=True)
+    total = energy.sum(axis=1, keepdims=True)  # (T, 1)
+    return np.divide(energy, total, out=np.zeros_like(energy), where=total > 0)
 
 
 def block_energy(energy: np.ndarray, order: np.ndarray, group: int) -> np.ndarray:

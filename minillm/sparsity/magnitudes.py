@@ -130,7 +130,10 @@ class Magnitudes:
         if (at := place(name)) is not None:
             for step, tensor, magnitudes in self._adding[at.layer]:
                 if at.step == f"mlp.{step}":
-                    magnitudes.add(magnitude(tensor, value, self._norms[at.layer]))
+                    try:
+                        magnitudes.add(magnitude(tensor, value, self._norms[at.layer]))
+                    except MinillmError as problem:
+                        raise MinillmError(f"{name}: {problem}") from None
         return value
 
     def thresholds(self, tensors: Sequence[str], level: float) -> list[dict[str, float]]:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import MinillmError, ThresholdsError
+from ..identity import Fingerprint
 from ..trace import Tap, no_tap
 from ..transformer.ffn import Selector, mid_of
 from ..transformer.layer import Layer
@@ -66,7 +67,8 @@ class SelectedFFN:
 
     form: "masked" or "gathered". truth: thresholds of policy mid, for mask_true (masked form only). guess: a second
     Selector, whose mask is tapped as mask_guess and changes nothing: what a prefetcher would load. means: per layer
-    (F,), the value that replaces the mid of a neuron that is left out (masked form only); None: zero.
+    (F,), the value that replaces the mid of a neuron that is left out (masked form only); None: zero. model: the one
+    that it was made for, where that is known.
     """
 
     select: Selector
@@ -74,6 +76,7 @@ class SelectedFFN:
     truth: Thresholds | None = None
     guess: Selector | None = None
     means: Sequence[np.ndarray] | None = None
+    model: Fingerprint | None = None
 
     def __post_init__(self) -> None:
         check_form(self.form)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import MinillmError
+from ..identity import Fingerprint
 from ..trace import Tap, no_tap
 from ..transformer.ffn import Selector
 from ..transformer.layer import Layer
@@ -31,13 +32,14 @@ NOT_NEURONS = ("out", "in_gate", "in_gate_norm", "in_up")  # a cut of these leav
 class SparseFFN:
     """A FeedForward that cuts: masked or gathered SwiGLU with a policy and each layer's own thresholds.
 
-    norms: per layer, the column norms that the policy needs, computed once.
+    norms: per layer, the column norms that the policy needs, computed once. model: the one that it was made for.
     """
 
     policy: Policy
     thresholds: Thresholds
     form: str
     norms: tuple[Norms, ...]
+    model: Fingerprint | None = None
 
     def __call__(self, x: np.ndarray, layer: Layer, position: int = 0, tap: Tap = no_tap) -> np.ndarray:
         """x (T, D)  ->  y (T, D)."""
@@ -88,9 +90,9 @@ def policy_ffn(model: Llama, thresholds: Thresholds, form: str = "masked") -> Sp
     thresholds.check_fits(model)
     check_form(form)
     if thresholds.policy == "griffin":
-        return SelectedFFN(_griffin(thresholds), form)
+        return SelectedFFN(_griffin(thresholds), form, model=model.fingerprint)
     policy = policy_named(thresholds.policy)
-    return SparseFFN(policy, thresholds, form, _norms(model, policy))
+    return SparseFFN(policy, thresholds, form, _norms(model, policy), model.fingerprint)
 
 
 def policy_selector(model: Llama, thresholds: Thresholds) -> Selector:

@@ -43,7 +43,7 @@ from ..sparsity.policies import policy_named
 from ..threads import asked, use_threads
 from ..transformer.evaluation import Evaluation, perplexity
 from ..transformer.model import Llama
-from ..transformer.texts import Sample, default_context
+from ..transformer.texts import Sample, checked_context
 from .record import DENSE, SAME, Record, key_of, named
 from .score import evaluation_of, policy_variant, row, score_variant
 from .sweep_rows import WEIGHTS
@@ -114,7 +114,7 @@ class Settings:
     def same(self, model: Llama) -> dict:
         """The values under the keys SAME and the fingerprint, which all rows of one model share."""
         documents, protocol, context = self.test
-        context = default_context(model) if context is None else context
+        context = checked_context(model, context)
         texts, name = (text_digest(self.calibration), text_digest(documents)), show(model.name)
         values = (name, model_digest(model), *texts, protocol, context, str(model.dtype))
         return dict(zip(SAME, values, strict=True)) | {"fingerprint": model.fingerprint.asdict() | {"name": name}}

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..errors import MinillmError
 from ..threads import with_few_threads
 from ..trace import Tap, no_tap
 from .attention import KVCache
@@ -48,7 +49,7 @@ class Evaluation:
 
     @property
     def perplexity(self) -> float:
-        """exp(nll / tokens); a uniform model over V tokens has exactly V. Above 709 nats per token it is infinity."""
+        """exp(nll / tokens); a uniform model over V tokens has exactly V. (Infinity where no float is as large.)"""
         mean = self.nll / self.tokens
         return math.exp(mean) if mean < LARGEST_MEAN else math.inf
 
@@ -134,9 +135,8 @@ def perplexity(
         nll[run.document] += scores.sum()
         tokens[run.document] += len(scores)
     if (mean := nll.sum() / tokens.sum()) >= LARGEST_MEAN:
-        warnings.warn(
-            f"the text has {mean:.4g} nats per token: its perplexity is too large to be written", stacklevel=2
-        )
+        found = f"the text has {mean:.4g} nats per token, so that its perplexity is no number"
+        raise MinillmError(f"{found}, expected less than {LARGEST_MEAN}: logits reach too large values")
     total = (float(nll.sum()), int(tokens.sum()), sum(run.bytes for run in pieces))
     return Evaluation(protocol, context, bos_ids(model)[1], *total, nll, tokens.astype(int))
 

@@ -57,7 +57,8 @@ class _Found(Exception):
 def first_problem(run: Callable[[Tap], object], tap: Tap) -> str:
     """The first step that is no number, as a sentence without its end.
 
-    run: computes the blocks again with a tap. tap: that of the first pass; its edits take part, too.
+    run: computes the blocks again with a tap. tap: that of the first pass; its edits take part, too. One that collects
+    values, and has no room for those of a second pass, is no reason to fail.
     """
 
     def look(name: str, value: np.ndarray) -> np.ndarray:
@@ -67,8 +68,15 @@ def first_problem(run: Callable[[Tap], object], tap: Tap) -> str:
 
     # A Trace takes each step once only, so another one makes its edits.
     again = Trace(keep=(), edits=tap.edits) if isinstance(tap, Trace) else tap
+
+    def edited(name: str, value: np.ndarray) -> np.ndarray:
+        try:
+            return again(name, value)
+        except Exception:
+            return value
+
     try:
-        run(look if tap is no_tap else chained(look, again, look))
+        run(look if tap is no_tap else chained(look, edited, look))
     except _Found as found:
         return str(found)
     return "the residual stream behind the last block holds values that are no numbers"

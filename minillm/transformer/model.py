@@ -28,7 +28,7 @@ from ..loading.checkpoint import load_weights
 from ..loading.config import ModelConfig
 from ..loading.tokenizer import Tokenizer, unused_bos
 from ..threads import look, with_few_threads
-from ..trace import Tap, no_tap, scoped
+from ..trace import Tap, Trace, no_tap, scoped
 from .attention import KVCache
 from .blocks import Positions, block
 from .ffn import FeedForward, swiglu
@@ -84,7 +84,7 @@ class Llama:
     @cached_property
     def fingerprint(self) -> Fingerprint:
         """Of the config and some weights: what files made from this model carry. Read when it is first asked for."""
-        return fingerprint_of(self.name, self.config, self.embed_tokens, self.layers)
+        return fingerprint_of(self.name, self.config, (self.embed_tokens, self.norm, self.lm_head), self.layers)
 
     @property
     def has_tokenizer(self) -> bool:
@@ -148,6 +148,7 @@ class Llama:
         Raises MinillmError as ``forward`` does.
         """
         ids = self.check_ids(ids)
+        self._check_whose(ffn, tap)
         first = cache.length if cache else 0
         if cache:
             cache.check_room(len(ids))
@@ -168,6 +169,14 @@ class Llama:
         if cache:
             cache.advance(len(ids))
         return tap("final_norm", rms_norm(h, self.norm, self.config.rms_norm_eps))  # (T, D)
+
+    def _check_whose(self, ffn: FeedForward, tap: Tap) -> None:
+        """Warn where the FFN was made for another model (error: of another shape); a Trace learns whose it is."""
+        made_for = getattr(ffn, "model", None)
+        if isinstance(made_for, Fingerprint):
+            made_for.check(self.fingerprint, "the sparse feed-forward network")
+        if isinstance(tap, Trace) and tap.model is None:
+            tap.model = self.fingerprint
 
     def stream(self, ids: np.ndarray, positions: Positions, ffn: FeedForward, tap: Tap) -> np.ndarray:
         """The residual stream from the embedding to behind the last block: ids (T,) -> h (T, D)."""

@@ -147,7 +147,7 @@ def test_a_disk_that_fills_up_leaves_the_older_file_and_no_partial_one(run, tmp_
     import resource  # a limit on file sizes fails in the midst of a write, as a full disk does
 
     name, options = WRITERS[command]
-    (tmp_path / name).write_text("older", encoding="utf-8")
+    (tmp_path / name).write_text("model", encoding="utf-8")  # for a sweep: a heading, and no rows yet
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
     try:
@@ -157,7 +157,7 @@ def test_a_disk_that_fills_up_leaves_the_older_file_and_no_partial_one(run, tmp_
     sentence = one_sentence(err.splitlines()[-1])
     assert (status, out) == (1, "") and sentence == f"{tmp_path / name}: cannot be written (File too large)"
     assert [path.name for path in tmp_path.iterdir()] == [name]
-    assert (tmp_path / name).read_text(encoding="utf-8") == "older"
+    assert (tmp_path / name).read_text(encoding="utf-8") == "model"
 
 
 @POSIX

@@ -106,8 +106,7 @@ def test_a_model_that_overflows_has_no_perplexity(run, tmp_path):
     weights["lm_head.weight"] = weights["lm_head.weight"] * np.float32(1e5)  # finite scores of thousands of nats
     save_tensors(folder / "model.safetensors", weights)
     status, out, err = run("perplexity", "-m", folder, "--text", "one.txt", "--json")
-    assert status == 0 and json.loads(out)["perplexity"] is None and "nats per token" in err
-    assert "perplexity inf" in run("perplexity", "-m", folder, "--text", "one.txt")[1]
+    assert (status, out) == (1, "") and "nats per token" in err
     weights["lm_head.weight"] *= np.float32(1e33)
     save_tensors(folder / "model.safetensors", weights)
     for command in (("perplexity", "--text", "one.txt"), ("generate", "-p", "a", "-n", "2")):

@@ -2,6 +2,7 @@
 
 import pytest
 
+from minillm.cli.main import main
 from minillm.cli.parser import ACTION, Parser, action_first
 
 ACTIONS = ("train", "eval")
@@ -50,3 +51,10 @@ def test_a_complaint_cannot_steer_a_terminal_and_is_no_page_long(capsys):
         made().parse_args(["train", "--\x1b[2J", "x" * 9_999])
     said = capsys.readouterr().err
     assert "\\x1b[2J" in said and "\x1b" not in said and len(said) < 2_000
+
+
+@pytest.mark.parametrize("flag", ["--thresholds", "--predictor", "--text"])
+def test_an_empty_name_of_a_file_is_no_missing_flag(flag, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["perplexity", flag, ""])
+    assert stop.value.code == 2 and f"{flag}: is empty" in capsys.readouterr().err

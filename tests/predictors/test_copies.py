@@ -6,6 +6,7 @@ import tiny
 
 from minillm.errors import MinillmError
 from minillm.predictors.copies import LowRank, Shadow
+from minillm.predictors.files import load_predictor, save_predictor
 from minillm.predictors.oracle import Oracle
 from minillm.predictors.quantise import second_moments, unpack
 from minillm.predictors.select import sparse_ffn
@@ -78,7 +79,7 @@ def test_a_shadow_of_up_reads_the_layer_s_own_gate(small):
 def test_bits_and_ranks_out_of_range_are_refused(small):
     model, _ = small
     for bits in (0, 9):
-        with pytest.raises(MinillmError, match="bits are"):
+        with pytest.raises(MinillmError, match="bits is"):
             Shadow.fit(model, bits)
     for rank in (0, 17):
         with pytest.raises(MinillmError, match="rank is"):
@@ -91,3 +92,9 @@ def test_float32_stays_float32():
     moments = np.tile(np.eye(8), (2, 1, 1))
     for predictor in (Shadow.fit(model, 3), Shadow.fit(model, 3, moments), LowRank.fit(model, 2), Sign.fit(model)):
         assert predictor.predict(0, 0, x).dtype == np.float32
+
+
+def test_bits_of_numpy_are_saved_as_numbers(small, tmp_path):
+    model, _ = small
+    save_predictor(tmp_path / "p.safetensors", Shadow.fit(model, np.int64(4)))
+    assert load_predictor(tmp_path / "p.safetensors").bits == {"gate": 4, "up": 4}

@@ -141,6 +141,15 @@ def test_blocks_of_all_neurons_are_the_dense_model():
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-13 * np.abs(expected).max())
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_a_token_without_any_energy_has_shares_of_zero():
+    model = tiny.model()
+    mid = np.zeros((2, model.config.intermediate_size))
+    mid[1, 3] = 2.0
+    shares = energy_shares(mid, model.layers[0])
+    assert not shares[0].any() and shares[1, 3] == 1 and shares[1].sum() == 1
+
+
 def test_energies_are_the_neurons_shares_of_the_dense_output(tmp_path):
     model = tiny.loaded(tmp_path / "model")
     found = recorded_mid(model, tiny.STORIES, tokens=60)

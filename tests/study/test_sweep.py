@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import joblib
+import numpy as np
 import pytest
 import tiny
 
@@ -391,3 +392,11 @@ def test_each_worker_has_one_thread_unless_another_number_is_asked_for():
     assert module._in_worker(1, Rows(), "mid", "tensor", 0.5)[0] == {"threads": 1, "cut": ("mid", "tensor", 0.5)}
     with use_threads(3):
         assert module._in_worker(asked() or 1, Rows(), "mid", "tensor", 0.5)[0]["threads"] == 3
+
+
+def test_a_context_of_numpy_is_recorded_as_a_number(model, tmp_path):
+    output = tmp_path / "rows.json"
+    how = {"by": "neuron", "output": output}
+    rows = sweep(model, tiny.STORIES[:2], tiny.STORIES[2:], ["mid"], np.array([0.5]), context=np.int64(32), **how)
+    assert sweep(model, tiny.STORIES[:2], tiny.STORIES[2:], ["mid"], [0.5], context=32, **how) == rows
+    assert {type(row["context"]) for row in rows} == {int}

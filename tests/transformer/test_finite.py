@@ -200,11 +200,19 @@ def test_cutoffs_and_scores_that_are_no_numbers_are_an_error(model):
     assert "layer 1" in sentence_of(lambda: Predicted(predictor, thresholds))
 
 
-def test_a_perplexity_above_every_float_is_infinity_and_a_warning_says_so(model):
-    steep = broken(model, "lm_head", 1e10)
-    with pytest.warns(UserWarning, match="nats per token"):
-        score = perplexity(steep, tiny.STORIES)
-    assert score.perplexity == np.inf and np.isfinite(score.nll) and "perplexity inf" in str(score)
+def test_a_perplexity_above_every_float_is_refused_in_one_sentence(model):
+    with pytest.raises(MinillmError, match="nats per token, .* expected less than 709"):
+        perplexity(broken(model, "lm_head", 1e10), tiny.STORIES)
+
+
+def test_what_collects_values_has_no_part_in_the_search_for_the_step(model):
+    for layer_1 in (broken(model, "down_proj", 1e38), broken(model, "post_attention_layernorm", 1e30)):
+        for by in ("tensor", "neuron"):
+            with pytest.raises(MinillmError, match=r"blocks\.1\.mlp"):
+                calibrate(layer_1, tiny.STORIES[:1], "mid", 0.5, by=by)  # its arrays have no room for a second pass
+    with pytest.raises(MinillmError, match=r"blocks\.1\.mlp\.mid: an activation is not finite"):
+        kept = collect(broken(model, "up_proj", 1e38), tiny.STORIES[:1], ("mid",), quantile="streaming")
+        pytest.fail(f"{kept}")
 
 
 @pytest.mark.parametrize("temperature", [5e-324, 1e-300, 1e300])
