@@ -108,7 +108,7 @@ def causes(problem: BaseException | None) -> Iterator[BaseException]:
 
 def reason(problem: Exception, repo: str, revision: str | None, wanted: str) -> str:
     """A short reason for an error of huggingface_hub, which was fetching ``wanted``."""
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors
 
     chain = list(causes(problem))
     for kind, said in (  # a subclass stands before its base
@@ -142,7 +142,8 @@ def reason(problem: Exception, repo: str, revision: str | None, wanted: str) -> 
     if re.search("ConnectionReset|ReadError|reset by peer|Connection aborted", said):
         return f"the hub broke off the connection, expected {wanted}: run the command again"
     if isinstance(problem, errors.LocalEntryNotFoundError):
-        return "the hub cannot be reached, and the cache holds no complete copy"
+        offline = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"
+        return f"{offline}, and the cache holds no complete copy"
     return f"cannot be downloaded ({' '.join(str(problem).split())[:300] or type(problem).__name__})"
 
 

@@ -26,6 +26,10 @@ def test_a_download_that_stalls_is_given_up_after_the_timeout(run, tmp_path, mon
         hub.faults[""] = silence
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         monkeypatch.setenv("HF_HOME", str(tmp_path))
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        status, out, err = run("download", "org/tiny", "--timeout", "0.5")
+        assert (status, out) == (1, "") and "HF_HUB_OFFLINE is set" in one_sentence(err)
+        monkeypatch.delenv("HF_HUB_OFFLINE")
         status, out, err = run("download", "org/tiny", "--timeout", "0.5")
     assert (status, out) == (1, "") and "org/tiny: " in one_sentence(err) and "0.5 seconds (--timeout)" in err
     for wrong in ("0", "-1", "nan", "inf", "x", "1e9"):

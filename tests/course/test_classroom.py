@@ -183,7 +183,8 @@ def test_a_table_that_somebody_else_changes_during_the_run_is_told_and_written_a
     folder, table = write(tmp_path / "class", {"a.py": "1", "b.py": "2"}), tmp_path / "marks.csv"
 
     def forging(one, sha256, settings, stop):
-        table.write_text("forged", encoding="utf-8")
+        (tmp_path / "other").write_text("forged", encoding="utf-8")
+        os.replace(tmp_path / "other", table)  # at once: in between it would be empty, as a new table is
         scores = dict.fromkeys(FUNCTIONS, 0.0)
         return {
             "name": one.name,
