@@ -19,6 +19,8 @@ _CONVERT = (
 _ORIGINAL = "download the repository of the same model in the format of Hugging Face (config.json, model.safetensors)"
 # The names of the files, what they are, and the way out. The first that matches is named.
 _FORMATS = (
+    (r"bundle\.json", "a folder of bundles, as `minillm bundle` writes it",
+     "run it with `minillm prefetch real`, or take the folder that it was made from"),
     (r"adapter_model\.(safetensors|bin)", "an adapter (LoRA), which only changes another model's weights",
      "merge it into that model with peft's merge_and_unload() and save_pretrained()"),
     (r".+-\d{5}-of-\d{5}\.safetensors", "one of several shards, without the index that lists their tensors",

@@ -14,6 +14,7 @@ from minillm.loading.config import ModelConfig
     ("pytorch_model.bin", "safe_serialization"), ("PYTORCH_MODEL-00001-of-00009.BIN", "safe_serialization"),
     ("llama-2-7b.Q4_K_M.gguf", "llama.cpp"), ("consolidated.00.pth", "Hugging Face"), ("adapter_model.bin", "LoRA"),
     ("model-00001-of-00002.safetensors", "model.safetensors.index.json"), ("mine.safetensors", "name it"),
+    ("bundle.json", "minillm prefetch real"),
 ])  # fmt: skip
 def test_the_file_and_the_way_out_are_named(file, named, tmp_path):
     (tmp_path / "README.md").touch()
