@@ -89,12 +89,13 @@ def compare(ours: Source, theirs: Source, rtol: float | None = None) -> Comparis
 
     ours, theirs: traces, mappings or .npz files. rtol defaults to 1e-10 when all numbers are float64, else 1e-5.
     A step that only one side has is listed but is no divergence; comparing nothing at all raises TraceError.
-    Values that are not finite agree only with the same values at the same places. Traces of two different models, as
-    far as that is known, are compared with a warning that names both.
+    Values that are not finite agree only with the same values at the same places. Files of two different models, as
+    far as that is known, are compared with a warning that names both; two traces just made are yours to know.
     """
+    from_file = any(isinstance(x, str | Path) for x in (ours, theirs))
     ours, theirs = (Trace.load(x) if isinstance(x, (str, Path)) else x for x in (ours, theirs))
     models = [side.model for side in (ours, theirs) if isinstance(side, Trace) and side.model]
-    if len({model.sha256 for model in models}) == 2:
+    if len({model.sha256 for model in models}) == 2 and from_file:
         warnings.warn(show(f"the traces are of two models, {models[0]} and {models[1]}"), stacklevel=2)
     common = [name for name in ours if name in theirs]
     if not common:

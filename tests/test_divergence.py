@@ -70,7 +70,7 @@ def test_shape_missing_and_extra_steps_are_told_apart_and_only_shape_is_a_diverg
     assert "shape" in str(result)
 
 
-def test_traces_of_two_models_are_compared_with_a_warning_that_names_both(recwarn):
+def test_files_of_two_models_are_compared_with_a_warning_that_names_both(recwarn, tmp_path):
     one, other = tiny.model(), tiny.model(seed=1)
     traces = []
     for model in (one, one, other):
@@ -79,9 +79,11 @@ def test_traces_of_two_models_are_compared_with_a_warning_that_names_both(recwar
         traces.append(trace)
     assert compare(traces[0], traces[1]).first is None
     assert compare(traces[0], dict(traces[1])).first is None and not recwarn.list
+    assert compare(traces[0], traces[2]).first == "embed" and not recwarn.list  # who made both knows
+    traces[2].save(tmp_path / "t.npz")
     both = re.escape(f"two models, {one.fingerprint} and {other.fingerprint}")
     with pytest.warns(UserWarning, match=both):
-        assert compare(traces[0], traces[2]).first == "embed"
+        assert compare(traces[0], tmp_path / "t.npz").first == "embed"
 
 
 def test_numbers_that_are_not_finite_are_named_even_where_they_agree(capsys):
