@@ -208,6 +208,7 @@ def test_the_check_against_pytorch_finds_that_both_are_equal(place, monkeypatch,
     assert result.first is None and len(result.rows) > 30
 
 
+@pytest.mark.slow
 def test_no_command_is_printed_where_this_file_does_not_look():
     for name, text in docstrings().items():
         indented = re.sub(r"^ +(?:\.venv/bin/)?python3? .*$", "", text, flags=re.M)

@@ -18,6 +18,7 @@ pytestmark = pytest.mark.usefixtures("small")
 D, F = SHAPE = 16, 64
 
 
+@pytest.mark.slow
 @linux
 def test_every_way_from_a_cold_disk_with_its_bytes_and_no_file_left(disk):
     result = bench_disk(SHAPE, (0.5, 0.75), (16, 1), rounds=2, layers=3)
@@ -59,6 +60,7 @@ def test_what_is_announced_and_when(disk, monkeypatch):
     assert calls == [*one, *reached, *ahead] * 2
 
 
+@pytest.mark.slow
 @linux
 def test_a_round_that_is_not_cold_is_an_error_and_the_folder_is_removed(disk, monkeypatch):
     monkeypatch.setattr(disk_module, "drop_page_cache", lambda reader: 0.5)

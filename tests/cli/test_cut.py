@@ -43,6 +43,7 @@ def test_sweep_prints_a_row_for_each_policy_and_sparsity_and_writes_them(run, tm
     assert run("sweep", "-m", "m", "--text", "stories.txt", *other)[0] == 0
 
 
+@pytest.mark.slow
 def test_sweep_compares_policies_and_models_draws_and_takes_jobs(run, tmp_path):
     sweep = ("sweep", "-m", "m", "--model", "three", "--text", "stories.txt", "--by", "neuron", "--sparsity", "0.5")
     sweep += ("--policy", "mid,cats,dhar")

@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 
+import pytest
 from commands import one_sentence, process
 from loopback_hub import COMMIT, LoopbackHub, silence
 
@@ -21,6 +22,7 @@ def test_download_prints_the_folder_which_inspect_then_finds_by_its_name(tmp_pat
     assert json.loads(out)["model"] == "org/tiny" and not err
 
 
+@pytest.mark.slow
 def test_a_download_that_stalls_is_given_up_after_the_timeout(run, tmp_path, monkeypatch):
     with LoopbackHub("org/tiny", {}) as hub:
         hub.faults[""] = silence

@@ -53,6 +53,7 @@ def folder():
     return reports.folder()
 
 
+@pytest.mark.slow
 def test_report_writes_the_page_and_its_rows_even_of_a_single_document(folder, tmp_path, capsys):
     text, out = tmp_path / "text.txt", tmp_path / "page.html"
     text.write_text("\n".join(TRAINING + TEST), encoding="utf-8")

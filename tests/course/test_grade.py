@@ -42,6 +42,7 @@ def test_a_file_that_cannot_be_imported_is_one_sentence(tmp_path, capsys, source
     assert [p.name for p in tmp_path.iterdir()] == ["mine.py"]
 
 
+@pytest.mark.slow
 def test_what_hangs_or_dies_gets_nothing_and_the_rest_is_graded(tmp_path):
     source = changed("rope", "half = x", "while True: pass\n    half = x")
     source = source.replace(

@@ -204,6 +204,7 @@ def test_a_stopped_grading_ends_its_process_at_once(tmp_path):
         grade_file(file_of(tmp_path, PLAIN), stop=stop)
 
 
+@pytest.mark.slow
 @linux
 def test_a_judge_that_is_killed_takes_its_process_with_it(tmp_path):
     path = file_of(tmp_path, "def rms_norm(*a):\n    while True: pass\n")

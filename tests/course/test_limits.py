@@ -64,6 +64,7 @@ signal.raise_signal(signal.SIGTERM)
     assert (done.returncode, done.stdout) == (-15, "a thread\n"), done.stderr
 
 
+@pytest.mark.slow
 @only_with_filter
 def test_it_ends_with_its_time_on_the_processor_and_with_its_parent():
     loop = "import time\nbegun = time.process_time()\nwhile time.process_time() < begun + 60: pass"

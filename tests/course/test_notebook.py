@@ -62,6 +62,7 @@ CELLS = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_widgets", [True, False])
 def test_in_a_kernel_all_is_displayed_with_and_without_widgets_and_nothing_hangs(with_widgets, tmp_path):
     first = "" if with_widgets else "import sys\nsys.modules['ipywidgets'] = None\n"

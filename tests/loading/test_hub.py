@@ -101,6 +101,7 @@ def test_a_pinned_revision_is_that_one_by_tag_and_by_commit(hub, tmp_path):
         assert (Path(folder) / "tokenizer.json").read_bytes() == b'{"old": 1}'
 
 
+@pytest.mark.slow
 def test_a_second_call_fetches_no_file_and_works_offline_and_with_the_hub_down(hub, tmp_path):
     first = fetch(hub, tmp_path)[1]
     hub.asked.clear()
@@ -113,6 +114,7 @@ def test_a_second_call_fetches_no_file_and_works_offline_and_with_the_hub_down(h
     assert fetch(hub, tmp_path, f"{REPO}@{COMMIT}")[1] == first
 
 
+@pytest.mark.slow
 def test_a_dropped_connection_is_resumed_in_the_middle_of_the_file(hub, tmp_path):
     chunk = 10 * 2**20  # what huggingface_hub writes at once, and so where it goes on
     hub.trees[COMMIT] = repository(vocab=200_000)
@@ -125,6 +127,7 @@ def test_a_dropped_connection_is_resumed_in_the_middle_of_the_file(hub, tmp_path
     assert hub.ranges == [f"bytes={chunk}-"]
 
 
+@pytest.mark.slow
 def test_a_killed_download_leaves_no_loadable_folder_and_goes_on_with_the_missing_file_only(hub, tmp_path):
     hub.cut["model.safetensors"], hub.hang = 1000, True
     process = fresh_process(hub, tmp_path, str(SCRIPT), REPO)
@@ -153,6 +156,7 @@ def test_ctrl_c_ends_a_silent_download_with_130_and_no_loadable_folder(hub, tmp_
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
+@pytest.mark.slow
 def test_every_refusal_is_one_sentence(hub, tmp_path):
     assert "no revision 'v9'" in refused(hub, tmp_path, f"{REPO}@v9")
     assert "org/other: is not on the hub" in refused(hub, tmp_path, "org/other")
@@ -176,6 +180,7 @@ def test_a_path_that_leads_out_of_the_folder_is_refused_and_nothing_is_written_t
     assert not list(tmp_path.rglob("*evil*"))
 
 
+@pytest.mark.slow
 def test_an_index_fetches_its_own_shards_only_and_none_outside_the_folder(hub, tmp_path):
     files = hub.trees[COMMIT]
     names = list(load(files["model.safetensors"]))
