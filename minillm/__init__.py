@@ -2,6 +2,7 @@
 
 The chapters, in reading order (6, training, is not written yet):
 
+    errors, files   one sentence for each error; files read and written safely, their fields checked, and whose they are
     steps, trace    the names of all intermediates, and the tap that gives them out
     tables, rows    rows as text and files, and read back; archive: the same for arrays
     loading         1. from files to arrays: config.json, safetensors, the tokenizer, embedded models, the hub's cache

@@ -39,7 +39,7 @@ def in_a_copy(here, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize("terminal", ["40", "250"])
+@pytest.mark.parametrize("terminal", ["40", pytest.param("250", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", LINES)
 def test_lines_fit(name, terminal, run, in_a_copy, monkeypatch):
     monkeypatch.setenv("COLUMNS", terminal)

@@ -77,6 +77,7 @@ def test_neither_the_current_folder_nor_the_files_own_can_replace_a_module(tmp_p
     assert grade_file(file_of(tmp_path, PLAIN)).all_right
 
 
+@pytest.mark.slow
 def test_what_it_did_until_it_hung_counts_and_the_block_still_runs(tmp_path):
     slow = "\n\ndef lru(requests, n, right=lru):\n    while n == 1: pass\n    return right(requests, n)\n"
     report = grade_file(file_of(tmp_path, PLAIN + slow), seconds=2)

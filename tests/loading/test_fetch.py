@@ -204,7 +204,8 @@ def test_the_reason_is_found_behind_the_error_that_hides_it():
     (RuntimeError("a\n b" * 500), "a", "cannot be downloaded (a b"),
     (RuntimeError(), "a", "cannot be downloaded (RuntimeError)"),
 ])  # fmt: skip
-def test_each_kind_of_error_has_its_own_reason(problem, wanted, said):
+def test_each_kind_of_error_has_its_own_reason(problem, wanted, said, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     found = reason(problem, REPO, None, wanted)
     assert said in found and "\n" not in found and len(found) < 400
 

@@ -145,6 +145,7 @@ def test_a_killed_download_leaves_no_loadable_folder_and_goes_on_with_the_missin
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="sends SIGINT")
 def test_ctrl_c_ends_a_silent_download_with_130_and_no_loadable_folder(hub, tmp_path):
     hub.cut["model.safetensors"], hub.hang = 1000, True

@@ -12,6 +12,7 @@ from minillm.cli import main as cli
 from minillm.show.page import in_short, page_of
 
 
+@pytest.mark.slow
 def test_the_page_is_self_contained():
     html = reports.page()
     elements = Elements(html).found

@@ -143,6 +143,7 @@ def test_the_script_writes_the_texts_again_that_the_default_model_was_trained_on
     assert hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() == used[1]
 
 
+@pytest.mark.slow
 def test_what_models_are_scored_on_is_hardly_met_in_what_they_are_trained_on():
     """Of the runs of eight words of the embedded test text, few come in as many stories to train on."""
     trained = " ".join(islice(write_stories.series(TRAINING), 3000)).split()
