@@ -9,6 +9,7 @@ from commands import one_sentence, process
 from loopback_hub import COMMIT, LoopbackHub, silence
 
 
+@pytest.mark.slow
 def test_download_prints_the_folder_which_inspect_then_finds_by_its_name(tmp_path):
     files = {path.name: path.read_bytes() for path in Path("m").iterdir()}
     with LoopbackHub("org/tiny", files) as hub:

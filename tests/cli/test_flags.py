@@ -40,7 +40,7 @@ def test_every_action_has_a_page_with_its_defaults_and_an_example_of_its_own_fla
     assert action in run(command, "--help")[1].split()
 
 
-QUICK = ["prefetch simulate", "bench decode"]
+QUICK = ["bench decode"]
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ BOTH = "--thresholds of_m.json --predictor of_m.safetensors"
         ("predict train --text stories.txt --thresholds of_m.json --predictor sign -o p.safetensors", (0,)),
         ("predict train --text stories.txt --predictor of_m.safetensors -o p.safetensors", (1,)),
         ("prefetch simulate -p a -n 2 --thresholds of_m.json", (0,)),
-        (f"prefetch replay --text stories.txt {BOTH}", (0, 1)),
+        pytest.param(f"prefetch replay --text stories.txt {BOTH}", (0, 1), marks=pytest.mark.slow),
         ("patterns --text stories.txt --thresholds dhar_of_m.json", (2,)),
     ],
 )

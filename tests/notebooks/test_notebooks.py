@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 NOTEBOOKS = ROOT / "notebooks"
 SECONDS_PER_CELL = 120  # by the clock: what takes longer hangs
 SECONDS_PER_NOTEBOOK = 60  # of the processor, or by the clock where the system does not tell: others may be busy, too
-QUICK = ("00", "01", "02", "04")  # those that need a few seconds
+QUICK = ("00", "01", "02")  # those that need a few seconds
 CHECKED = re.compile(r"^exercise (\S+): (\d+) of (\d+) right$", re.M)
 
 build = load_script(NOTEBOOKS / "build.py")

@@ -49,7 +49,10 @@ FIGURES = figures()
 UNITS = ("(token)", "(index)", "(most often active first)", "(no unit)", "(share of values, own scale)", "(%)")
 
 
-@pytest.mark.parametrize("name", FIGURES)
+LONG = "five heads, a long text"  # takes some seconds
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n == LONG else ()) for n in FIGURES])
 def test_every_figure_can_be_read_and_has_an_alt_text(name, recwarn):
     check_figure(figure_of(FIGURES[name]()), recwarn, UNITS, titles=False)
 

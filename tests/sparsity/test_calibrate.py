@@ -145,7 +145,8 @@ def some_stories() -> list[str]:
     return split_documents(minillm.embedded_text("calibration"))[:3]
 
 
-@pytest.mark.parametrize("policy", ["cett", pytest.param("mid", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["cett", "mid"])
 def test_perplexity_grows_by_the_share_that_was_asked_for(policy):
     model, documents = embedded(), some_stories()[:1]
     thresholds = calibrate(model, documents, policy, 0.02, by="ppl")
