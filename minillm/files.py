@@ -18,6 +18,9 @@ from pathlib import Path
 
 from .errors import MinillmError
 
+if sys.platform != "win32":
+    import fcntl  # here, not where it is used: a signal during that import would leave the lock's file behind
+
 TEXT_LIMIT = 1_000_000_000  # bytes; a text is held in memory some times over
 
 
@@ -167,8 +170,6 @@ def _wait_for_lock(handle: int) -> None:
                 return
             time.sleep(0.02)
     else:
-        import fcntl
-
         fcntl.flock(handle, fcntl.LOCK_EX)
 
 
