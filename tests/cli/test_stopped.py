@@ -27,7 +27,7 @@ COMMANDS = {
     "report": "report -m m --text text.txt -o out.html",
     "template": "grade --template -o out.py",
 }
-TIMES = 2  # moments for each command and signal
+TIMES = 1  # moments for each command and signal
 
 
 def started(words: str, folder: Path) -> subprocess.Popen:

@@ -41,7 +41,7 @@ from minillm.errors import MinillmError
 
 T = TypeVar("T")
 MEMORY = 300_000_000  # bytes that a parser may take at most
-QUICK, THOROUGH = 80, int(os.environ.get("FUZZ_EXAMPLES", "600"))
+QUICK, THOROUGH = 80, int(os.environ.get("FUZZ_EXAMPLES", "300"))
 examples = pytest.mark.parametrize("examples", [QUICK, pytest.param(THOROUGH, marks=pytest.mark.slow)])
 
 # ---- the property ----------------------------------------------------------------------------------------------------
