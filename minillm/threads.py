@@ -34,7 +34,7 @@ from contextvars import ContextVar
 from functools import wraps
 from typing import TYPE_CHECKING, Concatenate, NamedTuple, ParamSpec, Protocol, TypeVar
 
-from .errors import MinillmError
+from .arguments import whole_number
 
 if TYPE_CHECKING:
     from threadpoolctl import LibController
@@ -156,11 +156,10 @@ def use_threads(number: int) -> Iterator[None]:
 
     Raises MinillmError for a number below 1.
     """
-    if isinstance(number, bool) or not hasattr(number, "__index__") or number < 1:
-        raise MinillmError(f"threads is {number!r}, expected a whole number from 1 on")
-    before = _asked.set(int(number))
+    number = whole_number("threads", number, 1)
+    before = _asked.set(number)
     try:
-        with Block(int(number)):
+        with Block(number):
             yield
     finally:
         _asked.reset(before)

@@ -31,7 +31,6 @@ Needs torch and transformers: pip install ".[parity]"
 import argparse
 import hashlib
 import json
-import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +44,8 @@ from training_model import SIZES, bits_per_byte, export, logits_of, loss_on, mak
 from training_optimizers import Optimizers, make_optimizers, rate_factor, set_rates, update
 from training_text import PUBLISHED, batch, encode, published_stories, sample, train_tokenizer
 
+from minillm.errors import MinillmError
+from minillm.files import whole_file
 from minillm.transformer.texts import SEPARATOR, split_documents
 
 BATCH = 4096  # tokens of a step
@@ -77,8 +78,8 @@ def save_checkpoint(path: Path, model: torch.nn.Module, optimizers: Optimizers, 
     """Write a checkpoint, complete or not at all."""
     state = vars(progress) | {"model": model.state_dict()}
     state["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
-    torch.save(state, path.with_suffix(".partial"))
-    os.replace(path.with_suffix(".partial"), path)
+    with whole_file(path, MinillmError) as beside:
+        torch.save(state, beside)
 
 
 def draw_documents(
@@ -185,8 +186,8 @@ def sampled_stories(a: argparse.Namespace) -> Path:
     path = a.out / "sampled.txt"
     if not path.exists():
         drawn = [story for teacher in a.teacher for story in sample(teacher, a.stories, a.seed)]
-        path.with_suffix(".partial").write_text(f"\n{SEPARATOR}\n".join(drawn) + "\n", encoding="utf-8")
-        os.replace(path.with_suffix(".partial"), path)
+        with whole_file(path, MinillmError) as beside:
+            beside.write_text(f"\n{SEPARATOR}\n".join(drawn) + "\n", encoding="utf-8")
     return path
 
 
