@@ -15,8 +15,8 @@ ORDER = """
     errors units files foreign fields arguments threads steps identity tables rows archive trace divergence optim
     loading/config loading/tensors loading/names loading/checkpoint
     loading/embedded loading/fetch loading/hub loading/pieces loading/tokenizer
-    transformer/ops transformer/rope transformer/layer transformer/fingerprint transformer/finite transformer/attention
-    transformer/ffn transformer/blocks transformer/model transformer/generation
+    transformer/ops transformer/linear transformer/rope transformer/layer transformer/fingerprint transformer/finite
+    transformer/attention transformer/ffn transformer/blocks transformer/model transformer/generation
     transformer/documents transformer/texts transformer/evaluation
     sparsity/spec sparsity/policies sparsity/masked sparsity/gathered sparsity/griffin sparsity/thresholds
     sparsity/selected sparsity/sparse sparsity/magnitudes sparsity/allocate sparsity/calibrate
@@ -148,7 +148,7 @@ def test_the_rule_catches_planted_breaches(module, source):
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("transformer/model", "from ..errors import MinillmError\nfrom .ops import linear\nimport numpy"),
+        ("transformer/model", "from ..errors import MinillmError\nfrom .linear import linear\nimport numpy"),
         ("show/html", "if TYPE_CHECKING:\n    from matplotlib.axes import Axes"),
         ("show/results_cuts", "def f():\n    import matplotlib.pyplot as plt"),
         ("bench/model", "SCRIPT = 'import torch, transformers'"),  # text for a child process is no import

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..divergence import compare
-from ..transformer.ops import linear
+from ..transformer.linear import linear
 from .assignment import FUNCTIONS, RTOL, Answer, cause, goldens
 from .attempt import NOT_WRITTEN
 from .check import judge

@@ -27,8 +27,9 @@ from ..errors import MinillmError
 from ..fields import Fields
 from ..threads import few_threads
 from ..transformer.layer import Layer
+from ..transformer.linear import linear
 from ..transformer.model import Llama, shape_of
-from ..transformer.ops import ACTIVATIONS, linear, no_warnings
+from ..transformer.ops import ACTIVATIONS, no_warnings
 from .layout import ABOVE_ZERO, Layout, Shape, Table, check_shape, sizes_of
 from .protocol import Predictor
 from .quantise import check_table, low_rank, pack, quantise, unpack

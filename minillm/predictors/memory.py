@@ -26,8 +26,9 @@ from ..sparsity.magnitudes import sample_values
 from ..sparsity.selected import check_truth
 from ..sparsity.sparse import policy_ffn
 from ..sparsity.thresholds import Thresholds
+from ..transformer.linear import linear
 from ..transformer.model import Llama
-from ..transformer.ops import ACTIVATIONS, linear
+from ..transformer.ops import ACTIVATIONS
 from ..transformer.texts import document_hashes, runs
 from .layout import Layout, Shape, Table, sizes_of
 from .protocol import Predictor

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..trace import Tap, no_tap
 from ..transformer.layer import Layer
-from ..transformer.ops import linear
+from ..transformer.linear import linear
 from .masked import first_reads, tap_cuts
 from .policies import AFTER_BOTH, AFTER_GATE, AFTER_UP, OF_GATE_INPUT, OF_UP_INPUT, Cut, Norms, Policy, all_of
 from .spec import tap_reads

@@ -24,7 +24,7 @@ from ..identity import Fingerprint
 from ..trace import Tap, no_tap
 from ..transformer.ffn import Selector, mid_of
 from ..transformer.layer import Layer
-from ..transformer.ops import linear
+from ..transformer.linear import linear
 from .gathered import columns_of, rows_of
 from .policies import policy_named
 from .spec import tap_reads

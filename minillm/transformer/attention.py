@@ -20,14 +20,17 @@ from ..loading.config import ModelConfig
 from ..trace import Tap, no_tap
 from .finite import rows_are_numbers
 from .layer import Layer
-from .ops import linear, rms_norm, softmax
+from .linear import linear
+from .ops import rms_norm, softmax
 from .rope import rope_table, rotate_halves
 
 
 class KVCache:
     """Keys and values of the positions seen so far, in memory that is allocated once.
 
-    keys, values: per layer (K, capacity, d); ``length`` positions are filled. cos, sin: the rotary table.
+    keys, values: per layer (K, capacity, d); ``length`` positions are filled. cos, sin: the rotary table. In memory
+    the keys lie the other way round, (K, d, capacity): a query meets all keys at once, coordinate by coordinate, so the
+    positions of one coordinate should be neighbours.
     ``capacity`` is the largest length of the whole text. It also decides which of longrope's two lists of
     factors is used, so that a text gives the same numbers in one pass, in chunks, or token by token.
     Differs from transformers: there a longrope text changes lists (and recomputes its cache) while it grows
@@ -39,9 +42,10 @@ class KVCache:
     def __init__(self, config: ModelConfig, capacity: int, dtype=np.float32):
         limit = config.max_position_embeddings
         capacity = whole_number("a cache's capacity", capacity, 1, limit)
-        shape = (config.num_hidden_layers, config.num_key_value_heads, capacity, config.head_dim)
+        layers, kv_heads, d = config.num_hidden_layers, config.num_key_value_heads, config.head_dim
         # empty, not zeros: the system hands out pages when they are first written, not before.
-        self.keys, self.values = np.empty(shape, dtype), np.empty(shape, dtype)
+        self.keys = np.empty((layers, kv_heads, d, capacity), dtype).swapaxes(2, 3)  # a view: (L, K, capacity, d)
+        self.values = np.empty((layers, kv_heads, capacity, d), dtype)
         self.cos, self.sin = rope_table(config.rope, capacity, dtype)
         self.capacity, self.length = capacity, 0
 
@@ -117,7 +121,9 @@ def attend(q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray | None,
     """
     (new, heads, d), (kv_heads, attended, _) = q.shape, k.shape
     # The query heads of a group meet the same keys: stack them as rows, so that no key is ever repeated.
-    q = q.reshape(new, kv_heads, -1, d).transpose(1, 2, 0, 3).reshape(kv_heads, -1, d)  # (K, H/K * T, d)
+    if new > 1:
+        q = q.reshape(new, kv_heads, -1, d).transpose(1, 2, 0, 3)  # (K, H/K, T, d)
+    q = q.reshape(kv_heads, -1, d)  # (K, H/K * T, d)
     scores = (q * (1 / math.sqrt(d))) @ k.transpose(0, 2, 1)  # (K, H/K * T, S)
     scores = scores.reshape(heads, new, attended)
     edited = tap("scores", scores)  # (H, T, S)

@@ -22,8 +22,9 @@ from .attention import KVCache
 from .ffn import FeedForward, swiglu
 from .finite import are_numbers, report
 from .generation import CHUNK, hidden_in_chunks
+from .linear import linear
 from .model import Llama
-from .ops import log_softmax, no_warnings
+from .ops import log_probability, log_softmax, no_warnings
 from .texts import Run, bos_ids, checked_context, runs, seen_documents
 
 LARGEST_MEAN = 709  # nats per token; the exponential of more is no finite float64
@@ -97,12 +98,9 @@ def token_nll(model: Llama, ids: Sequence[int], ffn: FeedForward = swiglu, tap: 
     nll, done = np.empty(len(targets)), 0
     for hidden in run_hidden(model, ids[:-1], ffn, tap):  # the last id is only a target
         for start in range(0, len(hidden), HEAD_ROWS):
-            logits = hidden[start : start + HEAD_ROWS] @ model.lm_head.T  # (rows, V)
-            logits -= logits.max(axis=-1, keepdims=True)
+            logits = linear(hidden[start : start + HEAD_ROWS], model.lm_head)  # (rows, V)
             rows = len(logits)
-            target = logits[np.arange(rows), targets[done : done + rows]].astype(np.float64)
-            np.exp(logits, out=logits)
-            nll[done : done + rows] = np.log(logits.sum(axis=-1).astype(np.float64)) - target
+            nll[done : done + rows] = -log_probability(logits, targets[done : done + rows], out=logits)
             done += rows
             del logits  # or it would still be held while the next block is made
     if not are_numbers(nll):
@@ -161,7 +159,9 @@ def divergence(
         ids = run.ids[:-1]
         for dense, cut in zip(run_hidden(model, ids), run_hidden(model, ids, ffn), strict=True):
             for a in range(0, len(dense), HEAD_ROWS):
-                log_p, log_q = (log_softmax(h[a : a + HEAD_ROWS] @ model.lm_head.T) for h in (dense, cut))  # (rows, V)
+                log_p, log_q = (
+                    log_softmax(linear(h[a : a + HEAD_ROWS], model.lm_head)) for h in (dense, cut)
+                )  # (rows, V)
                 total += float((np.exp(log_p) * (log_p - log_q)).sum(dtype=np.float64))
                 same += int((log_p.argmax(axis=-1) == log_q.argmax(axis=-1)).sum())
                 count += len(log_p)

@@ -25,7 +25,7 @@ import numpy as np
 
 from ..trace import Tap, no_tap
 from .layer import Layer
-from .ops import linear
+from .linear import linear
 
 
 class FeedForward(Protocol):

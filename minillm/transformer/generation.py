@@ -25,7 +25,7 @@ from ..trace import Tap, no_tap
 from .attention import KVCache
 from .ffn import FeedForward, swiglu
 from .model import Llama
-from .ops import log_softmax, no_warnings, softmax
+from .ops import log_probability, no_warnings, softmax
 
 CHUNK = 256  # positions per pass while a prompt or a long text is read: bounds the (H, T, S) scores
 
@@ -140,7 +140,7 @@ def generate(
             *_, hidden = hidden_in_chunks(model, new, cache, ffn, tap)  # only the last chunk's last row is wanted
             logits = model.head(hidden[-1:], tap)[0]  # (V,)
         token = next_token(logits, how, rng)
-        return token, float(log_softmax(logits)[token])
+        return token, float(log_probability(logits, token))
 
     def steps() -> Iterator[Step]:  # a generator of its own, so that the checks above do not wait for the first step
         cache = KVCache(model.config, len(ids) + max_new_tokens, model.dtype)

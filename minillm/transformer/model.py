@@ -35,7 +35,8 @@ from .ffn import FeedForward, swiglu
 from .fingerprint import fingerprint_of
 from .finite import are_numbers, first_problem, problem_of, report, rows_are_numbers
 from .layer import Layer
-from .ops import linear, no_warnings, rms_norm
+from .linear import linear
+from .ops import no_warnings, rms_norm
 from .rope import rope_table
 
 Ids: TypeAlias = Sequence[int] | np.ndarray  # (T,), whole numbers from 0 to V - 1
@@ -131,7 +132,7 @@ class Llama:
             array = np.asarray(ids)
         except ValueError:  # lists of different lengths
             raise MinillmError("expected a list of token ids, found a nested list") from None
-        if array.ndim != 1 or array.size == 0 or not np.issubdtype(array.dtype, np.integer):
+        if array.ndim != 1 or array.size == 0 or array.dtype.kind not in "iu":
             raise MinillmError(f"expected a non-empty list of token ids, found {array.dtype}{list(array.shape)}")
         if array.min() < 0 or array.max() >= self.config.vocab_size:
             bad = array[(array < 0) | (array >= self.config.vocab_size)][0]

@@ -14,19 +14,6 @@ import numpy as np
 no_warnings = np.errstate(over="ignore", invalid="ignore", divide="ignore")
 
 
-def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
-    """Multiply by a weight matrix stored as (out, in), Hugging Face's orientation.
-
-        y = x W^T (+ b)
-
-    x (T, in), weight (out, in), bias (out,)  ->  y (T, out).
-    """
-    y = x @ weight.T
-    if bias is not None:
-        y += bias
-    return y
-
-
 def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
     """Scale each row to root mean square 1, then by a learned weight (arXiv 1910.07467, eq. 4).
 
@@ -34,8 +21,13 @@ def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
 
     x (..., n), weight (n,)  ->  y (..., n). The mean is over the last axis; eps stands inside the root.
     """
-    mean_square = np.vecdot(x, x)[..., None] / x.shape[-1]  # (..., 1)
-    return x / np.sqrt(mean_square + eps) * weight  # (..., n)
+    n = x.shape[-1]
+    if x.shape == (1, n):  # one token: a number is divided by faster than an array of one number
+        y = x / math.sqrt(x[0].dot(x[0]) / n + eps)  # (1, n)
+    else:
+        y = x / np.sqrt(np.vecdot(x, x)[..., None] / n + eps)  # (..., n)
+    y *= weight
+    return y
 
 
 def softmax(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
@@ -47,9 +39,9 @@ def softmax(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     -inf means "never"; a row of nothing but -inf is not a distribution and gives NaN. out: an array to write into (x
     itself, where it is no longer needed).
     """
-    p = np.subtract(x, x.max(axis=-1, keepdims=True), out=out)  # (..., n)
+    p = np.subtract(x, np.maximum.reduce(x, axis=-1, keepdims=True), out=out)  # (..., n)
     np.exp(p, out=p)
-    p /= p.sum(axis=-1, keepdims=True)
+    p /= np.add.reduce(p, axis=-1, keepdims=True)
     return p
 
 
@@ -62,6 +54,22 @@ def log_softmax(x: np.ndarray) -> np.ndarray:
     """
     shifted = x - x.max(axis=-1, keepdims=True)  # (..., n)
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def log_probability(
+    logits: np.ndarray, tokens: int | np.ndarray, out: np.ndarray | None = None
+) -> np.ndarray | np.floating:
+    """The entry of log_softmax that belongs to one token of each row.
+
+        log p_t = (z_t - max z) - log sum_j exp(z_j - max z)
+
+    logits (T, V), tokens (T,)  ->  (T,) float64, so that sums over a whole text keep every digit; or logits (V,) and
+    one token  ->  a number. out: an array to compute in (``logits`` itself, where they are no longer needed).
+    """
+    shifted = np.subtract(logits, logits.max(axis=-1, keepdims=True), out=out)  # (T, V)
+    chosen = shifted[tokens] if logits.ndim == 1 else shifted[np.arange(len(logits)), tokens]  # (T,)
+    np.exp(shifted, out=shifted)
+    return chosen.astype(np.float64) - np.log(shifted.sum(axis=-1).astype(np.float64))
 
 
 def silu(x: np.ndarray) -> np.ndarray:

@@ -24,7 +24,8 @@ from minillm.show.map import you_are_here
 from minillm.show.primer import broadcasting
 from minillm.tables import keys_as_headings, text_table
 from minillm.transformer import ops
-from minillm.transformer.ops import linear, silu
+from minillm.transformer.linear import linear
+from minillm.transformer.ops import silu
 
 show(you_are_here())
 

@@ -35,8 +35,9 @@ from minillm.steps import step_names
 from minillm.tables import keys_as_headings, text_table
 from minillm.trace import Trace
 from minillm.transformer.blocks import Positions, block
+from minillm.transformer.linear import linear
 from minillm.transformer.model import Llama
-from minillm.transformer.ops import linear, rms_norm, softmax
+from minillm.transformer.ops import rms_norm, softmax
 from minillm.transformer.rope import rope_table, rotate_halves, rotate_interleaved
 
 show(you_are_here())

@@ -15,7 +15,7 @@ from minillm.sparsity.spec import SparsitySpec
 from minillm.study.score import score_variant
 from minillm.study.sweep import sweep
 from minillm.trace import Trace
-from minillm.transformer.ops import linear
+from minillm.transformer.linear import linear
 from minillm.transformer.texts import document_hashes, runs
 
 SPEC = SparsitySpec("toy", ("weights",), "chance, a share goes", "weights", 0.5)

@@ -73,7 +73,7 @@ def test_a_cett_is_met_within_one_step_of_the_grid(model, target):
 
 
 def quantiles(x: np.ndarray, layer):
-    from minillm.transformer.ops import linear
+    from minillm.transformer.linear import linear
 
     mid = layer.act(linear(x, layer.gate_proj)) * linear(x, layer.up_proj)
     values = {"in_gate": x, "in_up": x, "mid": mid}

@@ -13,7 +13,7 @@ from minillm.transformer.ops import (
     erfc,
     gelu,
     gelu_tanh,
-    linear,
+    log_probability,
     log_softmax,
     relu,
     relu2,
@@ -73,13 +73,6 @@ def test_erfc_is_pythons_erfc():
     assert erfc(GRID[None]).tolist() == [[math.erfc(v) for v in GRID]]
 
 
-def test_linear_multiplies_by_rows_of_the_weight_and_adds_the_bias():
-    x, weight, bias = np.array([[1.0, 2.0]]), np.array([[1.0, 0.0], [0.0, 1.0], [3.0, 4.0]]), np.array([10.0, 20, 30])
-    assert linear(x, weight).tolist() == [[1, 2, 11]]
-    assert linear(x, weight, bias).tolist() == [[11, 22, 41]]
-    assert linear(x[0], weight, bias).tolist() == [11, 22, 41] and bias.tolist() == [10, 20, 30]
-
-
 @quick
 @given(rows, st.floats(-1e3, 1e3))
 def test_softmax_does_not_change_when_a_constant_is_added_and_its_rows_sum_to_one(x, shift):
@@ -93,6 +86,17 @@ def test_softmax_does_not_change_when_a_constant_is_added_and_its_rows_sum_to_on
 def test_log_softmax_is_the_logarithm_of_softmax(x):
     exact = np.vectorize(math.exp)(log_softmax(x))
     np.testing.assert_allclose(exact, softmax(x), rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_log_probability_is_the_entry_of_log_softmax_and_writes_only_where_it_may(dtype):
+    logits, tokens = np.random.default_rng(0).normal(0, 9, (4, 50)).astype(dtype), np.array([3, 49, 0, 7])
+    before = logits.copy()
+    found = log_probability(logits, tokens)
+    expected = log_softmax(before.astype(np.float64))[np.arange(4), tokens]
+    np.testing.assert_allclose(found, expected, rtol=1e-6 if dtype == np.float32 else 1e-14)
+    assert found.dtype == np.float64 and np.array_equal(logits, before)
+    assert np.array_equal(log_probability(logits, tokens, out=logits), found) and not np.array_equal(logits, before)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -124,3 +128,13 @@ def test_rms_norm_is_its_formula_with_eps_inside_the_root(dtype):
     root = math.sqrt(12.5 + 0.5)
     np.testing.assert_allclose(found, [[[6 / root, 40 / root]], [[0, 0]]], rtol=1e-6)
     assert found.dtype == dtype and x[0, 0].tolist() == [3, 4]
+
+
+@pytest.mark.parametrize(("dtype", "close"), [(np.float32, 1e-6), (np.float64, 1e-15)])
+def test_rms_norm_of_one_row_is_that_of_many(dtype, close):
+    x, weight = np.random.default_rng(2).normal(0, 0.1, (5, 40)).astype(dtype), np.linspace(0.5, 2, 40, dtype=dtype)
+    alone = np.concatenate([rms_norm(row[None], weight, 0.1) for row in x])
+    assert alone.dtype == dtype
+    np.testing.assert_allclose(alone, rms_norm(x, weight, 0.1), rtol=close)
+    with np.errstate(all="ignore"):
+        assert np.isnan(rms_norm(np.zeros((1, 4), dtype), weight[:4], 0.0)).all()  # 0 / 0, as in many rows

@@ -94,7 +94,8 @@ BUGS = {
         *BLOCK, 'tap("mlp.norm", rms_norm(h, layer.post_attention_layernorm, layer.eps))', 'tap("mlp.norm", h)',
         "llama", "blocks.0.mlp.norm"),
     "eps beside the root": (
-        ops, "rms_norm", "np.sqrt(mean_square + eps)", "(np.sqrt(mean_square) + eps)", "llama", "blocks.0.attn.norm"),
+        ops, "rms_norm", "np.sqrt(np.vecdot(x, x)[..., None] / n + eps)",
+        "(np.sqrt(np.vecdot(x, x)[..., None] / n) + eps)", "llama", "blocks.0.attn.norm"),
     "eps of another family": (
         layer_module.Layer, "from_weights", "config.rms_norm_eps", "1e-6", "llama", "blocks.0.attn.norm"),
     "eps of another family in the last norm": (
