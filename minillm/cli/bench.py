@@ -13,7 +13,7 @@ PRESETS = ("260K", "15M", "110M")  # of bench/shapes.py, which imports NumPy; a 
 
 
 def add(commands: flags.Commands) -> None:
-    """Add the command of this file, with its five actions."""
+    """Add the command of this file, with its actions."""
     bench = flags.actions(
         commands, "bench", "Measure speed in turns, as ratios to a limit and a rival in the same run."
     )
@@ -23,6 +23,7 @@ def add(commands: flags.Commands) -> None:
     shape = flags.flag("--shape", choices=PRESETS, default="15M", help="of random weights (default: 15M)")
     for name, run in (("decode", bench_decode), ("perplexity", bench_perplexity), ("start", bench_start)):
         flags.command(bench, name, run, model, shape, *own, example=f"minillm bench {name} --shape 260K --rounds 3")
+    flags.command(bench, "linear", bench_linear, *own, example="minillm bench linear --rounds 3")
     ffn = flags.command(
         bench, "ffn", bench_ffn, *own, *shares_and_groups("0.3,0.5,0.7,0.9,0.95", "4,8,16,32,128"),
         example="minillm bench ffn --shape 15M --sparsity 0.5 --rounds 3",
@@ -70,6 +71,15 @@ def bench_model(a: argparse.Namespace) -> int:
 
     result = bench.bench(a.what, a.shape, resolve(a.model) if a.model else None, a.rounds, a.threads or 1)
     print(json.dumps(result, indent=1) if a.json else in_lines(bench.model_text(result)))
+    return 0
+
+
+def bench_linear(a: argparse.Namespace) -> int:
+    """Measure one row times a weight matrix in every form, and show which one is taken on this machine."""
+    from ..bench import linear
+
+    result = linear.bench_linear(rounds=a.rounds, threads=a.threads or 1)
+    print(json.dumps(result, indent=1) if a.json else in_lines(linear.linear_text(result)))
     return 0
 
 

@@ -24,6 +24,7 @@ import numpy as np
 
 from ..errors import MinillmError
 from ..transformer.layer import Layer
+from ..transformer.linear import linear, one_row
 from .bundle import bundled
 
 TILE = 512 * 1024  # bytes of a tile: it is read again from a core's own cache, of 1 or 2 MB on servers
@@ -58,7 +59,7 @@ def coefficients(
 
     x (..., D), gate, up (n, D), neurons: their indices in the layer (for its biases)  ->  (..., n).
     """
-    return _combined(x @ gate.T, x @ up.T, neurons, weights)
+    return _combined(linear(x, gate), linear(x, up), neurons, weights)
 
 
 def _combined(g: np.ndarray, u: np.ndarray, neurons: np.ndarray | slice, weights: NeuronMajor | Layer) -> np.ndarray:
@@ -94,7 +95,7 @@ def tiled_gather(x: np.ndarray, weights: NeuronMajor, neurons: np.ndarray, tile:
         for piece in pieces:
             kept = neurons[piece]
             tile_rows = matrix.take(kept, axis=0, out=buffer[: len(kept)], mode="clip")
-            tile_rows.dot(x, out=products[piece])
+            one_row(x, tile_rows, out=products[piece])
     mid = _combined(g, u, neurons, weights)  # (n,)
     y = np.zeros(hidden, x.dtype)
     for piece in pieces:
@@ -127,9 +128,9 @@ def block_views(x: np.ndarray, weights: Blocks, blocks: np.ndarray) -> np.ndarra
     both = np.zeros((len(places), 2, g), x.dtype)  # (n, 2, g): gate and up
     for (first, n), out in zip(places, both, strict=True):
         if n == g:
-            np.dot(rows[first : first + 2 * g], x, out=out.reshape(-1))
+            one_row(x, rows[first : first + 2 * g], out=out.reshape(-1))
         else:
-            out[:, :n] = (rows[first : first + 2 * n] @ x).reshape(2, n)
+            out[:, :n] = one_row(x, rows[first : first + 2 * n]).reshape(2, n)
     neurons = np.minimum(blocks[:, None] * g + np.arange(g), count - 1)  # (n, g)
     mid = _combined(both[:, 0], both[:, 1], neurons, layer)  # (n, g)
     y, part = (np.zeros(rows.shape[1], x.dtype) for _ in range(2))

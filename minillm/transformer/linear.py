@@ -54,11 +54,14 @@ def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) ->
     return y
 
 
-def one_row(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """y = W x by the form that is fast on this machine (module docstring).  x (in,), weight (out, in)  ->  y (out,)."""
+def one_row(x: np.ndarray, weight: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """y = W x by the form that is fast on this machine (module docstring).
+
+    x (in,), weight (out, in)  ->  y (out,). out: an array to write it into.
+    """
     if weight.size > SMALL_MATRIX and blas_is_slow():
-        return np.vecdot(weight, x)
-    return weight.dot(x)
+        return np.vecdot(weight, x, out=out)
+    return weight.dot(x, out=out)
 
 
 @cache

@@ -14,6 +14,15 @@ def test_bench_measures_without_torch_and_prints_a_table_or_json(run, monkeypatc
     assert [row["name"] for row in found["rows"]] == ["minillm", "read probe"] and found["model"] == "m"
 
 
+def test_bench_linear_prints_a_table_or_json(run, monkeypatch):
+    monkeypatch.setattr("minillm.bench.linear.TURN", 0)
+    monkeypatch.setattr("minillm.bench.linear.bench_linear.__defaults__", (((64, 32),), 7, 1))
+    status, out, _ = run("bench", "linear", "--rounds", "1")
+    assert status == 0 and "64 x 32" in out and max(map(len, out.splitlines())) <= 100
+    (row,) = json.loads(run("bench", "linear", "--rounds", "1", "--json")[1])["rows"]
+    assert {"out", "in", "megabytes", "sum", "BLAS", "rows", "turned", "takes", "best"} == set(row)
+
+
 @pytest.mark.slow
 def test_bench_start_measures_whole_processes(run):
     found = json.loads(run("bench", "start", "--shape", "260K", "--rounds", "1", "--json")[1])

@@ -155,9 +155,9 @@ class Counted(np.ndarray):
         self.taken.append(1.0)
         return np.asarray(self).T
 
-    def dot(self, x):
+    def dot(self, x, out=None):
         self.taken.append(1.0)
-        return np.asarray(self).dot(x)
+        return np.asarray(self).dot(x, out=out)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
