@@ -43,7 +43,7 @@ def test_both_forms_of_one_row_and_the_product_of_many_agree(seed, out, into):
 
 def test_the_form_is_chosen_by_size_and_machine_and_is_the_one_that_runs(monkeypatch):
     rng, taken = np.random.default_rng(0), []
-    monkeypatch.setattr(module.np, "vecdot", lambda w, x: taken.append(w.size) or w.dot(x))
+    monkeypatch.setattr(module.np, "vecdot", lambda w, x, out: taken.append(w.size) or w.dot(x, out=out))
     small, large = (rng.standard_normal((rows, 100), dtype=np.float32) for rows in (SMALL_MATRIX // 100, 201))
     x = np.ones((1, 100), np.float32)
     for slow, expected in ((False, []), (True, [large.size])):
