@@ -6,7 +6,9 @@ counts for a row w and its copy q is
 
     mean_t (x_t . w - x_t . q)^2 = (w - q) H (w - q)^T        H = mean_t x_t^T x_t   (D, D), on a training text
 
-so both kinds of copy take H where it is given. Without it, H = 1: the plain rounding and the plain SVD.
+so both kinds of copy take H where it is given. Without it, H = 1: the plain rounding and the plain SVD. Rounding then
+works as GPTQ does (Frantar et al. 2022, arXiv 2210.17323): the error of a column is made good by the columns that come
+after it, since inputs that go together can stand in for each other.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ from ..transformer.finite import are_numbers
 from ..transformer.model import Llama, shape_of
 from ..transformer.ops import no_warnings
 from ..transformer.texts import runs
+
+DAMPING = 0.01  # of the mean of H's diagonal, added to it
 
 
 def second_moments(
@@ -81,47 +85,117 @@ def with_unit_mean(moment: np.ndarray) -> np.ndarray:
     return moment / (np.trace(moment) or 1) * len(moment)
 
 
-@no_warnings  # what outgrows a float16 is refused by check_table
-def quantise(
-    weight: np.ndarray, bits: int, moment: np.ndarray | None = None, sweeps: int = 12
-) -> tuple[np.ndarray, np.ndarray]:
-    """Round each row w to q = scale (code - (2^bits - 1) / 2), looking for the least (w - q) H (w - q)^T.
+def damped(moment: np.ndarray | None, hidden: int) -> np.ndarray:
+    """H for rounding: a mean of 1 on its diagonal, plus DAMPING there; 1 where it is unknown.  (D, D)  ->  (D, D).
 
-    First, codes by nearest rounding, at the best of some scales for H's diagonal. Then, in turns:
-    - one column at a time, with all others as they are. With r = (w - q) H, the best value of column j is
-      q_j + r_j / H_jj; the nearest value that a code can have is taken. An error made in one column is corrected by
-      the columns that go with it.
-    - the scale, by least squares: (w H c^T) / (c H c^T), c = the codes' values.
-    No step makes the error larger. (Frantar et al. 2022, GPTQ, arXiv 2210.17323, does the first in one sweep.)
-
-    weight (F, D), moment (D, D) or None for the identity  ->  codes (F, D) uint8, scale (F,) float16.
+    A direction that never occurs in the training text counts a little, too, and H has an inverse.
     """
-    w, top = weight.astype(np.float64), (2**bits - 1) / 2
-    H = np.eye(w.shape[1]) if moment is None else with_unit_mean(moment)
-    H = H + 1e-3 * np.eye(len(H))  # a direction that never occurs in the text counts a little, too
+    H = np.eye(hidden) if moment is None else with_unit_mean(moment)
+    return H + DAMPING * np.eye(hidden)
 
-    def nearest(values: np.ndarray, scale: np.ndarray | float) -> np.ndarray:
-        return np.clip(np.round(values / scale + top), 0, 2 * top) - top
 
+def nearest(values: np.ndarray, levels: int) -> np.ndarray:
+    """Each number rounded to one of that many levels, which stand one apart around 0: 4 levels are -1.5, -.5, .5, 1.5.
+
+    >>> nearest(np.array([0.9, -0.2, 7.0]), levels=4)
+    array([ 0.5, -0.5,  1.5])
+    """
+    top = (levels - 1) / 2
+    return np.clip(np.round(values + top), 0, 2 * top) - top
+
+
+def rounding_order(H: np.ndarray) -> np.ndarray:
+    """The columns by how much they count, H_jj, the largest first: an early column finds most others still free."""
+    return np.argsort(-np.diag(H), kind="stable")
+
+
+def spread(H: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """The upper triangle U with U^T U = H^-1, columns in this order: how an error spreads over what comes later.
+
+    Say that column j was rounded and its value is off by d_j. The best that the columns after it can do, which are
+    still free, is to move by
+
+        - d_j U[j, j+1:] / U[j, j]        and what remains of the error is (d_j / U[j, j])^2
+
+    so the sum of these squares over all columns is the whole error (w - q) H (w - q)^T.
+    """
+    return np.linalg.cholesky(np.linalg.inv(H[np.ix_(order, order)])).T
+
+
+def compensated(w: np.ndarray, scale: np.ndarray, levels: int, H: np.ndarray) -> np.ndarray:
+    """Round one column after the other; the error of a column is made good by those that are not yet rounded.
+
+    (Frantar et al. 2022, GPTQ, arXiv 2210.17323, algorithm 1; see ``spread``.) With H = 1 nothing is spread, and each
+    weight takes the nearest level.
+
+    w (F, D), scale (F,), H (D, D), damped  ->  levels around 0, (F, D).
+
+    >>> w, H = np.array([[0.9, 0.9]]), np.array([[2.0, 1.0], [1.0, 2.0]])
+    >>> nearest(w, levels=4)  # off by (.4, .4); the error that counts is .96
+    array([[0.5, 0.5]])
+    >>> compensated(w, np.ones(1), 4, H)  # .9 + .4 H_12 / H_22 = 1.1 takes the level above; off by (.4, -.6): .56
+    array([[0.5, 1.5]])
+    """
+    order = rounding_order(H)
+    U, rest, code = spread(H, order), (w / scale[:, None]).T[order], np.empty(w.shape)  # (D, D), (D, F), (F, D)
+    for j, column in enumerate(order):
+        code[:, column] = nearest(rest[j], levels)
+        rest[j + 1 :] -= np.outer(U[j, j + 1 :] / U[j, j], rest[j] - code[:, column])
+    return code
+
+
+def improved(
+    w: np.ndarray, code: np.ndarray, scale: np.ndarray, levels: int, H: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """One turn that makes (w - q) H (w - q)^T smaller, q = scale code: first the codes, then the scale.
+
+    - One column at a time, with all others as they are. With r = (w - q) H, the best value of column j is
+      q_j + r_j / H_jj; the nearest level is taken.
+    - The scale, by least squares: (w H c^T) / (c H c^T), c = the codes. It is kept in float16.
+
+    w, code (F, D), scale (F,), H (D, D)  ->  code (F, D), scale (F,).
+    """
+    code = code.T.copy()  # (D, F): a column of the weight is then one row in memory
+    r = H @ (w.T / scale - code)  # (D, F), in units of the scale
+    for j in rounding_order(H):
+        better = nearest(code[j] + r[j] / H[j, j], levels)
+        r -= np.outer(H[j], better - code[j])
+        code[j] = better
+    codeH = H @ code
+    refined = (codeH * w.T).sum(axis=0) / np.maximum((codeH * code).sum(axis=0), 1e-30)
+    # A float16 has no number near 0: there, the scale stays as it is.
+    return code.T, np.where(refined.astype(np.float16) > 0, refined, scale).astype(np.float16).astype(np.float64)
+
+
+def first_scale(w: np.ndarray, levels: int, weights: np.ndarray) -> np.ndarray:
+    """For each row the best of some scales, if each weight took its nearest level: w (F, D), weights (D,)  ->  (F,)."""
     largest = np.maximum(np.abs(w).max(axis=1), 1e-4)  # (F,); float16 has no scale near 0
     scale, least = largest, np.full(len(w), np.inf)
     for share in np.linspace(0.3, 1.1, 41):
-        tried = share * largest / top  # (F,)
-        error = ((w - nearest(w, tried[:, None]) * tried[:, None]) ** 2 * np.diag(H)).sum(axis=1)
+        tried = share * largest / ((levels - 1) / 2)  # (F,)
+        missed = w - nearest(w / tried[:, None], levels) * tried[:, None]
+        error = (missed**2 * weights).sum(axis=1)
         scale, least = np.where(error < least, tried, scale), np.minimum(error, least)
-    scale = scale.astype(np.float16).astype(np.float64)
-    code = nearest(w, scale[:, None])  # (F, D), as values around 0
-    for _ in range(sweeps if moment is not None else 0):
-        r = (w - code * scale[:, None]) @ H  # (F, D)
-        for j in range(w.shape[1]):
-            better = nearest(code[:, j] + r[:, j] / (H[j, j] * scale), 1.0)
-            r -= np.outer((better - code[:, j]) * scale, H[j])
-            code[:, j] = better
-        codeH = code @ H
-        refined = (codeH * w).sum(axis=1) / np.maximum((codeH * code).sum(axis=1), 1e-30)
-        # A float16 has no number near 0: there, the scale stays as it is.
-        scale = np.where(refined.astype(np.float16) > 0, refined, scale).astype(np.float16).astype(np.float64)
-    return (code + top).astype(np.uint8), scale.astype(np.float16)
+    return scale.astype(np.float16).astype(np.float64)
+
+
+@no_warnings  # what outgrows a float16 is refused by check_table
+def quantise(
+    weight: np.ndarray, bits: int, moment: np.ndarray | None = None, turns: int = 3
+) -> tuple[np.ndarray, np.ndarray]:
+    """Round each row w to q = scale (code - (2^bits - 1) / 2), looking for the least (w - q) H (w - q)^T.
+
+    The scale comes from a search, the codes from compensated rounding, and a few turns improve both. Without a moment,
+    H = 1: each weight takes the nearest level.
+
+    weight (F, D), moment (D, D) or None for the identity  ->  codes (F, D) uint8, scale (F,) float16.
+    """
+    w, levels, H = weight.astype(np.float64), 2**bits, damped(moment, weight.shape[1])
+    scale = first_scale(w, levels, np.diag(H))
+    code = compensated(w, scale, levels, H)
+    for _ in range(turns if moment is not None else 0):
+        code, scale = improved(w, code, scale, levels, H)
+    return (code + (levels - 1) / 2).astype(np.uint8), scale.astype(np.float16)
 
 
 @no_warnings

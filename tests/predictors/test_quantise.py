@@ -9,7 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minillm.predictors import quantise as module
-from minillm.predictors.quantise import low_rank, pack, quantise, second_moments, unpack
+from minillm.predictors.quantise import (
+    compensated,
+    damped,
+    first_scale,
+    low_rank,
+    nearest,
+    pack,
+    quantise,
+    second_moments,
+    unpack,
+)
 from minillm.predictors.select import sparse_ffn
 from minillm.trace import Trace
 from minillm.transformer.texts import runs
@@ -40,12 +50,49 @@ def cost(weight, codes, scale, bits, H) -> float:
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
-def test_knowing_the_inputs_makes_the_error_that_counts_smaller_with_every_sweep(bits):
+def test_knowing_the_inputs_makes_the_error_that_counts_smaller_with_every_turn(bits):
     rng = np.random.default_rng(bits)
     weight, H = rng.standard_normal((20, 12)), moment(rng, 12)
-    costs = [cost(weight, *quantise(weight, bits, H, sweeps), bits, H) for sweeps in (0, 1, 4, 12)]
+    costs = [cost(weight, *quantise(weight, bits, H, turns), bits, damped(H, 12)) for turns in (0, 1, 3, 12)]
     assert costs[0] > costs[-1] and all(a >= b * (1 - 1e-3) for a, b in zip(costs, costs[1:], strict=False))
-    assert cost(weight, *quantise(weight, bits), bits, H) > costs[-1] * 1.2
+    assert cost(weight, *quantise(weight, bits), bits, damped(H, 12)) > costs[-1] * 1.2
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("seed", range(3))
+def test_compensated_rounding_is_nearer_on_the_inputs_themselves_than_plain_rounding(bits, seed):
+    """On outputs: the mean square of x (w - q) over inputs that are correlated, at the same scales."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((300, 16)) @ rng.standard_normal((16, 16))
+    w, H = rng.standard_normal((30, 16)), x.T @ x / len(x)
+    scale = first_scale(w, 2**bits, np.diag(H))
+
+    def missed(code: np.ndarray) -> float:
+        return float(np.square(x @ (w - code * scale[:, None]).T).mean())
+
+    assert missed(compensated(w, scale, 2**bits, H)) < 0.8 * missed(nearest(w / scale[:, None], 2**bits))
+
+
+@given(bits=st.integers(1, 8), size=st.floats(0.1, 9), seed=st.integers(0, 99))
+def test_where_all_inputs_count_alike_and_alone_compensated_rounding_is_plain_rounding(bits, size, seed):
+    rng = np.random.default_rng(seed)
+    w, scale = rng.standard_normal((5, 7)), rng.uniform(0.1, 1, 5)
+    found = compensated(w, scale, 2**bits, size * np.eye(7))
+    np.testing.assert_array_equal(found, nearest(w / scale[:, None], 2**bits))
+
+
+def test_what_compensated_rounding_leaves_of_the_error_adds_up_column_by_column():
+    """The rule of ``spread``, checked against the definition: the best move of the free columns, by least squares."""
+    rng = np.random.default_rng(3)
+    w, H = rng.standard_normal((1, 6)), moment(rng, 6) + 0.1 * np.eye(6)
+    order = np.argsort(-np.diag(H), kind="stable")
+    rest = w.copy()
+    for j, column in enumerate(order):
+        off = rest[0, column] - nearest(rest[0, column], 4)
+        rest[0, column] -= off
+        if len(free := order[j + 1 :]):
+            rest[0, free] += off * np.linalg.solve(H[np.ix_(free, free)], H[free, column])
+    np.testing.assert_allclose(compensated(w, np.ones(1), 4, H), rest, atol=1e-9)
 
 
 def test_more_bits_miss_less_and_eight_miss_next_to_nothing():

@@ -64,7 +64,8 @@ def test_the_row_of_a_shadow_is_its_accounting(model, rows):
     assert row["multiply_adds"] == pytest.approx(row["own_multiply_adds"] + row["selected"] * numbers)
     assert row["increase"] == row["perplexity"] - row["dense"] and row["kl"] > 0
     own_gate = next(row for row in rows if row["predictor"] == "gate and 4-bit up")
-    assert own_gate["read_gate"] == 1 and own_gate["read_up"] == own_gate["selected"] < 0.7
+    assert own_gate["read_gate"] == 1 and own_gate["selected"] < 0.7
+    assert own_gate["read_up"] == pytest.approx(own_gate["selected"])
 
 
 def test_better_informed_predictors_find_more(rows):
