@@ -39,8 +39,9 @@ from ..loading.names import EMBEDDING, HEAD
 from ..threads import with_few_threads
 from ..trace import Tap, no_tap
 from ..transformer.layer import Layer, weight_name
+from ..transformer.linear import linear
 from ..transformer.model import Llama
-from ..transformer.ops import erfc, linear, no_warnings
+from ..transformer.ops import erfc, no_warnings
 from ..transformer.rope import rope_table, rotate_halves
 from .losses import LossOf, cross_entropy
 
