@@ -1,6 +1,6 @@
 """minillm: activation sparsity in large language models, in pure NumPy, every step open to inspection.
 
-The chapters, in reading order (6, training, is not written yet):
+The chapters, in reading order:
 
     errors, files   one sentence for each error; files read and written safely, their fields checked, and whose they are
     steps, trace    the names of all intermediates, and the tap that gives them out
@@ -10,6 +10,7 @@ The chapters, in reading order (6, training, is not written yet):
     sparsity        3. cutting: what "50 % sparse" means, policies, masked and gathered FFNs, calibration
     predictors      4. predicting: which neurons a token will need: oracle, baselines, copies, look-ahead, learned
     prefetch        5. fetching: bundles on disk, a small buffer of neurons, simulated and real reading
+    training        6. training: the backward pass, read off the trace of the forward pass; losses
     methods         7. related methods: each gives a variant of a model, to be compared with thresholds
     study           8. studying: experiments that give rows: sweeps, predictors compared, buffers, disks, the report
     bench           speed, measured in turns

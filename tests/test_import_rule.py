@@ -25,7 +25,7 @@ ORDER = """
     predictors/ahead predictors/learned predictors/train predictors/memory predictors/clusters predictors/workshop
     prefetch/bundle prefetch/kernels prefetch/reorder prefetch/eviction prefetch/traffic prefetch/buffer prefetch/clock
     prefetch/system prefetch/reader prefetch/fetched prefetch/feedforward prefetch/record prefetch/replay
-    training/
+    training/losses training/backward training/
     methods/base methods/
     study/describe study/bootstrap study/score study/sweep_rows study/record study/sweep study/prediction
     study/variants study/overlap study/edits study/natural study/distributions study/buffers study/blocks

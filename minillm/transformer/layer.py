@@ -63,3 +63,15 @@ class Layer:
                 arrays[module if kind == "weight" else module.replace("_proj", "_bias")] = array
         act, window = ACTIVATIONS[config.hidden_act], config.sliding_windows[index]
         return cls(index, config.head_dim, config.rms_norm_eps, window, act, **arrays)
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """Its arrays under the names that ``from_weights`` takes, {"model.layers.0.mlp.up_proj.weight": array}."""
+        arrays = {part: array for part, array in vars(self).items() if isinstance(array, np.ndarray)}
+        return {weight_name(self.index, part): array for part, array in arrays.items()}
+
+
+def weight_name(index: int, part: str) -> str:
+    """Hugging Face's name of a part of a layer: 3, "q_bias" -> "model.layers.3.self_attn.q_proj.bias"."""
+    module, kind = (part.replace("_bias", "_proj"), "bias") if part.endswith("_bias") else (part, "weight")
+    owner = {"gate": "mlp.", "up": "mlp.", "down": "mlp."} | dict.fromkeys("qkvo", "self_attn.")
+    return f"model.layers.{index}.{owner.get(part.partition('_')[0], '')}{module}.{kind}"

@@ -26,6 +26,7 @@ from ..errors import MinillmError, TokenizerError, show
 from ..identity import NAME_LIMIT, Fingerprint
 from ..loading.checkpoint import load_weights
 from ..loading.config import ModelConfig
+from ..loading.names import EMBEDDING, HEAD
 from ..loading.tokenizer import Tokenizer, unused_bos
 from ..threads import look, with_few_threads
 from ..trace import Tap, Trace, no_tap, scoped
@@ -52,10 +53,10 @@ class Llama:
 
     def __init__(self, config: ModelConfig, weights: dict[str, np.ndarray], folder: Path | None = None):
         self.config, self.folder = config, folder
-        self.embed_tokens = weights["model.embed_tokens.weight"]  # (V, D)
+        self.embed_tokens = weights[EMBEDDING]  # (V, D)
         self.layers = [Layer.from_weights(config, weights, i) for i in range(config.num_hidden_layers)]
         self.norm = weights["model.norm.weight"]  # (D,)
-        self.lm_head = weights.get("lm_head.weight", self.embed_tokens)  # (V, D); tied heads share the embedding
+        self.lm_head = weights.get(HEAD, self.embed_tokens)  # (V, D); tied heads share the embedding
         self.dtype = self.embed_tokens.dtype
         self.bos: tuple[int, ...] | None = None  # what stands before every text, where ``use_bos`` has said it
         look()  # at BLAS, before anything limits it
@@ -119,12 +120,19 @@ class Llama:
             count[part_of(name)] += math.prod(shape)
         return count
 
+    @property
+    def weights(self) -> dict[str, np.ndarray]:
+        """The arrays under the names that it was made from (``load_weights``); a tied head is the embedding."""
+        named = {EMBEDDING: self.embed_tokens}
+        for layer in self.layers:
+            named |= layer.weights()
+        named["model.norm.weight"] = self.norm
+        return named if self.lm_head is self.embed_tokens else named | {HEAD: self.lm_head}
+
     @cached_property
     def nbytes(self) -> int:
         """Bytes of all weights in memory."""
-        arrays = [array for layer in self.layers for array in vars(layer).values() if isinstance(array, np.ndarray)]
-        heads = [] if self.lm_head is self.embed_tokens else [self.lm_head]
-        return sum(array.nbytes for array in (*arrays, self.embed_tokens, self.norm, *heads))
+        return sum(array.nbytes for array in self.weights.values())
 
     def check_ids(self, ids: Ids) -> np.ndarray:
         """Token ids as an array (T,). Raises MinillmError for an empty, nested or out-of-range sequence."""

@@ -4,14 +4,9 @@ A bug is a change of one piece of a function's source. The golden comparison the
 first divergence; every step before it must still agree.
 """
 
-import __future__
-
-import inspect
-import sys
-import textwrap
-
 import numpy as np
 import pytest
+from planted import plant
 
 from minillm.loading import checkpoint
 from minillm.sparsity.masked import masked_swiglu
@@ -20,26 +15,6 @@ from minillm.trace import Trace
 from minillm.transformer import attention, ffn, model, ops, rope
 from minillm.transformer import layer as layer_module
 from minillm.transformer.attention import KVCache
-
-
-def plant(monkeypatch, owner, name: str, old: str, new: str):
-    """Change ``old`` into ``new`` in the source of owner.name, wherever minillm uses it, and give the function back."""
-    function = getattr(owner, name)
-    source = textwrap.dedent(inspect.getsource(function))
-    assert source.count(old) == 1, f"{name} has {source.count(old)} times {old!r}: bring the planted bug up to date"
-    space = dict(vars(sys.modules[function.__module__]))
-    flags = __future__.annotations.compiler_flag
-    exec(compile(source.replace(old, new), f"<{name} with a bug>", "exec", flags), space)
-    if inspect.isclass(owner):
-        users = [owner]
-    else:
-        loaded = [module for key, module in sys.modules.items() if key.startswith("minillm.")]
-        users = [module for module in loaded if vars(module).get(name) is function]
-    assert users
-    for user in users:
-        monkeypatch.setattr(user, name, space[name])
-    return space[name]
-
 
 # id: (owner, function, old, new, golden, the step that must be named first)
 ATTENTION, ATTEND = (attention, "attention"), (attention, "attend")
@@ -114,10 +89,10 @@ BUGS = {
     "activation on up": (
         ffn, "swiglu", '"mid", gate * up', '"mid", gate_pre * layer.act(up)', "llama", "blocks.0.mlp.mid"),
     "untied head ignored": (
-        model.Llama, "__init__", 'weights.get("lm_head.weight", self.embed_tokens)', "self.embed_tokens",
+        model.Llama, "__init__", 'weights.get(HEAD, self.embed_tokens)', "self.embed_tokens",
         "llama", "logits"),
     "tied head is another matrix": (
-        model.Llama, "__init__", 'weights.get("lm_head.weight", self.embed_tokens)', "self.embed_tokens[::-1]",
+        model.Llama, "__init__", 'weights.get(HEAD, self.embed_tokens)', "self.embed_tokens[::-1]",
         "qwen3", "logits"),
     "last norm with the last block's weight": (
         model.Llama, "__init__", 'weights["model.norm.weight"]', "self.layers[-1].input_layernorm",
