@@ -1,11 +1,13 @@
 """Predictors that are learned: Deja Vu's two low-rank maps, the same one layer ahead, and one that corrects a shadow.
 
     z = x A B + c                       A (D, r), B (r, F), c (F,)          learned
+    z = max(x A + h, 0) B + c           h (r,)                              learned, with a hidden layer
     z = x A B + c + a log s             s (F,) the shadow's scores, a (F,)  refined
-    p = 1 / (1 + exp(-z))               how likely each neuron is active
 
 (Liu et al. 2023, Deja Vu, arXiv 2310.17157, section 3 and the released code: two linear maps without anything between
-them, one predictor per layer.) train.py finds the tables; here they are used, stored in float16.
+them, one predictor per layer.) train.py finds the tables, for one of two targets: the mask, where 1 / (1 + exp(-z)) is
+how likely each neuron is active, or |mid| itself, where z is its size beside the other neurons of the token. Here they
+are used, stored in float16.
 
 One layer ahead (``ahead``): x is the input of the FFN one layer BEFORE, at the same token, so that the weights can be
 on their way while that layer is computed. Layer 0 has no layer before it and is predicted from its own input.
@@ -26,12 +28,19 @@ from .layout import Layout, Shape, Table, check_shape, sizes_of
 from .protocol import Predictor
 
 TINY = 1e-6  # added to a shadow's score before its logarithm
+TARGETS = ("mask", "mid")  # what a predictor may be trained on
 
 
 def logits(p: dict[str, np.ndarray], x: np.ndarray, logs: np.ndarray | None = None) -> np.ndarray:
-    """z = x A B + c (+ a log s): x (T, D), logs (T, F) or None  ->  (T, F)."""
-    z = (x @ p["A"]) @ p["B"] + p["c"]  # (T, F)
+    """z = x A B + c (+ a log s), or with a hidden layer where p has an h: x (T, D), logs (T, F) or None  ->  (T, F)."""
+    z = hidden(p, x) @ p["B"] + p["c"]  # (T, F)
     return z if logs is None else z + p["a"] * logs
+
+
+def hidden(p: dict[str, np.ndarray], x: np.ndarray) -> np.ndarray:
+    """x A, or max(x A + h, 0) with a hidden layer: x (T, D)  ->  (T, r)."""
+    inner = x @ p["A"]  # (T, r)
+    return np.maximum(inner + p["h"], 0) if "h" in p else inner
 
 
 def log_scores(shadow: Shadow, index: int, x: np.ndarray) -> np.ndarray:
@@ -40,13 +49,19 @@ def log_scores(shadow: Shadow, index: int, x: np.ndarray) -> np.ndarray:
 
 
 class Learned(Predictor):
-    """Deja Vu's predictor, z = x A B + c, in float16; ahead 1 takes x from the layer before."""
+    """Deja Vu's predictor, z = x A B + c, in float16; ahead 1 takes x from the layer before.
 
-    def __init__(self, shape: tuple[int, int, int], tables: dict[str, np.ndarray], ahead: int = 0):
-        layers, hidden, intermediate = shape
-        self.shape, self.tables, self.ahead = (layers, hidden, intermediate), tables, ahead
+    target: what it was trained on, "mask" or "mid"; only its name says so.
+    """
+
+    def __init__(
+        self, shape: tuple[int, int, int], tables: dict[str, np.ndarray], ahead: int = 0, target: str = "mask"
+    ):
+        layers, width, intermediate = shape
+        self.shape, self.tables, self.ahead, self.target = (layers, width, intermediate), tables, ahead, target
         self.lookaheads = ("layer",) if ahead else ()
-        self.name = f"learned rank {tables['A'].shape[-1]}" + (", one layer ahead" if ahead else "")
+        self.name = f"learned rank {tables['A'].shape[-1]}" + (" from |mid|" if target == "mid" else "")
+        self.name += (", hidden layer" if "h" in tables else "") + (", one layer ahead" if ahead else "")
         self._before: np.ndarray | None = None  # the input of the layer before, of the same tokens
 
     def predict(self, index: int, position: int, x: np.ndarray) -> np.ndarray:
@@ -58,7 +73,7 @@ class Learned(Predictor):
 
     @property
     def nbytes(self) -> int:
-        """A, B and c: 2 (r (D + F) + F) bytes per layer."""
+        """A, B and c: 2 (r (D + F) + F) bytes per layer; with a hidden layer, 2 r more."""
         return sum(table.nbytes for table in self.tables.values())
 
     def multiply_adds(self, index: int) -> float:
@@ -67,26 +82,27 @@ class Learned(Predictor):
         return self.tables["A"].shape[-1] * (hidden + intermediate)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """A, B and c."""
+        """A, B and c, and h of a hidden layer."""
         return self.tables
 
     def settings(self) -> dict:
-        """Shape and ahead."""
-        return {"shape": self.shape, "ahead": self.ahead}
+        """Shape and ahead; the target where it is not the mask (older files know no other)."""
+        return {"shape": self.shape, "ahead": self.ahead} | ({"target": "mid"} if self.target == "mid" else {})
 
     @classmethod
     def layout(cls, settings: Fields, shape: Shape) -> Layout:
-        """A, B and c."""
-        settings.only(["shape", "ahead"])
+        """A, B and c, and h or none."""
+        settings.only(["shape", "ahead", "target"])
         check_shape(settings, shape)
         settings.integer("ahead", 1, low=0)
-        tables = {"A": Table("LDr"), "B": Table("LrF"), "c": Table("LF")}
+        settings.choice("target", TARGETS, "mask")
+        tables = {"A": Table("LDr"), "B": Table("LrF"), "c": Table("LF"), "h": Table("Lr", group="hidden layer")}
         return Layout(tables, sizes_of(shape), {"r": range(1, shape[1] + 1)})
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray], settings: dict) -> Learned:
         """The predictor with these tables."""
-        return cls(settings["shape"], arrays, settings["ahead"])
+        return cls(settings["shape"], arrays, settings["ahead"], settings.get("target", "mask"))
 
 
 class Refined(Predictor):

@@ -72,10 +72,14 @@ class Workshop:
         """A shadow made for the inputs of the training documents."""
         return self.informed(Shadow.fit(self.model, bits, self.moments, gate_bits))
 
-    def learned(self, rank: int, shadow: Shadow | None = None, ahead: int = 0) -> Learned | Refined:
+    def learned(
+        self, rank: int, shadow: Shadow | None = None, ahead: int = 0, target: str = "mask", hidden_layer: bool = False
+    ) -> Learned | Refined:
         """A trained predictor; with a shadow, one that refines it."""
-        texts = self.training, self.held
-        return train(self.model, self.thresholds, *texts, rank, shadow, ahead, self.context, rng=self._rng())
+        return train(
+            self.model, self.thresholds, self.training, self.held, rank, shadow, ahead, self.context,
+            rng=self._rng(), target=target, hidden_layer=hidden_layer,
+        )  # fmt: skip
 
     def make(self, name: str) -> Predictor:
         """The predictor of a name in the catalogue ("shadow-3": 3 bits), or of a file. Its cutoffs are still to be set.
@@ -117,6 +121,10 @@ class Workshop:
                 return self.learned(min(REFINED_RANK, rank), self.shadow(bits))
             case "learned":
                 return self.learned(rank)
+            case "learned-mid":
+                return self.learned(rank, target="mid")
+            case "learned-hidden":
+                return self.learned(rank, target="mid", hidden_layer=True)
             case "learned-ahead":
                 return self.learned(rank, ahead=1)
             case "ahead-BITS":

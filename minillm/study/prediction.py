@@ -21,6 +21,7 @@ stopping, ``test`` for the figures.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ from .describe import stored_bytes
 from .score import evaluation_of
 
 TRAINING_SHARE = 0.75  # of the documents that are not test documents; the rest is held out
-NOTHING = 1e-3  # of the dense perplexity: an increase that is smaller counts as none
+NOTHING = 5e-3  # of the dense perplexity: an increase that is smaller is too small to be divided by
 
 
 def ffn_bytes(model: Llama) -> tuple[int, int]:
@@ -121,6 +122,14 @@ def beside_oracle(row: dict, oracle: dict, seed: int = 0) -> dict:
     over, low, high = difference(evaluation_of(row), evaluation_of(oracle), rng)
     times = row["increase"] / oracle["increase"] if is_clear(oracle) else None
     return row | {"over_oracle": over, "over_oracle_low": low, "over_oracle_high": high, "times_oracle": times}
+
+
+def nats_over_oracle(row: dict, oracle: dict) -> str:
+    """ln(perplexity / the oracle's) with its interval, in nats per token: what is said where no quotient is."""
+    ends = (row[f"over_oracle{end}"] for end in ("", "_low", "_high"))
+    value, low, high = (None if end is None else math.log1p(end / oracle["perplexity"]) for end in ends)
+    assert value is not None
+    return f"{in_words(value, low, high, '+.4f')} nats per token over the oracle"
 
 
 def difference_in_words(row: dict, key: str) -> str:
@@ -200,8 +209,9 @@ def verdict(rows: Sequence[dict]) -> list[str]:
         if not candidates:
             return
         best = min(candidates, key=lambda row: row["perplexity"])
-        over = f"perplexity {difference_in_words(best, 'over_oracle')} over the oracle's"
+        over = nats_over_oracle(best, oracle)
         if clear:
+            over = f"perplexity {difference_in_words(best, 'over_oracle')} over the oracle's"
             within = "within" if best["times_oracle"] <= bound else "not within"
             over += f", {best['times_oracle']:.2f} times the oracle's increase over {where} ({within} {bound:g})"
         sentences.append(f"{among}: {best['predictor']}, {over}")
@@ -213,6 +223,11 @@ def verdict(rows: Sequence[dict]) -> list[str]:
     learned = next((row for row in others if re.fullmatch(r"learned rank \d+", row["predictor"])), None)
     rivals = [row for row in others if row["predictor"] in ("static", "previous-token")] if learned else []
     sentences += [_against(learned, rival) for rival in rivals if learned]
+    regression = next(
+        (row for row in others if learned and row["predictor"] == f"{learned['predictor']} from |mid|"), None
+    )
+    if learned and regression:
+        sentences.append(_against(regression, learned))
     return sentences
 
 

@@ -107,6 +107,15 @@ def test_an_older_file_without_a_model_is_read_in_silence(small, tmp_path):
         sparse_ffn(twin, replace(thresholds, model=None), predictor=back)
 
 
+def test_an_older_file_of_a_learned_predictor_says_no_target_and_was_trained_on_the_mask(small, tmp_path):
+    settings = []
+    for kind in ("learned", "learned hidden"):
+        save_predictor(tmp_path / "p.safetensors", predictor := MAKERS[kind](*small))
+        settings.append(predictor.settings())
+        assert load_predictor(tmp_path / "p.safetensors").target == predictor.target
+    assert settings == [{"shape": (2, 16, 24), "ahead": 0}, {"shape": (2, 16, 24), "ahead": 0, "target": "mid"}]
+
+
 # ---- foreign files ---------------------------------------------------------------------------------------------------
 
 

@@ -22,7 +22,7 @@ ALL = MAKERS | {
     "library": lambda m, t: Library.fit(m, t, tiny.STORIES, np.random.default_rng(0), LibrarySettings(20, 3)),
     "clusters": lambda m, t: Clusters.fit(m, t, tiny.STORIES, np.random.default_rng(0), ClusterSettings(4)),
 }
-TOGETHER = ({"table.gate_error", "table.up_error"}, {"table.gate_bias", "table.up_bias"}, {"cutoffs"})
+TOGETHER = ({"table.gate_error", "table.up_error"}, {"table.gate_bias", "table.up_bias"}, {"table.h"}, {"cutoffs"})
 SHARES = ("table.shares", "table.frequency")
 
 
@@ -73,13 +73,15 @@ def check_against(path, good: bytes):
         raw = path.read_bytes()
         about, header = contents(raw)
         assert set(about) | {"model"} == set(about_was) and about["shape"] == about_was["shape"] == list(found.shape)
-        assert set(about["settings"]) == set(about_was["settings"])
+        assert set(about["settings"]) | {"target"} == set(about_was["settings"]) | {"target"}  # older files have none
         for name, value in about["settings"].items():
             assert type(value) is type(about_was["settings"][name]) or name == "level", name
             if name in ("k", "level", "seed"):
                 assert math.isfinite(value) and 0 <= value < 2**64
             elif name in ("hidden_act", "act"):
                 assert value in ("silu", "relu", "relu2", "gelu", "gelu_pytorch_tanh"), value
+            elif name == "target":
+                assert value in ("mask", "mid")
             elif name != "ahead":
                 assert value == about_was["settings"][name], name
         assert all(re.fullmatch("[0-9a-f]{64}", each) for each in about["trained_on"])

@@ -1,5 +1,7 @@
 """Gradients by finite differences, and training that learns what can be learned."""
 
+import doctest
+
 import numpy as np
 import pytest
 import tiny
@@ -12,15 +14,25 @@ from minillm.predictors.cutoffs import fit_cutoffs
 from minillm.predictors.learned import logits
 from minillm.predictors.metrics import PredictionMeter
 from minillm.predictors.select import sparse_ffn
-from minillm.predictors.train import Schedule, examples, initial_weights, loss_and_gradients, train, train_layer
+from minillm.predictors.train import (
+    Schedule,
+    examples,
+    initial_weights,
+    loss_and_gradients,
+    min_max,
+    train,
+    train_layer,
+)
 from minillm.trace import Trace
 from minillm.transformer.evaluation import pass_over
 from minillm.transformer.texts import runs
 
 
-def problem(with_logs: bool, seed: int = 0):
+def problem(with_logs: bool, seed: int = 0, hidden_layer: bool = False):
     rng = np.random.default_rng(seed)
     p = {"A": rng.standard_normal((5, 3)), "B": rng.standard_normal((3, 4)), "c": rng.standard_normal(4)}
+    if hidden_layer:
+        p["h"] = rng.standard_normal(3)
     x, y, logs = rng.standard_normal((7, 5)), rng.random((7, 4)) < 0.3, None
     if with_logs:
         p["a"], logs = rng.standard_normal(4), rng.standard_normal((7, 4))
@@ -52,6 +64,28 @@ def test_every_gradient_is_the_slope_of_the_loss(with_logs, negative):
     assert worst(p, x, y, logs, negative, gradients) < 1e-6
 
 
+@pytest.mark.parametrize("hidden_layer", [False, True])
+@pytest.mark.parametrize("regression", [False, True])
+def test_with_a_hidden_layer_and_for_regression_too(hidden_layer, regression):
+    p, x, y, _ = problem(False, 2, hidden_layer)
+    y = np.random.default_rng(1).random(y.shape) if regression else y
+    _, gradients = loss_and_gradients(p, x, y, None, 0.4)
+    assert set(gradients) == set(p) and ("h" in p) == hidden_layer
+    assert worst(p, x, y, None, 0.4, gradients) < 1e-6
+
+
+def test_regression_is_the_mean_square_and_its_target_lies_between_0_and_1_for_each_token():
+    assert doctest.testmod(module).failed == 0 < doctest.testmod(module).attempted
+    p, x, y, _ = problem(False)
+    found, _ = loss_and_gradients(p, x, y.astype(float))
+    assert found == pytest.approx(np.square(logits(p, x) - y).mean(), rel=1e-12)
+    mid = np.random.default_rng(0).standard_normal((6, 9))
+    target = min_max(mid)
+    np.testing.assert_array_equal(np.argsort(target, axis=1), np.argsort(np.abs(mid), axis=1))
+    assert (target.min(axis=1) == 0).all() and (target.max(axis=1) == 1).all()
+    assert (min_max(np.zeros((2, 3))) == 0).all()
+
+
 @pytest.mark.parametrize("name", ["A", "B", "c", "a"])
 def test_the_finite_differences_notice_a_gradient_that_is_wrong_in_one_place(name):
     p, x, y, logs = problem(True)
@@ -81,6 +115,28 @@ def test_examples_are_what_the_cut_layers_see_and_keep(small):
         rows.append((trace["blocks.1.mlp.norm"], trace["blocks.1.mlp.mask"]))
     np.testing.assert_array_equal(inputs[1], np.concatenate([x for x, _ in rows]))
     np.testing.assert_array_equal(masks[1], np.concatenate([mask for _, mask in rows]))
+
+
+def test_examples_for_regression_are_the_magnitudes_of_the_same_tokens(small):
+    model, thresholds = small
+    inputs, sizes = examples(model, thresholds, tiny.STORIES, target="mid")
+    np.testing.assert_array_equal(inputs[1], examples(model, thresholds, tiny.STORIES)[0][1])
+    rows = []
+    for run in runs(model, tiny.STORIES):
+        with Trace(keep="blocks.1.mlp.mid") as trace:
+            model.forward(run.ids, ffn=sparse_ffn(model, thresholds), tap=trace)
+        rows.append(trace["blocks.1.mlp.mid"])
+    np.testing.assert_array_equal(sizes[1], min_max(np.concatenate(rows)))
+
+
+@pytest.mark.parametrize("hidden_layer", [False, True])
+def test_regression_learns_which_neurons_are_large(small, hidden_layer):
+    model, thresholds = small
+    texts = tiny.STORIES[:3], tiny.STORIES[3:]
+    learned = train(model, thresholds, *texts, 8, target="mid", hidden_layer=hidden_layer, epochs=60)
+    assert learned.name == "learned rank 8 from |mid|" + (", hidden layer" if hidden_layer else "")
+    assert recall(model, thresholds, learned) > recall(model, thresholds, Chance(learned.shape)) + 0.1
+    assert learned.nbytes == 2 * 2 * (8 * (16 + 24) + 24) + hidden_layer * 2 * 2 * 8
 
 
 def recall(model, thresholds, predictor) -> float:
@@ -125,6 +181,11 @@ def test_what_cannot_be_trained_is_refused(small):
         train(model, thresholds, tiny.STORIES[:3], tiny.STORIES[3:], 4, ahead=2)
     with pytest.raises(MinillmError, match="ahead is 1"):
         train(model, thresholds, tiny.STORIES[:3], tiny.STORIES[3:], 4, Shadow.fit(model, 2), ahead=1)
+    with pytest.raises(MinillmError, match="target is 'gate'"):
+        train(model, thresholds, tiny.STORIES[:3], tiny.STORIES[3:], 4, target="gate")
+    for how in ({"target": "mid"}, {"hidden_layer": True}):
+        with pytest.raises(MinillmError, match="target is 'm"):
+            train(model, thresholds, tiny.STORIES[:3], tiny.STORIES[3:], 4, Shadow.fit(model, 2), **how)
     assert module.BATCH > 1
 
 

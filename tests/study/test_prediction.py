@@ -125,7 +125,21 @@ def test_where_the_oracle_costs_nothing_no_multiples_are_given():
     assert [row["times_oracle"] for row in rows] == [None] * 3
     first, *rest = verdict(rows)
     assert "+0.001" in first and "dense 5.000" in first and not any("times the oracle" in line for line in rest)
-    assert any("shadow 4-bit" in line and "+0.003" in line for line in rest)
+    assert any("shadow 4-bit" in line and "+0.0006" in line and "nats" in line for line in rest)  # ln(5.004 / 5.001)
+
+
+def test_multiples_begin_at_half_a_percent_and_below_it_stands_the_difference_in_nats():
+    rows = {size: table(scored("oracle", 5 * size), scored("shadow 4-bit", 5.1)) for size in (1.0049, 1.0051)}
+    assert rows[1.0049][1]["times_oracle"] is None
+    assert rows[1.0051][1]["times_oracle"] == pytest.approx(0.02 / 0.0051)
+    (line,) = (line for line in verdict(rows[1.0049]) if line.startswith("Of at most 1/16"))
+    assert "+0.0149" in line and "nats" in line
+
+
+def test_regression_is_compared_with_classification_of_the_same_size():
+    rows = table(scored("oracle", 5.5), scored("learned rank 8", 6.0), scored("learned rank 8 from |mid|", 5.8))
+    assert "learned rank 8 from |mid| against learned rank 8," in verdict(rows)[-1]
+    assert verdict(rows)[-1].endswith(": better")
 
 
 def test_an_increase_within_its_own_noise_divides_nothing():

@@ -23,6 +23,9 @@ MAKERS = {
     "own gate": lambda m, t: Shadow.fit(m, 3, gate_bits=0),
     "ahead": lambda m, t: Ahead.fit(m, t, tiny.STORIES, 4),
     "learned": lambda m, t: train(m, t, tiny.STORIES[:3], tiny.STORIES[3:], 3, epochs=1),
+    "learned hidden": lambda m, t: train(
+        m, t, tiny.STORIES[:3], tiny.STORIES[3:], 3, epochs=1, target="mid", hidden_layer=True
+    ),
     "learned ahead": lambda m, t: train(m, t, tiny.STORIES[:3], tiny.STORIES[3:], 3, ahead=1, epochs=1),
     "refined": lambda m, t: train(m, t, tiny.STORIES[:3], tiny.STORIES[3:], 2, Shadow.fit(m, 2), epochs=1),
 }
