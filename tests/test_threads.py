@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 import tiny
@@ -39,6 +40,8 @@ def blas(monkeypatch) -> Library:
     library = Library(8)
     monkeypatch.setattr(threads, "_blas", threads.Blas([library], 8))
     monkeypatch.setattr(threads, "cores", lambda: 8)
+    monkeypatch.setattr(threads, "LOOK_AGAIN", -1)
+    monkeypatch.setattr(threads, "wanted_by_others", lambda: 0)
     return library
 
 
@@ -46,7 +49,7 @@ def test_a_small_model_gets_one_thread_a_large_one_all_and_the_old_number_comes_
     with few_threads(Small()):
         assert blas.num_threads == 1
         with few_threads(Large()):
-            assert blas.num_threads == 1
+            assert blas.num_threads == 8
         with few_threads(Small()):
             assert blas.num_threads == 1
         assert blas.num_threads == 1
@@ -56,6 +59,52 @@ def test_a_small_model_gets_one_thread_a_large_one_all_and_the_old_number_comes_
         with few_threads(Small()):
             assert blas.num_threads == 1
         assert blas.num_threads == 8
+
+
+@pytest.mark.parametrize(("others", "expected"), [(0, 8), (1, 7), (7, 1), (20, 1)])
+def test_a_large_model_takes_the_cores_that_no_other_program_wants(blas, monkeypatch, others, expected):
+    monkeypatch.setattr(threads, "wanted_by_others", lambda: others)
+    with few_threads(Large()):
+        assert blas.num_threads == expected
+        monkeypatch.setattr(threads, "wanted_by_others", lambda: 5)  # while a text is scored
+        with few_threads(Large()):
+            assert blas.num_threads == 3
+        assert blas.num_threads == expected
+    with few_threads(Small()):
+        assert blas.num_threads == 1
+    with use_threads(6), few_threads(Large()):
+        assert blas.num_threads == 6
+    assert blas.num_threads == 8
+
+
+def test_the_cores_are_looked_at_again_only_after_a_while(blas, monkeypatch):
+    looks = []
+    monkeypatch.setattr(threads, "wanted_by_others", lambda: looks.append(1) or 0)
+    monkeypatch.setattr(threads, "LOOK_AGAIN", 1000.0)
+    monkeypatch.setattr(threads, "_seen", (-float("inf"), 1))
+    assert [threads.free_cores() for _ in range(5)] == [8] * 5 and len(looks) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says how many threads want a core")
+def test_a_busy_program_is_seen_and_this_one_is_not_counted():
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
+    try:
+        deadline = time.monotonic() + 20
+        while threads.wanted_by_others() < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert threads.wanted_by_others() >= 1
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+
+
+def test_a_system_that_does_not_say_counts_as_free(monkeypatch):
+    def missing(*given, **options):
+        raise FileNotFoundError
+
+    monkeypatch.setattr("builtins.open", missing)
+    assert threads.wanted_by_others() == 0
 
 
 def test_the_old_number_comes_back_after_an_exception(blas):
