@@ -33,6 +33,7 @@ NOT_RUN = {  # a command -> why, and where else it is checked
     "python weights_scripts/write_model_card.py VALID": "measures for minutes; see test_write_model_card.py",
     "minillm bench ffn --json": "measures speed for minutes; see tests/bench and tests/cli/test_bench.py",
     "minillm bench disk": "measures a disk for minutes; see there",
+    "minillm bench token": "measures speed for minutes; a small one stands beside it in the README",
     "minillm bench decode": "measures speed for minutes; see there",
     "minillm patterns --released FOLDER": "needs the paper's files; see tests/study/test_variants.py",
 }

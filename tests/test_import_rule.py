@@ -22,6 +22,7 @@ ORDER = """
     sparsity/selected sparsity/sparse sparsity/magnitudes sparsity/allocate sparsity/calibrate
     predictors/layout predictors/protocol predictors/select predictors/metrics predictors/cutoffs predictors/catalogue
     predictors/files predictors/oracle predictors/baselines predictors/quantise predictors/sign predictors/copies
+    predictors/planes
     predictors/ahead predictors/learned predictors/train predictors/memory predictors/clusters predictors/workshop
     prefetch/bundle prefetch/kernels prefetch/reorder prefetch/eviction prefetch/traffic prefetch/buffer prefetch/clock
     prefetch/system prefetch/reader prefetch/fetched prefetch/feedforward prefetch/record prefetch/replay
@@ -29,8 +30,8 @@ ORDER = """
     methods/base methods/
     study/describe study/bootstrap study/score study/sweep_rows study/record study/sweep study/prediction
     study/variants study/overlap study/edits study/natural study/distributions study/buffers study/blocks
-    study/passes study/disk study/costs study/summary
-    bench/turns bench/linear bench/shapes bench/model bench/sparse bench/disk
+    study/passes study/disk study/costs study/summary study/choice
+    bench/turns bench/linear bench/shapes bench/model bench/sparse bench/disk bench/token
     show/canvas show/labels show/primer show/map show/explain_values show/explain_passes show/results_distributions
     show/results_cuts show/results_predictors show/results_buffer show/svg show/html show/page_shared show/page_model
     show/page_costs show/page_predictors show/page_buffer show/page show/display show/stepper

@@ -1,4 +1,4 @@
-"""The command that measures speed: whole models in memory, and sparse FFNs in memory or on disk."""
+"""The command that measures speed: whole models, sparse FFNs in memory or on disk, whole tokens with a sparse FFN."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ import json
 
 from ..errors import MinillmError
 from . import flags
-from .shared import in_lines
+from .shared import in_lines, say, two_texts
 
 PRESETS = ("260K", "15M", "110M")  # of bench/shapes.py, which imports NumPy; a test holds the two together
+
+# Tokens of the trained models of ``bench token``: for the predictors' tables, for grouping into blocks, and scored.
+TOKEN_CALIBRATION, TOKEN_GROUPING, TOKEN_TEST = 6_000, 500, 4_000
 
 
 def add(commands: flags.Commands) -> None:
@@ -35,7 +38,23 @@ def add(commands: flags.Commands) -> None:
     about = f"of random weights: {', '.join(PRESETS)}, 1B, or two sizes D F, as in 2048 5632 (default: 1B)"
     for action in (ffn, disk):
         action.add_argument("--shape", nargs="+", metavar="SHAPE", default=["1B"], help=about)
+    add_token(bench, *own)
     disk.add_argument("--layers", type=flags.positive, default=4, help="in the folder that is written (default: 4)")
+
+
+def add_token(bench: flags.Commands, rounds: flags.Parser, threads: flags.Parser) -> None:
+    """Add ``bench token``, which measures a random model and scores trained ones."""
+    quality = flags.flag(
+        "--quality", nargs="+", metavar="MODEL", default=("default",),
+        help="trained models: what the same choice costs there, in perplexity (default: the embedded model)",
+    )  # fmt: skip
+    flags.command(
+        bench, "token", bench_token, rounds, threads, *shares_and_groups("0.5,0.75,0.9", "8,32"), quality,
+        flags.flag("--shape", choices=PRESETS, default="110M", help="of random weights (default: 110M)"),
+        flags.text("the text that the trained models read and are scored on"),
+        flags.tokens(f"scored for each row and trained model (default: {TOKEN_TEST:,})"),
+        example="minillm bench token --shape 260K --rounds 3 --sparsity 0.5 --groups 32 --tokens 500",
+    )  # fmt: skip
 
 
 def shares_and_groups(sparsities: str, groups: str) -> tuple[flags.Parser, flags.Parser]:
@@ -80,6 +99,27 @@ def bench_linear(a: argparse.Namespace) -> int:
 
     result = linear.bench_linear(rounds=a.rounds, threads=a.threads or 1)
     print(json.dumps(result, indent=1) if a.json else in_lines(linear.linear_text(result)))
+    return 0
+
+
+def bench_token(a: argparse.Namespace) -> int:
+    """Measure whole tokens whose FFN is sparse, the choice of the neurons included, and what the choice costs."""
+    import minillm
+
+    from ..bench import token
+    from ..study.blocks import BlockSettings
+    from ..transformer.texts import Sample, as_documents, default_context, first_tokens
+
+    models = [minillm.load(name) for name in a.quality]  # before minutes of measuring: a name may be wrong
+    calibration, test = map(as_documents, two_texts(a.text))
+    result = token.bench_token(a.shape, a.sparsity, a.groups, a.rounds, a.threads or 1)
+    for model in models:
+        say(f"perplexity of {model.name}: grouping neurons into blocks, and scoring")
+        context = default_context(model)
+        known = first_tokens(model, calibration, TOKEN_CALIBRATION, context)
+        sample = Sample(first_tokens(model, test, a.tokens or TOKEN_TEST, context), "documents", context)
+        token.add_quality(result, model, known, sample, BlockSettings(a.groups, TOKEN_GROUPING))
+    print(json.dumps(result, indent=1) if a.json else in_lines(token.token_text(result)))
     return 0
 
 

@@ -211,10 +211,13 @@ class Shadow(Predictor):
 
     def predict(self, index: int, position: int, x: np.ndarray) -> np.ndarray:
         """x (T, D)  ->  the root of the expected square of mid, or |mid| of the copy where no error is known (T, F)."""
-        act = ACTIVATIONS[self.hidden_act]
-        gate_pre, up = self.gate_up(index, x)  # (T, F), (T, F)
-        gate_error = of_layer(self.tables, "gate_error", index, x.dtype)
-        up_error = of_layer(self.tables, "up_error", index, x.dtype)
+        return self.expected(index, *self.gate_up(index, x))
+
+    def expected(self, index: int, gate_pre: np.ndarray, up: np.ndarray) -> np.ndarray:
+        """The score of each neuron from the copy's two products, twice (T, F)  ->  (T, F)."""
+        act, dtype = ACTIVATIONS[self.hidden_act], up.dtype
+        gate_error = of_layer(self.tables, "gate_error", index, dtype)
+        up_error = of_layer(self.tables, "up_error", index, dtype)
         if up_error is None:
             return np.abs(act(gate_pre) * up)
         if gate_error is None:  # the gate is the layer's own

@@ -12,6 +12,7 @@ the bundles themselves to know its answer: a predictor has its scores, a record 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -91,12 +92,14 @@ class PredictedBlocks:
 
         score of block b = sum over its neurons j of max(s_j, 0)^2        s_j: an estimate of the neuron's magnitude
 
-    group: neurons per block. share: of the blocks that are selected.
+    group: neurons per block. share: of the blocks that are selected. orders: per layer (place -> neuron), as for a
+    BlockOracle; None: as stored.
     """
 
     predictor: Predictor
     group: int
     share: float
+    orders: Sequence[np.ndarray] | None = None
     reads: frozenset[str] = NOTHING_READ
 
     @property
@@ -112,7 +115,8 @@ class PredictedBlocks:
     def __call__(self, x: np.ndarray, layer: Layer, position: int = 0, tap: Tap = no_tap) -> np.ndarray:
         """x (T, D)  ->  mask (T, F). Taps scores."""
         scores = tap("scores", scores_of(self.predictor, x, layer, position))  # (T, F)
-        return best_blocks(np.square(np.maximum(scores, 0)), np.arange(scores.shape[1]), self.group, self.share)
+        order = np.arange(scores.shape[1]) if self.orders is None else self.orders[layer.index]
+        return best_blocks(np.square(np.maximum(scores, 0)), order, self.group, self.share)
 
 
 def predicted(predictor: Predictor, group: int = 1, share: float | None = None) -> Selector:

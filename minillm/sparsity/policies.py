@@ -134,9 +134,15 @@ def all_of(*masks: np.ndarray | None) -> np.ndarray | None:
 def largest(size: np.ndarray, count: int) -> np.ndarray:
     """True at the ``count`` largest entries of each row; of equal entries, the first.  (..., n) -> bool (..., n)."""
     size = np.where(np.isnan(size), np.inf, size)  # a NaN is kept, so that it shows up in the result
-    order = np.argsort(-size, axis=-1, kind="stable")[..., :count]
-    mask = np.zeros(size.shape, bool)
-    np.put_along_axis(mask, order, True, axis=-1)
+    left_out = size.shape[-1] - count
+    if left_out <= 0 or count <= 0:
+        return np.full(size.shape, left_out <= 0)
+    least = np.partition(size, left_out, axis=-1)[..., left_out, None]  # of those kept
+    mask = size >= least
+    if np.count_nonzero(mask) > count * (size.size // size.shape[-1]):  # several are equal to it
+        above, equal = size > least, size == least
+        room = count - np.count_nonzero(above, axis=-1, keepdims=True)
+        mask = above | (equal & (np.cumsum(equal, axis=-1) <= room))
     return mask
 
 

@@ -111,6 +111,18 @@ def test_of_equal_values_top_k_keeps_the_first_and_a_nan_stays_in_sight():
     assert POLICIES["mid"].kept("mid", np.array([np.nan, 0.1]), {"mid": 1.0}).tolist() == [True, False]
 
 
+def test_the_largest_entries_are_those_of_a_stable_sort_also_with_ties_and_with_values_that_are_no_numbers():
+    rng = np.random.default_rng(0)
+    for case in range(300):
+        size = rng.integers(0, 5, (int(rng.integers(1, 4)), int(rng.integers(1, 12)))).astype(float)
+        size[rng.random(size.shape) < 0.1] = (np.nan, np.inf, 1.0)[case % 3]
+        count = int(rng.integers(0, size.shape[1] + 2))
+        order = np.argsort(-np.where(np.isnan(size), np.inf, size), axis=1, kind="stable")[:, :count]
+        expected = np.zeros(size.shape, bool)
+        np.put_along_axis(expected, order, True, axis=1)
+        assert np.array_equal(largest(size, count), expected), (size, count)
+
+
 def test_the_tensors_stand_in_the_order_of_computation_and_cover_every_policy():
     order = [*OF_GATE_INPUT, *OF_UP_INPUT, *AFTER_GATE, *AFTER_UP, *AFTER_BOTH, "out"]
     assert [*TENSORS] == order
