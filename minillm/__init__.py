@@ -10,7 +10,7 @@ The chapters, in reading order:
     sparsity        3. cutting: what "50 % sparse" means, policies, masked and gathered FFNs, calibration
     predictors      4. predicting: which neurons a token will need: oracle, baselines, copies, look-ahead, learned
     prefetch        5. fetching: bundles on disk, a small buffer of neurons, simulated and real reading
-    training        6. training: the backward pass, read off the trace of the forward pass; losses
+    training        6. training: the backward pass, read off the trace; the training loop; sparse models distilled
     methods         7. related methods: each gives a variant of a model, to be compared with thresholds
     study           8. studying: experiments that give rows: sweeps, predictors compared, buffers, disks, the report
     bench           speed, measured in turns

@@ -14,7 +14,7 @@ PACKAGE = Path(minillm.__file__).parent
 ORDER = """
     errors units files foreign fields arguments threads steps identity tables rows archive trace divergence optim
     loading/config loading/tensors loading/names loading/checkpoint
-    loading/embedded loading/fetch loading/hub loading/pieces loading/tokenizer
+    loading/save loading/embedded loading/fetch loading/hub loading/pieces loading/tokenizer
     transformer/ops transformer/linear transformer/rope transformer/layer transformer/fingerprint transformer/finite
     transformer/attention transformer/ffn transformer/blocks transformer/model transformer/generation
     transformer/documents transformer/texts transformer/evaluation
@@ -26,7 +26,7 @@ ORDER = """
     predictors/ahead predictors/learned predictors/train predictors/memory predictors/clusters predictors/workshop
     prefetch/bundle prefetch/kernels prefetch/reorder prefetch/eviction prefetch/traffic prefetch/buffer prefetch/clock
     prefetch/system prefetch/reader prefetch/fetched prefetch/feedforward prefetch/record prefetch/replay
-    training/losses training/backward training/
+    training/losses training/backward training/batches training/trainer training/distill
     methods/base methods/
     study/describe study/bootstrap study/score study/sweep_rows study/record study/sweep study/prediction
     study/variants study/overlap study/edits study/natural study/distributions study/buffers study/blocks

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..errors import MinillmError
 from ..loading.config import ModelConfig
-from ..loading.tensors import save_tensors
+from ..loading.save import write_model
 from ..prefetch.clock import LARGE
 from ..transformer.model import random_weights
 
@@ -103,9 +103,7 @@ def resident_in_words(config: ModelConfig) -> str:
 def write_random_model(folder: Path, shape: str) -> Path:
     """Write a random model of a preset as a Hugging Face folder without a tokenizer."""
     fields = random_fields(shape)
-    (folder / "config.json").write_text(json.dumps(fields), encoding="utf-8")
-    config = ModelConfig.from_dict(fields)
-    save_tensors(folder / "model.safetensors", random_weights(config, np.random.default_rng(0)), {"format": "pt"})
+    write_model(folder, fields, random_weights(ModelConfig.from_dict(fields), np.random.default_rng(0)))
     return folder
 
 

@@ -29,7 +29,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -44,6 +43,7 @@ from ..fields import Fields, brief, file_in, read_json
 from ..files import whole_folder
 from ..identity import Fingerprint, read_fingerprint
 from ..loading.config import ModelConfig
+from ..loading.save import SMALL_FILES, copy_files
 from ..loading.tensors import DTYPES, TensorInfo, read_header, read_tensor, save_tensors, to_bfloat16
 from ..transformer.fingerprint import fingerprint_of
 from ..transformer.layer import Layer
@@ -52,7 +52,6 @@ from ..transformer.model import Llama, random_weights
 FORMAT, VERSION, PAGE = "minillm-bundle", 1, 4096
 STORED = {"float32": "F32", "bfloat16": "BF16"}  # ours -> the name in a safetensors header
 INDEX, REST, BUNDLES = "bundle.json", "rest.safetensors", "bundles"
-COPIED = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
 def bundled(gate: np.ndarray, up: np.ndarray, down: np.ndarray, group: int) -> np.ndarray:
@@ -88,9 +87,7 @@ def write_bundle(source: Llama | str | Path, out: str | Path, group: int = 32, d
         raise BundleError("the model was not loaded from a folder, expected one with a config.json to copy")
 
     def copy(beside: Path) -> None:
-        for name in COPIED:
-            if (folder / name).is_file():
-                shutil.copyfile(file_in(folder, name, BundleError), beside / name)
+        copy_files(folder, beside, SMALL_FILES, BundleError)
 
     def rows() -> Iterator[np.ndarray]:
         for layer in model.layers:

@@ -1,12 +1,11 @@
 """Tiny random models for tests: every family, and a folder with a tokenizer that falls back to single bytes."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 
 from minillm.loading.config import ModelConfig
-from minillm.loading.tensors import save_tensors
+from minillm.loading.save import write_model
 from minillm.transformer.model import Llama, random_weights
 
 LLAMA = {
@@ -71,8 +70,7 @@ def folder(path: Path, seed: int = 0, bos: bool = True, **changes) -> Path:
     """A model folder as Hugging Face lays it out: config.json, model.safetensors (float32), tokenizer.json."""
     fields = {**LLAMA, "vocab_size": VOCABULARY, "max_position_embeddings": 128, **changes}
     path.mkdir(parents=True, exist_ok=True)
-    (path / "config.json").write_text(json.dumps(fields), encoding="utf-8")
-    save_tensors(path / "model.safetensors", weights(ModelConfig.from_dict(fields), np.float32, seed))
+    write_model(path, fields, weights(ModelConfig.from_dict(fields), np.float32, seed))
     (path / "tokenizer.json").write_text(tokenizer_json(bos=bos), encoding="utf-8")
     return path
 

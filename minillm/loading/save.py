@@ -1,0 +1,80 @@
+"""A model as a Hugging Face folder, which minillm and transformers load: config.json, model.safetensors, tokenizer.
+
+The weights are written as float32, under the names that config.json asks for: Phi-3's parts of q, k, v and of gate, up
+are put together again, and a tied head is not written, since it is the embedding.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import CheckpointError, ConfigError, MinillmError
+from ..fields import file_in, read_json
+from ..files import whole_folder
+from .checkpoint import SINGLE
+from .config import ModelConfig
+from .tensors import save_tensors
+
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+SMALL_FILES = ("config.json", "generation_config.json", *TOKENIZER)
+
+
+def copy_files(source: Path, folder: Path, names: tuple[str, ...], error: type[MinillmError]) -> None:
+    """Copy those of the named files that ``source`` has; raises error for a link that leads out of it."""
+    for name in names:
+        if (source / name).is_file():
+            shutil.copyfile(file_in(source, name, error), folder / name)
+
+
+def fused(weights: Mapping[str, np.ndarray], config: ModelConfig) -> dict[str, np.ndarray]:
+    """The weights under the names of a file of this config; the inverse of checkpoint.split_fused."""
+    parts = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+    named = {}
+    for name in config.tensor_shapes():
+        whole = name.split(".")[-2]
+        pieces = [weights[name.replace(whole, part)] for part in parts.get(whole, (whole,))]
+        named[name] = np.concatenate(pieces) if whole in parts else pieces[0]
+    return named
+
+
+def write_model(folder: Path, fields: Mapping[str, Any], weights: Mapping[str, np.ndarray]) -> None:
+    """Write config.json and model.safetensors into a folder that is there. fields: of config.json.
+
+    weights: under the names that ``load_weights`` gives, any float dtype. Raises CheckpointError.
+    """
+    config = ModelConfig.from_dict(dict(fields))
+    (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+    tensors = {name: w.astype(np.float32, copy=False) for name, w in fused(weights, config).items()}
+    save_tensors(folder / SINGLE, tensors, {"format": "pt"})
+
+
+def save_model(
+    out: str | Path, weights: Mapping[str, np.ndarray], source: str | Path, fields: Mapping[str, Any] | None = None,
+    more: Mapping[str, str] | None = None,
+) -> Path:  # fmt: skip
+    """Write a model as a new folder, complete or not at all; gives its path.
+
+    weights: as for ``write_model``. source: the folder whose tokenizer and generation settings are copied. fields: of
+    config.json; None: those of the source, with the dtype that is written. more {name: text}: further files. Raises
+    CheckpointError where the folder exists or cannot be written.
+    """
+    out, source = Path(out), Path(source)
+    if fields is None:
+        fields = read_json(file_in(source, "config.json", ConfigError), ConfigError)
+        fields = {name: value for name, value in fields.items() if name not in ("dtype", "torch_dtype")}
+    fields = {**fields, "dtype": "float32"}
+    with whole_folder(out, CheckpointError) as beside:
+        try:
+            copy_files(source, beside, SMALL_FILES, CheckpointError)
+            write_model(beside, fields, weights)
+            for name, text in (more or {}).items():
+                (beside / name).write_text(text, encoding="utf-8")
+        except CheckpointError as problem:  # the user knows the folder by its final name only
+            raise CheckpointError(str(problem).replace(str(beside), str(out))) from None
+    return out
