@@ -17,7 +17,18 @@ from ..trace import Tap, no_tap
 from ..transformer.layer import Layer
 from ..transformer.linear import linear
 from .masked import first_reads, tap_cuts
-from .policies import AFTER_BOTH, AFTER_GATE, AFTER_UP, OF_GATE_INPUT, OF_UP_INPUT, Cut, Norms, Policy, all_of, where_kept
+from .policies import (
+    AFTER_BOTH,
+    AFTER_GATE,
+    AFTER_UP,
+    OF_GATE_INPUT,
+    OF_UP_INPUT,
+    Cut,
+    Norms,
+    Policy,
+    all_of,
+    where_kept,
+)
 from .spec import tap_reads
 
 

@@ -18,7 +18,18 @@ import numpy as np
 from ..trace import Tap, no_tap
 from ..transformer.layer import Layer
 from ..transformer.linear import linear
-from .policies import AFTER_BOTH, AFTER_GATE, AFTER_UP, OF_GATE_INPUT, OF_UP_INPUT, Cut, Norms, Policy, all_of, where_kept
+from .policies import (
+    AFTER_BOTH,
+    AFTER_GATE,
+    AFTER_UP,
+    OF_GATE_INPUT,
+    OF_UP_INPUT,
+    Cut,
+    Norms,
+    Policy,
+    all_of,
+    where_kept,
+)
 from .spec import tap_reads
 
 
