@@ -92,7 +92,7 @@ def add_blocks(prefetch: flags.Commands) -> None:
         flags.flag("--sparsity", type=flags.shares, metavar="SHARES",
                    help="shares left out, with commas (default: 0.5,0.7,0.9)"),
         flags.flag("--groups", type=flags.wholes,
-                   help="neurons per block, with commas (default: 1,8,32; more sizes and shares take longer)"),
+                   help="neurons per block, with commas; each size is clustered for each share (default: 1,8,32)"),
         flags.flag("--speed", metavar="FILE", help="of `minillm bench ffn --json` (default: a table in kernels.py)"),
         flags.calibration("text that neurons are clustered on (default: the first 40 %% of --text, or the embedded "
                           "one)"),
