@@ -10,7 +10,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from .errors import MinillmError, show
@@ -44,6 +44,26 @@ def text_table(rows: Sequence[Mapping[str, object]], columns: Columns, names: in
     parts = _parts(naming, rest) if _width(ready) > WIDTH else [rest]
     tables = ([*naming, *part] for part in parts)
     return "\n\n".join("\n".join("  ".join(cells).rstrip() for cells in zip(*part, strict=True)) for part in tables)
+
+
+def growing_table(
+    rows: Iterable[Mapping[str, object]], columns: Columns, widest: Mapping[str, object]
+) -> Iterator[str]:
+    """The lines of a table whose rows are still being made: the headings at once, then each row when it is known.
+
+    widest: a row with the widest value that is expected in each column; a wider one moves what is to the right of it.
+    """
+    headings = [show(heading) for heading, _ in columns.values()]
+    sizes = [cell(widest.get(key), form) for key, (_, form) in columns.items()]
+    widths = [max(len(a), len(b)) for a, b in zip(headings, sizes, strict=True)]
+
+    def line(cells: Iterable[str]) -> str:
+        triples = zip(cells, widths, columns.values(), strict=True)
+        return "  ".join(c.rjust(width) if form else c.ljust(width) for c, width, (_, form) in triples).rstrip()
+
+    yield line(headings)
+    for row in rows:
+        yield line(cell(row.get(key), form) for key, (_, form) in columns.items())
 
 
 def _aligned(cells: Sequence[str], left: bool) -> list[str]:

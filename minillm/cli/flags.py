@@ -32,7 +32,7 @@ TEXT = 'UTF-8 text; documents end at lines "<|endoftext|>" (default: the embedde
 DEMO_PROMPT = "Once upon a time"
 GENERATED = 100  # new tokens of `generate`
 DEMO_NEW = 40  # new tokens of each of the demo's continuations
-DEMO_TOKENS = 20_000  # scored per row of the demo's table
+DEMO_TOKENS = 8_000  # scored per row of the demo's table, of which there are twelve; `sweep` scores whole texts
 DEMO_PREDICTION = 3_000  # scored per predictor, each of which takes several passes
 DEMO_CALIBRATION = 3_000  # read for thresholds, several times: each search for a share is a few passes
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from ..errors import MinillmError
 from . import flags
 from .disk import add_real
-from .shared import load_model, mid_thresholds, say, two_texts, wrapped, write_figure
+from .shared import load_model, mid_thresholds, say, tell, two_texts, wrapped, write_figure
 from .simulate import add_simulate
 
 if TYPE_CHECKING:
@@ -90,8 +90,9 @@ def add_blocks(prefetch: flags.Commands) -> None:
         prefetch, "blocks", prefetch_blocks, flags.model(),
         flags.text("the text to score (default: the embedded one)"),
         flags.flag("--sparsity", type=flags.shares, metavar="SHARES",
-                   help="shares left out, with commas (default: 0.3,0.5,0.7,0.9)"),
-        flags.flag("--groups", type=flags.wholes, help="neurons per block, with commas (default: 1,4,8,16,32)"),
+                   help="shares left out, with commas (default: 0.5,0.7,0.9)"),
+        flags.flag("--groups", type=flags.wholes,
+                   help="neurons per block, with commas; each size is clustered for each share (default: 1,8,32)"),
         flags.flag("--speed", metavar="FILE", help="of `minillm bench ffn --json` (default: a table in kernels.py)"),
         flags.calibration("text that neurons are clustered on (default: the first 40 %% of --text, or the embedded "
                           "one)"),
@@ -217,8 +218,6 @@ def prefetch_table(a: argparse.Namespace) -> int:
 
 def prefetch_blocks(a: argparse.Namespace) -> int:
     """Compare what whole blocks of neurons gain in speed with what they cost in perplexity, beside single neurons."""
-    from tqdm.auto import tqdm
-
     from ..study import blocks
     from ..tables import text_table
     from ..transformer.texts import Sample
@@ -232,7 +231,12 @@ def prefetch_blocks(a: argparse.Namespace) -> int:
     settings = blocks.BlockSettings(a.groups or blocks.GROUPS, seed=a.seed)
     sample, sparsities = Sample(texts.test, context=texts.context), a.sparsity or blocks.SPARSITIES
     making = blocks.joint_rows(model, texts.calibration, sample, speeds, settings, sparsities)
-    rows = kept(tqdm(making, desc="blocks", unit="row", leave=False, disable=None), a.output)
+
+    def report(row: dict) -> None:
+        left_out = f"{row['sparsity']:.0%} left out, {'means' if row['means'] else 'zero'} in place"
+        tell(f"blocks of {row['group']}, {row['order']}, {left_out}: perplexity {row['perplexity']:.3f}")
+
+    rows = kept(making, a.output, report)
     if a.figure:
         points = blocks.cheaper_points(rows)
         if not points:

@@ -32,6 +32,12 @@ def say(*words: object) -> None:
     print(show(" ".join(map(str, words)), MESSAGE_LIMIT), file=sys.stderr, flush=True)
 
 
+def tell(*words: object) -> None:
+    """Print progress on stderr where it is no terminal; on a terminal, a bar shows it."""
+    if not sys.stderr.isatty():
+        say(*words)
+
+
 def wrapped(text: str, first: str = "") -> str:
     """Text in lines that fit the terminal (at most 100 columns); ``first`` stands before the first line."""
     width = max(40, min(WIDTH, shutil.get_terminal_size().columns))

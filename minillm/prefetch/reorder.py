@@ -43,6 +43,7 @@ from ..transformer.model import Llama
 from ..transformer.texts import runs
 from .kernels import coefficients
 
+AT_ONCE = 1 << 15  # numbers: 128 KiB of a core's cache
 SWEEPS = 20  # over all pairs of blocks, at most; most need fewer
 
 
@@ -103,16 +104,17 @@ def clustered(energy: np.ndarray, group: int, rng: np.random.Generator, share: f
     sums = np.concatenate([block_energy(energy, order, group).T.astype(np.float32), extra])  # E (B + 2, T)
     energy = np.ascontiguousarray(energy.T, np.float32)  # (F, T): a neuron's values side by side
 
+    each = np.arange(tokens)
+
     def around_the_cut() -> np.ndarray:
         """The (K-1)-th to (K+2)-th largest block sums of each token (4, T)."""
-        places = range(K - 2, K + 2)
-        return -np.partition(-sums, places, axis=0)[places]
+        return np.sort(sums, axis=0)[::-1][K - 2 : K + 2].copy()  # np.partition takes six times as long
 
     def largest_of_others(place: int, high: np.ndarray, low: np.ndarray) -> np.ndarray:
         """The (K-1)-th (place 0) or K-th (1) largest sum once two, one high and one low, are taken out (T,)."""
         skip = place + (high >= cut[place])
-        skip = skip + (low >= np.take_along_axis(cut, skip[None], axis=0)[0])
-        return np.take_along_axis(cut, skip[None], axis=0)[0]
+        skip += low >= cut.take(skip * tokens + each)
+        return cut.take(skip * tokens + each)
 
     settled: dict[tuple[int, int], tuple[int, int]] = {}  # blocks -> their moves when the two were last looked at
     cut, moves, every = around_the_cut(), [0] * blocks, True
@@ -148,16 +150,17 @@ def _best_exchange(
     mine: np.ndarray, yours: np.ndarray, difference: np.ndarray, level: np.ndarray
 ) -> tuple[int, int] | None:
     """The exchange (i of mine, j of yours) that raises sum_t max(|E_b - E_c|, level) most; None where none does."""
-    yours = 2 * yours  # (g, T)
     now = np.maximum(np.abs(difference), level).sum(dtype=np.float64)
     best, where = 2e-6 * len(level), None  # less is rounding
-    after = np.empty_like(yours)
-    for i, row in enumerate(mine):
-        np.add(yours, difference - 2 * row, out=after)  # (g, T)
+    yours, left = 2 * yours, difference - 2 * mine  # (g, T)
+    ones, rows = np.ones_like(level), max(1, AT_ONCE // yours.size)
+    for i in range(0, len(mine), rows):
+        after = left[i : i + rows, None] + yours  # (rows, g, T)
         np.abs(after, out=after)
-        gain = np.maximum(after, level, out=after).sum(axis=1) - now  # (g,)
+        gain = np.maximum(after, level, out=after) @ ones - now  # (rows, g)
         if gain.max() > best:
-            best, where = gain.max(), (i, int(gain.argmax()))
+            best, at = gain.max(), np.unravel_index(gain.argmax(), gain.shape)
+            where = i + int(at[0]), int(at[1])
     return where
 
 

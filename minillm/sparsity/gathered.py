@@ -17,7 +17,18 @@ from ..trace import Tap, no_tap
 from ..transformer.layer import Layer
 from ..transformer.linear import linear
 from .masked import first_reads, tap_cuts
-from .policies import AFTER_BOTH, AFTER_GATE, AFTER_UP, OF_GATE_INPUT, OF_UP_INPUT, Cut, Norms, Policy, all_of
+from .policies import (
+    AFTER_BOTH,
+    AFTER_GATE,
+    AFTER_UP,
+    OF_GATE_INPUT,
+    OF_UP_INPUT,
+    Cut,
+    Norms,
+    Policy,
+    all_of,
+    where_kept,
+)
 from .spec import tap_reads
 
 
@@ -93,8 +104,8 @@ def gathered_swiglu(
     mask = all_of(mask, cut.keep(AFTER_BOTH, mid, mid))
     mask = tap("mask", np.ones(mid.shape, bool) if mask is None else mask)  # (T, F)
     tap_reads(tap, *first_reads(mask_in_gate, mask_in_up, mask_gate, mask_up), mask)
-    mid_cut = tap("mid_cut", np.where(mask, mid, 0))  # (T, F)
+    mid_cut = tap("mid_cut", where_kept(mask, mid))  # (T, F)
 
     out = tap("out", columns_of(mid_cut, layer.down_proj, layer.down_bias, mask))  # (T, D)
     mask_out = tap_mask("mask_out", cut.keep(("out",), out))  # (T, D)
-    return out if mask_out is None else np.where(mask_out, out, 0)
+    return out if mask_out is None else where_kept(mask_out, out)

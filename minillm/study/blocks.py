@@ -17,7 +17,7 @@ ffn_share, shape, speed_from. Where a speed was not measured, the keys from meth
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +34,7 @@ from ..transformer.evaluation import perplexity
 from ..transformer.model import Llama
 from ..transformer.texts import Sample
 
-GROUPS, SPARSITIES = (1, 4, 8, 16, 32), (0.3, 0.5, 0.7, 0.9)
+GROUPS, SPARSITIES = (1, 8, 32), (0.5, 0.7, 0.9)
 BLOCK_COLUMNS = {
     "group": ("group", "d"), "order": ("order", ""), "kept_energy": ("kept energy", ".2%"),
     "perplexity": ("perplexity", ".4f"), "increase": ("increase", ".2%"),
@@ -62,14 +62,24 @@ def block_rows(
     kept_energy is measured on the calibration text, perplexity on the test text: once with zero in place of a block
     that is left out, once with its neurons' means. increase: over the dense model. Blocks of one neuron have no order.
     """
-    rows, dense = [], perplexity(model, *test).perplexity
+    return [*_block_rows(model, calibration, test, settings, share, lambda: None)]
+
+
+def _block_rows(
+    model: Llama, calibration: str | Sequence[str], test: Sample, settings: BlockSettings, share: float,
+    done: Callable[[], object],
+) -> Iterator[dict]:  # fmt: skip
+    """The rows of ``block_rows``, each as soon as it is known. done: called ``steps_of`` times, for a bar."""
+    dense = perplexity(model, *test).perplexity
     mids = recorded_mid(model, calibration, settings.tokens, test.context)
     measured = [energy_shares(mid, layer) for mid, layer in zip(mids, model.layers, strict=True)]
     for group in settings.groups:
         kinds = {"stored": [np.arange(model.config.intermediate_size)] * len(model.layers)}
         if group > 1:
-            rng = np.random.default_rng(settings.seed)
-            kinds["clustered"] = [clustered(energy, group, rng, share) for energy in measured]
+            rng, kinds["clustered"] = np.random.default_rng(settings.seed), []
+            for energy in measured:
+                kinds["clustered"].append(clustered(energy, group, rng, share))
+                done()
         for kind, orders in kinds.items():
             kept = np.mean([retained(e, order, group, share) for e, order in zip(measured, orders, strict=True)])
             row = {"group": group, "order": kind, "kept_energy": float(kept)}
@@ -78,8 +88,14 @@ def block_rows(
                 ffn = BlockOracle(group, share, orders, used).ffn()
                 score = perplexity(model, *test, ffn=ffn).perplexity
                 row |= {f"perplexity{suffix}": score, f"increase{suffix}": score / dense - 1}
-            rows.append(row)
-    return rows
+                done()
+            yield row
+
+
+def steps_of(model: Llama, groups: Sequence[int]) -> int:
+    """The number of steps of ``_block_rows``: a layer that is clustered, or a score."""
+    single = sum(group == 1 for group in groups)
+    return 2 * single + (len(groups) - single) * (4 + len(model.layers))
 
 
 DEAR = 0.3  # an increase of perplexity too large for a figure
@@ -164,30 +180,34 @@ def joint_rows(
     """Rows (keys in the module's docstring): four for each block size and sparsity, two for single neurons.
 
     speeds: rows of ``read_speeds``; None: the table of kernels.py. Neurons are clustered again for each sparsity, as
-    for a bundle that is written for it.
+    for a bundle that is written for it. A progress bar shows how far it is.
     """
+    from tqdm.auto import tqdm
+
     settings = settings or BlockSettings()
     where = "the table in kernels.py" if speeds is None else "minillm bench ffn"
     speeds = expected_speeds(settings.groups, sparsities) if speeds is None else speeds
-    for sparsity in sparsities:
-        for row in block_rows(model, calibration, test, settings, 1 - sparsity):
-            fastest = _fastest(speeds, row["group"], sparsity)
-            for means, suffix in ((False, ""), (True, "_with_means")):
-                score, increase = row[f"perplexity{suffix}"], row[f"increase{suffix}"]
-                yield {
-                    "model": model.name,
-                    "group": row["group"],
-                    "order": row["order"],
-                    "means": means,
-                    "sparsity": sparsity,
-                    "perplexity": score,
-                    "dense_perplexity": score / (1 + increase),
-                    "increase": increase,
-                    **{key: fastest.get(key) for key in ("method", "speedup", "low", "high", "whole_token")},
-                    "ffn_share": fastest.get("ffn_share", ffn_share(LARGE)),
-                    "shape": fastest.get("shape", f"{LARGE.hidden_size} x {LARGE.intermediate_size}"),
-                    "speed_from": where,
-                }
+    total = len(sparsities) * steps_of(model, settings.groups)
+    with tqdm(total=total, desc="blocks", unit="step", leave=False, disable=None) as bar:
+        for sparsity in sparsities:
+            for row in _block_rows(model, calibration, test, settings, 1 - sparsity, bar.update):
+                fastest = _fastest(speeds, row["group"], sparsity)
+                for means, suffix in ((False, ""), (True, "_with_means")):
+                    score, increase = row[f"perplexity{suffix}"], row[f"increase{suffix}"]
+                    yield {
+                        "model": model.name,
+                        "group": row["group"],
+                        "order": row["order"],
+                        "means": means,
+                        "sparsity": sparsity,
+                        "perplexity": score,
+                        "dense_perplexity": score / (1 + increase),
+                        "increase": increase,
+                        **{key: fastest.get(key) for key in ("method", "speedup", "low", "high", "whole_token")},
+                        "ffn_share": fastest.get("ffn_share", ffn_share(LARGE)),
+                        "shape": fastest.get("shape", f"{LARGE.hidden_size} x {LARGE.intermediate_size}"),
+                        "speed_from": where,
+                    }
 
 
 def _fastest(speeds: Sequence[dict], group: int, sparsity: float) -> dict:

@@ -25,6 +25,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -38,9 +39,9 @@ from ..sparsity.calibrate import calibrate
 from ..sparsity.spec import SparsityMeter
 from ..sparsity.thresholds import Thresholds
 from ..trace import chained
-from ..transformer.evaluation import Evaluation, divergence, perplexity
+from ..transformer.evaluation import Evaluation, divergence_of, perplexity, run_hidden
 from ..transformer.model import Llama, shape_of
-from ..transformer.texts import Sample, as_documents, split_text
+from ..transformer.texts import Sample, as_documents, runs, split_text
 from .bootstrap import difference, in_words
 from .describe import stored_bytes
 from .score import evaluation_of
@@ -54,13 +55,43 @@ def ffn_bytes(model: Llama) -> tuple[int, int]:
     return 4 * model.parameters["ffn"], stored_bytes(model)["ffn"]
 
 
+class FinalStates:
+    """A tap that keeps the values of final_norm, (T, D) of each pass: the logits follow from them."""
+
+    def __init__(self) -> None:
+        self.passes: list[np.ndarray] = []
+
+    def __call__(self, name: str, value: np.ndarray) -> np.ndarray:
+        if name == "final_norm":
+            self.passes.append(value.copy())
+        return value
+
+
+class Dense(NamedTuple):
+    """The dense model on a text: its score, and the values behind its last norm, which kl compares with."""
+
+    score: Evaluation
+    states: FinalStates
+
+
 def predictor_row(
     model: Llama, predictor: Predictor, thresholds: Thresholds, test: Sequence[str], fraction: float, dense: Evaluation,
 ) -> dict:  # fmt: skip
     """Score one predictor, cutoffs set, under the protocol and context of the dense score (module docstring)."""
+    states = FinalStates()
+    for run in runs(model, test, dense.protocol, dense.context):
+        states.passes += run_hidden(model, run.ids[:-1])
+    return _predictor_row(model, predictor, thresholds, test, fraction, Dense(dense, states))
+
+
+def _predictor_row(
+    model: Llama, predictor: Predictor, thresholds: Thresholds, test: Sequence[str], fraction: float, beside: Dense,
+) -> dict:  # fmt: skip
+    """The row of ``predictor_row`` from one pass: the logits of both models follow from their last states."""
     ffn, meter, counted = sparse_ffn(model, thresholds, predictor=predictor), PredictionMeter(), SparsityMeter()
-    score = perplexity(model, test, dense.protocol, dense.context, ffn, chained(meter, counted))
-    kl, agreement = divergence(model, test, ffn, dense.protocol, dense.context)
+    dense, states = beside.score, FinalStates()
+    score = perplexity(model, test, dense.protocol, dense.context, ffn, chained(meter, counted, states))
+    kl, agreement = divergence_of(model, zip(beside.states.passes, states.passes, strict=True))
     metrics, (in_float32, as_stored) = meter.report(), ffn_bytes(model)
     read = counted.report().read_exact
     layers, hidden, intermediate = shape_of(model)
@@ -175,7 +206,8 @@ def prediction_rows(
     settings = settings or PredictionSettings()
     fraction, context = 1 - settings.sparsity, test.context
     workshop = workshop_of(model, calibration, settings, context)
-    documents, dense = as_documents(test.documents), perplexity(model, *test)
+    documents, states = as_documents(test.documents), FinalStates()
+    beside = Dense(perplexity(model, *test, tap=states), states)
     oracle: dict | None = None
     for name in ("oracle", *(name for name in names if name != "oracle")):
         predictor = workshop.make(name)
@@ -183,7 +215,7 @@ def prediction_rows(
             made[name] = predictor
         if name != "oracle":
             fit_cutoffs(model, predictor, workshop.thresholds, workshop.held, fraction, context)
-        row = predictor_row(model, predictor, workshop.thresholds, documents, fraction, dense)
+        row = _predictor_row(model, predictor, workshop.thresholds, documents, fraction, beside)
         oracle = oracle or row
         yield beside_oracle(row, oracle, settings.seed)
 

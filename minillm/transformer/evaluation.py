@@ -10,7 +10,7 @@ two protocols, "documents" and "stream", are in texts.py.
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -154,17 +154,26 @@ def divergence(
     """
     from tqdm.auto import tqdm
 
+    def states() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        pieces = runs(model, documents, protocol, context)
+        for run in tqdm(pieces, desc="comparing", leave=False, delay=2, disable=None):
+            ids = run.ids[:-1]
+            yield from zip(run_hidden(model, ids), run_hidden(model, ids, ffn), strict=True)
+
+    return divergence_of(model, states())
+
+
+@with_few_threads
+@no_warnings
+def divergence_of(model: Llama, states: Iterable[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float]:
+    """The two figures of ``divergence`` from values of final_norm, (T, D) of the dense model and (T, D) of the cut."""
     total, same, count = 0.0, 0, 0
-    for run in tqdm(runs(model, documents, protocol, context), desc="comparing", leave=False, delay=2, disable=None):
-        ids = run.ids[:-1]
-        for dense, cut in zip(run_hidden(model, ids), run_hidden(model, ids, ffn), strict=True):
-            for a in range(0, len(dense), HEAD_ROWS):
-                log_p, log_q = (
-                    log_softmax(linear(h[a : a + HEAD_ROWS], model.lm_head)) for h in (dense, cut)
-                )  # (rows, V)
-                total += float((np.exp(log_p) * (log_p - log_q)).sum(dtype=np.float64))
-                same += int((log_p.argmax(axis=-1) == log_q.argmax(axis=-1)).sum())
-                count += len(log_p)
+    for dense, cut in states:
+        for a in range(0, len(dense), HEAD_ROWS):
+            log_p, log_q = (log_softmax(linear(h[a : a + HEAD_ROWS], model.lm_head)) for h in (dense, cut))  # (rows, V)
+            total += float((np.exp(log_p) * (log_p - log_q)).sum(dtype=np.float64))
+            same += int((log_p.argmax(axis=-1) == log_q.argmax(axis=-1)).sum())
+            count += len(log_p)
     if not math.isfinite(total):
         report("logits holds values that are no numbers", model.dtype, no_tap)
     return total / count, same / count

@@ -1,11 +1,17 @@
 """`minillm demo` on a tiny model: what it prints, and that its JSON holds the same figures."""
 
+import io
 import json
 import re
+import sys
 from pathlib import Path
+
+import tqdm.auto
 
 import minillm
 from minillm.cli import flags
+from minillm.cli.demo import PLAN, STEPS
+from minillm.study import score
 from minillm.transformer.texts import split_text
 
 
@@ -25,7 +31,7 @@ def test_demo_says_what_the_model_is_continues_a_prompt_and_prints_a_table_that_
     assert "dense perplexity" in words and "kB as stored" in words and "random set" in words
     head = next(line for line in lines if line[:1] == ["predictor"])
     assert {"over", "low", "high"} <= set(head)  # a difference with its interval, not a multiple of nearly nothing
-    assert "the text holds no more; 20,000 are better" in " ".join(out.split())
+    assert f"the text holds no more; {flags.DEMO_TOKENS:,} are better" in " ".join(out.split())
 
 
 def test_demos_json_holds_the_same_and_scores_documents_that_it_did_not_calibrate_on(run):
@@ -38,3 +44,27 @@ def test_demos_json_holds_the_same_and_scores_documents_that_it_did_not_calibrat
     assert found["rows"][0]["nll"] == minillm.perplexity(model, test).nll
     assert sum(part["weights"] for part in found["parts"]) == 5992
     assert "note" not in err  # nothing scored was calibrated on
+
+
+def test_demo_prints_each_row_as_soon_as_it_is_known(run, monkeypatch):
+    """Without a terminal, too: when a row is measured, all before it are on stdout."""
+    printed = []
+    measured = score.score_cut
+    monkeypatch.setattr(score, "score_cut", lambda *a: printed.append(sys.stdout.getvalue()) or measured(*a))
+    assert run("demo", "-m", "m", "--text", "stories.txt", "-n", "3")[0] == 0
+    assert len(printed) == len(PLAN) and all("policy  target" in words and "dense   -" in words for words in printed)
+    assert [words.count("neuron ") for words in printed[:9]] == list(range(9))
+
+
+def test_the_demos_bar_counts_every_step(run, monkeypatch):
+    bars = []
+
+    class Counted(tqdm.auto.tqdm):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options | {"disable": False, "file": io.StringIO()})
+            bars.append(self)
+
+    monkeypatch.setattr(tqdm.auto, "tqdm", Counted)
+    assert run("demo", "-m", "m", "--text", "stories.txt", "-n", "3", "--json")[0] == 0
+    (bar,) = (bar for bar in bars if bar.desc.startswith("demo"))
+    assert bar.n == bar.total == STEPS

@@ -19,6 +19,7 @@ from minillm.sparsity.policies import (
     largest,
     policy_named,
     reaching,
+    where_kept,
 )
 
 quick = settings(max_examples=40, derandomize=True, deadline=None)
@@ -133,3 +134,15 @@ def test_the_tensors_stand_in_the_order_of_computation_and_cover_every_policy():
 def test_an_unknown_policy_is_refused_with_the_list():
     with pytest.raises(MinillmError, match="'Dhar' is unknown, expected one of dhar, cats, mid"):
         policy_named("Dhar")
+
+
+def test_cut_values_become_zero_and_kept_ones_stay_as_they_are() -> None:
+    """Bit for bit what np.where gives, in the dtype of the values; an infinity that is cut is not hidden."""
+    rng = np.random.default_rng(0)
+    for dtype in (np.float32, np.float64):
+        values, mask = rng.standard_normal((5, 7)).astype(dtype), rng.random((5, 7)) > 0.5
+        kept = where_kept(mask, values)
+        assert kept.dtype == dtype
+        assert np.array_equal(kept, np.where(mask, values, 0))
+    with np.errstate(invalid="ignore"):
+        assert np.isnan(where_kept(np.array([False]), np.array([np.inf]))).all()
