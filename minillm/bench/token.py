@@ -265,7 +265,9 @@ times as fast: dense over this row in the same round, median (middle half of the
 choosing: the predictor's share of that time: scores of all neurons, and the selection.
 MB: read per token: the weights, and the predictor's tables in the form that is read.
 oracle (bound): the mask is given free of charge. It bounds what a predictor can reach, and is no choice to be had.
-unpacked: the codes lie in memory as float32. packed: they are used as stored, by AND and popcount, input rounded."""
+unpacked: the codes lie in memory as float32. packed: they are used as stored, by AND and popcount, input rounded.
+Speed is that of random weights of this shape. Perplexity is that of trained models, whose blocks were grouped on a
+calibration text for all choosers alike. The two columns say nothing about one and the same model."""
 
 
 def token_text(result: dict[str, Any]) -> str:
@@ -283,11 +285,12 @@ def token_text(result: dict[str, Any]) -> str:
         rows = [_shown(row) for row in others if row["sparsity"] == sparsity]
         lines += ["", f"{sparsity:.0%} of the neurons left out", text_table(rows, columns, names=2)]
     lines += ["", NOTES]
-    stored = "; ".join(f"{name} {size / 1e6:.1f} MB" for name, size in result["stored_bytes"].items())
-    lines.append(f"The predictors' tables as they are stored: {stored}.")
+    read = {row["chosen_by"]: row["predictor_bytes"] / 1e6 for row in others}
+    stored = [f"{name} {size / 1e6:.1f} ({read[name]:.1f})" for name, size in result["stored_bytes"].items()]
+    lines.append(f"The predictors' tables in MB as they are stored (as they are read): {', '.join(stored)}.")
     for about in result["quality"]:
         where = f"{about['model']} (dense {about['dense_perplexity']:.3f}, {about['documents']} documents)"
-        lines.append(f"perplexity, {where}: its increase by the same rule of choice, with 95 % over documents.")
+        lines.append(f"perplexity, {where}: its increase by the same rule of choice (95 % over documents).")
     return "\n".join([*lines, environment_line(result)])
 
 

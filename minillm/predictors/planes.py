@@ -55,16 +55,17 @@ def products(planes: np.ndarray, inputs: np.ndarray) -> np.ndarray:
 
     sum_k 2^k of it is the product with the codes. Both arrays are of ``planes_of``.
     """
-    words, b, n = planes.shape
+    (words, b, n), a = planes.shape, inputs.shape[1]
     step = max(1, min(words, TILE // (8 * b * n)))
-    both, ones = np.empty((step, b, n), np.uint64), np.empty((words, b, n), np.uint8)
-    total = np.zeros((b, n), np.uint32)
-    for m in range(inputs.shape[1]):
-        for start in range(0, words, step):
-            some = planes[start : start + step]  # (step or fewer, b, n)
+    both, ones = np.empty((step, b, n), np.uint64), np.empty((a, words, b, n), np.uint8)
+    for start in range(0, words, step):
+        some = planes[start : start + step]  # (step or fewer, b, n)
+        for m in range(a):
             np.bitwise_and(some, inputs[start : start + step, m, :, None], out=both[: len(some)])
-            np.bitwise_count(both[: len(some)], out=ones[start : start + step])
-        total += np.left_shift(ones.sum(axis=0, dtype=np.uint16), m, dtype=np.uint32)
+            np.bitwise_count(both[: len(some)], out=ones[m, start : start + step])
+    total = np.zeros((b, n), np.uint32)
+    for m in range(a):
+        total += np.left_shift(ones[m].sum(axis=0, dtype=np.uint16), m, dtype=np.uint32)
     return total
 
 

@@ -22,7 +22,7 @@ def test_and_and_popcount_give_the_exact_products_of_whole_numbers(neurons, hidd
 
 
 def test_more_words_than_a_tile_holds_and_the_largest_codes():
-    neurons, hidden = TILE // (8 * 4), 3 * 64  # one word of 4 planes fills a tile
+    neurons, hidden = TILE // (8 * 4), 5 * 64  # one word of 4 planes fills a tile; 320 is more than a byte counts to
     codes, q = np.full((neurons, hidden), 15, np.uint8), np.full((1, hidden), 15, np.uint8)
     assert (2 ** np.arange(4) @ products(planes_of(codes, 4), planes_of(q, 4)) == hidden * 15 * 15).all()
 
