@@ -35,9 +35,9 @@ from ..transformer.ops import ACTIVATIONS, no_warnings
 from .copies import expected_size, of_layer
 from .layout import ABOVE_ZERO, Layout, Shape, Table, check_shape, sizes_of
 from .protocol import Predictor
-from .quantise import best_scale, check_table, damped, pack, spread, unpack
+from .quantise import best_scale, check_table, damped, pack, rounding_order, spread, unpack
 
-WINDOW, BEAM = 12, 32  # bits that a weight is read from; beginnings kept
+WINDOW, BEAM = 12, 64  # bits that a weight is read from; beginnings kept
 ROWS = 64  # encoded at once: their beginnings fit in a cache
 WIDER = 1.1  # scale over the root mean square of a row: the values reach a little further than most weights
 SPACE = 1 / 16  # of the FFN's float32 bytes
@@ -55,16 +55,17 @@ VALUES = _values()
 
 
 def row_bits(shape: Shape, biased: bool) -> int:
-    """Bits of a row that fill SPACE: what a layer has for its gate, less scales, error and biases; at least 1 a weight.
+    """Bits of a row that fill SPACE: what a layer has for its gate, less what else is stored; at least 1 a weight.
 
     D F weights of gate, up and down, 32 bits each: half of 1/16 of them are 3 D F bits for gate, and as many for up.
+    Beside the codes stand scales, biases, an error, and half of the order of the columns.
 
-    >>> row_bits((2, 128, 384), biased=False)  # 2.87 per weight
-    367
+    >>> row_bits((2, 128, 384), biased=False)  # 2.85 per weight
+    365
     """
     _, hidden, intermediate = shape
     space = int(SPACE * 3 * 4 * hidden * intermediate) // 2  # bytes
-    rest = space - 2 * intermediate * (1 + biased) - 2
+    rest = space - 2 * intermediate * (1 + biased) - 2 - hidden
     return min(8 * hidden, max(hidden, 8 * rest // intermediate))
 
 
@@ -87,7 +88,7 @@ def decode(bits: np.ndarray, hidden: int) -> np.ndarray:
 
 def encode(w: np.ndarray, bits: int, H: np.ndarray) -> np.ndarray:
     """The bits of rows that are in units of their scale: w (F, D), H (D, D), damped  ->  0 and 1, (F, bits)."""
-    widths, U = new_bits(bits, w.shape[1]), spread(H, np.arange(len(H)))
+    widths, U = new_bits(bits, w.shape[1]), spread(H, np.arange(len(H)))  # the columns as they stand
     symbols = np.concatenate([_best_symbols(w[a : a + ROWS], widths, U) for a in range(0, len(w), ROWS)])  # (F, D)
     each = [symbols[:, j] >> shift & 1 for j, width in enumerate(widths) for shift in range(width)[::-1]]
     return np.stack(each, axis=1).astype(np.uint8)
@@ -122,7 +123,8 @@ class Coded(Predictor):
     """A shadow's score from copies of gate and up that are read through a sliding window; see the module's docstring.
 
     tables: {gate,up}_codes (L, ceil(F row_bits / 8)) uint8, the rows one after the other; {gate,up}_scale (L, F)
-    float16; {gate,up}_error (L,) float16, in units of the scale; with biases, {gate,up}_bias (L, F) float16.
+    float16; {gate,up}_error (L,) float16, in units of the scale; order (L, D) uint16, in which the columns are coded
+    (rounding_order); with biases, {gate,up}_bias (L, F) float16.
     """
 
     def __init__(self, shape: Shape, hidden_act: str, bits: int, tables: dict[str, np.ndarray]):
@@ -146,10 +148,12 @@ class Coded(Predictor):
         bits = row_bits(shape, model.layers[0].gate_bias is not None)
         tables: dict[str, list[np.ndarray]] = {}
         for layer in tqdm(model.layers, desc="coding", unit="layer", leave=False, delay=2, disable=None):
-            H = damped(moments[layer.index], shape[1])
+            moment = moments[layer.index]
+            order = rounding_order(moment)
+            tables.setdefault("order", []).append(order.astype(np.uint16))
             for part in ("gate", "up"):
                 with few_threads(model):
-                    made = _coded(getattr(layer, f"{part}_proj"), bits, H, moments[layer.index])
+                    made = _coded(getattr(layer, f"{part}_proj")[:, order], bits, moment[np.ix_(order, order)])
                 if (bias := getattr(layer, f"{part}_bias")) is not None:
                     made["bias"] = bias.astype(np.float16)
                 for name, table in made.items():
@@ -166,8 +170,9 @@ class Coded(Predictor):
             _, hidden, intermediate = self.shape
             bits = unpack(self.tables[f"{part}_codes"][index], 1, intermediate * self.row_bits)
             scale = self.tables[f"{part}_scale"][index].astype(np.float64)
-            decoded = decode(bits.reshape(intermediate, -1), hidden) * scale[:, None]
-            self._decoded[part, index, dtype] = decoded.astype(dtype)
+            weight = np.zeros((intermediate, hidden), dtype)
+            weight[:, self.tables["order"][index]] = decode(bits.reshape(intermediate, -1), hidden) * scale[:, None]
+            self._decoded[part, index, dtype] = weight
         return self._decoded[part, index, dtype]
 
     def predict(self, index: int, position: int, x: np.ndarray) -> np.ndarray:
@@ -199,12 +204,12 @@ class Coded(Predictor):
 
     @classmethod
     def layout(cls, settings: Fields, shape: Shape) -> Layout:
-        """Codes (c bytes for a layer), scales and errors of both parts; the biases where the model has them."""
+        """The order, and of both parts codes (c bytes a layer), scales and errors; biases where the model has them."""
         settings.only(["shape", "hidden_act", "row_bits"])
         check_shape(settings, shape)
         settings.choice("hidden_act", ACTIVATIONS)
         bits = settings.integer("row_bits", 8 * shape[1], low=shape[1])
-        tables: dict[str, Table] = {}
+        tables = {"order": Table("LD", ("U16",), low=0, high=shape[1] - 1)}
         for part in ("gate", "up"):
             tables[f"{part}_codes"] = Table("Lc", ("U8",))
             tables[f"{part}_scale"] = Table("LF", low=ABOVE_ZERO)
@@ -218,17 +223,17 @@ class Coded(Predictor):
         return cls(settings["shape"], settings["hidden_act"], settings["row_bits"], arrays)
 
 
-def _coded(weight: np.ndarray, bits: int, H: np.ndarray, moment: np.ndarray) -> dict[str, np.ndarray]:
-    """The tables of one matrix (F, D); H: the moment (D, D) as it is encoded for, damped."""
-    w = weight.astype(np.float64)
-    spread_out = np.maximum(np.sqrt(np.square(w).mean(axis=1)), 1e-4)  # (F,); float16 has no scale near 0
-    found = encode(w / (WIDER * spread_out)[:, None], bits, H)
+def _coded(weight: np.ndarray, bits: int, moment: np.ndarray) -> dict[str, np.ndarray]:
+    """The tables of one matrix (F, D); moment (D, D), its columns in the same order."""
+    w, H = weight.astype(np.float64), damped(moment, weight.shape[1])
+    size = np.maximum(np.sqrt(np.square(w).mean(axis=1)), 1e-4)  # (F,); float16 has no scale near 0
+    found = encode(w / (WIDER * size)[:, None], bits, H)
     values = decode(found, w.shape[1])  # (F, D)
-    scale = best_scale(w, values, WIDER * spread_out, H)
+    scale = best_scale(w, values, WIDER * size, H)
     missed = w - values * scale[:, None]
     error = np.sqrt(np.vecdot(missed @ moment, missed).mean() / np.square(scale).mean())
     return {
         "codes": pack(found.reshape(-1)),
         "scale": scale.astype(np.float16),
-        "error": error.astype(np.float16).reshape(()),
+        "error": np.asarray(error, np.float16),
     }

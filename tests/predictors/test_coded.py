@@ -8,9 +8,11 @@ import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minillm.errors import CheckpointError
 from minillm.predictors import coded as module
 from minillm.predictors.coded import VALUES, WINDOW, Coded, decode, encode, new_bits, row_bits
-from minillm.predictors.quantise import damped, quantise, second_moments
+from minillm.predictors.files import save_predictor
+from minillm.predictors.quantise import quantise, second_moments
 
 
 def test_the_worked_examples_in_the_docstrings_are_right():
@@ -50,7 +52,7 @@ def test_it_misses_less_than_compensated_rounding_with_as_many_bits():
     w, moment = rng.standard_normal((40, 24)), x.T @ x / len(x)
     codes, scale = quantise(w, 3, moment)
     rounded = (codes - 3.5) * scale.astype(float)[:, None]
-    tables = module._coded(w, 3 * 24, damped(moment, 24), moment)
+    tables = module._coded(w, 3 * 24, moment)
     bits = np.unpackbits(tables["codes"], count=40 * 72, bitorder="little").reshape(40, 72)
     coded = decode(bits, 24) * tables["scale"].astype(float)[:, None]
     missed = [np.square(x @ (w - q).T).mean() for q in (rounded, coded)]
@@ -64,9 +66,18 @@ def test_it_takes_a_sixteenth_of_the_float32_bytes_and_not_one_more():
     predictor = Coded.fit(model, np.stack([np.eye(64)] * 2))
     whole = 4 * 2 * 3 * 24 * 64
     assert 0.98 * whole / 16 < predictor.nbytes <= whole / 16
-    for bits, biased in ((367, False), (351, True)):
+    for bits, biased in ((365, False), (349, True)):
         assert row_bits((8, 128, 384), biased) == bits
     assert row_bits((2, 2, 3), True) == 2  # at least one bit for each weight
+
+
+def test_an_order_that_names_no_column_is_refused(small, tmp_path):
+    model, _ = small
+    predictor = Coded.fit(model, np.stack([np.eye(16)] * 2))
+    assert (np.sort(predictor.tables["order"], axis=1) == np.arange(16)).all()
+    predictor.tables["order"][1, 3] = 16
+    with pytest.raises(CheckpointError, match="table.order holds 16 in layer 1, expected numbers from 0 to 15"):
+        save_predictor(tmp_path / "p.safetensors", predictor)
 
 
 def test_its_scores_come_from_its_packed_tables_alone(small):
