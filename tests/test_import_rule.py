@@ -22,8 +22,8 @@ ORDER = """
     sparsity/selected sparsity/sparse sparsity/magnitudes sparsity/allocate sparsity/calibrate
     predictors/layout predictors/protocol predictors/select predictors/metrics predictors/cutoffs predictors/catalogue
     predictors/files predictors/oracle predictors/baselines predictors/quantise predictors/sign predictors/copies
-    predictors/planes
-    predictors/ahead predictors/learned predictors/train predictors/memory predictors/clusters predictors/workshop
+    predictors/planes predictors/coded predictors/ahead predictors/learned predictors/train predictors/memory
+    predictors/clusters predictors/workshop
     prefetch/bundle prefetch/kernels prefetch/reorder prefetch/eviction prefetch/traffic prefetch/buffer prefetch/clock
     prefetch/system prefetch/reader prefetch/fetched prefetch/feedforward prefetch/record prefetch/replay
     training/losses training/backward training/batches training/trainer training/distill

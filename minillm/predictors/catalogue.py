@@ -35,6 +35,7 @@ CATALOGUE: dict[str, Entry] = {
     "sign": Entry("sign", "sign:Sign", "agreeing signs of input and gate"),
     "svd": Entry("svd", "copies:LowRank", "gate and up of low rank"),
     "shadow-BITS": Entry("shadow", "copies:Shadow", "gate and up rounded to few bits", (2, 3, 4)),
+    "coded": Entry("coded", "coded:Coded", "gate and up in 1/16 of the float32 bytes"),
     "up-BITS": Entry("shadow", "copies:Shadow", "the layer's own gate, up rounded", (4,)),
     "refined-BITS": Entry("refined", "learned:Refined", "a shadow and a learned correction", (3,)),
     "learned": Entry("learned", "learned:Learned", "two low-rank maps, trained"),

@@ -18,7 +18,7 @@ A neuron of which little is known may be large, and missing it would cost the sq
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -116,6 +116,15 @@ class LowRank(Predictor):
 def of_layer(tables: dict[str, np.ndarray], name: str, index: int, dtype: np.dtype) -> np.ndarray | None:
     """One layer's row of a table, or None where the predictor has no such table."""
     return tables[name][index].astype(dtype) if name in tables else None
+
+
+def expected_size(
+    act: Callable[[np.ndarray], np.ndarray], gate_pre: np.ndarray, up: np.ndarray, gate_error: np.ndarray,
+    up_error: np.ndarray,
+) -> np.ndarray:  # fmt: skip
+    """The root of E[m^2] of the module's docstring: gate_pre, up (T, F), their errors (F,)  ->  (T, F)."""
+    square = (act(gate_pre + gate_error) ** 2 + act(gate_pre - gate_error) ** 2) / 2  # (T, F)
+    return np.sqrt(square * (up * up + up_error * up_error))
 
 
 class Shadow(Predictor):
@@ -222,8 +231,7 @@ class Shadow(Predictor):
             return np.abs(act(gate_pre) * up)
         if gate_error is None:  # the gate is the layer's own
             return np.abs(act(gate_pre)) * np.sqrt(up * up + up_error * up_error)
-        square = (act(gate_pre + gate_error) ** 2 + act(gate_pre - gate_error) ** 2) / 2  # (T, F)
-        return np.sqrt(square * (up * up + up_error * up_error))
+        return expected_size(act, gate_pre, up, gate_error, up_error)
 
     @property
     def nbytes(self) -> int:

@@ -28,6 +28,7 @@ Header = Mapping[str, tuple[str, tuple[int, ...]]]  # name -> dtype, shape
 
 NUMPY: dict[str, np.dtype] = {
     "U8": np.dtype("u1"),
+    "U16": np.dtype("<u2"),
     "F16": np.dtype("<f2"),
     "F32": np.dtype("<f4"),
     "F64": np.dtype("<f8"),

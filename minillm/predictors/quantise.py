@@ -151,7 +151,7 @@ def improved(
 
     - One column at a time, with all others as they are. With r = (w - q) H, the best value of column j is
       q_j + r_j / H_jj; the nearest level is taken.
-    - The scale, by least squares: (w H c^T) / (c H c^T), c = the codes. It is kept in float16.
+    - The scale, by least squares.
 
     w, code (F, D), scale (F,), H (D, D)  ->  code (F, D), scale (F,).
     """
@@ -161,10 +161,17 @@ def improved(
         better = nearest(code[j] + r[j] / H[j, j], levels)
         r -= np.outer(H[j], better - code[j])
         code[j] = better
-    codeH = H @ code
-    refined = (codeH * w.T).sum(axis=0) / np.maximum((codeH * code).sum(axis=0), 1e-30)
-    # A float16 has no number near 0: there, the scale stays as it is.
-    return code.T, np.where(refined.astype(np.float16) > 0, refined, scale).astype(np.float16).astype(np.float64)
+    return code.T, best_scale(w, code.T, scale, H)
+
+
+def best_scale(w: np.ndarray, code: np.ndarray, scale: np.ndarray, H: np.ndarray) -> np.ndarray:
+    """The scale of each row by least squares, (w H c^T) / (c H c^T), as a float16 can hold it.
+
+    w, code (F, D), scale (F,), H (D, D)  ->  (F,). A float16 has no number near 0: there, the scale stays as it is.
+    """
+    codeH = code @ H
+    refined = np.vecdot(codeH, w) / np.maximum(np.vecdot(codeH, code), 1e-30)
+    return np.where(refined.astype(np.float16) > 0, refined, scale).astype(np.float16).astype(np.float64)
 
 
 def first_scale(w: np.ndarray, levels: int, weights: np.ndarray) -> np.ndarray:

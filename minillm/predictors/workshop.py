@@ -24,6 +24,7 @@ from .ahead import Ahead
 from .baselines import Chance, PreviousToken, Static
 from .catalogue import CATALOGUE, entry_of
 from .clusters import Clusters
+from .coded import Coded
 from .copies import LowRank, Shadow
 from .files import load_predictor
 from .learned import Learned, Refined
@@ -115,6 +116,8 @@ class Workshop:
                 return self.informed(LowRank.fit(model, rank, self.moments))
             case "shadow-BITS":
                 return self.shadow(bits)
+            case "coded":
+                return self.informed(Coded.fit(model, self.moments))
             case "up-BITS":
                 return self.shadow(bits, gate_bits=0)
             case "refined-BITS":

@@ -77,12 +77,13 @@ def test_a_table_is_read_from_its_place_in_the_file(tmp_path):
 
 
 SETTINGS = {"shape": [2, 8, 3], "seed": 0, "hidden_act": "silu", "act": "silu", "gate_bits": 3, "up_bits": 4,
-            "ahead": 1, "k": 2, "level": 0.5}  # fmt: skip
+            "ahead": 1, "k": 2, "level": 0.5, "row_bits": 20}  # fmt: skip
 OWN = {"chance": ["shape", "seed"], "svd": ["shape", "hidden_act"], "learned": ["shape", "ahead"],
-       "library": ["k", "level", "act"], **dict.fromkeys(["static", "previous-token", "sign", "clusters"], ["shape"]),
+       "library": ["k", "level", "act"], "coded": ["shape", "hidden_act", "row_bits"],
+       **dict.fromkeys(["static", "previous-token", "sign", "clusters"], ["shape"]),
        **dict.fromkeys(["shadow", "refined", "ahead"], ["shape", "hidden_act", "gate_bits", "up_bits"])}  # fmt: skip
 WRONG = {"shape": [2, 8], "seed": -1, "hidden_act": "tanh", "act": None, "gate_bits": 9, "up_bits": 0, "ahead": True,
-         "k": 0, "level": "x"}  # fmt: skip
+         "k": 0, "level": "x", "row_bits": 65}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -101,3 +102,10 @@ def test_every_kind_takes_its_own_settings_and_no_other(kind):
         for settings in (good | {name: WRONG[name]}, {key: good[key] for key in good if key != name}):
             with pytest.raises(CheckpointError, match=f"settings.{name} is "):
                 layout(settings)
+
+
+@pytest.mark.parametrize("target", ["gate", None, 1])
+def test_a_learned_predictor_was_trained_on_the_mask_or_on_mid(target):
+    with pytest.raises(CheckpointError, match="settings.target is "):
+        settings = Fields({"shape": [2, 8, 3], "ahead": 0, "target": target}, "p", "settings.", CheckpointError)
+        class_of("learned").layout(settings, (2, 8, 3))

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 SIZES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2, "U32": 4, "I32": 4,
          "F32": 4, "U64": 8, "I64": 8, "F64": 8}  # fmt: skip
-NUMBERS = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "I64": "<i8", "I32": "<i4", "U8": "u1"}
+NUMBERS = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "I64": "<i8", "I32": "<i4", "U8": "u1", "U16": "<u2"}
 VALUES = [np.nan, np.inf, -np.inf, 0, -1, 1, 2, 255, 1e30, -1e30, 1e300, 6e4, 1e-30]
 
 

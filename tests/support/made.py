@@ -1,9 +1,11 @@
 """One small predictor of each kind, and how it is measured."""
 
+import numpy as np
 import tiny
 
 from minillm.predictors.ahead import Ahead
 from minillm.predictors.baselines import Chance, PreviousToken, Static
+from minillm.predictors.coded import Coded
 from minillm.predictors.copies import LowRank, Shadow
 from minillm.predictors.metrics import PredictionMeter
 from minillm.predictors.select import sparse_ffn
@@ -20,6 +22,7 @@ MAKERS = {
     "sign": lambda m, t: Sign.fit(m),
     "svd": lambda m, t: LowRank.fit(m, 4),
     "shadow": lambda m, t: Shadow.fit(m, 3),
+    "coded": lambda m, t: Coded.fit(m, np.stack([np.eye(m.config.hidden_size)] * 2)),
     "own gate": lambda m, t: Shadow.fit(m, 3, gate_bits=0),
     "ahead": lambda m, t: Ahead.fit(m, t, tiny.STORIES, 4),
     "learned": lambda m, t: train(m, t, tiny.STORIES[:3], tiny.STORIES[3:], 3, epochs=1),
