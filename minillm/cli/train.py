@@ -31,12 +31,9 @@ COLUMNS = {"model": ("model", ""), "perplexity": ("perplexity", ".3f"), "neurons
 def add(commands: flags.Commands) -> None:
     """Add the commands of this file."""
     train = flags.command(
-        commands,
-        "train",
-        command_train,
-        *common("the text to learn"),
+        commands, "train", command_train, *common("the text to learn"),
         example="minillm train --size twin --minutes 5 -o mine",
-    )
+    )  # fmt: skip
     train.add_argument("--size", choices=("default", "twin"), help="from scratch, a new Llama of this size with the "
                        "tokenizer of --model (default: train --model further)")  # fmt: skip
     train.add_argument("--act", choices=("silu", "relu", "relu2", "gelu", "gelu_pytorch_tanh"), default="silu",
