@@ -12,7 +12,7 @@ import minillm
 PACKAGE = Path(minillm.__file__).parent
 # In reading order; "folder/" is every file of a folder whose own order is not fixed yet.
 ORDER = """
-    errors units files foreign fields arguments threads steps identity tables rows archive trace divergence optim
+    errors units files foreign fields arguments threads memory steps identity tables rows archive trace divergence optim
     loading/config loading/tensors loading/names loading/checkpoint
     loading/save loading/embedded loading/fetch loading/hub loading/pieces loading/tokenizer
     transformer/ops transformer/linear transformer/rope transformer/layer transformer/fingerprint transformer/finite
@@ -26,7 +26,8 @@ ORDER = """
     predictors/clusters predictors/workshop
     prefetch/bundle prefetch/kernels prefetch/reorder prefetch/eviction prefetch/traffic prefetch/buffer prefetch/clock
     prefetch/system prefetch/reader prefetch/fetched prefetch/feedforward prefetch/record prefetch/replay
-    training/losses training/backward training/batches training/trainer training/distill
+    training/losses training/backward training/batches training/fresh training/trainer
+    training/distill training/tune
     methods/base methods/
     study/describe study/bootstrap study/score study/sweep_rows study/record study/sweep study/prediction
     study/variants study/overlap study/edits study/natural study/distributions study/buffers study/blocks
@@ -38,7 +39,7 @@ ORDER = """
     course/differences course/attempt course/check course/wire course/limits course/cells course/child course/mistakes
     course/assignment course/block course/judge course/grade course/classroom course/notebook
     cli/parser cli/flags cli/outputs cli/shared cli/demo cli/model cli/inspect cli/download cli/cut
-    cli/predict cli/disk cli/simulate cli/prefetch cli/study cli/course cli/bench cli/main
+    cli/train cli/predict cli/disk cli/simulate cli/prefetch cli/study cli/course cli/bench cli/main
     __main__
 """.split()
 HEAVY = {"torch", "transformers"}

@@ -15,13 +15,7 @@ import transformers
 from training_text import CONTEXT, VOCABULARY
 
 import minillm
-
-SIZES = {
-    "default": {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 8}
-    | {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32},
-    "twin": {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 6}
-    | {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16},
-}
+from minillm.training.fresh import SIZES
 
 
 def new_model(size: str, act: str, seed: int, init: Path | None = None) -> transformers.LlamaForCausalLM:

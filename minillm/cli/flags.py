@@ -80,6 +80,15 @@ def seconds(word: str) -> float:
     return value
 
 
+def above_zero(word: str) -> float:
+    """A finite number above 0."""
+    with expecting("a number above 0", word):
+        value = float(word)
+        if not 0 < value < float("inf"):
+            raise ValueError
+    return value
+
+
 def shares(word: str) -> list[float]:
     """Shares separated by commas."""
     return [share(part) for part in word.split(",")]

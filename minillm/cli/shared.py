@@ -128,14 +128,11 @@ def new_tokens(arguments: argparse.Namespace, model: Llama, ids: list[int], defa
 
 def load_model(arguments: argparse.Namespace) -> Llama:
     """The model of --model in the dtype of --dtype."""
-    import numpy as np
-
     import minillm
 
-    # glibc hands the memory of each layer's scores back to the system and asks for it anew, page by page, until it has
-    # once seen a larger block freed (mallopt(3): the dynamic M_MMAP_THRESHOLD). This is that block; nothing touches it.
-    # The demo: 40 thousand page faults instead of 4.8 million, a seventh less time. Elsewhere it does nothing.
-    np.empty(31 << 20, np.uint8)
+    from ..memory import keep_freed_memory
+
+    keep_freed_memory()
     return with_bos(arguments, minillm.load(arguments.model, dtype=arguments.dtype))
 
 

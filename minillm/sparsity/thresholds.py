@@ -65,6 +65,10 @@ class Thresholds:
 
     def save(self, path: str | Path) -> None:
         """Write as JSON: to a temporary file beside the target, which is then renamed."""
+        _write(path, self.as_json())
+
+    def as_json(self) -> str:
+        """The text of its file."""
         fields = {"format": FORMAT, "version": VERSION, "policy": self.policy, "by": self.by, "level": self.level}
         fields |= {
             "spec": self.spec.asdict(),
@@ -73,7 +77,7 @@ class Thresholds:
         }
         if self.model is not None:
             fields["model"] = self.model.asdict()
-        _write_json(path, fields | {"layers": list(self.layers)})
+        return _json(fields | {"layers": list(self.layers)})
 
     def save_paper(self, path: str | Path) -> None:
         """Write in the format of the paper's released files: {"gate_proj": {"layer_0": t, ...}, "up_proj": ...}.
@@ -90,7 +94,7 @@ class Thresholds:
             for t, key in names.items()
             if t in self.layers[0]
         }
-        _write_json(path, table)
+        _write(path, _json(table))
 
     @classmethod
     def load(cls, path: str | Path) -> Thresholds:
@@ -153,10 +157,13 @@ def _threshold(read: Fields, name: str, value: object, high: float) -> float:
     return float(value)
 
 
-def _write_json(path: str | Path, fields: dict) -> None:
+def _json(fields: dict) -> str:
+    return json.dumps(fields, indent=1, allow_nan=False, default=lambda scalar: scalar.item()) + "\n"  # item: of NumPy
+
+
+def _write(path: str | Path, text: str) -> None:
     with whole_file(path, ThresholdsError) as beside:
-        text = json.dumps(fields, indent=1, allow_nan=False, default=lambda scalar: scalar.item())  # of NumPy
-        beside.write_text(text + "\n", encoding="utf-8")
+        beside.write_text(text, encoding="utf-8")
 
 
 def _from_paper(read: Fields, path: Path) -> Thresholds:

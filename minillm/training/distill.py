@@ -10,10 +10,8 @@ arXiv 1503.02531).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -22,18 +20,9 @@ from ..trace import Tap
 from ..transformer.ffn import FeedForward
 from ..transformer.model import Llama
 from .backward import Saved, backward
-from .batches import Batches, batches_of
+from .batches import Batches
 from .losses import distillation
-from .trainer import Pass, Plan, Trainer, trainable
-
-
-class Trained(NamedTuple):
-    """A model that was trained, and how. curve: a row for each step (trainer.CURVE). batches: the text."""
-
-    model: Llama
-    curve: Sequence[dict[str, float]]
-    plan: Plan
-    batches: Batches
+from .trainer import Pass, Plan, Trained, train
 
 
 def from_teacher(teacher: Llama, ffn: FeedForward, straight: bool = False) -> Pass:
@@ -52,23 +41,17 @@ def from_teacher(teacher: Llama, ffn: FeedForward, straight: bool = False) -> Pa
 
 
 def distill(
-    model: Llama, documents: str | Sequence[str], ffn: FeedForward, plan: Plan, *, teacher: Llama | None = None,
-    seed: int = 0, straight: bool = False, checkpoint: str | Path | None = None,
+    model: Llama, batches: Batches, ffn: FeedForward, plan: Plan, *, teacher: Llama | None = None,
+    straight: bool = False, checkpoint: str | Path | None = None,
 ) -> Trained:  # fmt: skip
     """Train a copy of a model for a sparse FFN, with the dense model as its teacher (module docstring).
 
-    documents: the training text. ffn: a FeedForward that taps its masks; its thresholds stay as they are while the
-    weights change, so a share that is counted afterwards may be another one. teacher: None: the model itself.
-    checkpoint: a file to go on from, and to write to now and then. Raises MinillmError for a teacher with another
-    vocabulary.
+    ffn: a FeedForward that taps its masks. Its thresholds stay as they are while the weights change, so the share that
+    is cut afterwards may be another one. teacher: None: the model itself. checkpoint: as for ``train``. Raises
+    MinillmError for a teacher with another vocabulary.
     """
     teacher = model if teacher is None else teacher
     if teacher.config.vocab_size != model.config.vocab_size:
         found = f"the teacher's vocabulary has {teacher.config.vocab_size} ids"
         raise MinillmError(f"{found}, expected the model's {model.config.vocab_size}")
-    student, batches = trainable(model), batches_of(model, documents, seed=seed)
-    trainer = Trainer(student, batches, plan, from_teacher(teacher, ffn, straight))
-    trainer.run(checkpoint)
-    trained = Llama(model.config, student.weights, model.folder)  # with a fingerprint of its own
-    trained.bos = model.bos
-    return Trained(trained, trainer.curve, plan, batches)
+    return train(model, batches, plan, from_teacher(teacher, ffn, straight), checkpoint)

@@ -19,11 +19,11 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -31,12 +31,12 @@ from ..archive import load_archive, save_arrays
 from ..errors import MinillmError
 from ..fields import Fields, brief, parse_json
 from ..identity import read_fingerprint
-from ..loading.config import ModelConfig
+from ..memory import keep_freed_memory
 from ..optim import Adam, average_in, clip, constant, cosine
 from ..threads import few_threads
 from ..trace import Tap
 from ..transformer.ffn import FeedForward, swiglu
-from ..transformer.model import Llama, random_weights
+from ..transformer.model import Llama
 from .backward import Saved, backward
 from .batches import Batches
 from .losses import cross_entropy
@@ -47,7 +47,6 @@ if TYPE_CHECKING:
 FORMAT, VERSION = "minillm-training", 1
 CHECKPOINT_SECONDS = 60
 CURVE = ("step", "tokens", "seconds", "loss", "norm", "rate")  # the columns of the loss curve
-KEPT = (32 << 20) - (1 << 13)  # bytes
 
 Pass: TypeAlias = Callable[[Llama, np.ndarray, int, Tap], float]
 
@@ -114,15 +113,6 @@ def trainable(model: Llama) -> Llama:
     return copy
 
 
-def new_model(config: ModelConfig, seed: int = 0, folder: Path | None = None) -> Llama:
-    """A model to train from scratch: matrices normal with deviation 0.02, norms 1, biases 0. folder: of a tokenizer."""
-    weights = random_weights(config, np.random.default_rng(seed))
-    for name, w in weights.items():
-        if w.ndim == 1:
-            w.fill(1 if "norm" in name else 0)
-    return Llama(config, weights, folder)
-
-
 # ---- one pass --------------------------------------------------------------------------------------------------------
 
 
@@ -139,6 +129,29 @@ def language(ffn: FeedForward = swiglu, straight: bool = False) -> Pass:
 
 
 # ---- the loop --------------------------------------------------------------------------------------------------------
+
+
+class Trained(NamedTuple):
+    """A model that was trained, and how. curve: a row for each step (CURVE). batches: the text."""
+
+    model: Llama
+    curve: Sequence[dict[str, float]]
+    plan: Plan
+    batches: Batches
+
+
+def train(
+    model: Llama, batches: Batches, plan: Plan, one_pass: Pass | None = None, checkpoint: str | Path | None = None
+) -> Trained:
+    """Train all weights of a copy of a model. one_pass: None: ``language()``, dense.
+
+    checkpoint: a file to go on from where it is there, and to write to now and then. Raises as ``Trainer.run`` does.
+    """
+    trainer = Trainer(trainable(model), batches, plan, one_pass)
+    trainer.run(checkpoint)
+    trained = Llama(model.config, trainer.model.weights, model.folder)  # with a fingerprint of its own
+    trained.bos = model.bos
+    return Trained(trained, trainer.curve, plan, batches)
 
 
 class Trainer:
@@ -277,13 +290,3 @@ class Trainer:
             array[...] = arrays[name]
         self.curve = [dict(zip(CURVE, row, strict=True)) for row in curve.tolist()]
         self.adam.t, self.seconds = len(self.curve), self.curve[-1]["seconds"]
-
-
-def keep_freed_memory() -> None:
-    """Ask the system's allocator to keep what is freed, up to some 64 MB: a step then finds its memory warm.
-
-    Each pass allocates and frees some 20 to 60 MB. Where glibc gives them back each time, every page is cleared by the
-    system before it is used again, which takes a quarter of a step. It keeps twice the largest block that was ever
-    freed, of at most 32 MB; so one such block is freed here. It is never touched, and on other systems does nothing.
-    """
-    np.empty(KEPT, np.uint8)

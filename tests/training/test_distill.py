@@ -27,7 +27,7 @@ def test_a_sparse_model_comes_nearer_to_the_dense_one(model):
     ffn = cut(model, "mid", 0.4)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # the FFN is the model's own, from the first step to the last
-        trained = distill(model, tiny.STORIES, ffn, Plan(steps=40, rate=3e-3, average=10))
+        trained = distill(model, batches_of(model, tiny.STORIES), ffn, Plan(steps=40, rate=3e-3, average=10))
     before, after = trained.curve[0]["loss"], trained.curve[-1]["loss"]
     assert after < before / 2
     assert trained.model.fingerprint != model.fingerprint
@@ -62,4 +62,4 @@ def test_straight_through_moves_neurons_that_are_cut_and_the_masked_gradient_doe
 
 def test_a_teacher_of_another_vocabulary_is_refused(model):
     with pytest.raises(MinillmError, match="vocabulary has 31 ids, expected the model's 288"):
-        distill(model, tiny.STORIES, swiglu, Plan(steps=1), teacher=tiny.model(dtype=np.float32))
+        distill(model, batches_of(model, tiny.STORIES), swiglu, Plan(steps=1), teacher=tiny.model(dtype=np.float32))

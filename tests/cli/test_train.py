@@ -1,0 +1,108 @@
+"""train and tune write folders that all commands take, refuse what they cannot write, and go on after a stop."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+from commands import one_sentence
+
+import minillm
+from minillm.training import trainer
+
+
+def test_train_from_scratch_and_further_writes_models(run, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    options = ("--text", "stories.txt", "--steps", "3", "--batch", "60")
+    status, out, err = run("train", "-m", "m", "--size", "twin", "--act", "relu2", *options, "-o", one)
+    assert (status, err) == (0, "") and [line.split()[0] for line in out.splitlines()[:3]] == [
+        "model",
+        "before",
+        "trained",
+    ]
+    made = minillm.load(one)
+    assert (made.config.hidden_act, made.config.hidden_size, made.config.vocab_size) == ("relu2", 64, 288)
+    status, out, _ = run("train", "-m", one, *options, "-o", two, "--json", "--schedule", "cosine")
+    rows = json.loads(out)["rows"]
+    assert status == 0 and rows[1]["perplexity"] < rows[0]["perplexity"]
+    about = json.loads((two / "training.json").read_text(encoding="utf-8"))
+    assert about["began_with"] == made.fingerprint.asdict() and about["scores"] == rows
+    assert [row["step"] for row in about["curve"]] == [1, 2, 3] and about["plan"]["schedule"] == "cosine"
+    assert sorted(os.listdir(tmp_path)) == ["one", "two"]
+    assert run("generate", "-m", two, "-p", "a cat", "-n", "2")[0] == 0
+
+
+def test_tune_writes_a_model_with_its_own_thresholds(run, tmp_path):
+    folder = tmp_path / "tuned"
+    options = ("--text", "stories.txt", "--steps", "4", "--batch", "60", "--sparsity", "0.75")
+    status, out, err = run("tune", "-m", "m", *options, "-o", folder, "--json")
+    assert (status, err) == (0, "")
+    rows = {row["model"]: row for row in json.loads(out)["rows"]}
+    assert list(rows) == ["dense", "cut", "tuned, dense", "tuned, cut"]
+    assert rows["cut"]["neurons cut"] == pytest.approx(0.75, abs=0.05) and rows["dense"]["neurons cut"] == 0
+    thresholds = minillm.Thresholds.load(folder / "thresholds.json")
+    model = minillm.load(folder)
+    assert thresholds.model.sha256 == model.fingerprint.sha256
+    assert thresholds.spec.achieved == pytest.approx(rows["tuned, cut"]["neurons cut"])
+    about = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    assert set(about["documents_sha256"]) <= set(thresholds.documents_sha256)
+    status, _, err = run("perplexity", "-m", folder, "--text", "one.txt", "--thresholds", folder / "thresholds.json")
+    assert status == 0 and "another model" not in err
+
+
+def test_tune_for_blocks_stores_the_neurons_in_their_order(run, tmp_path):
+    folder = tmp_path / "tuned"
+    options = ("--text", "stories.txt", "--steps", "2", "--batch", "60", "--block", "4", "--straight")
+    status, out, err = run("tune", "-m", "m", *options, "--teacher", "three", "-o", folder)
+    assert status == 0 and "blocks of 4" in err and "tuned, cut" in out
+    assert not (folder / "thresholds.json").exists()
+    about = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    assert (about["block"], about["teacher"], about["straight"]) == (4, "three", True)
+    before, after = minillm.load("m"), minillm.load(folder)
+    near = [np.abs(after.layers[0].gate_proj - row).max(axis=1).min() for row in before.layers[0].gate_proj]
+    assert max(near) < 0.01  # the same neurons, a few steps further ...
+    assert not np.allclose(before.layers[0].gate_proj, after.layers[0].gate_proj, atol=0.01)  # ... in another order
+
+
+def test_the_same_command_goes_on_from_its_checkpoint(run, tmp_path, monkeypatch):
+    def command(name: str) -> tuple:
+        return ("train", "-m", "m", "--text", "stories.txt", "--steps", "4", "--batch", "60", "-o", tmp_path / name)
+
+    assert run(*command("whole"))[0] == 0
+    save = trainer.Trainer.save
+
+    def stopped(self, path):
+        save(self, path)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "CHECKPOINT_SECONDS", 0)
+        patch.setattr(trainer.Trainer, "save", stopped)
+        assert run(*command("again"))[0] == 130
+    assert sorted(os.listdir(tmp_path)) == ["again.checkpoint.npz", "whole"]
+    status, _, err = run(*command("again"), "--seed", "1")  # the checkpoint is of seed 0
+    assert status == 1 and "again.checkpoint.npz: is of another training, text is" in one_sentence(err)
+    assert run(*command("again"))[0] == 0
+    assert sorted(os.listdir(tmp_path)) == ["again", "whole"]
+    whole, again = (minillm.load(tmp_path / name).weights for name in ("whole", "again"))
+    assert all(np.array_equal(again[name], w) for name, w in whole.items())
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        (("-o", "m"), "m: exists already"),
+        (("-o", "absent/x"), "does not exist"),
+        (("-o", "new", "--schedule", "cosine"), "schedule is 'cosine' with steps None"),
+        (("-o", "new", "--text", "absent.txt"), "absent.txt: is missing"),
+        (("-o", "new", "--text", "letter.txt"), "too few"),
+        (("-o", "new", "--context", "1"), "context is 1"),
+    ],
+)
+@pytest.mark.parametrize("command", ["train", "tune"])
+def test_what_cannot_be_done_is_one_sentence_and_leaves_nothing(run, here, command, options, what):
+    before = sorted(os.listdir(here))
+    text = () if "--text" in options else ("--text", "stories.txt")
+    status, out, err = run(command, "-m", "m", *text, *options)
+    assert (status, out) == (1, "") and what in one_sentence(err)
+    assert sorted(os.listdir(here)) == before
