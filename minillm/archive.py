@@ -12,16 +12,21 @@ then the numbers. A hostile archive of a few kilobytes may unpack to terabytes, 
 compression, masks about 8 times.)
 """
 
+from __future__ import annotations
+
 import math
 import os
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .errors import TraceError
 from .files import regular_file, whole_file
+
+if TYPE_CHECKING:
+    import zipfile  # imported where it is used: every model needs this module, few runs need an archive
 
 UNPACKED, RATIO = 1 << 28, 20  # bytes; unpacked over packed
 HEADER, MEMBERS = 10_000, 100_000  # at most so many bytes of one header, so many arrays of one file
@@ -37,6 +42,8 @@ def save_arrays(path: str | Path, arrays: Mapping[str, np.ndarray], comment: byt
             save: Callable[..., None] = np.savez  # its own signature takes every array for its one option, a bool
             save(file, **arrays)
         if comment:
+            import zipfile
+
             with zipfile.ZipFile(beside, "a") as archive:
                 archive.comment = comment
 
@@ -48,6 +55,8 @@ def load_arrays(path: str | Path) -> dict[str, np.ndarray]:
 
 def load_archive(path: str | Path) -> tuple[dict[str, np.ndarray], bytes]:
     """The arrays of an .npz file and its comment. Raises TraceError, in one sentence."""
+    import zipfile
+
     path = regular_file(path, TraceError)
     try:
         with open(path, "rb") as file:

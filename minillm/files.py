@@ -7,10 +7,8 @@ renamed (``whole_file``): nobody ever reads half a file, and an older file stays
 """
 
 import os
-import shutil
 import stat
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -86,6 +84,8 @@ def whole_file(path: str | Path, error: type[MinillmError]) -> Iterator[Path]:
     mode of an older file ``path``, and goes away when the block fails; then the older file stays as it was. What
     stands at ``path`` as a link is replaced, not followed. An OSError becomes ``error``.
     """
+    import tempfile  # here: a run that only reads does not wait for it
+
     path = Path(path)
     beside = None
     try:
@@ -111,6 +111,9 @@ def whole_folder(path: str | Path, error: type[MinillmError]) -> Iterator[Path]:
 
     Raises error where ``path`` exists already.
     """
+    import shutil
+    import tempfile
+
     path = Path(path)
     beside = None
     try:

@@ -8,13 +8,9 @@ code. minillm reads no environment variables, but huggingface_hub does: HF_ENDPO
 cache is), HF_TOKEN, HF_HUB_OFFLINE, HF_HUB_DISABLE_TELEMETRY. It is imported only when a name has to be looked up.
 """
 
-import json
 import os
-import queue
 import re
-import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import IO
@@ -22,7 +18,6 @@ from typing import IO
 from ..errors import CheckpointError
 from .checkpoint import checkpoint_tensors
 from .embedded import embedded_model, embedded_models
-from .fetch import SMALL_FILES, weight_files
 
 TIMEOUT = 30.0  # seconds without a sign of life after which a download is given up
 START = 60.0  # seconds for the process that downloads to start, on a slow disk
@@ -50,6 +45,8 @@ def resolve(source: str | Path) -> Path:
         raise CheckpointError(f"{str(source)!r}: {found}, {expected}")
     from huggingface_hub import snapshot_download
 
+    from .fetch import SMALL_FILES, weight_files
+
     try:
         folder = snapshot_download(
             name["repo"], revision=name["revision"], allow_patterns=SMALL_FILES, local_files_only=True
@@ -73,6 +70,8 @@ def download(repo: str, revision: str | None = None, *, progress: bool = True, t
     life of the hub after which it is given up; a large file takes as long as it needs.
     Raises CheckpointError, in one sentence, for every failure.
     """
+    import subprocess  # here: the first token of a local model does not wait for what only a download needs
+
     name = _NAME.fullmatch(repo)
     if not name or (revision and name["revision"]):
         raise CheckpointError(f"{repo!r} is no name of a model on the hub, expected org/name or org/name@revision")
@@ -102,6 +101,10 @@ def _end_of(output: IO[bytes], repo: str, timeout: float) -> str:
 
     Raises CheckpointError for its error, and where no sign of life comes for ``timeout`` seconds.
     """
+    import json
+    import queue
+    import threading
+
     lines: queue.Queue[bytes] = queue.Queue()
 
     def listen() -> None:

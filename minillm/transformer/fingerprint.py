@@ -10,7 +10,6 @@ file holds BF16 or float32 and the model runs in float32 or float64.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -31,6 +30,8 @@ def fingerprint_of(name: str, config: ModelConfig, ends: Iterable[np.ndarray], l
     ends: embedding (V, D), last norm (D,) and head (V, D). Not hashed: what changes no sum (names, the longest text,
     special ids).
     """
+    import hashlib
+
     c = config
     sizes = [
         c.vocab_size, c.hidden_size, c.intermediate_size, c.num_hidden_layers, c.num_attention_heads,
