@@ -68,9 +68,9 @@ for line in sys.stdin:
 class Child:
     """transformers in a process of its own, which sleeps except when it is its turn."""
 
-    def __init__(self, folder: Path, count: int, threads: int):
+    def __init__(self, folder: Path, count: int, threads: int, script: str = CHILD):
         self._process = subprocess.Popen(
-            [sys.executable, "-c", CHILD, str(folder), str(count), str(threads)],
+            [sys.executable, "-c", script, str(folder), str(count), str(threads)],
             text=True,
             env=os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"} | variables(threads),
             stdin=subprocess.PIPE,
@@ -184,6 +184,8 @@ def model_text(result: dict[str, Any]) -> str:
         lines.append(
             f"{1e3 / ours['milliseconds']:.1f} tokens per second, {probe['ratio']:.2f} of what reading alone allows"
         )
+    elif "tokens_per_second" in result:
+        lines.append(f"{result['tokens_per_second']:,.0f} tokens per second: forward, backward and AdamW")
     rows = [row | {"spread": f"{row['ratio_low']:.2f} .. {row['ratio_high']:.2f}"} for row in result["rows"]]
     base = rows[0]["name"]
     columns = {"name": "", "milliseconds": ".2f", "per": "", "ratio": ".2f", "spread": ""}

@@ -26,6 +26,7 @@ def add(commands: flags.Commands) -> None:
     shape = flags.flag("--shape", choices=PRESETS, default="15M", help="of random weights (default: 15M)")
     for name, run in (("decode", bench_decode), ("perplexity", bench_perplexity), ("start", bench_start)):
         flags.command(bench, name, run, model, shape, *own, example=f"minillm bench {name} --shape 260K --rounds 3")
+    flags.command(bench, "train", bench_train, flags.model(), *own, example="minillm bench train --rounds 3")
     flags.command(bench, "linear", bench_linear, *own, example="minillm bench linear --rounds 3")
     ffn = flags.command(
         bench, "ffn", bench_ffn, *own, *shares_and_groups("0.3,0.5,0.7,0.9,0.95", "4,8,16,32,128"),
@@ -90,6 +91,17 @@ def bench_model(a: argparse.Namespace) -> int:
 
     result = bench.bench(a.what, a.shape, resolve(a.model) if a.model else None, a.rounds, a.threads or 1)
     print(json.dumps(result, indent=1) if a.json else in_lines(bench.model_text(result)))
+    return 0
+
+
+def bench_train(a: argparse.Namespace) -> int:
+    """Measure a training step (forward, backward, AdamW) of a model, beside torch where it is installed."""
+    from ..bench.model import model_text
+    from ..bench.train import bench_train
+    from ..loading.hub import resolve
+
+    result = bench_train(resolve(a.model), a.rounds, a.threads or 1)
+    print(json.dumps(result, indent=1) if a.json else in_lines(model_text(result)))
     return 0
 
 

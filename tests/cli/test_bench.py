@@ -16,6 +16,14 @@ def test_bench_measures_without_torch_and_prints_a_table_or_json(run, monkeypatc
     assert [row["name"] for row in found["rows"]] == ["minillm", "read probe"] and found["model"] == "m"
 
 
+def test_bench_train_prints_a_table_or_json(run, monkeypatch):
+    monkeypatch.setattr("minillm.bench.train.find_spec", lambda name: None)
+    status, out, _ = run("bench", "train", "-m", "m", "--rounds", "1")
+    assert status == 0 and out.startswith("train, m, 1 rounds in turns") and "threads 1" in out
+    found = json.loads(run("bench", "train", "-m", "m", "--rounds", "1", "--json")[1])
+    assert [row["name"] for row in found["rows"]] == ["minillm"]
+
+
 def test_bench_linear_prints_a_table_or_json(run, monkeypatch):
     monkeypatch.setattr("minillm.bench.linear.TURN", 0)
     monkeypatch.setattr("minillm.bench.linear.bench_linear.__defaults__", (((64, 32),), 7, 1))
