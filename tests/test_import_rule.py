@@ -26,7 +26,7 @@ ORDER = """
     predictors/clusters predictors/workshop
     prefetch/bundle prefetch/kernels prefetch/reorder prefetch/eviction prefetch/traffic prefetch/buffer prefetch/clock
     prefetch/system prefetch/reader prefetch/fetched prefetch/feedforward prefetch/record prefetch/replay
-    training/losses training/backward training/batches training/fresh training/trainer
+    training/losses training/slopes training/backward training/batches training/fresh training/trainer
     training/distill training/tune
     methods/base methods/
     study/describe study/bootstrap study/score study/sweep_rows study/record study/sweep study/prediction

@@ -10,7 +10,8 @@ A forward pass names each of its values at a tap. So a pass that keeps them has 
 
 Below, ``d`` is always dL / d(output of a part). Each part of the forward pass has one function that takes d back to its
 inputs, with its equation. ``backward`` calls them from the logits down to the embedding. Read them beside
-transformer/ops.py, attention.py, ffn.py, blocks.py and model.py: the order is reversed, the names are the same.
+transformer/ops.py, attention.py, ffn.py, blocks.py and model.py: the order is reversed, the names are the same. The
+slopes of the activations are in slopes.py.
 
 **Cuts.** Each FeedForward that taps its masks can be trained through. A mask is a decision and has no gradient. With
 m_cut = m where the mask is True, else 0, there are two ways to go on:
@@ -41,9 +42,10 @@ from ..trace import Tap, no_tap
 from ..transformer.layer import Layer, weight_name
 from ..transformer.linear import linear
 from ..transformer.model import Llama
-from ..transformer.ops import erfc, no_warnings
+from ..transformer.ops import no_warnings
 from ..transformer.rope import rope_table, rotate_halves
 from .losses import LossOf, cross_entropy
+from .slopes import SLOPES
 
 
 class Saved(dict[str, np.ndarray]):
@@ -133,50 +135,6 @@ def attend_back(
     d_k = d_scores.transpose(0, 2, 1) @ (q * scale)  # (K, T, d)
     d_q = d_q.reshape(heads, new, size).transpose(1, 0, 2)  # (T, H, d)
     return d_q, d_k.transpose(1, 0, 2), d_v.transpose(1, 0, 2)
-
-
-def silu_slope(x: np.ndarray) -> np.ndarray:
-    """silu'(x) = s + x s (1 - s) with s = 1 / (1 + exp(-x)).  x (...)  ->  (...)."""
-    s = np.exp(-np.maximum(x, -88))  # as in ops.silu, exp must not overflow
-    s += 1
-    np.divide(1, s, out=s)  # (...)
-    slope = 1 - s
-    slope *= x
-    slope += 1
-    slope *= s
-    return slope
-
-
-def relu_slope(x: np.ndarray) -> np.ndarray:
-    """1 where x > 0, else 0."""
-    return (x > 0).astype(x.dtype)
-
-
-def relu2_slope(x: np.ndarray) -> np.ndarray:
-    """2 max(x, 0)."""
-    return 2 * np.maximum(x, 0)
-
-
-def gelu_slope(x: np.ndarray) -> np.ndarray:
-    """(1 + erf(x / sqrt 2)) / 2 + x exp(-x^2 / 2) / sqrt(2 pi): the normal distribution's function, and its density."""
-    density = np.exp(-0.5 * (x * x)) * (1 / math.sqrt(2 * math.pi))
-    return 0.5 * erfc(x * (-1 / math.sqrt(2))) + x * density
-
-
-def gelu_tanh_slope(x: np.ndarray) -> np.ndarray:
-    """(1 + t) / 2 + x/2 (1 - t^2) a (1 + 3 b x^2) with t = tanh(a (x + b x^3)), a = sqrt(2/pi), b = 0.044715."""
-    a, b = math.sqrt(2 / math.pi), 0.044715
-    t = np.tanh(a * (x + b * (x * x * x)))
-    return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * (a * (1 + 3 * b * (x * x)))
-
-
-SLOPES: dict[str, Callable[[np.ndarray], np.ndarray]] = {  # one for each of ops.ACTIVATIONS
-    "silu": silu_slope,
-    "relu": relu_slope,
-    "relu2": relu2_slope,
-    "gelu": gelu_slope,
-    "gelu_pytorch_tanh": gelu_tanh_slope,
-}
 
 
 def embedding_back(d: np.ndarray, ids: np.ndarray, vocabulary: int) -> np.ndarray:
