@@ -1,0 +1,76 @@
+"""How the share of active neurons changes while a model is trained: the measurement behind Sparsing Law's curves.
+
+One training per activation is stopped at some numbers of tokens. At each stop, the model is measured as it is then:
+
+    loss        nats per token of the dense model, on the test text
+    loss_cut    the same, of the model cut at one fixed CETT (policy cett, sparsity/allocate.py)
+    kept        the activation ratio of the cut model: the share of (token, neuron) pairs that stay
+
+(Luo et al. 2024, arXiv 2411.02335, section 4; laws.py fits its two curves to tokens and kept.) The same CETT counts at
+all checkpoints. A CETT that is searched anew at each one, for an equal loss in perplexity, is large at the early ones,
+whose perplexity hardly depends on the FFN: they would look sparse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ..arguments import real_number, whole_number
+from ..errors import MinillmError
+from ..sparsity.calibrate import calibrate
+from ..sparsity.sparse import policy_ffn
+from ..sparsity.spec import SparsityMeter
+from ..threads import few_threads
+from ..training.trainer import Trainer
+from ..transformer.evaluation import perplexity
+from ..transformer.model import Llama
+
+
+class Texts(NamedTuple):
+    """Documents that thresholds are found on, and others that loss and activation ratio are measured on."""
+
+    calibration: str | Sequence[str]
+    test: str | Sequence[str]
+    context: int | None = None
+
+
+def curve(trainer: Trainer, at: Sequence[int], texts: Texts, cett: float) -> list[dict[str, float]]:
+    """Train, stop at each number of tokens, and measure: a row per checkpoint with tokens and the three figures.
+
+    at: rising numbers of tokens; a checkpoint is the first step that reaches one. cett: one CETT for all checkpoints;
+    each has the thresholds that reach it on the calibration text.
+
+    The weights are those of the step, not their running average. Raises MinillmError where ``at`` does not rise, and
+    where the plan of the training ends before its last number.
+    """
+    stops = [whole_number(f"at[{i}]", tokens, 1) for i, tokens in enumerate(at)]
+    if not stops or any(b <= a for a, b in zip(stops, stops[1:], strict=False)):
+        raise MinillmError(f"at is {stops}, expected rising numbers of tokens")
+    cett = real_number("cett", cett, lambda share: 0 < share < 1, "a share between 0 and 1")
+    rows: list[dict[str, float]] = []
+    for stop in stops:
+        tokens = _train_until(trainer, stop)
+        rows.append({"tokens": tokens} | _measured(trainer.model, texts, cett))
+    return rows
+
+
+def _train_until(trainer: Trainer, stop: int) -> int:
+    """Make steps until the training has seen that many tokens; gives how many it has seen."""
+    seen = int(trainer.curve[-1]["tokens"]) if trainer.curve else 0
+    with few_threads(trainer.model):
+        while seen < stop:
+            if trainer.done:
+                raise MinillmError(f"the plan of the training ends at {seen} tokens, expected at least {stop}")
+            seen = int(trainer.step()["tokens"])
+    return seen
+
+
+def _measured(model: Llama, texts: Texts, cett: float) -> dict[str, float]:
+    """Loss, loss when cut, and activation ratio of a model at a CETT (``curve``)."""
+    ffn = policy_ffn(model, calibrate(model, texts.calibration, "cett", cett, texts.context, by="cett"))
+    meter = SparsityMeter()
+    dense = perplexity(model, texts.test, context=texts.context)
+    cut = perplexity(model, texts.test, context=texts.context, ffn=ffn, tap=meter)
+    losses = {"loss": dense.nll / dense.tokens, "loss_cut": cut.nll / cut.tokens}
+    return losses | {"kept": 1 - meter.report().neuron_sparsity}
