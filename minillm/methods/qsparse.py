@@ -24,10 +24,18 @@ dW uses x_cut in both. Every gradient passes a tap (training/backward.py), so th
 **Bytes.** An input that is zero needs no column of its matrix. A token reads at most K columns of each, and nothing
 else decides the mask. Of a ReLU's down, columns whose mid is zero anyway are among the K; they are counted as read.
 
+Measured, nats per token of the embedded twin with a squared ReLU, every fourth story of the test text; dense 2.770;
+trained for 60 steps of 1,024 tokens of other stories, without an average of the weights:
+
+    keep                        0.5      0.4              16:32    8:16     2:4
+    before                      3.170    3.677            3.231    3.300    3.601
+    straight-through            2.996    3.182 to 3.188   3.004    3.057    3.171
+    masked                      3.011    3.209 to 3.233                              (0.4: three seeds)
+
 Pitfalls. Columns lie apart in a matrix stored row by row, so bytes are saved only where it is stored by columns. Tokens
 that are computed together read the union of their columns. The share of zero inputs is not the share of idle neurons:
-only the input of down has neurons. Straight-through gradients are better when a dense model is tuned. A small model
-that is trained from scratch for a short time can learn more from masked ones.
+only the input of down has neurons. That straight-through gradients are the better ones was seen where a dense model is
+tuned; nothing follows from it for a training from scratch.
 """
 
 from __future__ import annotations
