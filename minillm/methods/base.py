@@ -86,8 +86,9 @@ class Variant:
 
     spec: what its target means, and what was achieved; None for a model in which nothing is cut. reads: by matrix
     name; None where the masks of a run decide it (SparsityMeter counts them). stored: bytes of the whole model by form
-    ("dense", "bitmap", "csr"). removed: share of the neurons that can never add anything. level: the quantile behind
-    thresholds. calibrated_on: hashes of the documents that it has seen; scoring any of them gives a warning.
+    ("dense", "bitmap", "csr"). removed: share of the neurons that can never add anything; where reads are given and
+    each token cuts neurons of its own, the share that a token cuts. level: the quantile behind thresholds.
+    calibrated_on: hashes of the documents that it has seen; scoring any of them gives a warning.
     """
 
     name: str
