@@ -242,7 +242,7 @@ def loading() -> Parser:
     dtype = flag(
         "--dtype", choices=("float32", "float64"), default="float32", help="precision of the weights (default: float32)"
     )
-    cores = threads("BLAS threads (default: 1 for models below 200 MB, else BLAS decides)")
+    cores = threads("BLAS threads (default: 1 for models below 40 MB, else one for each free core)")
     return Parser(add_help=False, parents=[dtype, cores])
 
 
