@@ -23,7 +23,7 @@ import numpy as np
 
 from ..tables import Columns, text_table
 from ..threads import use_threads
-from ..transformer.linear import SMALL_MATRIX, blas_is_slow
+from ..transformer.linear import row_by_row
 from .turns import environment, seconds_in_turns, timed
 
 SIZES = (  # (out, in): of the presets 260K, 15M and 110M and of a model of 1B
@@ -53,7 +53,7 @@ def bench_linear(sizes: Sequence[tuple[int, int]] = SIZES, rounds: int = 7, thre
     with use_threads(threads):
         for out, into in sizes:
             times = _seconds(out, into, rounds)
-            takes = "rows" if out * into > SMALL_MATRIX and blas_is_slow() else "BLAS"
+            takes = "rows" if row_by_row(out * into) else "BLAS"
             pairs = zip(times["BLAS"], times["rows"], times[takes], strict=True)
             best = statistics.median(min(blas, by_rows) / taken for blas, by_rows, taken in pairs)
             speed = {form: 4e-9 * out * into / statistics.median(series) for form, series in times.items()}

@@ -108,4 +108,4 @@ def gathered_swiglu(
 
     out = tap("out", columns_of(mid_cut, layer.down_proj, layer.down_bias, mask))  # (T, D)
     mask_out = tap_mask("mask_out", cut.keep(("out",), out))  # (T, D)
-    return out if mask_out is None else where_kept(mask_out, out)
+    return where_kept(mask_out, out)

@@ -55,8 +55,8 @@ def decide(x: np.ndarray, layer: Layer, tap: Tap, cut: Cut) -> Decision:
     tap_mask = tap_cuts(tap)
     mask_in_gate = tap_mask("mask_in_gate", cut.keep(OF_GATE_INPUT, x, x))  # (T, D)
     mask_in_up = tap_mask("mask_in_up", cut.keep(OF_UP_INPUT, x))  # (T, D)
-    x_gate = x if mask_in_gate is None else where_kept(mask_in_gate, x)  # (T, D)
-    x_up = x if mask_in_up is None else where_kept(mask_in_up, x)  # (T, D)
+    x_gate = where_kept(mask_in_gate, x)  # (T, D)
+    x_up = where_kept(mask_in_up, x)  # (T, D)
 
     gate_pre = tap("gate_pre", linear(x_gate, layer.gate_proj, layer.gate_bias))  # (T, F)
     gate = tap("gate", layer.act(gate_pre))  # (T, F)
@@ -101,4 +101,4 @@ def masked_swiglu(
 
     out = tap("out", linear(mid_cut, layer.down_proj, layer.down_bias))  # (T, D)
     mask_out = tap_mask("mask_out", cut.keep(("out",), out))  # (T, D)
-    return out if mask_out is None else where_kept(mask_out, out)
+    return where_kept(mask_out, out)

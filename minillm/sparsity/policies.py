@@ -131,13 +131,13 @@ def all_of(*masks: np.ndarray | None) -> np.ndarray | None:
     return np.logical_and.reduce(cuts) if cuts else None
 
 
-def where_kept(mask: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """The values where the mask is True, 0 elsewhere: mask, values (T, n)  ->  (T, n).
+def where_kept(mask: np.ndarray | None, values: np.ndarray) -> np.ndarray:
+    """The values where the mask is True, 0 elsewhere: mask, values (T, n)  ->  (T, n). None: nothing is cut.
 
     A product with ones and zeros: np.where decides at each entry, which takes ten times as long where the mask has no
     pattern. An infinity that is cut gives NaN, and the pass reports it.
     """
-    return values * mask.astype(values.dtype)
+    return values if mask is None else values * mask.astype(values.dtype)
 
 
 def largest(size: np.ndarray, count: int) -> np.ndarray:

@@ -37,6 +37,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..loading.names import EMBEDDING, HEAD
+from ..sparsity.policies import where_kept
 from ..threads import with_few_threads
 from ..trace import Tap, no_tap
 from ..transformer.layer import Layer, weight_name
@@ -192,8 +193,7 @@ class Block:
 
     def through(self, mask: str, d: np.ndarray) -> np.ndarray:
         """Back through a cut: 0 where the mask is False; straight-through and where nothing was cut, d itself."""
-        kept = self.value(mask)
-        return d if kept is None or self.straight else d * kept
+        return d if self.straight else where_kept(self.value(mask), d)
 
 
 def ffn_back(d: np.ndarray, at: Block) -> np.ndarray:
@@ -204,7 +204,7 @@ def ffn_back(d: np.ndarray, at: Block) -> np.ndarray:
     d (T, D)  ->  dx (T, D). The inputs x, the neurons m and the outputs y may each be cut by a mask (sparsity/masked).
     """
     layer, x = at.layer, at["mlp.norm"]  # (T, D)
-    x_gate, x_up = (x if (kept := at.value(f"mlp.mask_in_{name}")) is None else x * kept for name in ("gate", "up"))
+    x_gate, x_up = (where_kept(at.value(f"mlp.mask_in_{name}"), x) for name in ("gate", "up"))
     gate_pre, gate, up = (at.value(f"mlp.{name}") for name in ("gate_pre", "gate", "up"))
     if gate_pre is None:  # an FFN in gathered form computes only a part of these
         gate_pre = linear(x_gate, layer.gate_proj, layer.gate_bias)  # (T, F)

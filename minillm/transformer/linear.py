@@ -59,9 +59,14 @@ def one_row(x: np.ndarray, weight: np.ndarray, out: np.ndarray | None = None) ->
 
     x (in,), weight (out, in)  ->  y (out,). out: an array to write it into.
     """
-    if weight.size > SMALL_MATRIX and blas_is_slow():
+    if row_by_row(weight.size):
         return np.vecdot(weight, x, out=out)
     return weight.dot(x, out=out)
+
+
+def row_by_row(size: int) -> bool:
+    """Whether ``one_row`` takes np.vecdot for a matrix of so many weights on this machine."""
+    return size > SMALL_MATRIX and blas_is_slow()
 
 
 @cache

@@ -23,7 +23,7 @@ def test_every_form_but_the_sum_is_the_product():
 
 @pytest.mark.parametrize(("slow", "takes"), [(False, ["BLAS", "BLAS"]), (True, ["BLAS", "rows"])])
 def test_a_row_per_size_with_every_form_and_the_one_that_is_taken(monkeypatch, slow, takes):
-    monkeypatch.setattr(bench, "blas_is_slow", lambda: slow)
+    monkeypatch.setattr("minillm.transformer.linear.blas_is_slow", lambda: slow)
     result = bench_linear([(100, 20), (300, 100)], rounds=2)
     assert [(row["out"], row["in"], row["takes"]) for row in result["rows"]] == [
         (100, 20, takes[0]),

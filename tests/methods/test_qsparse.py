@@ -207,7 +207,7 @@ def test_smaller_blocks_cost_more():
 
 
 @pytest.mark.slow
-def test_a_short_training_wins_back_most_of_what_six_tenths_of_the_inputs_cost():
+def test_a_short_training_lowers_the_nll_of_a_model_without_six_tenths_of_its_inputs():
     """Measured: 3.644 before, 2.791 after 60 steps on the calibration text."""
     model = minillm.load("default-relu2")
     groups, batches = groups_of(model, 0.6), batches_of(model, embedded_text("calibration"))
