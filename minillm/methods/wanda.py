@@ -86,13 +86,13 @@ def fit(
     target: the share of each row's weights that goes. matrices: "ffn" (three per layer) or "all" (seven). pattern:
     (N, M). Raises MinillmError for other matrices and for a target that is not that of the pattern.
     """
-    names = _checked(target, matrices, pattern)
+    names = checked(target, matrices, pattern)
 
     def change(layer: Layer, sums: dict[str, np.ndarray]) -> Layer:
         return pruned(layer, {name: np.sqrt(sums[name]) for name in names}, target, pattern)
 
     layers = layer_by_layer(model, runs(model, documents, "documents", context), squares, change)
-    spec = _spec("wanda", "|W_ij| ||x_j||", target, matrices, pattern)
+    spec = weights_spec("wanda", "|W_ij| ||x_j||", target, matrices, pattern)
     return weights_variant(model, layers, spec, names, frozenset(document_hashes(documents)))
 
 
@@ -101,13 +101,13 @@ def fit_magnitude(
     matrices: str = "ffn", pattern: tuple[int, int] | None = None,
 ) -> Variant:  # fmt: skip
     """Prune by |W_ij| alone; no text is read. Arguments and errors are those of ``fit``."""
-    names = _checked(target, matrices, pattern)
+    names = checked(target, matrices, pattern)
     layers = [pruned(layer, dict.fromkeys(names, 1.0), target, pattern) for layer in model.layers]
-    spec = _spec("magnitude", "|W_ij|", target, matrices, pattern)
+    spec = weights_spec("magnitude", "|W_ij|", target, matrices, pattern)
     return weights_variant(model, layers, spec, names, frozenset())
 
 
-def _checked(target: float, matrices: str, pattern: tuple[int, int] | None) -> tuple[str, ...]:
+def checked(target: float, matrices: str, pattern: tuple[int, int] | None) -> tuple[str, ...]:
     """The names of the matrices to prune. Raises MinillmError for arguments that do not fit together."""
     if matrices not in MATRIX_SETS:
         raise MinillmError(f"matrices is {matrices!r}, expected one of {', '.join(MATRIX_SETS)}")
@@ -119,7 +119,7 @@ def _checked(target: float, matrices: str, pattern: tuple[int, int] | None) -> t
     return MATRIX_SETS[matrices]
 
 
-def _spec(
+def weights_spec(
     policy: str, score: str, target: float, matrices: str, pattern: tuple[int, int] | None
 ) -> SparsitySpec:  # fmt: skip
     """What the target counts, in the words of every sparsity figure."""
