@@ -65,6 +65,10 @@ METHODS = {
     "wanda-2:4": "wanda:fit_2_4",
     "wanda-4:8": "wanda:fit_4_8",
     "wanda-all": "wanda:fit_all",
+    "dsnot": "dsnot:fit",
+    "dsnot-accept": "dsnot:fit_accept",
+    "dsnot-2:4": "dsnot:fit_2_4",
+    "dsnot-all": "dsnot:fit_all",
 }
 
 
