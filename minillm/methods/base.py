@@ -229,6 +229,12 @@ def squares(x: np.ndarray) -> np.ndarray:
     return np.square(x, dtype=np.float64).sum(axis=0)
 
 
+def products(x: np.ndarray) -> np.ndarray:
+    """Sums of products of each pair of input features: x^T x.  x (T, n)  ->  (n, n) float64."""
+    exact = x.astype(np.float64)
+    return exact.T @ exact
+
+
 class InputSums:
     """A tap of one block that sums a statistic of the inputs of its matrices, over the rows from ``first`` on."""
 

@@ -58,7 +58,7 @@ from ..transformer.layer import Layer
 from ..transformer.model import Llama
 from ..transformer.ops import no_warnings
 from ..transformer.texts import document_hashes, runs
-from .base import Variant, layer_by_layer, weights_variant
+from .base import Variant, layer_by_layer, products, weights_variant
 from .wanda import checked, removed_weights, scores, weights_spec
 
 CYCLES, ENOUGH = 50, 0.1  # the released constants: exchanges of a row, and the |e_i| at which it stops
@@ -184,11 +184,8 @@ def error_rows(
     rows: list[dict] = []
     change = _change(checked(target, matrices, rule.pattern), target, rule, rows)
 
-    def statistic(x: np.ndarray) -> np.ndarray:
-        exact = x.astype(np.float64)
-        return np.vstack([moments(x), exact.T @ exact])  # (5 + n, n)
-
-    layer_by_layer(model, runs(model, documents, "documents", context), statistic, change)
+    pieces = runs(model, documents, "documents", context)
+    layer_by_layer(model, pieces, lambda x: np.vstack([moments(x), products(x)]), change)  # (5 + n, n)
     return rows
 
 

@@ -205,16 +205,26 @@ def quantise(
     return (code + (levels - 1) / 2).astype(np.uint8), scale.astype(np.float16)
 
 
-@no_warnings
 def low_rank(weight: np.ndarray, rank: int, moment: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """``factors`` in float16: A (F, r), B (r, D)."""
+    a, b = factors(weight, rank, moment)
+    return a.astype(np.float16), b.astype(np.float16)
+
+
+@no_warnings
+def factors(weight: np.ndarray, rank: int, moment: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """The best A (F, r) B (r, D) for a weight (F, D): least (w - q) H (w - q)^T over all rows, by one SVD.
 
     H = R R^T (Cholesky);  W R = U S V^T;  A = (U S)_r,  B = V_r^T R^-1        (H = 1: Eckart and Young 1936)
+
+    moment (D, D): H up to a factor; None for H = 1. A millionth of its mean diagonal is added to its diagonal, so that
+    a singular H has an inverse. float64.
     """
     w = weight.astype(np.float64)
-    H = np.eye(w.shape[1]) if moment is None else with_unit_mean(moment)
-    R = np.linalg.cholesky(H + 1e-6 * np.eye(len(H)))
+    R = np.eye(w.shape[1])
+    if moment is not None:
+        R = np.linalg.cholesky(with_unit_mean(moment) + 1e-6 * R)
     u, s, vt = np.linalg.svd(w @ R, full_matrices=False)
     root = np.sqrt(s[:rank])  # shared between the two, so that neither is too large or too small for a float16
     b = np.linalg.solve(R.T, (root[:, None] * vt[:rank]).T).T  # (r, D)
-    return (u[:, :rank] * root).astype(np.float16), b.astype(np.float16)
+    return u[:, :rank] * root, b

@@ -10,7 +10,7 @@ import minillm
 from minillm import methods
 from minillm.errors import MinillmError
 from minillm.methods import base
-from minillm.methods.base import INPUTS, METHODS, fit, idle_neurons, layer_by_layer, squares, weights_variant
+from minillm.methods.base import INPUTS, METHODS, fit, idle_neurons, layer_by_layer, products, squares, weights_variant
 from minillm.sparsity.spec import SparsitySpec
 from minillm.study.score import score_variant
 from minillm.study.sweep import sweep
@@ -175,6 +175,7 @@ def test_scoring_a_document_that_the_variant_has_seen_gives_a_warning(model):
 def test_squares_are_summed_per_feature_in_float64():
     x = np.array([[1, 2, 0], [3, -1, 0]], np.float32)
     assert squares(x).tolist() == [10, 5, 0] and squares(x).dtype == np.float64
+    assert products(x).tolist() == [[10, -1, 0], [-1, 5, 0], [0, 0, 0]] and products(x).dtype == np.float64
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
