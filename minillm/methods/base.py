@@ -69,6 +69,10 @@ METHODS = {
     "dsnot-accept": "dsnot:fit_accept",
     "dsnot-2:4": "dsnot:fit_2_4",
     "dsnot-all": "dsnot:fit_all",
+    "svd": "svd:fit_plain",
+    "svd-all": "svd:fit_plain_all",
+    "svd-whitened": "svd:fit",
+    "svd-whitened-all": "svd:fit_all",
 }
 
 
@@ -90,9 +94,10 @@ class Variant:
 
     spec: what its target means, and what was achieved; None for a model in which nothing is cut. reads: by matrix
     name; None where the masks of a run decide it (SparsityMeter counts them). stored: bytes of the whole model by form
-    ("dense", "bitmap", "csr"). removed: share of the neurons that can never add anything; where reads are given and
-    each token cuts neurons of its own, the share that a token cuts. level: the quantile behind thresholds.
-    calibrated_on: hashes of the documents that it has seen; scoring any of them gives a warning.
+    ("dense", "bitmap", "csr"; of low rank "dense", "factors"). removed: share of the neurons that can never add
+    anything; where reads are given and each token cuts neurons of its own, the share that a token cuts. level: the
+    quantile behind thresholds. calibrated_on: hashes of the documents that it has seen; scoring any of them gives a
+    warning.
     """
 
     name: str

@@ -221,9 +221,8 @@ def factors(weight: np.ndarray, rank: int, moment: np.ndarray | None = None) -> 
     a singular H has an inverse. float64.
     """
     w = weight.astype(np.float64)
-    R = np.eye(w.shape[1])
-    if moment is not None:
-        R = np.linalg.cholesky(with_unit_mean(moment) + 1e-6 * R)
+    one = np.eye(w.shape[1])
+    R = one if moment is None else np.linalg.cholesky(with_unit_mean(moment) + 1e-6 * one)
     u, s, vt = np.linalg.svd(w @ R, full_matrices=False)
     root = np.sqrt(s[:rank])  # shared between the two, so that neither is too large or too small for a float16
     b = np.linalg.solve(R.T, (root[:, None] * vt[:rank]).T).T  # (r, D)
