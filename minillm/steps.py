@@ -117,7 +117,8 @@ def step_info(name: str) -> StepInfo | None:
     return STEPS.get(f"blocks.*.{at.step}" if at else name)
 
 
-def _near_misses(name: str, names: Iterable[str]) -> str:
+def near_misses(name: str, names: Iterable[str]) -> str:
+    """The names that are nearly this one, as the end of a sentence: "; did you mean a, b?", or ""."""
     import difflib  # here and below: what only a table or an error needs does not slow the start of every program
 
     near = difflib.get_close_matches(name, list(names), n=3, cutoff=0.5)
@@ -128,7 +129,7 @@ def explain(name: str) -> str:
     """Equation, dimensions, Hugging Face's name and source line of one step; TraceError for an unknown name."""
     info = step_info(name)
     if info is None:
-        raise TraceError(f"{name!r} is no step{_near_misses(name, STEPS)}")
+        raise TraceError(f"{name!r} is no step{near_misses(name, STEPS)}")
     import importlib
     import inspect
 

@@ -32,7 +32,7 @@ from .archive import load_archive, save_arrays
 from .errors import TraceError, show
 from .fields import Fields, parse_json
 from .identity import Fingerprint, read_fingerprint
-from .steps import _near_misses, explain, place, step_info
+from .steps import explain, near_misses, place, step_info
 from .units import compact
 
 FORMAT, VERSION = "minillm-trace", 1
@@ -147,12 +147,12 @@ class Trace(Mapping):
         """Raise TraceError when a pattern of ``keep`` or of ``edits`` matched no step of the pass."""
         for pattern in sorted(self._unused):
             what = "the edit" if pattern in self.edits else "the pattern"
-            raise TraceError(f"{what} {pattern!r} matched no step{_near_misses(pattern, self._seen)}")
+            raise TraceError(f"{what} {pattern!r} matched no step{near_misses(pattern, self._seen)}")
 
     def __getitem__(self, name: str) -> np.ndarray:
         if name not in self._values:
             why = "was not kept" if name in self._seen else "is no step of this trace"
-            raise TraceError(f"{name!r} {why}{_near_misses(name, self._values)}")
+            raise TraceError(f"{name!r} {why}{near_misses(name, self._values)}")
         return self._values[name]
 
     def __contains__(self, name: object) -> bool:

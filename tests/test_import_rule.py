@@ -38,7 +38,7 @@ ORDER = """
     show/page_costs show/page_predictors show/page_buffer show/page show/display show/stepper
     course/differences course/attempt course/check course/wire course/limits course/cells course/child course/mistakes
     course/assignment course/block course/judge course/grade course/classroom course/notebook
-    cli/parser cli/flags cli/outputs cli/shared cli/demo cli/model cli/inspect cli/download cli/cut
+    cli/parser cli/flags cli/outputs cli/shared cli/demo cli/model cli/inspect cli/download cli/cut cli/prune
     cli/train cli/predict cli/disk cli/simulate cli/prefetch cli/study cli/course cli/bench cli/main
     __main__
 """.split()

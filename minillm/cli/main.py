@@ -32,6 +32,7 @@ COMMANDS = {  # each file of commands -> the commands it adds, as --help lists t
     "inspect": ("inspect", "trace", "compare"),
     "download": ("download",),
     "cut": ("calibrate", "sweep"),
+    "prune": ("prune",),
     "train": ("train", "tune"),
     "predict": ("predict",),
     "disk": ("bundle",),

@@ -11,6 +11,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import files
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from ..sparsity.thresholds import Thresholds
     from ..transformer.ffn import FeedForward
     from ..transformer.model import Llama
+
+
+HELD_OUT = 0.1  # of the documents of --text: scored, and not used to change a model
+SCORED = 10_000  # tokens of them
 
 
 def say(*words: object) -> None:
@@ -106,6 +111,17 @@ def enough_documents(models: list[Llama], text: str | list[str], tokens: int, co
     return found
 
 
+def learnt_and_held_out(path: str | None, model: Llama, context: int | None) -> tuple[list[str], list[str]]:
+    """The documents that a model is changed with, and others to score: the last tenth of --text, or embedded texts."""
+    from ..transformer.texts import as_documents, split_text
+
+    if path:
+        known, held = split_text(read_text(path), 1 - HELD_OUT)
+    else:
+        known, held = (as_documents(text_or_embedded(None, name)) for name in ("calibration", "test"))
+    return known, enough_documents([model], held, SCORED, context)
+
+
 def prompt_ids(model: Llama, prompt: str) -> list[int]:
     """The ids of a prompt; it may be empty where the tokenizer adds a BOS."""
     ids = model.tokenizer.encode(prompt)
@@ -180,6 +196,16 @@ def load_ffn(arguments: argparse.Namespace, model: Llama) -> FeedForward:
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------
+
+
+def check_new(folder: str) -> Path:
+    """The path of a folder to be made. Raises MinillmError where it exists, or cannot be made."""
+    path = Path(folder)
+    if path.exists() or path.is_symlink():
+        raise MinillmError(f"{folder}: exists already, expected the name of a new folder")
+    if not path.absolute().parent.is_dir():
+        raise MinillmError(f"{folder}: its folder {path.absolute().parent} does not exist, expected one that does")
+    return path.absolute()
 
 
 def write_figure(path: str, *panels: Axes | Figure) -> None:

@@ -13,9 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import MinillmError, show
+from ..errors import show
 from . import flags
-from .shared import enough_documents, load_model, read_text, say, text_or_embedded, wrapped
+from .shared import check_new, learnt_and_held_out, load_model, say, wrapped
 
 if TYPE_CHECKING:
     from ..sparsity.thresholds import Thresholds
@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     from ..transformer.ffn import FeedForward
     from ..transformer.model import Llama
 
-HELD_OUT = 0.1  # of the documents of --text: scored, not trained on
-SCORED = 10_000  # tokens of them
+CUT_TOKENS = 10_000  # of the training text: for the thresholds of the cut
 COLUMNS = {"model": ("model", ""), "perplexity": ("perplexity", ".3f"), "neurons cut": ("neurons cut", ".3f")}
 
 
@@ -77,26 +76,10 @@ def plan_of(a: argparse.Namespace) -> Plan:
     return Plan(a.steps, minutes, a.rate, a.schedule)
 
 
-def texts_of(a: argparse.Namespace, model: Llama) -> tuple[list[str], list[str]]:
-    """The documents to train on, and others to score."""
-    from ..transformer.texts import as_documents, split_text
-
-    if a.text:
-        training, held = split_text(read_text(a.text), 1 - HELD_OUT)
-    else:
-        training = as_documents(text_or_embedded(None, "calibration"))
-        held = as_documents(text_or_embedded(None, "test"))
-    return training, enough_documents([model], held, SCORED, a.context)
-
-
-def check_new(folder: str) -> Path:
+def checkpoint_of(folder: str) -> Path:
     """The path of the checkpoint beside a folder. Raises MinillmError where the folder exists, or cannot be made."""
-    path = Path(folder)
-    if path.exists() or path.is_symlink():
-        raise MinillmError(f"{folder}: exists already, expected the name of a new folder")
-    if not path.absolute().parent.is_dir():
-        raise MinillmError(f"{folder}: its folder {path.absolute().parent} does not exist, expected one that does")
-    return path.absolute().with_name(f"{path.name}.checkpoint.npz")
+    path = check_new(folder)
+    return path.with_name(f"{path.name}.checkpoint.npz")
 
 
 def report(a: argparse.Namespace, rows: list[dict], tokens: float) -> None:
@@ -122,8 +105,8 @@ def command_train(a: argparse.Namespace) -> int:
     from ..training.tune import save_trained
     from ..transformer.evaluation import perplexity
 
-    checkpoint, plan, given = check_new(a.folder), plan_of(a), load_model(a)
-    training, held = texts_of(a, given)
+    checkpoint, plan, given = checkpoint_of(a.folder), plan_of(a), load_model(a)
+    training, held = learnt_and_held_out(a.text, given, a.context)
     fields, model = None, given
     if a.size:
         fields = fresh_fields(a.size, a.act, given)
@@ -157,7 +140,7 @@ def the_cut(a: argparse.Namespace, model: Llama, training: list[str]) -> tuple[L
         say(f"neurons are put into an order for blocks of {a.block}")
         kept = 1 - a.sparsity
         return grouped(model, training, a.block, kept, a.seed), BlockOracle(a.block, kept).ffn(), None
-    known = first_tokens(model, training, SCORED, a.context)
+    known = first_tokens(model, training, CUT_TOKENS, a.context)
     thresholds = calibrate(model, known, a.policy, a.sparsity, a.context, a.by)
     return model, policy_ffn(model, thresholds), thresholds
 
@@ -175,9 +158,9 @@ def command_tune(a: argparse.Namespace) -> int:
     from ..transformer.ffn import swiglu
     from .shared import with_bos
 
-    checkpoint, plan, given = check_new(a.folder), plan_of(a), load_model(a)
+    checkpoint, plan, given = checkpoint_of(a.folder), plan_of(a), load_model(a)
     teacher = given if a.teacher is None else with_bos(a, minillm.load(a.teacher, dtype=a.dtype))
-    training, held = texts_of(a, given)
+    training, held = learnt_and_held_out(a.text, given, a.context)
     model, ffn, thresholds = the_cut(a, given, training)
     batches = batches_of(model, training, a.batch, a.seed, a.context)
     trained = distill(model, batches, ffn, plan, teacher=teacher, straight=a.straight, checkpoint=checkpoint)

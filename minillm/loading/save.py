@@ -1,14 +1,15 @@
 """A model as a Hugging Face folder, which minillm and transformers load: config.json, model.safetensors, tokenizer.
 
 The weights are written as float32, under the names that config.json asks for: Phi-3's parts of q, k, v and of gate, up
-are put together again, and a tied head is not written, since it is the embedding.
+are put together again, and a tied head is not written, since it is the embedding. A model that was made from another
+one has a file beside them that says how (``how_made``).
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 from ..errors import CheckpointError, ConfigError, MinillmError
 from ..fields import file_in, read_json
 from ..files import whole_folder
+from ..identity import Fingerprint
 from .checkpoint import SINGLE
 from .config import ModelConfig
 from .tensors import save_tensors
@@ -54,6 +56,24 @@ def write_model(folder: Path, fields: Mapping[str, Any], weights: Mapping[str, n
     save_tensors(folder / SINGLE, tensors, {"format": "pt"})
 
 
+def how_made(
+    form: tuple[str, int], began_with: Fingerprint, facts: Mapping[str, Any], documents: Iterable[str]
+) -> dict[str, Any]:
+    """The fields of a file that says how a model was made from another one.
+
+    form: name and version of the file's format. began_with: the model before. facts: what was done to it. documents:
+    the hashes of the texts that were used.
+    """
+    began = {"format": form[0], "version": form[1], "began_with": began_with.asdict()}
+    return {**began, **facts, "documents_sha256": sorted(documents)}
+
+
+def source_fields(source: str | Path) -> dict[str, Any]:
+    """The fields of the config.json of a folder, without the dtype that its weights are stored in."""
+    fields = read_json(file_in(Path(source), "config.json", ConfigError), ConfigError)
+    return {name: value for name, value in fields.items() if name not in ("dtype", "torch_dtype")}
+
+
 def save_model(
     out: str | Path, weights: Mapping[str, np.ndarray], source: str | Path, fields: Mapping[str, Any] | None = None,
     more: Mapping[str, str] | None = None,
@@ -65,10 +85,7 @@ def save_model(
     CheckpointError where the folder exists or cannot be written.
     """
     out, source = Path(out), Path(source)
-    if fields is None:
-        fields = read_json(file_in(source, "config.json", ConfigError), ConfigError)
-        fields = {name: value for name, value in fields.items() if name not in ("dtype", "torch_dtype")}
-    fields = {**fields, "dtype": "float32"}
+    fields = {**(source_fields(source) if fields is None else fields), "dtype": "float32"}
     with whole_folder(out, CheckpointError) as beside:
         try:
             copy_files(source, beside, SMALL_FILES, CheckpointError)

@@ -38,6 +38,7 @@ import numpy as np
 
 from ..errors import MinillmError
 from ..sparsity.spec import SparsitySpec
+from ..steps import near_misses
 from ..threads import with_few_threads
 from ..trace import Tap, no_tap
 from ..transformer.blocks import Positions, block
@@ -127,7 +128,8 @@ class Calibrated:
 def method_named(name: str) -> Callable[..., Variant]:
     """The ``fit`` of a method. Raises MinillmError listing the methods there are."""
     if name not in METHODS:
-        raise MinillmError(f"method {name!r} is unknown, expected one of {', '.join(METHODS)}")
+        expected = f"expected one of {', '.join(METHODS)}"
+        raise MinillmError(f"method {name!r} is unknown, {expected}{near_misses(name, METHODS)}")
     module, function = METHODS[name].split(":")
     return getattr(import_module(f".{module}", __package__), function)
 
@@ -152,6 +154,8 @@ def with_layers(model: Llama, layers: Sequence[Layer]) -> Llama:
     """The same model with other layers; everything else is shared, and the original stays as it is."""
     changed = copy.copy(model)
     changed.layers = list(layers)
+    for known in ("fingerprint", "nbytes"):  # of the weights, where they were asked for before
+        vars(changed).pop(known, None)
     return changed
 
 

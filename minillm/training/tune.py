@@ -23,7 +23,7 @@ import numpy as np
 
 from ..errors import MinillmError
 from ..identity import Fingerprint
-from ..loading.save import save_model
+from ..loading.save import how_made, save_model
 from ..prefetch.reorder import clustered, energy_shares, recorded_mid
 from ..sparsity.thresholds import Thresholds
 from ..tables import json_rows
@@ -68,9 +68,8 @@ def save_trained(
     if model.folder is None:
         raise MinillmError("the model has no folder, expected one with a tokenizer to copy")
     known = sorted(batches.documents_sha256)
-    facts: dict[str, Any] = {"format": FORMAT, "version": VERSION, "began_with": began_with.asdict()}
-    facts |= {"plan": asdict(trained.plan), "batch": batches.tokens, "seed": batches.seed, **about}
-    text = json.dumps(facts | {"documents_sha256": known}, indent=1)
+    facts = {"plan": asdict(trained.plan), "batch": batches.tokens, "seed": batches.seed, **about}
+    text = json.dumps(how_made((FORMAT, VERSION), began_with, facts, known), indent=1)
     curve = json_rows(trained.curve).replace("\n", "\n  ")
     more = {ABOUT: f'{text[:-2]},\n "curve": {curve}\n}}\n'}
     if thresholds is not None:

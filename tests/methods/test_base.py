@@ -218,3 +218,9 @@ def test_the_inputs_are_those_of_the_model_whose_earlier_layers_are_changed(mode
         for name in INPUTS:
             assert sums[name].shape == (getattr(model.layers[i], name).shape[1],)
             np.testing.assert_allclose(sums[name], expected[name], rtol=1e-12)
+
+
+def test_a_changed_model_has_a_fingerprint_of_its_own(model):
+    before = model.fingerprint
+    changed = base.with_layers(model, [halved(layer) for layer in model.layers])
+    assert changed.fingerprint.sha256 != before.sha256 == model.fingerprint.sha256
