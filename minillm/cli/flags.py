@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     Commands = argparse._SubParsersAction["Parser"]  # what add_subparsers of a Parser returns
 
 # Those of sparsity/policies.py, written out because that module imports NumPy; a test holds the two together.
-POLICY_NAMES = ("dhar", "cats", "mid", "cett", "teal", "wina", "countdown", "griffin", "topk", "topp")
+POLICY_NAMES = (
+    "dhar", "cats", "mid", "cett", "teal", "wina", "countdown", "griffin", "topk", "topp", "statistical",
+)  # fmt: skip
 DEMO_POLICIES = ("dhar", "cats", "mid")
 TEXT = 'UTF-8 text; documents end at lines "<|endoftext|>" (default: the embedded text)'
 DEMO_PROMPT = "Once upon a time"

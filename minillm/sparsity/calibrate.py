@@ -5,7 +5,7 @@ For each layer l and cut tensor A (Dhar et al. 2024, arXiv 2412.12178, eq. 3-6),
     threshold[l, A] = the alpha-quantile of { |A[t, j]| : all tokens t, all entries j }
 
 so that a share alpha of that tensor lies below it. Sparsity 0 gives threshold 0, which cuts nothing; the 0-quantile
-would be the smallest value of the text. (topk, topp and griffin cut shares: their threshold is alpha itself.)
+would be the smallest value of the text. (Thresholds of topk, topp, statistical and griffin are shares: alpha itself.)
 
 What a target counts:
 
@@ -70,7 +70,7 @@ def calibrate(
     sparsity = real_number("sparsity", sparsity, lambda share: 0 <= share < 1, "a share from 0 to below 1")
     target = Target(rule, by, sparsity, allocation)
     target.check()
-    needed = () if target.of_shares or target.by_cett else rule.tensors
+    needed = () if target.policy.of_shares or target.by_cett else rule.tensors
     if magnitudes is None:
         magnitudes = collect(model, documents, needed, context, quantile)
     elif missing := set(needed) - set(magnitudes.layers[0]):
@@ -96,11 +96,6 @@ class Target:
     by: str
     sparsity: float
     allocation: str = "uniform"
-
-    @property
-    def of_shares(self) -> bool:
-        """Whether the thresholds are shares themselves (topk, topp, griffin), which need no text."""
-        return self.policy.comparison in ("top-k", "top-p", "prompt")
 
     @property
     def by_cett(self) -> bool:
@@ -171,7 +166,7 @@ class Task:
     def layers_at(self, level: float) -> list[dict[str, float]]:
         """Per layer {tensor: threshold} at a level."""
         tensors = self.target.policy.tensors
-        if self.target.of_shares:
+        if self.target.policy.of_shares:
             return [dict.fromkeys(tensors, level) for _ in self.model.layers]
         if self.target.by_cett:
             return [{"neuron_norm": largest_within(*curve, level)} for curve in self.cett_curves()]

@@ -20,17 +20,23 @@ threshold t per layer and tensor, neuron j (or input i) stays where:
     topk       the k largest |m_j| of each token, k a fixed share of F
     topp       the largest |m_j| of each token that together reach a fixed share of its sum_j |m_j|
                both: Szatkowski et al. 2025 (arXiv 2509.00454)
+    statistical  g_j > mean(g) + std(g) Phi^-1(p), with Phi^-1 the inverse of the normal distribution: where the g of a
+               token are normally distributed, a share p of them is cut. No sort, no calibration text
+               Statistical top-k, You et al. 2025 (Spark Transformer, arXiv 2506.06644), and the gate of Gemma 3n.
+               The gate is compared with its sign, BEFORE its activation. Differs from both: models that are trained
+               with this rule go on with g_j - cutoff; here a g_j that stays is not changed.
     griffin    the neurons that were largest over the prompt (Dong et al. 2024, arXiv 2404.01365): griffin.py
 
 What a policy must compute before it knows its mask is what it must read. A policy that looks only at g or a can leave
 the other neurons' rows of W_up unread, one that looks only at u those of W_gate, and so on.
 
-The thresholds of topk and topp are shares: of the neurons that are cut, and of the sum that is cut. So a threshold of 0
-cuts nothing under any policy, and a larger threshold cuts more.
+The thresholds of topk, topp and statistical are shares: of the neurons that are cut, of the sum that is cut, and the p
+above. So a threshold of 0 cuts nothing under any policy, and a larger threshold cuts more.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -81,14 +87,19 @@ def column_norms(layer: Layer, tensors: Sequence[str]) -> Norms:
 class Policy:
     """A rule: the tensors that it cuts, and the comparison.
 
-    comparison: ">=" (a value equal to the threshold stays), ">" (it is cut), "top-k" and "top-p" (per token), "prompt"
-    (griffin).
+    comparison: ">=" (a value equal to the threshold stays), ">" (it is cut), "top-k", "top-p" and "statistical" (per
+    token), "prompt" (griffin).
     """
 
     name: str
     tensors: tuple[str, ...]
     comparison: str
     source: str
+
+    @property
+    def of_shares(self) -> bool:
+        """Whether its thresholds are shares, from 0 to 1, which no calibration text is needed for."""
+        return self.comparison in ("top-k", "top-p", "statistical", "prompt")
 
     def norms(self, layer: Layer) -> Norms:
         """{tensor: (D,) or (F,)}: the column norms of this layer that the rule needs; {} for most rules."""
@@ -103,7 +114,10 @@ class Policy:
         """
         if tensor not in self.tensors or tensor not in thresholds:
             return None
-        size, threshold = magnitude(tensor, values, norms or {}), thresholds[tensor]
+        threshold = thresholds[tensor]
+        if self.comparison == "statistical":
+            return above_cutoff(values, threshold)
+        size = magnitude(tensor, values, norms or {})
         if self.comparison == "top-k":
             return largest(size, size.shape[-1] - round(min(threshold, 1) * size.shape[-1]))
         if self.comparison == "top-p":
@@ -170,6 +184,17 @@ def reaching(size: np.ndarray, share: float) -> np.ndarray:
     return ~(size < np.take_along_axis(falling, last, axis=-1))
 
 
+def above_cutoff(values: np.ndarray, share: float) -> np.ndarray:
+    """True at the entries of each row above mean + std * Phi^-1(share), all three of the row (module docstring).
+
+    (..., n) -> bool (..., n).
+    """
+    if not 0 < share < 1:
+        return np.full(values.shape, share <= 0)
+    mean, std = values.mean(axis=-1, keepdims=True), values.std(axis=-1, keepdims=True)
+    return ~(values <= mean + std * NormalDist().inv_cdf(share))  # a NaN is kept, so that it shows up in the result
+
+
 POLICIES = {
     policy.name: policy
     for policy in (
@@ -183,6 +208,7 @@ POLICIES = {
         Policy("griffin", ("mid",), "prompt", "arXiv 2404.01365"),
         Policy("topk", ("mid",), "top-k", "arXiv 2509.00454"),
         Policy("topp", ("mid",), "top-p", "arXiv 2509.00454"),
+        Policy("statistical", ("gate_pre",), "statistical", "arXiv 2506.06644"),
     )
 }
 

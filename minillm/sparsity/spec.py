@@ -100,9 +100,11 @@ def in_words(tensors: tuple[str, ...], comparison: str) -> str:
     how = {
         "top-k": "the largest {} of each token",
         "top-p": "the largest {} of each token, up to a share of their sum",
+        "statistical": "where {} > mean + std * Phi^-1(threshold), with the mean and std of its token",
         "prompt": "the neurons with the largest {} over the first tokens",
     }
-    return ", ".join(how.get(comparison, f"where {{}} {comparison} threshold").format(f"|{t}|") for t in tensors)
+    compared = tensors if comparison == "statistical" else [f"|{t}|" for t in tensors]
+    return ", ".join(how.get(comparison, f"where {{}} {comparison} threshold").format(t) for t in compared)
 
 
 def tap_reads(tap: Tap, gate: np.ndarray | None, up: np.ndarray | None, down: np.ndarray | None) -> None:

@@ -143,7 +143,7 @@ def _layers(read: Fields, rule: Policy) -> tuple[dict[str, float], ...]:
             found = sorted(layer) if isinstance(layer, dict) else layer
             expected = f"those of policy {rule.name} ({', '.join(rule.tensors)}), the same in every layer"
             raise read.error(f"layers[{i}]", expected, found)
-    high = 1.0 if rule.comparison in ("top-k", "top-p", "prompt") else LARGEST  # of these, the threshold is a share
+    high = 1.0 if rule.of_shares else LARGEST
     return tuple(
         {tensor: _threshold(read, f"layers[{i}].{tensor}", value, high) for tensor, value in layer.items()}
         for i, layer in enumerate(layers)

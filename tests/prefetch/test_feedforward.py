@@ -82,7 +82,7 @@ def test_waiting_is_exact_for_a_predictor_in_every_role(kind, role):
     assert (traffic.wasted.sum() > 0) == (role == "prefetch") and (role != "both" or traffic.missed.sum() == 0)
 
 
-@pytest.mark.parametrize("policy", ["mid", "cats", "countdown", "cett", "topk", "topp"])
+@pytest.mark.parametrize("policy", ["mid", "cats", "countdown", "cett", "topk", "topp", "statistical"])
 def test_any_policy_that_cuts_whole_neurons_equals_its_masked_form(policy):
     model = tiny.model("llama")
     expected = model.forward(IDS, ffn=sparse_ffn(model, limits(model, policy=policy)))

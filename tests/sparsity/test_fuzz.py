@@ -28,7 +28,8 @@ OLDER = {
 PAPER = {"gate_proj": {"layer_0": 0.1, "layer_1": 0.2}, "up_proj": {"layer_0": 0.3, "layer_1": 0.4},
          "down_proj": {"layer_0": 0.5, "layer_1": 0.6}, "act_fn": {"layer_0": 9, "layer_1": 9}}  # fmt: skip
 COMPARISONS = {"dhar": ">=", "cats": ">", "mid": ">", "cett": ">=", "teal": ">", "wina": ">", "countdown": ">",
-               "griffin": "prompt", "topk": "top-k", "topp": "top-p"}  # fmt: skip
+               "griffin": "prompt", "topk": "top-k", "topp": "top-p",
+               "statistical": "statistical"}  # fmt: skip
 
 
 def once(pairs: list) -> dict:
@@ -53,7 +54,7 @@ def valid_spec(found: Thresholds, given: dict) -> None:
 
 
 def valid_layers(found: Thresholds, policy: str) -> None:
-    high = 1 if policy in ("topk", "topp", "griffin") else 1e38
+    high = 1 if policy in ("topk", "topp", "griffin", "statistical") else 1e38
     assert len({frozenset(layer) for layer in found.layers}) == 1 and found.layers[0]
     assert all(number(value, 0, high) and type(value) is float for layer in found.layers for value in layer.values())
 

@@ -65,6 +65,7 @@ def test_a_threshold_of_zero_keeps_all_but_the_exact_zeros_of_a_strict_compariso
     assert POLICIES["cats"].kept("gate", VALUES, {"gate": 0.0}).tolist() == (VALUES != 0).tolist()
     assert POLICIES["topk"].kept("mid", VALUES, {"mid": 0.0}).all()
     assert POLICIES["topp"].kept("mid", VALUES, {"mid": 0.0}).all()
+    assert POLICIES["statistical"].kept("gate_pre", VALUES, {"gate_pre": 0.0}).all()
 
 
 def test_the_norms_are_those_of_the_columns_that_a_value_is_multiplied_with():
@@ -104,6 +105,20 @@ def test_top_p_keeps_enough_of_the_sum_and_not_one_more(values, share):
         last = row[mask].min() if mask.any() else 0
         assert row[mask & (row > last)].sum() < share * total or last == 0  # without the smallest kept it is too little
         assert not (~mask & (row == last) & (last > 0)).any()  # equals stay together
+
+
+def test_statistical_top_k_cuts_about_its_share_of_normal_values_and_compares_them_with_their_sign():
+    values = np.random.default_rng(0).normal(3.0, 2.0, (5, 20_000))
+    for share in (0.1, 0.5, 0.92):
+        kept = POLICIES["statistical"].kept("gate_pre", values, {"gate_pre": share})
+        np.testing.assert_allclose(kept.mean(axis=1), 1 - share, atol=0.01)
+        assert all(row[mask].min() > row[~mask].max() for row, mask in zip(values, kept, strict=True))
+    hand = np.array([[-4.0, 1.0, 2.0, 5.0], [1.0, 1.0, 1.0, 1.0]])  # mean 1, std sqrt(10.5); all equal: none is above
+    cases = {0.5: [False, False, True, True], 0.7: [False, False, False, True], 0.3: [False, True, True, True]}
+    for share, expected in cases.items():
+        kept = POLICIES["statistical"].kept("gate_pre", hand, {"gate_pre": share})
+        assert kept[0].tolist() == expected and not kept[1].any()
+    assert not POLICIES["statistical"].kept("gate_pre", hand, {"gate_pre": 1.0}).any()
 
 
 def test_of_equal_values_top_k_keeps_the_first_and_a_nan_stays_in_sight():

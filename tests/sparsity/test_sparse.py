@@ -75,7 +75,7 @@ def test_an_unknown_form_and_thresholds_of_another_model_are_refused(model):
 
 # ---- a policy as a free oracle ---------------------------------------------------------------------------------------
 
-WHOLE_NEURONS = ["mid", "cats", "cett", "countdown", "topk", "topp"]
+WHOLE_NEURONS = ["mid", "cats", "cett", "countdown", "topk", "topp", "statistical"]
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

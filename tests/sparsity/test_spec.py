@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -46,6 +47,7 @@ def masks(traces, name: str) -> np.ndarray:
 READS = {
     "dhar": lambda traces: (1, masks(traces, "mask_gate").mean(), masks(traces, "mask").mean()),
     "cats": lambda traces: (1, masks(traces, "mask").mean(), masks(traces, "mask").mean()),
+    "statistical": lambda traces: (1, masks(traces, "mask").mean(), masks(traces, "mask").mean()),
     "countdown": lambda traces: (masks(traces, "mask").mean(), 1, masks(traces, "mask").mean()),  # up comes first
     **dict.fromkeys(("mid", "cett", "topk", "topp"), lambda traces: (1, 1, masks(traces, "mask").mean())),
     **dict.fromkeys(
@@ -99,6 +101,8 @@ def reads_by_hand(policy: str, limits: dict[str, float], x: np.ndarray, layer) -
     a = layer.act(g)
     m, F = a * u, len(g)
     by_gate = (np.abs(g) >= limits.get("gate_pre", none)) & (np.abs(a) > limits.get("gate", none))
+    if policy == "statistical":
+        by_gate = g > g.mean() + g.std() * NormalDist().inv_cdf(limits["gate_pre"])
     by_up = np.abs(u) >= limits.get("up", none)
     if policy in ("mid", "teal", "wina"):
         by_mid = np.abs(m) > limits.get("mid", none)

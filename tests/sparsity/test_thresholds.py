@@ -123,18 +123,19 @@ def test_a_field_that_stands_twice_is_refused_at_every_depth(tmp_path, text):
     refuses(path, f"{name[1:-1]}' stands twice")
 
 
-@pytest.mark.parametrize("policy", ["topk", "topp", "griffin"])
-def test_a_share_of_neurons_above_one_is_refused(tmp_path, policy):
-    path, spec = tmp_path / "share.json", SparsitySpec(policy, ("mid",), POLICIES[policy].comparison, "tensor", 0.5)
+@pytest.mark.parametrize("policy", ["topk", "topp", "griffin", "statistical"])
+def test_a_share_above_one_is_refused(tmp_path, policy):
+    rule, path = POLICIES[policy], tmp_path / "share.json"
+    (tensor,), spec = rule.tensors, SparsitySpec(policy, rule.tensors, rule.comparison, "tensor", 0.5)
     for value, good in ((1.0, True), (1.01, False)):
-        layers = [{"mid": value}] * 2
+        layers = [{tensor: value}] * 2
         path.write_text(
             json.dumps(GOOD | {"policy": policy, "layers": layers, "spec": spec.asdict()}), encoding="utf-8"
         )
         if good:
-            assert Thresholds.load(path).layers[1]["mid"] == 1.0
+            assert Thresholds.load(path).layers[1][tensor] == 1.0
         else:
-            refuses(path, "layers[0].mid is 1.01")
+            refuses(path, f"layers[0].{tensor} is 1.01")
 
 
 def test_a_perplexity_that_fell_by_a_hair_can_be_kept(tmp_path):

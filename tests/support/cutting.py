@@ -1,5 +1,7 @@
 """The rule of each policy written out by hand, and texts to calibrate on."""
 
+from statistics import NormalDist
+
 import numpy as np
 
 from minillm.sparsity.policies import POLICIES
@@ -18,7 +20,7 @@ def by_hand(x: np.ndarray, layer, policy: str, limits: dict[str, float]) -> np.n
     out = np.zeros((len(x), len(layer.down_proj))) + (0 if layer.down_bias is None else layer.down_bias)
     neurons, inputs = range(len(layer.gate_proj)), range(len(layer.down_proj))
     for t in range(len(x)):
-        x_gate, x_up, mids = x[t].copy(), x[t].copy(), []
+        x_gate, x_up, mids, gates = x[t].copy(), x[t].copy(), [], []
         for i in inputs:
             weight = np.sqrt(sum(layer.gate_proj[j, i] ** 2 for j in neurons)) if policy == "wina" else 1.0
             if policy in ("teal", "wina"):
@@ -29,6 +31,7 @@ def by_hand(x: np.ndarray, layer, policy: str, limits: dict[str, float]) -> np.n
         for j in neurons:
             g = x_gate @ layer.gate_proj[j] + (0 if layer.gate_bias is None else layer.gate_bias[j])
             u = x_up @ layer.up_proj[j] + (0 if layer.up_bias is None else layer.up_bias[j])
+            gates.append(g)
             if policy == "dhar":  # the paper's code: cut g and u, and then activate
                 g = g if abs(g) >= limits["gate_pre"] else 0.0
                 u = u if abs(u) >= limits["up"] else 0.0
@@ -53,6 +56,12 @@ def by_hand(x: np.ndarray, layer, policy: str, limits: dict[str, float]) -> np.n
                 fewest.append(falling[len(fewest)])
         if policy in ("topk", "topp"):
             mids = [m if abs(m) in fewest else 0.0 for m in mids]
+        if policy == "statistical" and limits["gate_pre"] > 0:
+            mean = sum(gates) / len(gates)
+            std = (sum((g - mean) ** 2 for g in gates) / len(gates)) ** 0.5
+            share = limits["gate_pre"]
+            cutoff = mean + std * NormalDist().inv_cdf(share) if share < 1 else np.inf
+            mids = [m if g > cutoff else 0.0 for m, g in zip(mids, gates, strict=True)]
         for j in neurons:
             out[t] += mids[j] * layer.down_proj[:, j]
     return np.where(np.abs(out) >= limits["out"], out, 0) if policy == "dhar" else out
