@@ -91,8 +91,8 @@ def fit(
     """The dense model with an FFN that reads a share 1 - target of its weights for each token (module docstring).
 
     alpha: the part of these reads that goes to exact columns, 0 to 1. Target 0 is the dense model. Thresholds come
-    from the values of the dense model. Raises MinillmError for a target or an alpha out of range. It is not in METHODS, because
-    the tables of those methods compare weights that are removed for good.
+    from the values of the dense model. Raises MinillmError for a target or an alpha out of range. It is not in METHODS,
+    because the tables of those methods compare weights that are removed for good.
     """
     alpha = real_number("alpha", alpha, lambda share: 0 <= share <= 1, "a share from 0 to 1")
     target = real_number("target", target, lambda share: 0 <= share < 1, "a share from 0 to below 1")
