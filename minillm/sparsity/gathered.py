@@ -84,7 +84,7 @@ def gathered_swiglu(
     """
     cut, tap_mask = Cut(policy, thresholds, policy.norms(layer) if norms is None else norms), tap_cuts(tap)
     mask_in_gate = tap_mask("mask_in_gate", cut.keep(OF_GATE_INPUT, x, x))  # (T, D)
-    mask_in_up = tap_mask("mask_in_up", cut.keep(OF_UP_INPUT, x))  # (T, D)
+    mask_in_up = tap_mask("mask_in_up", cut.keep(OF_UP_INPUT, x, x))  # (T, D)
 
     tensors = {t for t in policy.tensors if t in thresholds}
     if tensors.intersection(AFTER_UP) and not tensors.intersection(AFTER_GATE):  # up first

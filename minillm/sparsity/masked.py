@@ -54,7 +54,7 @@ def decide(x: np.ndarray, layer: Layer, tap: Tap, cut: Cut) -> Decision:
     """
     tap_mask = tap_cuts(tap)
     mask_in_gate = tap_mask("mask_in_gate", cut.keep(OF_GATE_INPUT, x, x))  # (T, D)
-    mask_in_up = tap_mask("mask_in_up", cut.keep(OF_UP_INPUT, x))  # (T, D)
+    mask_in_up = tap_mask("mask_in_up", cut.keep(OF_UP_INPUT, x, x))  # (T, D)
     x_gate = where_kept(mask_in_gate, x)  # (T, D)
     x_up = where_kept(mask_in_up, x)  # (T, D)
 

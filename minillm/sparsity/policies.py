@@ -45,7 +45,7 @@ from ..errors import MinillmError
 from ..transformer.layer import Layer
 
 OF_GATE_INPUT = ("in_gate", "in_gate_norm")  # known from x alone
-OF_UP_INPUT = ("in_up",)
+OF_UP_INPUT = ("in_up", "in_up_norm")
 AFTER_GATE = ("gate_pre", "gate")  # known once the gate is computed
 AFTER_UP = ("up",)  # known once up is computed
 AFTER_BOTH = ("mid", "neuron_norm")
@@ -62,6 +62,7 @@ TENSORS = {  # in the order of computation
     "in_gate": Tensor("norm"),
     "in_gate_norm": Tensor("norm", lambda layer: np.linalg.norm(layer.gate_proj, axis=0)),  # (D,)
     "in_up": Tensor("norm"),
+    "in_up_norm": Tensor("norm", lambda layer: np.linalg.norm(layer.up_proj, axis=0)),  # (D,)
     "gate_pre": Tensor("gate_pre"),
     "gate": Tensor("gate"),
     "up": Tensor("up"),

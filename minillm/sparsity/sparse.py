@@ -25,7 +25,7 @@ from .policies import Cut, Norms, Policy, policy_named
 from .selected import NOTHING_READ, SelectedFFN, check_form
 from .thresholds import Thresholds
 
-NOT_NEURONS = ("out", "in_gate", "in_gate_norm", "in_up")  # a cut of these leaves out inputs or outputs
+NOT_NEURONS = ("out", "in_gate", "in_gate_norm", "in_up", "in_up_norm")  # a cut of these leaves out inputs or outputs
 
 
 @dataclass(frozen=True)
