@@ -60,11 +60,11 @@ def decide(x: np.ndarray, layer: Layer, tap: Tap, cut: Cut) -> Decision:
 
     gate_pre = tap("gate_pre", linear(x_gate, layer.gate_proj, layer.gate_bias))  # (T, F)
     gate = tap("gate", layer.act(gate_pre))  # (T, F)
-    up = tap("up", linear(x_up, layer.up_proj, layer.up_bias))  # (T, F)
-    mid = tap("mid", gate * up)  # (T, F)
+    up = None if layer.up_proj is None else tap("up", linear(x_up, layer.up_proj, layer.up_bias))  # (T, F)
+    mid = tap("mid", gate if up is None else gate * up)  # (T, F)
 
     mask_gate = tap_mask("mask_gate", cut.keep(AFTER_GATE, gate_pre, gate))  # (T, F)
-    mask_up = tap_mask("mask_up", cut.keep(AFTER_UP, up))  # (T, F)
+    mask_up = None if up is None else tap_mask("mask_up", cut.keep(AFTER_UP, up))  # (T, F)
     mask = all_of(mask_gate, mask_up, cut.keep(AFTER_BOTH, mid, mid))
     mask = np.ones(mid.shape, bool) if mask is None else mask  # (T, F)
     return Decision(mid, mask, *first_reads(mask_in_gate, mask_in_up, mask_gate, mask_up))

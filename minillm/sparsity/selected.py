@@ -115,8 +115,9 @@ class SelectedFFN:
     def _gathered(self, x: np.ndarray, layer: Layer, selected: np.ndarray, tap: Tap) -> np.ndarray:
         mask = tap("mask", selected)  # (T, F)
         tap_selected_reads(tap, self.select, mask)
-        gate = layer.act(rows_of(x, layer.gate_proj, layer.gate_bias, mask))  # (T, F), right where selected
-        mid = gate * rows_of(x, layer.up_proj, layer.up_bias, mask)  # (T, F)
+        mid = layer.act(rows_of(x, layer.gate_proj, layer.gate_bias, mask))  # (T, F), right where selected
+        if layer.up_proj is not None:
+            mid *= rows_of(x, layer.up_proj, layer.up_bias, mask)  # (T, F)
         mid_cut = tap("mid_cut", where_kept(mask, mid))  # (T, F)
         return tap("out", columns_of(mid_cut, layer.down_proj, layer.down_bias, mask))  # (T, D)
 

@@ -14,7 +14,7 @@ from golden_cases import CASES
 from minillm.sparsity.gathered import gathered_swiglu
 from minillm.sparsity.masked import masked_swiglu
 from minillm.sparsity.policies import POLICIES
-from minillm.transformer import attention, evaluation, generation, model, ops, rope
+from minillm.transformer import attention, blocks, evaluation, generation, model, ops, rope
 from minillm.transformer.attention import KVCache
 from minillm.transformer.ffn import swiglu
 from minillm.transformer.generation import generate
@@ -81,8 +81,9 @@ def watch(dense: Llama, kind: type = Watched) -> Llama:
 def watched_cache(dense: Llama, capacity: int) -> KVCache:
     """A cache under watch."""
     cache = KVCache(dense.config, capacity, dense.dtype)
-    for name in ("keys", "values", "cos", "sin"):
+    for name in ("keys", "values"):
         setattr(cache, name, getattr(cache, name).view(Watched))
+    cache.tables = tuple((cos.view(Watched), sin.view(Watched)) for cos, sin in cache.tables)
     return cache
 
 
@@ -130,10 +131,10 @@ def test_no_operation_inside_a_float32_model_meets_float64(golden, name, ffn, mo
 @pytest.mark.parametrize("name", CASES)
 def test_weights_tables_and_caches_are_float32(golden, name):
     dense = golden(name).model("float32")
-    arrays = [dense.embed_tokens, dense.norm, dense.lm_head]
+    arrays = [*dense.ends]
     arrays += [a for layer in dense.layers for a in vars(layer).values() if isinstance(a, np.ndarray)]
     cache = KVCache(dense.config, 13, dense.dtype)
-    arrays += [cache.keys, cache.values, cache.cos, cache.sin, *rope.rope_table(dense.config.rope, 13, dense.dtype)]
+    arrays += [cache.keys, cache.values, *cache.tables[0], *rope.rope_table(dense.config.rope, 13, dense.dtype)]
     arrays += [rope.rope_frequencies(dense.config.rope, 13, np.float32), dense.forward(golden(name).ids)]
     arrays += model.random_weights(dense.config, np.random.default_rng(0)).values()
     assert {array.dtype.name for array in arrays} == {"float32"}
@@ -160,7 +161,7 @@ def float64_table(monkeypatch):
         return rope.rope_table(config, length, np.float64)
 
     monkeypatch.setattr(attention, "rope_table", table)
-    monkeypatch.setattr(model, "rope_table", table)
+    monkeypatch.setattr(blocks, "rope_table", table)
 
 
 def test_a_planted_float64_table_is_found(golden, float64_table):
@@ -178,7 +179,7 @@ def test_float64_that_is_rounded_back_is_found(golden, monkeypatch):
     def wide_norm(x, weight, eps):
         return ops.rms_norm(x.astype(np.float64), weight, eps).astype(np.float32)
 
-    monkeypatch.setattr(model, "rms_norm", wide_norm)
+    monkeypatch.setitem(model.NORMS, "rms", wide_norm)
     case = golden("llama")
     assert list(tap_dtypes(case.model("float32"), case.ids)) == ["float32"]
     with pytest.raises(FoundFloat64):
