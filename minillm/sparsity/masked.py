@@ -52,6 +52,7 @@ def decide(x: np.ndarray, layer: Layer, tap: Tap, cut: Cut) -> Decision:
 
     x (T, D)  ->  Decision. Taps every value and the masks of single tensors. The caller taps ``mask`` itself.
     """
+    cut.policy.check_gated(layer.up_proj is not None)
     tap_mask = tap_cuts(tap)
     mask_in_gate = tap_mask("mask_in_gate", cut.keep(OF_GATE_INPUT, x, x))  # (T, D)
     mask_in_up = tap_mask("mask_in_up", cut.keep(OF_UP_INPUT, x, x))  # (T, D)
@@ -96,7 +97,7 @@ def masked_swiglu(
     cut, tap_mask = Cut(policy, thresholds, policy.norms(layer) if norms is None else norms), tap_cuts(tap)
     mid, mask, gate_reads, up_reads = decide(x, layer, tap, cut)
     mask = tap("mask", mask)  # (T, F)
-    tap_reads(tap, gate_reads, up_reads, mask)
+    tap_reads(tap, gate_reads, up_reads, mask, layer.up_proj is not None)
     mid_cut = tap("mid_cut", where_kept(mask, mid))  # (T, F)
 
     out = tap("out", linear(mid_cut, layer.down_proj, layer.down_bias))  # (T, D)

@@ -93,10 +93,11 @@ def _predictor_row(
     score = perplexity(model, test, dense.protocol, dense.context, ffn, chained(meter, counted, states))
     kl, agreement = divergence_of(model, zip(beside.states.passes, states.passes, strict=True))
     metrics, (in_float32, as_stored) = meter.report(), ffn_bytes(model)
-    read = counted.report().read_exact
+    reads = counted.report()
+    read = [None if math.isnan(share) else share for share in reads.read_exact]
     layers, hidden, intermediate = shape_of(model)
     own_work = sum(predictor.multiply_adds(i) for i in range(layers))
-    touched = sum(read) / 3 * as_stored + predictor.nbytes
+    touched = reads.weight_reads * as_stored + predictor.nbytes
     increase, low, high = difference(score, dense)
     return {
         "model": model.name,
@@ -112,7 +113,7 @@ def _predictor_row(
         "bytes_per_token": touched,
         "dense_bytes": as_stored,
         "reads": touched / as_stored,
-        "multiply_adds": own_work + sum(read) * layers * hidden * intermediate,
+        "multiply_adds": own_work + sum(share or 0.0 for share in read) * layers * hidden * intermediate,
         "own_multiply_adds": own_work,
         "perplexity": score.perplexity,
         "dense": dense.perplexity,

@@ -9,8 +9,9 @@ from functools import partial
 
 import numpy as np
 import pytest
-from golden_cases import CASES
+from golden_cases import CASES, MANIFEST
 
+from minillm.errors import MinillmError
 from minillm.sparsity.gathered import gathered_swiglu
 from minillm.sparsity.masked import masked_swiglu
 from minillm.sparsity.policies import POLICIES
@@ -71,7 +72,9 @@ class WatchedMatrices(Watched):
 def watch(dense: Llama, kind: type = Watched) -> Llama:
     """Put every weight of a model under watch."""
     for name in ("embed_tokens", "norm", "lm_head"):
-        setattr(dense, name, getattr(dense, name).view(kind))
+        if getattr(dense, name) is not None:  # OPT-350m has no last norm
+            setattr(dense, name, getattr(dense, name).view(kind))
+    dense.outer = {name: array.view(kind) for name, array in dense.outer.items()}
     for i, layer in enumerate(dense.layers):
         arrays = {name: a.view(kind) for name, a in vars(layer).items() if isinstance(a, np.ndarray)}
         dense.layers[i] = replace(layer, **arrays)
@@ -107,15 +110,27 @@ def tap_dtypes(dense: Llama, ids, ffn=swiglu) -> dict[str, set]:
     return found
 
 
+def has_up(name: str, ffn: str) -> bool:
+    """Whether the FFN can run on the golden: there are policies that cut up, and models that have none."""
+    gated = MANIFEST["cases"][name]["config"]["model_type"] not in ("opt", "phi", "gpt_neox")
+    return gated or ffn.split()[0] not in ("dhar", "teal", "wina", "countdown")
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("ffn", FFNS)
 @pytest.mark.parametrize("name", CASES)
 def test_every_step_has_the_dtype_of_the_model(golden, name, ffn, dtype):
+    if not has_up(name, ffn):
+        with pytest.raises(MinillmError, match=f"policy {ffn.split()[0]} cuts"):
+            golden(name).model(dtype).forward(golden(name).ids, ffn=FFNS[ffn])
+        return
     assert list(tap_dtypes(golden(name).model(dtype), golden(name).ids, FFNS[ffn])) == [dtype]
 
 
-@pytest.mark.parametrize("ffn", [ffn for ffn in FFNS if not ffn.startswith("topp ")])  # which sums in float64
-@pytest.mark.parametrize("name", CASES)
+INSIDE = [(name, ffn) for name in CASES for ffn in FFNS if has_up(name, ffn) and ffn[:5] != "topp "]  # sums in float64
+
+
+@pytest.mark.parametrize(("name", "ffn"), INSIDE)
 def test_no_operation_inside_a_float32_model_meets_float64(golden, name, ffn, monkeypatch):
     case = golden(name)
     dense = watch(case.model("float32"))
