@@ -142,6 +142,10 @@ def fit(
     Raises MinillmError for an unknown method and a target out of range or out of reach.
     """
     make = method_named(name)
+    if not model.config.gated:
+        raise MinillmError(
+            f"method {name} changes gate, up and down, and the model's FFNs have no gate, expected gated ones"
+        )
     if not 0 <= target < 1:
         raise MinillmError(f"target is {target}, expected a share from 0 to below 1")
     made = make(model, documents, target, context=context)

@@ -85,6 +85,8 @@ def write_bundle(source: Llama | str | Path, out: str | Path, group: int = 32, d
     folder = model.folder
     if folder is None:
         raise BundleError("the model was not loaded from a folder, expected one with a config.json to copy")
+    if not model.config.gated:
+        raise BundleError("the model's FFNs have no gate, expected gated ones: a bundle holds rows of gate and up")
 
     def copy(beside: Path) -> None:
         copy_files(folder, beside, SMALL_FILES, BundleError)
@@ -95,7 +97,8 @@ def write_bundle(source: Llama | str | Path, out: str | Path, group: int = 32, d
             gate, up, down = (matrix.astype(np.float32, copy=False) for matrix in matrices)
             yield bundled(gate, up, down, group)  # (3 F, D)
 
-    rest = {name: _tensor_of(model, name) for name in _rest_shapes(model.config)}
+    weights = model.weights
+    rest = {name: weights[name].astype(np.float32) for name in _rest_shapes(model.config)}
     return _write_folder(Path(out), _Layout(model.config, group, dtype, model.fingerprint), copy, rest, rows())
 
 
@@ -185,14 +188,6 @@ def _rest_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every tensor but the FFN's matrices, under Llama's names (Phi-3's are split)."""
     shapes = config.weight_shapes()
     return {name: shape for name, shape in shapes.items() if not (".mlp." in name and name.endswith(".weight"))}
-
-
-def _tensor_of(model: Llama, name: str) -> np.ndarray:
-    """One tensor of a model by its name in a file, as float32."""
-    *path, module, kind = name.split(".")  # model layers 0 mlp | gate_proj | bias
-    owner = model.layers[int(path[2])] if path[1:2] == ["layers"] else model
-    part = module if kind == "weight" else f"{module.removesuffix('_proj')}_bias"
-    return getattr(owner, part).astype(np.float32)
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..predictors.catalogue import EVALUATED
+from ..predictors.catalogue import CATALOGUE, EVALUATED, entry_of
 from ..predictors.cutoffs import fit_cutoffs
 from ..predictors.metrics import PredictionMeter
 from ..predictors.protocol import Predictor
@@ -205,6 +205,8 @@ def prediction_rows(
     that is filled with the predictors by name, for further use. Raises MinillmError for an unknown name.
     """
     settings = settings or PredictionSettings()
+    if tuple(names) == EVALUATED and not model.config.gated:  # all that can be made
+        names = [name for name in names if (known := entry_of(name)) and not CATALOGUE[known[0]].of_up]
     fraction, context = 1 - settings.sparsity, test.context
     workshop = workshop_of(model, calibration, settings, context)
     documents, states = as_documents(test.documents), FinalStates()
