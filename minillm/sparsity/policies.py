@@ -108,7 +108,7 @@ class Policy:
         if of_up and not gated:
             raise MinillmError(
                 f"policy {self.name} cuts {of_up[0]}, and the model's FFNs have no gate (up is 1 there), "
-                "expected a policy that does not look at up (cats, mid, cett, griffin, topk, topp)"
+                "expected a policy that does not look at up (cats, mid, cett, griffin, topk, topp, statistical)"
             )
 
     def norms(self, layer: Layer) -> Norms:
