@@ -62,7 +62,7 @@ TENSORS = {  # in the order of computation
     "in_gate": Tensor("norm"),
     "in_gate_norm": Tensor("norm", lambda layer: np.linalg.norm(layer.gate_proj, axis=0)),  # (D,)
     "in_up": Tensor("norm"),
-    "in_up_norm": Tensor("norm", lambda layer: np.linalg.norm(layer.up_proj, axis=0)),  # (D,)
+    "in_up_norm": Tensor("norm", lambda layer: np.linalg.norm(layer.up, axis=0)),  # (D,)
     "gate_pre": Tensor("gate_pre"),
     "gate": Tensor("gate"),
     "up": Tensor("up"),
