@@ -14,8 +14,9 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from .errors import ConfigError, MinillmError, show
@@ -31,18 +32,26 @@ _REQUIRED = object()  # the default of a field that must be there: it passes non
 class Fields:
     """The fields of one JSON object, read with a type and a range; a value outside them raises an error of ``kind``.
 
-    source: the file's name, for errors; prefix: what stands before a field's name there ("rope_scaling.").
+    source: the file's name, for errors; prefix: what stands before a field's name there ("rope_scaling."). names: of
+    fields that the file calls otherwise, {the name that is asked for: the file's}.
     A field that is absent takes the default where one is given. Types are compared exactly: for isinstance, True
     would be an int.
     """
 
-    def __init__(self, fields: dict[str, Any], source: str, prefix: str = "", kind: type[MinillmError] = ConfigError):
-        self.fields, self.source, self.prefix, self.kind = fields, source, prefix, kind
+    def __init__(
+        self, fields: dict[str, Any], source: str, prefix: str = "", kind: type[MinillmError] = ConfigError,
+        names: Mapping[str, str] = MappingProxyType({}),
+    ):  # fmt: skip
+        if names:
+            others = {name: value for name, value in fields.items() if name not in names}
+            fields = others | {ours: fields[theirs] for ours, theirs in names.items() if theirs in fields}
+        self.fields = fields
+        self.source, self.prefix, self.kind, self.names = source, prefix, kind, names
 
     def error(self, name: str, expected: str, *value: object) -> MinillmError:
         """The error that a field is not what was expected; ``value``: what to print in place of the field's own."""
         printed = brief(value[0]) if value else brief(self.fields[name]) if name in self.fields else "missing"
-        return self.kind(f"{self.source}: {self.prefix}{name} is {printed}, expected {expected}")
+        return self.kind(f"{self.source}: {self.prefix}{self.names.get(name, name)} is {printed}, expected {expected}")
 
     def choice(self, name: str, choices: Collection[str], default: object = _REQUIRED) -> str:
         """A string, one of ``choices``."""
@@ -51,9 +60,9 @@ class Fields:
             raise self.error(name, f"one of {', '.join(choices)}")
         return value
 
-    def boolean(self, name: str) -> bool:
-        """True or false; false where it is absent or null."""
-        value = self.fields.get(name)
+    def boolean(self, name: str, default: bool = False) -> bool:
+        """True or false; the default where it is absent, false where it is null."""
+        value = self.fields.get(name, default)
         if value is not None and type(value) is not bool:
             raise self.error(name, "true or false")
         return bool(value)

@@ -8,6 +8,10 @@
     blocks.{i}.resid_post                            the stream behind block i
     final_norm, logits
 
+That is a Llama. Other families leave some of these out (``mlp.up`` without a gate, ``resid_mid`` where attention and
+FFN stand side by side) or have further ones (``embed_positions``, ``attn.out_norm``): ``ModelConfig.step_names`` lists
+them.
+
 All values are those before a cut. A sparse feed-forward network adds its masks (``mlp.mask``: True where the neuron is
 kept), what it read (``mlp.reads``) and the values after the cut (``mlp.mid_cut``).
 
@@ -16,7 +20,7 @@ kept), what it read (``mlp.reads``) and the values after the cut (``mlp.mid_cut`
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -38,10 +42,11 @@ class StepInfo(NamedTuple):
 
 # One row per intermediate, in execution order: name, then the fields of StepInfo. "*" stands for the layer's number.
 # T new positions, S attended positions, D hidden, F intermediate, H query heads, K key/value heads, d head size.
-_STREAM, _HIDDEN = "transformer.model:Llama.stream", "transformer.model:Llama.hidden"
+_EMBED, _LAST = "transformer.model:Llama.embed", "transformer.model:Llama.last_norm"
 _HEAD, _ATTENTION = "transformer.model:Llama.head", "transformer.attention:attention"
 _ATTEND = "transformer.attention:attend"
-_BLOCK, _FFN, _MASKED = "transformer.blocks:block", "transformer.ffn:swiglu", "sparsity.masked:masked_swiglu"
+_BLOCK, _FFN, _MASKED = "transformer.blocks:pre_norm", "transformer.ffn:swiglu", "sparsity.masked:masked_swiglu"
+_SANDWICH = "transformer.blocks:sandwich"
 _DECIDED, _READS = "sparsity.masked:decide", "sparsity.spec:tap_reads"
 _SELECTED, _PREDICTED = "sparsity.selected:SelectedFFN", "predictors.select:Predicted"
 _IN_A_BLOCK = (
@@ -56,6 +61,7 @@ _IN_A_BLOCK = (
     ("attn.pattern", "H T S", "softmax over S of the masked scores", "attn_weights", _ATTEND),
     ("attn.z", "T H d", "pattern v", "attn_output before o_proj (input of o_proj)", _ATTENTION),
     ("attn.out", "T D", "z W_o^T (+ b_o)", "self_attn", _ATTENTION),
+    ("attn.out_norm", "T D", "norm(attn.out) (Gemma 2, OLMo 2)", "model.layers.*.post_attention_layernorm", _SANDWICH),
     ("resid_mid", "T D", "h + attn.out", "input of post_attention_layernorm", _BLOCK),
     ("mlp.norm", "T D", "x = h / sqrt(mean(h^2) + eps) * w", "model.layers.*.post_attention_layernorm", _BLOCK),
     ("mlp.scores", "T F", "what a predictor expects of each neuron", "-", _PREDICTED),
@@ -74,12 +80,16 @@ _IN_A_BLOCK = (
     ("mlp.mid_cut", "T F", "m where the neuron is kept, else 0", "-", _MASKED),
     ("mlp.out", "T D", "y = m W_down^T", "mlp.down_proj", _FFN),
     ("mlp.mask_out", "T D", "True where the output coordinate is kept", "-", _MASKED),
+    ("mlp.out_norm", "T D", "norm(mlp.out) (Gemma 2, OLMo 2)", "model.layers.*.post_feedforward_layernorm", _SANDWICH),
     ("resid_post", "T D", "resid_mid + mlp.out", "output of model.layers.*", _BLOCK),
 )
 STEPS: dict[str, StepInfo] = {
-    "embed": StepInfo("T D", "x_t = E[id_t]", "model.embed_tokens", _STREAM),
+    "embed": StepInfo("T D", "x_t = E[id_t]", "model.embed_tokens", _EMBED),
+    "project_in": StepInfo("T D", "x W_in^T (OPT-350m)", "model.decoder.project_in", _EMBED),
+    "embed_positions": StepInfo("T D", "x_t + P[t + 2] (OPT)", "input of model.decoder.layers.0", _EMBED),
     **{f"blocks.*.{name}": StepInfo(*info) for name, *info in _IN_A_BLOCK},
-    "final_norm": StepInfo("T D", "h / sqrt(mean(h^2) + eps) * w", "model.norm", _HIDDEN),
+    "final_norm": StepInfo("T D", "h / sqrt(mean(h^2) + eps) * w", "model.norm", _LAST),
+    "project_out": StepInfo("T E", "h W_out^T (OPT-350m)", "model.decoder.project_out", _LAST),
     "logits": StepInfo("T V", "final_norm W_head^T", "lm_head", _HEAD),
 }
 
@@ -104,11 +114,22 @@ def place(name: str) -> Place | None:
     return Place(int(found[1]), found[2]) if found else None
 
 
-def step_names(num_layers: int) -> list[str]:
-    """The names of a dense forward pass with ``num_layers`` layers, in execution order."""
-    dense = [name for name, *_ in _IN_A_BLOCK if not re.search(r"mask|_cut$|mlp.scores|mlp.reads", name)]
-    blocks = [f"blocks.{i}.{name}" for i in range(num_layers) for name in dense]
-    return ["embed", *blocks, "final_norm", "logits"]
+NOT_OF_LLAMA = ("project_in", "embed_positions", "attn.out_norm", "mlp.out_norm", "project_out")
+
+
+def step_names(num_layers: int, left_out: Collection[str] = (), added: Collection[str] = ()) -> list[str]:
+    """The names of a dense forward pass with ``num_layers`` layers, in execution order.
+
+    left_out, added: how the family's steps differ from a Llama's; names inside a layer ("mlp.up") hold for all layers.
+    """
+    absent = {*left_out, *NOT_OF_LLAMA} - {*added}
+    inside = [name for name, *_ in _IN_A_BLOCK if not re.search(r"mask|_cut$|mlp.scores|mlp.reads", name)]
+    blocks = [f"blocks.{i}.{name}" for i in range(num_layers) for name in inside if name not in absent]
+    before, after = (
+        [name for name in names if name not in absent]
+        for names in (("embed", "project_in", "embed_positions"), ("final_norm", "project_out", "logits"))
+    )
+    return [*before, *blocks, *after]
 
 
 def step_info(name: str) -> StepInfo | None:

@@ -13,8 +13,8 @@ PACKAGE = Path(minillm.__file__).parent
 # In reading order; "folder/" is every file of a folder whose own order is not fixed yet.
 ORDER = """
     errors units files foreign fields arguments threads memory steps identity tables rows archive trace divergence optim
-    loading/config loading/tensors loading/names loading/checkpoint
-    loading/save loading/embedded loading/fetch loading/hub loading/pieces loading/tokenizer
+    loading/families loading/rope_config loading/family_fields loading/config loading/tensors loading/names
+    loading/checkpoint loading/save loading/embedded loading/fetch loading/hub loading/pieces loading/tokenizer
     transformer/ops transformer/linear transformer/rope transformer/layer transformer/fingerprint transformer/finite
     transformer/attention transformer/ffn transformer/blocks transformer/model transformer/generation
     transformer/documents transformer/texts transformer/evaluation

@@ -17,6 +17,7 @@ from minillm.predictors.select import Predicted
 from minillm.sparsity.selected import SelectedFFN
 from minillm.steps import STEPS, Place, explain, place, step_info, step_names
 from minillm.transformer.attention import KVCache
+from minillm.transformer.ffn import swiglu
 from minillm.transformer.rope import rope_table
 
 
@@ -102,11 +103,35 @@ def test_every_step_of_the_table_occurs_and_has_the_order_of_the_table():
     mid = cut(model, "mid").thresholds
     oracle = Predicted(Oracle(model, mid), mid)
     predicted = SelectedFFN(oracle, truth=mid, guess=oracle)
-    for ffn in (*(cut(model, policy) for policy in ("dhar", "teal", "griffin")), predicted):
-        names = [re.sub(r"\.1\.", ".*.", name) for name in traced(model, ffn=ffn) if ".0." not in name]
+    passes = [(model, ffn) for ffn in (*(cut(model, policy) for policy in ("dhar", "teal", "griffin")), predicted)]
+    passes += [(tiny.model(family), swiglu) for family in tiny.OTHERS]
+    for each, ffn in passes:
+        names = [re.sub(r"\.1\.", ".*.", name) for name in traced(each, ffn=ffn) if ".0." not in name]
         assert names == [name for name in STEPS if name in names]
         found |= {*names}
     assert found == {*STEPS}
+
+
+STEPS_OF = {  # how the steps of a family differ from a Llama's: those it lacks, those it has beside them
+    "granite": ("", ""), "smollm3": ("", ""), "gemma": ("", ""), "stablelm": ("", ""),
+    "olmo2": ("", "attn.out_norm mlp.out_norm"), "gemma2": ("", "attn.out_norm mlp.out_norm"),
+    "gemma3_text": ("", "attn.out_norm mlp.out_norm"), "gpt_neox": ("mlp.up resid_mid", ""),
+    "phi": ("mlp.up resid_mid", ""), "opt": ("mlp.up", "embed_positions"),
+    "opt_350m": ("mlp.up final_norm", "project_in embed_positions project_out"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", tiny.OTHERS)
+def test_the_steps_of_each_family_are_those_of_a_llama_but_for_these(family):
+    names, model = [], tiny.model(family)
+    lacks, has = (text.split() for text in STEPS_OF[family])
+    for name in expected_names(DENSE_FFN):
+        short = re.sub(r"^blocks\.\d\.", "", name)
+        after = {"embed": ["project_in", "embed_positions"], "attn.out": ["attn.out_norm"], "mlp.out": ["mlp.out_norm"],
+                 "final_norm": ["project_out"]}.get(short, [])  # fmt: skip
+        begin = name.removesuffix(short)
+        names += [name] * (short not in lacks) + [begin + more for more in after if more in has]
+    assert list(traced(model)) == names == model.config.step_names()
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)

@@ -8,7 +8,7 @@ Two engines:
 
     torch64       a forward pass written out in plain torch, in float64 (torch_reference.py): the reference for a
                   float64 model. It shares no mathematics with minillm. Where an equation has two forms, it uses the one
-                  that minillm does not use.
+                  that minillm does not use. (torch_families.py: families that are wired otherwise than a Llama.)
     transformers  the published implementation, loaded as float32 with eager attention, with a hook at each module
                   (transformers_reference.py): the reference for a float32 model. It does not expose the scores
                   before the mask.
@@ -30,7 +30,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from torch_reference import folder_weights, run_torch64
+from torch_families import run_torch64
+from torch_reference import folder_weights
 from transformers_reference import load_transformers, run_transformers
 
 from minillm.errors import MinillmError
@@ -72,6 +73,31 @@ GOLDENS = {
         "model_type": "phi3", **SIZES, "pad_token_id": 0, "rms_norm_eps": 1e-5, "original_max_position_embeddings": 16,
         "rope_theta": 10000.0, "rope_scaling": {"type": "longrope", **LONGROPE}},
 }  # fmt: skip
+# The other families, smaller still. A window of 5, partial rotations, two rotations, a layer without one, tied heads.
+SMALL = {"vocab_size": 24, "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2,
+         "num_key_value_heads": 1, "max_position_embeddings": 16, "bos_token_id": 1, "eos_token_id": 2,
+         "pad_token_id": 0}  # fmt: skip
+OPT = {key: value for key, value in SMALL.items() if key not in ("intermediate_size", "num_key_value_heads")}
+GOLDENS |= {
+    "opt": {"model_type": "opt", **OPT, "ffn_dim": 12, "word_embed_proj_dim": 8},
+    "opt_350m": {"model_type": "opt", **OPT, "ffn_dim": 12, "word_embed_proj_dim": 6, "do_layer_norm_before": False},
+    "phi": {"model_type": "phi", **SMALL},
+    "gpt_neox": {"model_type": "gpt_neox", **SMALL, "num_key_value_heads": 2, "rotary_pct": 0.5},
+    "stablelm_parallel": {"model_type": "stablelm", **SMALL, "use_parallel_residual": True, "use_qkv_bias": True,
+                          "partial_rotary_factor": 0.5},
+    "granite": {"model_type": "granite", **SMALL, "embedding_multiplier": 12.0, "logits_scaling": 8.0,
+                "residual_multiplier": 0.22, "attention_multiplier": 0.2},
+    "smollm3": {"model_type": "smollm3", **SMALL, "no_rope_layers": [0, 1], "rope_theta": 2e6},
+    "olmo2": {"model_type": "olmo2", **SMALL},
+    "gemma": {"model_type": "gemma", **SMALL, "head_dim": 6},
+    "gemma2": {"model_type": "gemma2", **SMALL, "head_dim": 6, "sliding_window": 5, "query_pre_attn_scalar": 9,
+               "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0},
+    "gemma3_text": {"model_type": "gemma3_text", **SMALL, "head_dim": 6, "sliding_window": 5,
+                    "layer_types": ["sliding_attention", "full_attention"]},
+    "qwen3_yarn": {"model_type": "qwen3", **SMALL, "head_dim": 8, "rope_theta": 100.0, "rope_scaling": {
+        "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8, "beta_fast": 2.0,
+        "beta_slow": 0.2}},
+}  # fmt: skip
 GOLDEN_TOKENS = 13
 
 
@@ -81,7 +107,8 @@ def random_state(model, seed: int, std: float = 0.3) -> dict[str, np.ndarray]:
     tied = model.config.tie_word_embeddings
     for name, value in model.state_dict().items():
         if not (tied and name == "lm_head.weight"):
-            center = 1.0 if "norm" in name else 0.0
+            gemma = model.config.model_type.startswith("gemma")  # there a weight w of a norm stands for 1 + w
+            center = 1.0 if "norm" in name and name.endswith(".weight") and not gemma else 0.0
             state[name] = (center + std * rng.standard_normal(tuple(value.shape))).astype(np.float32)
     return state
 
@@ -99,6 +126,9 @@ def write_goldens(folder: Path) -> None:
         state = random_state(model, seed)
         tensors = {key: torch.from_numpy(value) for key, value in state.items()}
         model.load_state_dict(tensors, strict=False)
+        if config.model_type == "gpt_neox":  # transformers calls its head otherwise in memory than in the file
+            for held in (state, tensors):
+                held["embed_out.weight"] = held.pop("lm_head.weight")
         ids = np.random.default_rng(100 + seed).integers(0, config.vocab_size, GOLDEN_TOKENS)
         steps = run_torch64(config, lambda key, t=tensors: t[key].double() if key in t else None, ids.tolist())
         for step, value in run_transformers(model, ids.tolist()).items():

@@ -61,9 +61,33 @@ def longrope_radius(rope: dict, max_position_embeddings: int) -> float:
     return math.sqrt(1 + math.log(stretch) / math.log(original)) if stretch > 1 else 1.0
 
 
-def rotary(config: PretrainedConfig, head_dim: int, length: int) -> torch.Tensor:
-    """The rotations as complex numbers, (length, 1, rotated pairs): r exp(i position frequency)."""
-    rope = config.rope_parameters
+def yarn_frequencies(frequency: torch.Tensor, rope: dict, rotated: int) -> tuple[torch.Tensor, float]:
+    """Frequencies between kept and divided by the factor, by a ramp over the pairs; and the factor of all rotations."""
+    factor, original = rope["factor"], rope["original_max_position_embeddings"]
+
+    def pair(turns: float) -> float:  # the pair that makes so many turns within the original context
+        return rotated * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(rope["rope_theta"]))
+
+    low, high = pair(rope.get("beta_fast") or 32), pair(rope.get("beta_slow") or 1)
+    if rope.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, rotated - 1)
+    ramp = [min(max((j - low) / ((high - low) or 0.001), 0.0), 1.0) for j in range(rotated // 2)]
+    slowed = torch.tensor(ramp, dtype=torch.float64)
+    radius = rope.get("attention_factor")
+    if radius is None:
+        scales = [0.1 * (rope.get(name) or 0) * math.log(factor) + 1 for name in ("mscale", "mscale_all_dim")]
+        both = rope.get("mscale") and rope.get("mscale_all_dim")
+        radius = scales[0] / scales[1] if both else 0.1 * math.log(factor) + 1
+    return frequency * (1 - slowed) + frequency / factor * slowed, radius
+
+
+def rotary(config: PretrainedConfig, head_dim: int, length: int, rope: dict | None = None) -> torch.Tensor:
+    """The rotations as complex numbers, (length, 1, rotated pairs): r exp(i position frequency).
+
+    rope: one of a family's several settings; None: the config's own.
+    """
+    rope = config.rope_parameters if rope is None else rope
     kind = rope["rope_type"]
     rotated = int(head_dim * (rope.get("partial_rotary_factor") or 1.0))
     j = torch.arange(0, rotated, 2, dtype=torch.float64)
@@ -77,7 +101,9 @@ def rotary(config: PretrainedConfig, head_dim: int, length: int) -> torch.Tensor
         factors = rope["long_factor"] if length > rope["original_max_position_embeddings"] else rope["short_factor"]
         frequency = frequency / torch.tensor(factors, dtype=torch.float64)
         radius = longrope_radius(rope, config.max_position_embeddings)
-    elif kind != "default":
+    elif kind == "yarn":
+        frequency, radius = yarn_frequencies(frequency, rope, rotated)
+    elif kind not in ("default", "dynamic"):  # dynamic begins behind the longest text
         raise SystemExit(f"rope_type {kind!r} is not implemented in this script")
     angle = torch.outer(torch.arange(length, dtype=torch.float64), frequency)
     return torch.polar(torch.full_like(angle, radius), angle)[:, None, :]
@@ -96,6 +122,7 @@ ACTIVATIONS = {
     "relu": torch.relu,
     "relu2": lambda x: torch.relu(x) ** 2,
     "gelu": torch.nn.functional.gelu,
+    "gelu_new": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
     "gelu_pytorch_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
 }
 
@@ -140,7 +167,7 @@ def head_sizes(config: PretrainedConfig) -> tuple[int, int, int]:
     """Number of query heads, number of key/value heads, size of a head: H, K, d."""
     heads = config.num_attention_heads
     d = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return heads, config.num_key_value_heads or heads, d
+    return heads, getattr(config, "num_key_value_heads", None) or heads, d
 
 
 def queries_keys_values(x: torch.Tensor, block: Block) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -170,23 +197,36 @@ def attention(x: torch.Tensor, turn: torch.Tensor, block: Block) -> torch.Tensor
     q, k, v = queries_keys_values(x, block)
     for name, value in (("q", q), ("k", k), ("v", v)):
         block.record(f"attn.{name}", value)
-    q, k = rotate(q, turn), rotate(k, turn)
+    z = gather(rotate(q, turn), rotate(k, turn), v, layer_window(block.config, block.index), block)
+    out = linear(z, block.weight, "self_attn.o_proj")
+    block.record("attn.out", out)
+    return out
+
+
+def gather(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int | None, block: Block,
+    scale: float | None = None, cap: float | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """softmax(q k^T scale + mask) v of rotated queries and keys; q (T, H, d), k and v (T, K, d) -> (T, H d).
+
+    scale: 1 / sqrt(d) where it is None. cap: scores s become cap tanh(s / cap).
+    """
     block.record("attn.rot_q", q)
     block.record("attn.rot_k", k)
 
     # Every query head gets its own copy of the keys: head h asks key head h // (H / K).
     group = q.shape[1] // k.shape[1]
     k, v = (a.repeat_interleave(group, dim=1) for a in (k, v))
-    scores = torch.einsum("thd,shd->hts", q, k) / math.sqrt(q.shape[-1])
+    scores = torch.einsum("thd,shd->hts", q, k)
+    scores = scores / math.sqrt(q.shape[-1]) if scale is None else scores * scale
+    scores = scores if cap is None else torch.tanh(scores / cap) * cap
     block.record("attn.scores", scores)
-    hidden = hidden_positions(len(x), layer_window(block.config, block.index))
+    hidden = hidden_positions(len(q), window)
     pattern = torch.softmax(scores.masked_fill(hidden, -math.inf), dim=-1)
     block.record("attn.pattern", pattern)
     z = torch.einsum("hts,shd->thd", pattern, v)
     block.record("attn.z", z)
-    out = linear(z.reshape(len(x), -1), block.weight, "self_attn.o_proj")
-    block.record("attn.out", out)
-    return out
+    return z.reshape(len(z), -1)
 
 
 def ffn(x: torch.Tensor, block: Block) -> torch.Tensor:
@@ -222,7 +262,8 @@ def run_block(h: torch.Tensor, turn: torch.Tensor, block: Block) -> torch.Tensor
 def torch64(config: PretrainedConfig, weight: Weight, ids: list[int], record: Record) -> None:
     """Run one text through the model in float64; ``record(name, value)`` gets every step in execution order.
 
-    config: a transformers config of llama, mistral, qwen2, qwen3 or phi3. weight: from names in the file to tensors.
+    config: a transformers config of llama, mistral, qwen2, qwen3 or phi3 (others: torch_families.py). weight: from
+    names in the file to tensors.
     """
     turn = rotary(config, head_sizes(config)[-1], len(ids))
     embedding, head = weight("model.embed_tokens.weight"), weight("lm_head.weight")
@@ -236,10 +277,3 @@ def torch64(config: PretrainedConfig, weight: Weight, ids: list[int], record: Re
     h = rms_norm(h, weight("model.norm.weight"), config.rms_norm_eps)
     record("final_norm", h)
     record("logits", h @ head.T)
-
-
-def run_torch64(config: PretrainedConfig, weight: Weight, ids: list[int]) -> Steps:
-    """Every step of the float64 pass as arrays."""
-    steps = {}
-    torch64(config, weight, ids, lambda name, value: steps.update({name: value.numpy()}))
-    return steps

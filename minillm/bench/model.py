@@ -99,7 +99,7 @@ class Child:
 def weights_per_token(model: Llama) -> list[np.ndarray]:
     """The arrays that one decoded token must read, flat: every block's weights, the last norm and the head."""
     arrays = [a for layer in model.layers for a in vars(layer).values() if isinstance(a, np.ndarray)]
-    return [a.ravel() for a in (*arrays, model.norm, model.lm_head)]  # views: rows are contiguous
+    return [a.ravel() for a in (*arrays, *model.ends[1:])]  # views: rows are contiguous
 
 
 def bench(

@@ -157,11 +157,9 @@ class RandomLayers:
 def bare_layer(config: ModelConfig, index: int, rows: np.ndarray) -> Layer:
     """A layer that has an FFN and nothing else, from an array of its size (3 F, D)."""
     count, nothing = config.intermediate_size, np.empty(0, rows.dtype)
-    rest = dict.fromkeys(("input_layernorm", "q_proj", "k_proj", "v_proj", "o_proj"), nothing)
-    rest["post_attention_layernorm"] = nothing
     gate, up, down = rows[:count], rows[count : 2 * count], rows[2 * count :].reshape(config.hidden_size, count)
-    ffn = {"gate_proj": gate, "up_proj": up, "down_proj": down}
-    return Layer(index, config.head_dim, config.rms_norm_eps, None, silu, **rest, **ffn)
+    attention = (nothing, nothing, nothing, nothing)  # q, k, v, o
+    return Layer(index, config.head_dim, config.rms_norm_eps, None, silu, *attention, gate, down, up)
 
 
 def check_memory(nbytes: int) -> None:

@@ -94,6 +94,7 @@ def command_perplexity(a: argparse.Namespace) -> int:
         of_report = ("neuron_sparsity", "read_exact", "read_known_mask", "union_density")
         fields = {key: getattr(score, key) for key in of_score} | {key: getattr(report, key) for key in of_report}
         fields |= {"dense_perplexity": dense.perplexity}
+        fields["read_exact"] = [None if math.isnan(share) else share for share in report.read_exact]
         fields = {key: None if value == math.inf else value for key, value in fields.items()}  # JSON has no infinity
         thresholds = show(a.thresholds) if a.thresholds else None
         print(json.dumps({"model": model.name, "dtype": str(model.dtype), "thresholds": thresholds} | fields))
@@ -104,7 +105,8 @@ def command_perplexity(a: argparse.Namespace) -> int:
         added = in_words(*difference(score, dense), "+.4f")
         print(wrapped(f"dense: perplexity {dense.perplexity:.4f}; the cut adds {added}"))
         about = (
-            f"neuron sparsity {report.neuron_sparsity:.4f}; weights read per token: gate {gate:.3f}, up {up:.3f}, "
+            f"neuron sparsity {report.neuron_sparsity:.4f}; weights read per token: gate {gate:.3f}, "
+            f"up {'-' if math.isnan(up) else format(up, '.3f')}, "
             f"down {down:.3f} (exact), {report.read_known_mask[0]:.3f} each (mask known beforehand); "
             f"{report.union_window} successive tokens together need {report.union_density or 0:.3f} of the neurons"
         )

@@ -27,6 +27,7 @@ from ..errors import CheckpointError
 from ..fields import brief, file_in, read_json
 from ..foreign import other_weights
 from .config import ModelConfig
+from .families import INTERLEAVED
 from .names import EMBEDDING, HEAD, expected_names, is_derived, plain_name
 from .tensors import DTYPES, TensorInfo, pieces, read_header, read_tensor
 
@@ -114,21 +115,23 @@ def load_weights(folder: str | Path, config: ModelConfig, dtype: DTypeLike = np.
 
     Arrays that the file already holds in that dtype are views of the memory-mapped file: nothing is copied, the
     system reads pages as they are used. Others are widened piece by piece into their place. Names and shapes must be
-    those of config.tensor_shapes(); Phi-3's fused matrices come back as views under q_proj, k_proj, v_proj, gate_proj
-    and up_proj. A tied head is not returned: it is model.embed_tokens.weight, whichever of the two the file holds.
+    those of config.tensor_shapes(). They come back under the names of config.weight_shapes(): a matrix that holds the
+    rows of several is split (``split_fused``). A tied head is not returned: it is model.embed_tokens.weight, whichever
+    of the two the file holds.
     Raises CheckpointError: names, shapes, tied matrices that differ, numbers that are not finite.
     """
     folder, dtype = Path(folder), np.dtype(dtype)
     if dtype not in (np.float32, np.float64):
         raise CheckpointError(f"{folder}: cannot be loaded as {dtype}, expected float32 or float64")
     tied, expected = config.tie_word_embeddings, config.tensor_shapes()
-    found = expected_names(checkpoint_tensors(folder), expected, tied, folder)
+    embedding, head = config.file_name(EMBEDDING), config.file_name(HEAD)
+    found = expected_names(checkpoint_tensors(folder), expected, folder, (embedding, head) if tied else None)
     # One of two tied matrices is enough: it is the embedding, under whichever name. Where both are stored, twin is
     # the head, which must then be equal.
-    twin = found.pop(HEAD, None) if tied else None
-    if twin and EMBEDDING not in found:
-        found[EMBEDDING], twin = twin, None
-    for name, info in [*found.items(), *([(EMBEDDING, twin)] if twin else [])]:
+    twin = found.pop(head, None) if tied else None
+    if twin and embedding not in found:
+        found[embedding], twin = twin, None
+    for name, info in [*found.items(), *([(embedding, twin)] if twin else [])]:
         if info.dtype not in DTYPES:
             stored = f"is stored as {info.dtype}, expected one of {', '.join(DTYPES)} (quantised weights are not read)"
             raise CheckpointError(f"{info.path}: tensor {info.name} {stored}")
@@ -141,30 +144,40 @@ def load_weights(folder: str | Path, config: ModelConfig, dtype: DTypeLike = np.
     for name in _with_progress(expected, sum(info.nbytes for info in found.values())):
         weights[name] = read_tensor(found[name], dtype, maps)
     if twin:
-        embedding = weights[EMBEDDING].reshape(-1)
+        flat = weights[embedding].reshape(-1)
         for start, piece in pieces(twin):
-            if not np.array_equal(embedding[start : start + piece.size], piece):
+            if not np.array_equal(flat[start : start + piece.size], piece):
                 why = "expected equal as tie_word_embeddings is true"
-                raise CheckpointError(f"{twin.path}: {HEAD} differs from {EMBEDDING}, {why}")
+                raise CheckpointError(f"{twin.path}: {head} differs from {embedding}, {why}")
     return split_fused(weights, config)
 
 
 def split_fused(weights: Mapping[str, np.ndarray], config: ModelConfig) -> dict[str, np.ndarray]:
-    """Rename Phi-3's fused matrices to Llama's: row blocks q, k, v (H d, K d, K d rows) and gate, up (F rows each).
+    """The tensors of a file under Llama's names; a matrix that holds the rows of several is split.
 
-    The parts are views. Source: modeling_phi3.py, Phi3Attention.forward and Phi3MLP.forward.
+    Phi-3: row blocks q, k, v (H d, K d, K d rows) and gate, up (F rows each); the parts are views. GPT-NeoX: for each
+    head the d rows of q, k and v; the rows of one part do not lie together there, so the parts are copies.
+    Source: modeling_phi3.py, modeling_gpt_neox.py.
     """
-    q, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
-    parts = {"qkv_proj": {"q_proj": q, "k_proj": kv, "v_proj": kv},
-             "gate_up_proj": {"gate_proj": config.intermediate_size, "up_proj": config.intermediate_size}}  # fmt: skip
-    split = {}
-    for name, weight in weights.items():
-        fused = name.split(".")[-2]
-        start = 0
-        for part, rows in parts.get(fused, {fused: len(weight)}).items():
-            split[name.replace(fused, part)] = weight[start : start + rows] if fused in parts else weight
-            start += rows
+    split, starts = {}, dict[str, int]()
+    for name, (rows, *_) in config.weight_shapes().items():
+        stored = config.file_name(name)
+        whole, start = weights[stored], starts.get(stored, 0)
+        starts[stored] = start + rows
+        if rows == len(whole):
+            split[name] = whole
+        elif config.model_type in INTERLEAVED:
+            heads = whole.reshape(config.num_attention_heads, 3, config.head_dim, *whole.shape[1:])
+            split[name] = read_only(heads[:, start // rows].reshape(rows, *whole.shape[1:]))
+        else:
+            split[name] = whole[start : start + rows]
     return split
+
+
+def read_only(array: np.ndarray) -> np.ndarray:
+    """The array itself, which can no longer be written into: weights of a file are not changed."""
+    array.flags.writeable = False
+    return array
 
 
 def _with_progress(names: Iterable[str], nbytes: int) -> Iterable[str]:

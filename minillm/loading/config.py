@@ -15,68 +15,25 @@ that do not change the sums (dropout, cache switches, `auto_map`: code is never 
 would add or remove a tensor is caught by checkpoint.py, which wants the exact set of names.
 """
 
-import math
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..errors import ConfigError
-from ..fields import Fields, brief, file_in, read_json
+from ..fields import Fields, file_in, read_json
 from ..foreign import other_weights
-
-
-class Defaults(NamedTuple):
-    """What transformers 5 assumes where a field is absent. None: derived from other fields, or off."""
-
-    num_key_value_heads: int | None
-    head_dim: int | None
-    max_position_embeddings: int
-    rms_norm_eps: float
-    sliding_window: int | None
-    bos_token_id: int | None
-    eos_token_id: int | None
-
-
-FAMILIES = {  # model_type -> the defaults of its class
-    "llama": Defaults(None, None, 2048, 1e-6, None, 1, 2),
-    "mistral": Defaults(8, None, 131072, 1e-6, 4096, 1, 2),
-    "qwen2": Defaults(32, None, 32768, 1e-6, 4096, None, None),
-    "qwen3": Defaults(32, 128, 32768, 1e-6, 4096, None, None),
-    "phi3": Defaults(None, None, 4096, 1e-5, None, 1, 32000),
-}
+from ..steps import step_names
+from .families import FAMILIES, NORMS_OF, file_name
+from .family_fields import biases, own_fields, sliding_windows
+from .rope_config import RopeConfig
 
 # Classes of transformers that are read: a model with its head, and one without (its head must be tied, or be there).
-CLASSES = ("ForCausalLM", "LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model", "Phi3Model")
+_BODIES = """Llama Mistral Qwen2 Qwen3 Phi3 Granite SmolLM3 StableLm Olmo2 Gemma Gemma2 Gemma3Text OPT Phi GPTNeoX"""
+CLASSES = ("ForCausalLM", *(f"{name}Model" for name in _BODIES.split()))
 
-HIDDEN_ACTS = {name: name for name in ("silu", "relu", "relu2", "gelu", "gelu_pytorch_tanh")} | {"swish": "silu"}
-
-# rope_type -> the keys it reads. Any other key is refused: it would belong to a scaling that is not this one.
-ROPE_TYPES: dict[str, set[str]] = {
-    "default": set(),
-    "linear": {"factor"},
-    "llama3": {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"},
-    "longrope": {"factor", "short_factor", "long_factor", "attention_factor", "original_max_position_embeddings"},
-}
-# Beside these: what every type takes or leaves alone, and factors that multiply by 1.
-_ANY_ROPE_TYPE = {"rope_theta", "partial_rotary_factor", "original_max_position_embeddings"}
-_ONE_CHANGES_NOTHING = {"factor", "attention_factor"}
-
-
-@dataclass(frozen=True)
-class RopeConfig:
-    """How positions turn the queries and keys; transformer/rope.py holds the equations."""
-
-    rope_type: str  # a key of ROPE_TYPES
-    theta: float  # the base of the frequencies theta ** (-2 i / rotary_dim)
-    rotary_dim: int  # how many of the head's d entries turn: all of them, or fewer with a partial_rotary_factor
-    factor: float = 1.0  # linear, llama3: how far the context was stretched; longrope: only inside attention_factor
-    low_freq_factor: float | None = None  # llama3
-    high_freq_factor: float | None = None  # llama3
-    original_max_position_embeddings: int | None = None  # llama3, longrope: the context before it was stretched
-    short_factor: tuple[float, ...] = ()  # longrope: one divisor per frequency, up to the original context
-    long_factor: tuple[float, ...] = ()  # longrope: the same beyond it
-    attention_factor: float = 1.0  # longrope: multiplies cos and sin
+HIDDEN_ACTS = {name: name for name in ("silu", "relu", "relu2", "gelu", "gelu_pytorch_tanh")}
+HIDDEN_ACTS |= {"swish": "silu", "gelu_new": "gelu_pytorch_tanh"}  # other names of the same functions
 
 
 @dataclass(frozen=True)
@@ -103,6 +60,41 @@ class ModelConfig:
     sliding_windows: tuple[int | None, ...]  # one per layer; None: the layer attends to everything before it
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
+    # Where a family is not a Llama. The values below are those of a Llama.
+    wiring: str = "pre_norm"  # how attention and FFN are wired: a function of transformer/blocks.py
+    norm: str = "rms"  # "rms", "rms_from_one" (a weight w stands for 1 + w) or "layer" (LayerNorm, with a bias)
+    final_norm: bool = True  # whether a norm stands in front of the head
+    gated: bool = True  # whether the FFN has an up matrix
+    qk_norm_whole: bool = False  # the norms of queries and keys are over all heads at once
+    attention_scale: float | None = None  # of the scores; None: 1 / sqrt(d)
+    attention_cap: float | None = None  # scores s become cap tanh(s / cap)
+    other_rope: RopeConfig | None = None  # of the layers that other_rope_layers names
+    other_rope_layers: tuple[int, ...] = ()
+    embedding_size: int | None = None  # the width of the embedding where it is not D
+    learned_positions: bool = False  # a table of positions is added to the embedding
+    embedding_scale: float = 1.0  # what the embedding is multiplied with
+    residual_scale: float = 1.0  # what attention and FFN are multiplied with before they are added
+    head_bias: bool = False
+    logit_divisor: float = 1.0
+    logit_cap: float | None = None  # logits z become cap tanh(z / cap)
+
+    @property
+    def ropes(self) -> tuple[RopeConfig, ...]:
+        """The rotations of the model: ``rope``, and ``other_rope`` where there is one."""
+        return (self.rope,) if self.other_rope is None else (self.rope, self.other_rope)
+
+    def step_names(self) -> list[str]:
+        """The names of a dense forward pass of this model, in execution order (steps.py)."""
+        normed = self.wiring in ("sandwich", "norm_after")
+        left_out = {
+            "mlp.up": not self.gated, "resid_mid": self.wiring.startswith("parallel"), "final_norm": not self.final_norm
+        }  # fmt: skip
+        added = {
+            "attn.out_norm": normed, "mlp.out_norm": normed, "embed_positions": self.learned_positions,
+            "project_in": self.embedding_size is not None, "project_out": self.embedding_size is not None,
+        }  # fmt: skip
+        differences = ([name for name, differs in names.items() if differs] for names in (left_out, added))
+        return step_names(self.num_hidden_layers, *differences)
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> "ModelConfig":
@@ -125,33 +117,29 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, fields: dict[str, Any], source: str = "config.json") -> "ModelConfig":
         """Check the fields of a config.json of either generation; source names the file in errors (ConfigError)."""
-        read = Fields(fields, source)
-        family = read.choice("model_type", FAMILIES)
+        family = Fields(fields, source).choice("model_type", FAMILIES)
         default = FAMILIES[family]
-        if fields.get("quantization_config") not in (None, {}):
-            raise read.error("quantization_config", "no quantised weights")
-        if (read.integer_or_null("pretraining_tp", 4096, 1) or 1) > 1:
-            read.note("pretraining_tp", "is above 1, which splits sums and leaves them the same: it is not looked at")
-        classes = fields.get("architectures") or []
-        if type(classes) is not list or not all(str(name).endswith(CLASSES) for name in classes):
-            raise read.error("architectures", "a list of ...ForCausalLM, as other heads are not implemented")
+        read = Fields(fields, source, names=default.fields)
+        _refuse(read)
 
         vocab_size = read.integer("vocab_size", 2**21)
         hidden_size = read.integer("hidden_size", 2**16)
         layers = read.integer("num_hidden_layers", 1024)
         heads = read.integer("num_attention_heads", 4096)
-        kv_heads = read.integer_or_null("num_key_value_heads", 4096, default.num_key_value_heads) or heads
+        kv_heads = heads
+        if family not in ("opt", "gpt_neox"):
+            kv_heads = read.integer_or_null("num_key_value_heads", 4096, default.num_key_value_heads) or heads
         if heads % kv_heads:
             raise read.error("num_key_value_heads", f"a divisor of num_attention_heads ({heads})", kv_heads)
         head_dim = read.integer_or_null("head_dim", 2**12) or default.head_dim
+        if head_dim is not None and family in ("opt", "gpt_neox", "stablelm") and head_dim * heads != hidden_size:
+            raise read.error("head_dim", f"hidden_size / num_attention_heads ({hidden_size} / {heads})")
         if head_dim is None:
             if hidden_size % heads:
                 raise read.error("hidden_size", f"a multiple of num_attention_heads ({heads}), as head_dim is absent")
             head_dim = hidden_size // heads
         max_positions = read.integer("max_position_embeddings", 2**31 - 1, default.max_position_embeddings)
 
-        # Which projections have a bias is fixed for all families but two (modeling_*.py).
-        attention_bias = read.boolean("attention_bias") if family in ("llama", "qwen3") else False
         # An id that is absent takes the family's default, unless the vocabulary ends before it.
         bos, eos = (
             None if token is None or token >= vocab_size else token
@@ -159,154 +147,93 @@ class ModelConfig:
         )
         if type(fields.get("bos_token_id")) is list:
             raise read.error("bos_token_id", "one integer or null")
+        windows = sliding_windows(read, family, layers, max_positions)
         return cls(
             family, vocab_size, hidden_size, read.integer("intermediate_size", 2**20), layers,
             heads, kv_heads, head_dim, max_positions,
             # float32 would round a smaller eps to 0, and the norm of a row of zeros would be 0 / 0
             rms_norm_eps=read.number("rms_norm_eps", 1.0, default.rms_norm_eps, low=1e-30),
-            hidden_act=HIDDEN_ACTS[read.choice("hidden_act", HIDDEN_ACTS, "silu")],
-            tie_word_embeddings=read.boolean("tie_word_embeddings"),
-            rope=_rope(read, family, head_dim, max_positions),
-            qkv_bias=attention_bias or family == "qwen2",
-            o_bias=attention_bias,
-            mlp_bias=read.boolean("mlp_bias") if family == "llama" else False,
-            qk_norm=family == "qwen3",
-            sliding_windows=_sliding_windows(read, family, layers, max_positions),
+            hidden_act=HIDDEN_ACTS[read.choice("hidden_act", HIDDEN_ACTS, default.hidden_act)],
+            tie_word_embeddings=read.boolean("tie_word_embeddings", default.tie_word_embeddings),
+            sliding_windows=windows,
             bos_token_id=next(iter(read.token_ids("bos_token_id", vocab_size, bos)), None),
             eos_token_ids=read.token_ids("eos_token_id", vocab_size, eos),
+            **biases(read, family),
+            **own_fields(read, family, layers, head_dim, max_positions),
         )  # fmt: skip
+
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Llama's name -> shape of every weight of this model; matrices are (out, in).
+
+        A tied head is not listed: it is the embedding.
+        """
+        D, E = self.hidden_size, self.embedding_size or self.hidden_size
+        shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab_size, E)}
+        if self.learned_positions:  # the first two rows belong to no position (modeling_opt.py)
+            shapes["model.embed_positions.weight"] = (self.max_position_embeddings + 2, D)
+        if E != D:
+            shapes |= {"model.project_in.weight": (D, E), "model.project_out.weight": (E, D)}
+        layer = self._layer_shapes()
+        for i in range(self.num_hidden_layers):
+            shapes |= {f"model.layers.{i}.{name}": shape for name, shape in layer.items()}
+        for kind in self._norm_parts() if self.final_norm else ():
+            shapes[f"model.norm.{kind}"] = (D,)
+        if not self.tie_word_embeddings:
+            shapes["lm_head.weight"] = (self.vocab_size, E)
+        return shapes | ({"lm_head.bias": (self.vocab_size,)} if self.head_bias else {})
+
+    def _norm_parts(self) -> tuple[str, ...]:
+        return ("weight", "bias") if self.norm == "layer" else ("weight",)
+
+    def _layer_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The weights of one layer, by their names behind "model.layers.0."."""
+        D, F = self.hidden_size, self.intermediate_size
+        q, kv = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
+        layer: dict[str, tuple[int, ...]] = {}
+        for norm in NORMS_OF[self.wiring]:
+            layer |= {f"{norm}.{kind}": (D,) for kind in self._norm_parts()}
+        if self.qk_norm:
+            whole = self.qk_norm_whole
+            layer["self_attn.q_norm.weight"] = (q if whole else self.head_dim,)
+            layer["self_attn.k_norm.weight"] = (kv if whole else self.head_dim,)
+        up: dict[str, tuple[int, ...]] = {"mlp.up_proj": (F, D)} if self.gated else {}
+        qkv: dict[str, tuple[int, ...]]
+        qkv = {"self_attn.q_proj": (q, D), "self_attn.k_proj": (kv, D), "self_attn.v_proj": (kv, D)}
+        for matrices, bias in (
+            (qkv, self.qkv_bias),
+            ({"self_attn.o_proj": (D, q)}, self.o_bias),
+            ({"mlp.gate_proj": (F, D), **up, "mlp.down_proj": (D, F)}, self.mlp_bias),
+        ):
+            for name, shape in matrices.items():
+                layer[f"{name}.weight"] = shape
+                if bias:
+                    layer[f"{name}.bias"] = shape[:1]
+        return layer
+
+    def file_name(self, name: str) -> str:
+        """What a file of this model calls the tensor of this name of Llama's; several may be rows of one matrix."""
+        return file_name(self.model_type, name)
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """Name -> shape of every tensor that a file of this model holds; weights are (out, in).
 
         Phi-3 fuses q, k, v into one matrix and gate, up into another. A tied head is not listed: it is the embedding.
         """
-        D, F = self.hidden_size, self.intermediate_size
-        q, kv = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
-        qkv: dict[str, tuple[int, ...]]
-        gate_up: dict[str, tuple[int, ...]]
-        if self.model_type == "phi3":
-            qkv, gate_up = {"qkv_proj": (q + 2 * kv, D)}, {"gate_up_proj": (2 * F, D)}
-        else:
-            qkv = {"q_proj": (q, D), "k_proj": (kv, D), "v_proj": (kv, D)}
-            gate_up = {"gate_proj": (F, D), "up_proj": (F, D)}
-        layer: dict[str, tuple[int, ...]] = {"input_layernorm.weight": (D,), "post_attention_layernorm.weight": (D,)}
-        if self.qk_norm:
-            layer |= {"self_attn.q_norm.weight": (self.head_dim,), "self_attn.k_norm.weight": (self.head_dim,)}
-        for part, matrices, bias in (
-            ("self_attn", qkv, self.qkv_bias),
-            ("self_attn", {"o_proj": (D, q)}, self.o_bias),
-            ("mlp", {**gate_up, "down_proj": (D, F)}, self.mlp_bias),
-        ):
-            for name, shape in matrices.items():
-                layer[f"{part}.{name}.weight"] = shape
-                if bias:
-                    layer[f"{part}.{name}.bias"] = shape[:1]
-        shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab_size, D)}
-        for i in range(self.num_hidden_layers):
-            shapes |= {f"model.layers.{i}.{name}": shape for name, shape in layer.items()}
-        shapes["model.norm.weight"] = (D,)
-        return shapes if self.tie_word_embeddings else shapes | {"lm_head.weight": (self.vocab_size, D)}
+        shapes: dict[str, tuple[int, ...]] = {}
+        for name, (rows, *columns) in self.weight_shapes().items():
+            stored = self.file_name(name)
+            above = shapes.get(stored, (0,))[0]
+            shapes[stored] = (above + rows, *columns)
+        return shapes
 
 
-def _rope_fields(read: Fields, family: str) -> tuple[str, Fields]:
-    """The kind of RoPE (a key of ROPE_TYPES) and its fields, from either generation (modeling_rope_utils.py).
-
-    They are those of rope_parameters and rope_scaling (mostly only one is there), with what stands beside the objects:
-    rope_theta and others. What stands in two places must agree.
-    """
-    # The first Phi-3 files called longrope "su"; transformers reads "yarn" in a Phi-3 file as longrope, too.
-    names = {"su": "longrope", "yarn": "longrope"} if family == "phi3" else {}
-    supported = ["default", "longrope"] if family == "phi3" else list(ROPE_TYPES)
-    where, merged = "rope_parameters", dict[str, Any]()
-    for place in ("rope_parameters", "rope_scaling"):
-        inner = read.fields.get(place)
-        if inner is not None and not isinstance(inner, dict):
-            raise read.error(place, "an object or null")
-        if not inner:
-            continue
-        where = place
-        for key, value in inner.items():
-            name = "rope_type" if key == "type" else key
-            if name == "rope_type" and value is not None:
-                value = names.get(value, value) if isinstance(value, str) else value
-                if value not in supported or value != merged.get(name, value):
-                    raise read.error(f"{where}.rope_type", f"one of {', '.join(supported)}, once", value)
-            if value is not None and merged.setdefault(name, value) != value:
-                values = Fields(inner, read.source, f"{where}.")
-                raise values.error(key, f"the value that stands elsewhere, {brief(merged[name])}")
-    kind = merged.pop("rope_type", "default")
-    values = Fields(merged, read.source, f"{where}.")
-    for name in ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings"):
-        outer = read.fields.get(name)
-        if outer is not None and merged.setdefault(name, outer) != outer:
-            raise read.error(name, f"the value inside {where} ({brief(merged[name])})")
-    for name, value in merged.items():
-        one = name in _ONE_CHANGES_NOTHING and type(value) is not bool and value == 1
-        if name not in ROPE_TYPES[kind] | _ANY_ROPE_TYPE and not one:
-            raise values.error(name, f"no such key for rope_type {kind}")
-    return kind, values
-
-
-def _rope(read: Fields, family: str, head_dim: int, max_positions: int) -> RopeConfig:
-    """How positions turn queries and keys: the kind of RoPE, and the numbers that this kind needs."""
-    kind, values = _rope_fields(read, family)
-    # The bounds keep every frequency and every angle finite in float32, whatever the position.
-    theta = values.number("rope_theta", 1e30, 10_000.0, low=1e-6)
-    share = values.number("partial_rotary_factor", 1.0, 1.0)
-    if share != 1.0 and family != "phi3":  # modeling_*.py of the other families turns whole heads
-        raise values.error("partial_rotary_factor", f"1.0 for the family {family}")
-    rotary_dim = int(head_dim * share)
-    if rotary_dim % 2 or rotary_dim == 0:
-        raise read.error("head_dim", "an even number of rotated entries, as RoPE turns pairs", rotary_dim)
-    if kind == "default":
-        return RopeConfig(kind, theta, rotary_dim)
-    if kind == "linear":
-        return RopeConfig(kind, theta, rotary_dim, values.number("factor", 1e6, low=1.0))
-
-    if family == "phi3":
-        original = values.integer("original_max_position_embeddings", 2**31 - 1, 4096)
-    else:
-        original = values.integer("original_max_position_embeddings", 2**31 - 1)
-    if kind == "llama3":
-        factor = values.number("factor", 1e6, low=1.0)
-        low, high = (values.number(name, 1e6, low=1e-6) for name in ("low_freq_factor", "high_freq_factor"))
-        if low >= high:
-            raise values.error("low_freq_factor", f"less than high_freq_factor ({high})", low)
-        return RopeConfig(kind, theta, rotary_dim, factor, low, high, original)
-
-    # longrope (arXiv 2402.13753): transformers takes the stretch from `factor`, else from the two context lengths,
-    # and scales attention by sqrt(1 + ln(stretch) / ln(original)) unless the file says otherwise.
-    factor = values.number("factor", 1e6, max_positions / original)
-    if factor > 1 and original == 1:
-        raise values.error("original_max_position_embeddings", "more than 1", original)
-    attention = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
-    attention = values.number("attention_factor", 1e6, attention, low=1e-6)
-    short, long = (values.numbers(name, rotary_dim // 2, 1e-6, 1e6) for name in ("short_factor", "long_factor"))
-    return RopeConfig(kind, theta, rotary_dim, factor, None, None, original, short, long, attention)
-
-
-def _sliding_windows(read: Fields, family: str, layers: int, max_positions: int) -> tuple[int | None, ...]:
-    """The window of every layer: mistral and phi3 on all, qwen on the layers that layer_types names, llama on none."""
-    first = 0  # the first layer with a window
-    if family in ("qwen2", "qwen3") and not read.boolean("use_sliding_window"):
-        window = None  # whatever sliding_window says
-    else:
-        window = read.integer_or_null("sliding_window", 2**31 - 1, FAMILIES[family].sliding_window)
-    if family == "llama" and window is not None:
-        if window < max_positions:
-            raise read.error("sliding_window", "absent or null for the family llama")
-        window = None  # it would never hide anything
-    if family in ("qwen2", "qwen3") and window is not None:
-        first = read.integer("max_window_layers", 2**31 - 1, 28, low=0)
-    windows = tuple(window if i >= first else None for i in range(layers))
-    kinds = read.fields.get("layer_types")
-    if kinds is None:
-        return windows
-    allowed = ["full_attention"] if window is None else ["full_attention", "sliding_attention"]
-    if type(kinds) is not list or len(kinds) != layers or not all(kind in allowed for kind in kinds):
-        raise read.error("layer_types", f"{layers} entries, each {' or '.join(allowed)}")
-    listed = tuple(window if kind == "sliding_attention" else None for kind in kinds)
-    if family not in ("qwen2", "qwen3") and listed != windows:  # transformers would ignore the list here
-        raise read.error("layer_types", f"the same kind for every layer of the family {family}")
-    return listed
+def _refuse(read: Fields) -> None:
+    """Raise ConfigError for what no family of this package has: quantised weights, another head, split sums."""
+    fields = read.fields
+    if fields.get("quantization_config") not in (None, {}):
+        raise read.error("quantization_config", "no quantised weights")
+    if (read.integer_or_null("pretraining_tp", 4096, 1) or 1) > 1:
+        read.note("pretraining_tp", "is above 1, which splits sums and leaves them the same: it is not looked at")
+    classes = fields.get("architectures") or []
+    if type(classes) is not list or not all(str(name).endswith(CLASSES) for name in classes):
+        raise read.error("architectures", "a list of ...ForCausalLM, as other heads are not implemented")

@@ -26,7 +26,7 @@ EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 # RoPE's frequencies and tables, the causal mask, the positions: older programs stored them.
 _DERIVED = re.compile(
-    r"(.+\.)?(rotary_emb\.(inv_freq|original_inv_freq|cos_cached|sin_cached)|position_ids|(self_)?attn\.(bias|masked_bias))"
+    r"(.+\.)?(rotary_emb\.(inv_freq|original_inv_freq|cos_cached|sin_cached)|position_ids|((self_)?attn|attention)\.(bias|masked_bias))"
 )
 _PREFIX = re.compile(r"((model|language_model|base_model|transformer|module)\.)*")
 _WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")  # at any place
@@ -50,17 +50,17 @@ def plain_name(name: str) -> tuple[str, str]:
 
 
 def expected_names(
-    stored: Mapping[str, TensorInfo], expected: Collection[str], tied: bool, folder: object
+    stored: Mapping[str, TensorInfo], expected: Collection[str], folder: object, tied: tuple[str, str] | None
 ) -> dict[str, TensorInfo]:
     """The tensors that are used, under the names that config.json asks for (expected).
 
-    tied: one of the embedding and the head is enough, and both may come back. Left out are derived tensors, and
-    tensors of a dtype that no weight has here (integers, F8) where no matrix of the model has such a name.
+    tied: the names of embedding and head, where one of them is enough, and both may come back. Left out are derived
+    tensors, and tensors of a dtype that no weight has here (integers, F8) where no matrix of the model has such a name.
     A note says what was read under other names and what was left out.
     Raises CheckpointError, which names what was found, where names are missing or left over.
     """
     used = {name: info for name, info in stored.items() if not is_derived(name)}
-    wanted = {*expected, HEAD} if tied else set(expected)
+    wanted = {*expected, *(tied or ())}
     notes = []
     if not used.keys() <= wanted:
         used, prefix = _without_prefix(used, wanted)
@@ -70,7 +70,7 @@ def expected_names(
         if ignored := _of_foreign_dtypes(used, wanted):
             kinds = ", ".join(sorted({used.pop(name).dtype for name in ignored}))
             notes.append(f"{folder}: {len(ignored)} tensor(s) of {kinds} are not used, first {brief(ignored[0])}")
-    present = used.keys() | ({EMBEDDING} if tied and HEAD in used else set())
+    present = used.keys() | ({tied[0]} if tied and tied[1] in used else set())
     missing = [name for name in expected if name not in present]
     extra = [name for name in used if name not in wanted]
     if missing or extra:

@@ -1,8 +1,8 @@
 """A model as a Hugging Face folder, which minillm and transformers load: config.json, model.safetensors, tokenizer.
 
-The weights are written as float32, under the names that config.json asks for: Phi-3's parts of q, k, v and of gate, up
-are put together again, and a tied head is not written, since it is the embedding. A model that was made from another
-one has a file beside them that says how (``how_made``).
+The weights are written as float32, under the names that config.json asks for: what the files of the family keep in one
+matrix is put together again, and a tied head is not written, since it is the embedding. A model that was made from
+another one has a file beside them that says how (``how_made``).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from ..files import whole_folder
 from ..identity import Fingerprint
 from .checkpoint import SINGLE
 from .config import ModelConfig
+from .families import INTERLEAVED
 from .tensors import save_tensors
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -36,13 +37,20 @@ def copy_files(source: Path, folder: Path, names: tuple[str, ...], error: type[M
 
 def fused(weights: Mapping[str, np.ndarray], config: ModelConfig) -> dict[str, np.ndarray]:
     """The weights under the names of a file of this config; the inverse of checkpoint.split_fused."""
-    parts = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
-    named = {}
-    for name in config.tensor_shapes():
-        whole = name.split(".")[-2]
-        pieces = [weights[name.replace(whole, part)] for part in parts.get(whole, (whole,))]
-        named[name] = np.concatenate(pieces) if whole in parts else pieces[0]
-    return named
+    parts: dict[str, list[np.ndarray]] = {}
+    for name in config.weight_shapes():
+        parts.setdefault(config.file_name(name), []).append(weights[name])
+    return {name: _joined(pieces, config) for name, pieces in parts.items()}
+
+
+def _joined(pieces: list[np.ndarray], config: ModelConfig) -> np.ndarray:
+    """Matrices (or biases) as one, with the rows of all: one below the other, or head by head."""
+    if len(pieces) == 1:
+        return pieces[0]
+    if config.model_type not in INTERLEAVED:
+        return np.concatenate(pieces)
+    by_head = [piece.reshape(config.num_attention_heads, config.head_dim, *piece.shape[1:]) for piece in pieces]
+    return np.stack(by_head, axis=1).reshape(-1, *pieces[0].shape[1:])
 
 
 def write_model(folder: Path, fields: Mapping[str, Any], weights: Mapping[str, np.ndarray]) -> None:

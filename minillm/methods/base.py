@@ -41,13 +41,12 @@ from ..sparsity.spec import SparsitySpec
 from ..steps import near_misses
 from ..threads import with_few_threads
 from ..trace import Tap, no_tap
-from ..transformer.blocks import Positions, block
+from ..transformer.blocks import block, positions_of
 from ..transformer.ffn import FeedForward, swiglu
 from ..transformer.finite import first_problem, report, rows_are_numbers
 from ..transformer.layer import FFN_MATRICES, Layer
 from ..transformer.model import Llama
 from ..transformer.ops import no_warnings
-from ..transformer.rope import rope_table
 from ..transformer.texts import Run
 
 WEIGHT_BYTES = 2
@@ -143,6 +142,10 @@ def fit(
     Raises MinillmError for an unknown method and a target out of range or out of reach.
     """
     make = method_named(name)
+    if not model.config.gated:
+        raise MinillmError(
+            f"method {name} changes gate, up and down, and the model's FFNs have no gate, expected gated ones"
+        )
     if not 0 <= target < 1:
         raise MinillmError(f"target is {target}, expected a share from 0 to below 1")
     made = make(model, documents, target, context=context)
@@ -222,7 +225,7 @@ def idle_neurons(layer: Layer) -> int:
     """
     idle = ~layer.down_proj.any(axis=0)  # (F,)
     for matrix, bias, zero in (
-        (layer.gate_proj, layer.gate_bias, layer.act(np.zeros(1))[0] == 0), (layer.up_proj, layer.up_bias, True)
+        (layer.gate_proj, layer.gate_bias, layer.act(np.zeros(1))[0] == 0), (layer.up, layer.up_bias, True)
     ):  # fmt: skip
         silent = ~matrix.any(axis=1) if bias is None else ~matrix.any(axis=1) & (bias == 0)
         idle |= silent & zero
@@ -288,7 +291,7 @@ def layer_by_layer(
 
 def _through(model: Llama, layer: Layer, h: np.ndarray, tap: Tap = no_tap) -> np.ndarray:
     """One dense block on a whole run: h (T, D) -> (T, D)."""
-    positions = Positions(0, *rope_table(model.config.rope, len(h), model.dtype))
+    positions = positions_of(model.config, len(h), model.dtype)
     after = block(h, layer, positions, swiglu, tap)  # (T, D)
     if not rows_are_numbers(after):
         problem = first_problem(lambda look: block(h, layer, positions, swiglu, look), no_tap)

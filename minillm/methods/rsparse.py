@@ -71,7 +71,7 @@ class RSparseFFN:
         of_gate, of_up = cut.keep(OF_GATE_INPUT, x, x), cut.keep(OF_UP_INPUT, x, x)  # (T, D) or None
         gate_pre = tap("gate_pre", mixed_linear(x, of_gate, layer.gate_proj, layer.gate_bias, low["gate_proj"]))
         gate = tap("gate", layer.act(gate_pre))  # (T, F)
-        up = tap("up", mixed_linear(x, of_up, layer.up_proj, layer.up_bias, low["up_proj"]))  # (T, F)
+        up = tap("up", mixed_linear(x, of_up, layer.up, layer.up_bias, low["up_proj"]))  # (T, F)
         mid = tap("mid", gate * up)  # (T, F)
         of_down = cut.keep(AFTER_BOTH, mid, mid)  # (T, F) or None
         if tap is not no_tap and any(mask is not None for mask in (of_gate, of_up, of_down)):

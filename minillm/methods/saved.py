@@ -47,7 +47,7 @@ def widened(layer: Layer, width: int) -> Layer:
     return replace(
         layer,
         gate_proj=np.pad(layer.gate_proj, ((0, missing), (0, 0))),  # (F, D)
-        up_proj=np.pad(layer.up_proj, ((0, missing), (0, 0))),  # (F, D)
+        up_proj=np.pad(layer.up, ((0, missing), (0, 0))),  # (F, D)
         down_proj=np.pad(layer.down_proj, ((0, 0), (0, missing))),  # (D, F)
         gate_bias=bias(layer.gate_bias),
         up_bias=bias(layer.up_bias),

@@ -25,6 +25,7 @@ class Entry(NamedTuple):
     place: str
     about: str
     evaluated: bool | tuple[int, ...] = True
+    of_up: bool = False  # whether it looks at up, so that it needs FFNs with a gate
 
 
 CATALOGUE: dict[str, Entry] = {
@@ -33,17 +34,17 @@ CATALOGUE: dict[str, Entry] = {
     "static": Entry("static", "baselines:Static", "how often each neuron is active"),
     "previous-token": Entry("previous-token", "baselines:PreviousToken", "the mask of the token before"),
     "sign": Entry("sign", "sign:Sign", "agreeing signs of input and gate"),
-    "svd": Entry("svd", "copies:LowRank", "gate and up of low rank"),
-    "shadow-BITS": Entry("shadow", "copies:Shadow", "gate and up rounded to few bits", (2, 3, 4)),
-    "coded": Entry("coded", "coded:Coded", "gate and up in 1/16 of the float32 bytes"),
-    "up-BITS": Entry("shadow", "copies:Shadow", "the layer's own gate, up rounded", (4,)),
-    "refined-BITS": Entry("refined", "learned:Refined", "a shadow and a learned correction", (3,)),
+    "svd": Entry("svd", "copies:LowRank", "gate and up of low rank", of_up=True),
+    "shadow-BITS": Entry("shadow", "copies:Shadow", "gate and up rounded to few bits", (2, 3, 4), True),
+    "coded": Entry("coded", "coded:Coded", "gate and up in 1/16 of the float32 bytes", of_up=True),
+    "up-BITS": Entry("shadow", "copies:Shadow", "the layer's own gate, up rounded", (4,), True),
+    "refined-BITS": Entry("refined", "learned:Refined", "a shadow and a learned correction", (3,), True),
     "learned": Entry("learned", "learned:Learned", "two low-rank maps, trained"),
     "learned-mid": Entry("learned", "learned:Learned", "the same maps, trained on |mid| instead of the mask"),
     "learned-hidden": Entry("learned", "learned:Learned", "trained on |mid|, a hidden layer between the maps"),
     "learned-ahead": Entry("learned", "learned:Learned", "two maps, one layer ahead"),
-    "ahead-BITS": Entry("ahead", "ahead:Ahead", "a shadow, one layer ahead", (4,)),
-    "library": Entry("library", "memory:Library", "votes of stored patterns"),
+    "ahead-BITS": Entry("ahead", "ahead:Ahead", "a shadow, one layer ahead", (4,), True),
+    "library": Entry("library", "memory:Library", "votes of stored patterns", of_up=True),
     "clusters": Entry("clusters", "clusters:Clusters", "the nearest cluster of patterns"),
 }
 

@@ -205,6 +205,7 @@ def quantise(
     return (code + (levels - 1) / 2).astype(np.uint8), scale.astype(np.float16)
 
 
+@no_warnings  # as above
 def low_rank(weight: np.ndarray, rank: int, moment: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """``factors`` in float16: A (F, r), B (r, D)."""
     a, b = factors(weight, rank, moment)

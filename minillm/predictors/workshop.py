@@ -88,6 +88,11 @@ class Workshop:
         Raises MinillmError for an unknown name, CheckpointError for a file that is not a predictor's.
         """
         if (known := entry_of(name)) is not None:
+            if CATALOGUE[known[0]].of_up and not self.model.config.gated:
+                raise MinillmError(
+                    f"predictor {name} looks at up, and the model's FFNs have no gate (up is 1 there), expected one of "
+                    f"{', '.join(other for other, entry in CATALOGUE.items() if not entry.of_up)}"
+                )
             return self._made(*known)
         if name.endswith(".safetensors") or Path(name).is_file():
             return load_predictor(name)

@@ -85,17 +85,20 @@ def write_bundle(source: Llama | str | Path, out: str | Path, group: int = 32, d
     folder = model.folder
     if folder is None:
         raise BundleError("the model was not loaded from a folder, expected one with a config.json to copy")
+    if not model.config.gated:
+        raise BundleError("the model's FFNs have no gate, expected gated ones: a bundle holds rows of gate and up")
 
     def copy(beside: Path) -> None:
         copy_files(folder, beside, SMALL_FILES, BundleError)
 
     def rows() -> Iterator[np.ndarray]:
         for layer in model.layers:
-            matrices = (layer.gate_proj, layer.up_proj, layer.down_proj)
+            matrices = (layer.gate_proj, layer.up, layer.down_proj)
             gate, up, down = (matrix.astype(np.float32, copy=False) for matrix in matrices)
             yield bundled(gate, up, down, group)  # (3 F, D)
 
-    rest = {name: _tensor_of(model, name) for name in _rest_shapes(model.config)}
+    weights = model.weights
+    rest = {name: weights[name].astype(np.float32) for name in _rest_shapes(model.config)}
     return _write_folder(Path(out), _Layout(model.config, group, dtype, model.fingerprint), copy, rest, rows())
 
 
@@ -183,15 +186,8 @@ def _layer_file(index: int) -> str:
 
 def _rest_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every tensor but the FFN's matrices, under Llama's names (Phi-3's are split)."""
-    shapes = replace(config, model_type="llama").tensor_shapes()
+    shapes = config.weight_shapes()
     return {name: shape for name, shape in shapes.items() if not (".mlp." in name and name.endswith(".weight"))}
-
-
-def _tensor_of(model: Llama, name: str) -> np.ndarray:
-    """One tensor of a model by its name in a file, as float32."""
-    *path, module, kind = name.split(".")  # model layers 0 mlp | gate_proj | bias
-    owner = model.layers[int(path[2])] if path[1:2] == ["layers"] else model
-    return getattr(owner, module if kind == "weight" else module.replace("_proj", "_bias")).astype(np.float32)
 
 
 @contextmanager
@@ -302,7 +298,7 @@ def resident_llama(bundle: Bundle, dtype: str | type = "float32") -> Llama:
             weights[f"model.layers.{i}.mlp.{part}_proj.weight"] = np.empty((rows, 0), dtype)
     model = Llama(config, weights, bundle.folder)
     model.fingerprint = bundle.model or fingerprint_of(
-        model.name, config, (model.embed_tokens, model.norm, model.lm_head),
+        model.name, config, model.ends,
         (_whole_layer(bundle, layer, dtype) for layer in model.layers),
     )  # fmt: skip
     return model

@@ -49,7 +49,7 @@ Bundles = tuple[np.ndarray, np.ndarray, np.ndarray]  # rows of gate, rows of up,
 
 def from_weights(layer: Layer, neurons: np.ndarray) -> Bundles:
     """Read neurons (n,) from the layer's own weights: the default slow memory."""
-    return layer.gate_proj[neurons], layer.up_proj[neurons], layer.down_proj.T[neurons]
+    return layer.gate_proj[neurons], layer.up[neurons], layer.down_proj.T[neurons]
 
 
 class FastMemory:

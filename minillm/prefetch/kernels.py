@@ -47,7 +47,7 @@ class NeuronMajor:
         """From a layer of a model; the down matrix is copied, as rows."""
         down = np.ascontiguousarray(layer.down_proj.T)
         biases = (layer.gate_bias, layer.up_bias, layer.down_bias)
-        return cls(layer.gate_proj, layer.up_proj, down, layer.act, *biases)
+        return cls(layer.gate_proj, layer.up, down, layer.act, *biases)
 
 
 def coefficients(
@@ -114,7 +114,7 @@ class Blocks(NamedTuple):
     @classmethod
     def of(cls, layer: Layer, group: int) -> Blocks:
         """From a layer of a model; its three matrices are copied."""
-        return cls(bundled(layer.gate_proj, layer.up_proj, layer.down_proj, group), group, layer)
+        return cls(bundled(layer.gate_proj, layer.up, layer.down_proj, group), group, layer)
 
 
 def block_views(x: np.ndarray, weights: Blocks, blocks: np.ndarray) -> np.ndarray:

@@ -210,7 +210,7 @@ class BlockOracle:
         i, count = layer.index, len(layer.gate_proj)
         order = np.arange(count) if self.orders is None else self.orders[i]
         mean = np.zeros(count, x.dtype) if self.means is None else self.means[i]  # (F,)
-        mid = coefficients(x, layer.gate_proj, layer.up_proj, slice(None), layer)  # (T, F)
+        mid = coefficients(x, layer.gate_proj, layer.up, slice(None), layer)  # (T, F)
         return best_blocks(neuron_energy(mid - mean, layer), order, self.group, self.share)  # (T, F)
 
     def ffn(self) -> SelectedFFN:

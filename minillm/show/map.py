@@ -76,6 +76,9 @@ PARTS = {  # what a chapter is about; "attn" and "mlp" are parts by the names of
     "predictors": ("mlp.scores", "mlp.mask"),
     "prefetch": ("buffer", "slow memory"),
 }
+# Steps that a Llama does not have -> the box in whose place they stand.
+OTHER_FAMILIES = {"project_in": "embed", "embed_positions": "embed", "project_out": "final_norm",
+                  "attn.out_norm": "attn.out", "mlp.out_norm": "mlp.out"}  # fmt: skip
 _ARROWS = (  # from box to box
     "text ids", "ids embed", "embed resid_pre", "resid_pre attn.norm", "attn.norm attn.q", "attn.norm attn.k",
     "attn.norm attn.v", "attn.q attn.rot_q", "attn.k attn.rot_k", "attn.rot_q attn.scores", "attn.scores attn.pattern",
@@ -124,6 +127,7 @@ def boxes_of(name: str | None) -> tuple[str, ...]:
         return PARTS[name]
     inside = re.sub(r"^blocks\.(\d+|\*)\.", "", name)
     inside = re.sub(r"^mlp\.(mask_\w+|reads)$", "mlp.mask", inside)  # several masks, and the reads that they cause
+    inside = OTHER_FAMILIES.get(inside, inside)
     boxes = tuple(box for box in BOXES if box == inside or box.startswith(inside + "."))
     if not boxes:
         known = ", ".join([*PARTS, *BOXES])

@@ -67,6 +67,7 @@ def calibrate(
     for an unknown policy, ``by`` or allocation.
     """
     rule = policy_named(policy)
+    rule.check_gated(model.config.gated)
     sparsity = real_number("sparsity", sparsity, lambda share: 0 <= share < 1, "a share from 0 to below 1")
     target = Target(rule, by, sparsity, allocation)
     target.check()

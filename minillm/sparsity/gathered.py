@@ -82,13 +82,14 @@ def gathered_swiglu(
     x (T, D), thresholds {tensor: number} of this layer  ->  y (T, D). Taps what is computed in full, the masks,
     mid_cut and out. An edit of the mask can cut more, not less: what was not read is 0 in mid_cut.
     """
+    policy.check_gated(layer.up_proj is not None)
     cut, tap_mask = Cut(policy, thresholds, policy.norms(layer) if norms is None else norms), tap_cuts(tap)
     mask_in_gate = tap_mask("mask_in_gate", cut.keep(OF_GATE_INPUT, x, x))  # (T, D)
     mask_in_up = tap_mask("mask_in_up", cut.keep(OF_UP_INPUT, x, x))  # (T, D)
 
     tensors = {t for t in policy.tensors if t in thresholds}
     if tensors.intersection(AFTER_UP) and not tensors.intersection(AFTER_GATE):  # up first
-        up = tap("up", needed_of(x, layer.up_proj, layer.up_bias, None, mask_in_up))  # (T, F)
+        up = tap("up", needed_of(x, layer.up, layer.up_bias, None, mask_in_up))  # (T, F)
         mask = mask_up = tap_mask("mask_up", cut.keep(AFTER_UP, up))  # (T, F)
         mask_gate = None
         # From here on, values are right where the mask is True, and their products are 0 elsewhere.
@@ -98,12 +99,15 @@ def gathered_swiglu(
         gate = tap("gate", layer.act(gate_pre))  # (T, F)
         mask = mask_gate = tap_mask("mask_gate", cut.keep(AFTER_GATE, gate_pre, gate))  # (T, F)
         mask_up = None
-        up = needed_of(x, layer.up_proj, layer.up_bias, mask, mask_in_up)  # (T, F), right where the mask is True
-        mask = all_of(mask, cut.keep(AFTER_UP, up))  # not shown: up is known only where the gate was kept
-    mid = gate * up  # (T, F)
+        if layer.up_proj is None:
+            up = None
+        else:
+            up = needed_of(x, layer.up_proj, layer.up_bias, mask, mask_in_up)  # (T, F), right where the mask is True
+            mask = all_of(mask, cut.keep(AFTER_UP, up))  # not shown: up is known only where the gate was kept
+    mid = gate if up is None else gate * up  # (T, F)
     mask = all_of(mask, cut.keep(AFTER_BOTH, mid, mid))
     mask = tap("mask", np.ones(mid.shape, bool) if mask is None else mask)  # (T, F)
-    tap_reads(tap, *first_reads(mask_in_gate, mask_in_up, mask_gate, mask_up), mask)
+    tap_reads(tap, *first_reads(mask_in_gate, mask_in_up, mask_gate, mask_up), mask, layer.up_proj is not None)
     mid_cut = tap("mid_cut", where_kept(mask, mid))  # (T, F)
 
     out = tap("out", columns_of(mid_cut, layer.down_proj, layer.down_bias, mask))  # (T, D)

@@ -52,6 +52,7 @@ def decide(x: np.ndarray, layer: Layer, tap: Tap, cut: Cut) -> Decision:
 
     x (T, D)  ->  Decision. Taps every value and the masks of single tensors. The caller taps ``mask`` itself.
     """
+    cut.policy.check_gated(layer.up_proj is not None)
     tap_mask = tap_cuts(tap)
     mask_in_gate = tap_mask("mask_in_gate", cut.keep(OF_GATE_INPUT, x, x))  # (T, D)
     mask_in_up = tap_mask("mask_in_up", cut.keep(OF_UP_INPUT, x, x))  # (T, D)
@@ -60,11 +61,11 @@ def decide(x: np.ndarray, layer: Layer, tap: Tap, cut: Cut) -> Decision:
 
     gate_pre = tap("gate_pre", linear(x_gate, layer.gate_proj, layer.gate_bias))  # (T, F)
     gate = tap("gate", layer.act(gate_pre))  # (T, F)
-    up = tap("up", linear(x_up, layer.up_proj, layer.up_bias))  # (T, F)
-    mid = tap("mid", gate * up)  # (T, F)
+    up = None if layer.up_proj is None else tap("up", linear(x_up, layer.up_proj, layer.up_bias))  # (T, F)
+    mid = tap("mid", gate if up is None else gate * up)  # (T, F)
 
     mask_gate = tap_mask("mask_gate", cut.keep(AFTER_GATE, gate_pre, gate))  # (T, F)
-    mask_up = tap_mask("mask_up", cut.keep(AFTER_UP, up))  # (T, F)
+    mask_up = None if up is None else tap_mask("mask_up", cut.keep(AFTER_UP, up))  # (T, F)
     mask = all_of(mask_gate, mask_up, cut.keep(AFTER_BOTH, mid, mid))
     mask = np.ones(mid.shape, bool) if mask is None else mask  # (T, F)
     return Decision(mid, mask, *first_reads(mask_in_gate, mask_in_up, mask_gate, mask_up))
@@ -96,7 +97,7 @@ def masked_swiglu(
     cut, tap_mask = Cut(policy, thresholds, policy.norms(layer) if norms is None else norms), tap_cuts(tap)
     mid, mask, gate_reads, up_reads = decide(x, layer, tap, cut)
     mask = tap("mask", mask)  # (T, F)
-    tap_reads(tap, gate_reads, up_reads, mask)
+    tap_reads(tap, gate_reads, up_reads, mask, layer.up_proj is not None)
     mid_cut = tap("mid_cut", where_kept(mask, mid))  # (T, F)
 
     out = tap("out", linear(mid_cut, layer.down_proj, layer.down_bias))  # (T, D)

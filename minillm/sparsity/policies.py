@@ -62,7 +62,7 @@ TENSORS = {  # in the order of computation
     "in_gate": Tensor("norm"),
     "in_gate_norm": Tensor("norm", lambda layer: np.linalg.norm(layer.gate_proj, axis=0)),  # (D,)
     "in_up": Tensor("norm"),
-    "in_up_norm": Tensor("norm", lambda layer: np.linalg.norm(layer.up_proj, axis=0)),  # (D,)
+    "in_up_norm": Tensor("norm", lambda layer: np.linalg.norm(layer.up, axis=0)),  # (D,)
     "gate_pre": Tensor("gate_pre"),
     "gate": Tensor("gate"),
     "up": Tensor("up"),
@@ -101,6 +101,15 @@ class Policy:
     def of_shares(self) -> bool:
         """Whether its thresholds are shares, from 0 to 1, which no calibration text is needed for."""
         return self.comparison in ("top-k", "top-p", "statistical", "prompt")
+
+    def check_gated(self, gated: bool) -> None:
+        """Raise MinillmError where this policy cuts up or its input, and the model's FFNs have no gate (up is 1)."""
+        of_up = [tensor for tensor in self.tensors if tensor in ("up", "in_up")]
+        if of_up and not gated:
+            raise MinillmError(
+                f"policy {self.name} cuts {of_up[0]}, and the model's FFNs have no gate (up is 1 there), "
+                "expected a policy that does not look at up (cats, mid, cett, griffin, topk, topp, statistical)"
+            )
 
     def norms(self, layer: Layer) -> Norms:
         """{tensor: (D,) or (F,)}: the column norms of this layer that the rule needs; {} for most rules."""

@@ -55,10 +55,10 @@ def mid_mask(mid: np.ndarray, thresholds: Thresholds, index: int) -> np.ndarray:
     return mask
 
 
-def tap_selected_reads(tap: Tap, select: Selector, mask: np.ndarray) -> None:
+def tap_selected_reads(tap: Tap, select: Selector, mask: np.ndarray, gated: bool = True) -> None:
     """Tap what the FFN of a Selector reads: the wanted rows and columns, and what the Selector reads in full."""
     gate, up = (None if matrix in select.reads else mask for matrix in ("gate", "up"))
-    tap_reads(tap, gate, up, mask)
+    tap_reads(tap, gate, up, mask, gated)
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +105,7 @@ class SelectedFFN:
         if self.truth is not None and tap is not no_tap:
             tap("mask_true", mid_mask(mid, self.truth, layer.index))  # (T, F)
         mask = tap("mask", selected)  # (T, F)
-        tap_selected_reads(tap, self.select, mask)
+        tap_selected_reads(tap, self.select, mask, layer.up_proj is not None)
         mid_cut = where_kept(mask, mid)  # (T, F)
         if self.means is not None:
             mid_cut += where_kept(~mask, self.means[layer.index])
@@ -114,9 +114,10 @@ class SelectedFFN:
 
     def _gathered(self, x: np.ndarray, layer: Layer, selected: np.ndarray, tap: Tap) -> np.ndarray:
         mask = tap("mask", selected)  # (T, F)
-        tap_selected_reads(tap, self.select, mask)
-        gate = layer.act(rows_of(x, layer.gate_proj, layer.gate_bias, mask))  # (T, F), right where selected
-        mid = gate * rows_of(x, layer.up_proj, layer.up_bias, mask)  # (T, F)
+        tap_selected_reads(tap, self.select, mask, layer.up_proj is not None)
+        mid = layer.act(rows_of(x, layer.gate_proj, layer.gate_bias, mask))  # (T, F), right where selected
+        if layer.up_proj is not None:
+            mid *= rows_of(x, layer.up_proj, layer.up_bias, mask)  # (T, F)
         mid_cut = tap("mid_cut", where_kept(mask, mid))  # (T, F)
         return tap("out", columns_of(mid_cut, layer.down_proj, layer.down_bias, mask))  # (T, D)
 

@@ -107,10 +107,13 @@ def in_words(tensors: tuple[str, ...], comparison: str) -> str:
     return ", ".join(how.get(comparison, f"where {{}} {comparison} threshold").format(t) for t in compared)
 
 
-def tap_reads(tap: Tap, gate: np.ndarray | None, up: np.ndarray | None, down: np.ndarray | None) -> None:
+def tap_reads(
+    tap: Tap, gate: np.ndarray | None, up: np.ndarray | None, down: np.ndarray | None, gated: bool = True
+) -> None:
     """Tap ``reads`` (T, 3): the shares of its gate, up and down weights that an FFN read for each token.
 
     gate, up, down: masks (T, n) of the rows or columns that were read; None for all of them. At least one is a mask.
+    gated: False where the FFN has no up matrix; its share is NaN then, and takes no part in a mean.
     """
     if tap is no_tap:
         return
@@ -119,6 +122,8 @@ def tap_reads(tap: Tap, gate: np.ndarray | None, up: np.ndarray | None, down: np
     for i, mask in enumerate((gate, up, down)):
         if mask is not None:
             shares[:, i] = mask.sum(axis=1, dtype=np.int32) / mask.shape[1]  # int32: a third of the time of a mean
+    if not gated:
+        shares[:, 1] = np.nan
     tap("reads", shares)  # (T, 3)
 
 
@@ -142,7 +147,7 @@ class SparsityReport:
     @property
     def weight_reads(self) -> float:
         """Share of the FFN's weights read per token where the policy computes the mask itself."""
-        return sum(self.read_exact) / 3
+        return float(np.nanmean(self.read_exact))  # the three matrices have the same size; of two, up is NaN
 
     @property
     def weight_reads_known_mask(self) -> float:

@@ -18,7 +18,7 @@ from ..fields import Fields, read_json
 from ..files import whole_file
 from ..identity import Fingerprint, read_fingerprint
 from ..transformer.model import Llama
-from .policies import POLICIES, Policy
+from .policies import POLICIES, Policy, policy_named
 from .spec import SparsitySpec, read_spec
 
 FORMAT, VERSION = "minillm-thresholds", 1
@@ -49,13 +49,14 @@ class Thresholds:
     def check_fits(self, model: Llama) -> None:
         """Raise ThresholdsError when the number of layers is not the model's, or a threshold is no number.
 
-        Warns where the thresholds are of another model.
+        MinillmError where the policy cuts up, and the model has none. Warns where the thresholds are of another model.
         """
         if len(self.layers) != len(model.layers):
             raise ThresholdsError(
                 f"the thresholds are for {len(self.layers)} layers, the model has {len(model.layers)}: "
                 "they belong to another model"
             )
+        policy_named(self.policy).check_gated(model.config.gated)
         for i, layer in enumerate(self.layers):
             for tensor, value in layer.items():
                 if not math.isfinite(value):

@@ -23,9 +23,10 @@ def stored_bytes(model: Llama) -> dict[str, int]:
     if model.folder is None:
         return {part: count * model.dtype.itemsize for part, count in model.parameters.items()}
     sizes = dict.fromkeys(model.parameters, 0)
+    parts = {model.config.file_name(name): part_of(name) for name in model.config.weight_shapes()}
     for name, tensor in checkpoint_tensors(model.folder).items():
         if not is_derived(name):
-            sizes[part_of(plain_name(name)[1])] += tensor.nbytes
+            sizes[parts.get(name) or part_of(plain_name(name)[1])] += tensor.nbytes
     return sizes
 
 

@@ -37,7 +37,7 @@ def weight_magnitudes(model: Llama) -> list[dict[str, Any]]:
     """The shares of the module docstring for every FFN matrix, a row per layer and matrix; r is in the row, too."""
     rows = []
     for layer in model.layers:
-        for name in FFN_MATRICES:
+        for name in FFN_MATRICES if model.config.gated else ("gate_proj", "down_proj"):
             flat = getattr(layer, name).reshape(-1)  # a view
             blocks = [flat[start : start + BLOCK] for start in range(0, flat.size, BLOCK)]
             r = math.sqrt(sum(float(np.square(b, dtype=np.float64).sum()) for b in blocks) / flat.size)
@@ -55,7 +55,8 @@ def activation_magnitudes(
     model: Llama, documents: str | Sequence[str], context: int | None = None, tensors: Sequence[str] = COLLECTED
 ) -> Magnitudes:
     """Count the magnitudes of each step in each layer of the dense model on texts (protocol documents)."""
-    return collect(model, documents, tensors, context, "streaming")
+    there = [tensor for tensor in tensors if model.config.gated or tensor not in ("up", "in_up")]
+    return collect(model, documents, there, context, "streaming")
 
 
 def share_below(magnitudes: StreamingMagnitudes, at: Sequence[float] | np.ndarray) -> np.ndarray:

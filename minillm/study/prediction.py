@@ -29,7 +29,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..predictors.catalogue import EVALUATED
+from ..predictors.catalogue import CATALOGUE, EVALUATED, entry_of
 from ..predictors.cutoffs import fit_cutoffs
 from ..predictors.metrics import PredictionMeter
 from ..predictors.protocol import Predictor
@@ -93,10 +93,11 @@ def _predictor_row(
     score = perplexity(model, test, dense.protocol, dense.context, ffn, chained(meter, counted, states))
     kl, agreement = divergence_of(model, zip(beside.states.passes, states.passes, strict=True))
     metrics, (in_float32, as_stored) = meter.report(), ffn_bytes(model)
-    read = counted.report().read_exact
+    reads = counted.report()
+    read = [None if math.isnan(share) else share for share in reads.read_exact]
     layers, hidden, intermediate = shape_of(model)
     own_work = sum(predictor.multiply_adds(i) for i in range(layers))
-    touched = sum(read) / 3 * as_stored + predictor.nbytes
+    touched = reads.weight_reads * as_stored + predictor.nbytes
     increase, low, high = difference(score, dense)
     return {
         "model": model.name,
@@ -112,7 +113,7 @@ def _predictor_row(
         "bytes_per_token": touched,
         "dense_bytes": as_stored,
         "reads": touched / as_stored,
-        "multiply_adds": own_work + sum(read) * layers * hidden * intermediate,
+        "multiply_adds": own_work + sum(share or 0.0 for share in read) * layers * hidden * intermediate,
         "own_multiply_adds": own_work,
         "perplexity": score.perplexity,
         "dense": dense.perplexity,
@@ -204,6 +205,8 @@ def prediction_rows(
     that is filled with the predictors by name, for further use. Raises MinillmError for an unknown name.
     """
     settings = settings or PredictionSettings()
+    if tuple(names) == EVALUATED and not model.config.gated:  # all that can be made
+        names = [name for name in names if (known := entry_of(name)) and not CATALOGUE[known[0]].of_up]
     fraction, context = 1 - settings.sparsity, test.context
     workshop = workshop_of(model, calibration, settings, context)
     documents, states = as_documents(test.documents), FinalStates()

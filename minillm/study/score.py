@@ -88,7 +88,7 @@ def row(
         "neuron_sparsity": report.neuron_sparsity,
         "tensor_sparsity": report.tensor_sparsity,
         "read_gate": report.read_exact[0],
-        "read_up": report.read_exact[1],
+        "read_up": report.read_exact[1] if model.config.gated else None,
         "read_down": report.read_exact[2],
         "read_exact": report.weight_reads,
         "read_known_mask": report.weight_reads_known_mask,

@@ -63,7 +63,7 @@ COLUMNS = {
     "neuron_sparsity": SHARE,
     "tensor_sparsity": Kind("an object with a share from 0 to 1 per tensor", _share_per_tensor),
     "read_gate": READS,
-    "read_up": READS,
+    "read_up": READS.or_empty(),  # of an FFN without a gate: there is no up
     "read_down": READS,
     "read_exact": READS,
     "read_known_mask": READS,
@@ -148,7 +148,8 @@ def _of_the_reads(row: dict) -> Iterable[str]:
     """What contradicts the accounting of masks and reads."""
     by, report = row["by"], report_of(row)
     if by is None:
-        yield from unequal(row, dict.fromkeys(("read_gate", "read_up", "read_down", "vs_dense"), 1.0))
+        ones = [key for key in ("read_gate", "read_up", "read_down", "vs_dense") if row[key] is not None]
+        yield from unequal(row, dict.fromkeys(ones, 1.0))
         yield from unequal(row, {"neuron_sparsity": 0.0})
     elif by == "ppl":
         yield from unequal(row, {"achieved": row["vs_dense"] - 1})
@@ -160,7 +161,7 @@ def _of_the_reads(row: dict) -> Iterable[str]:
             yield f"read_known_mask is {row['read_known_mask']}, expected at most read_exact, {row['read_exact']}"
     else:  # (of a method the indices are read, too)
         yield from unequal(row, {"read_known_mask": 1 - row["neuron_sparsity"]})
-        if above := [key for key in ("read_gate", "read_up", "read_down") if row[key] > 1]:
+        if above := [key for key in ("read_gate", "read_up", "read_down") if (row[key] or 0) > 1]:
             yield f"{above[0]} is {row[above[0]]}, expected a share from 0 to 1"
     if "mid" in row["tensor_sparsity"] and row["tensor_sparsity"]["mid"] != row["neuron_sparsity"]:
         yield from unequal(row, {"neuron_sparsity": row["tensor_sparsity"]["mid"]})
@@ -168,7 +169,8 @@ def _of_the_reads(row: dict) -> Iterable[str]:
 
 def report_of(row: dict) -> SparsityReport:
     """The accounting that a row was made of, as far as it tells."""
-    exact, known = (row["read_gate"], row["read_up"], row["read_down"]), row["read_known_mask"]
+    up = math.nan if row["read_up"] is None else row["read_up"]
+    exact, known = (row["read_gate"], up, row["read_down"]), row["read_known_mask"]
     return SparsityReport(
         row["tokens"], row["neuron_sparsity"], (), row["tensor_sparsity"], exact, (known, known, known),
         row["union_density"], row["union_window"],

@@ -36,6 +36,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..errors import MinillmError
 from ..loading.names import EMBEDDING, HEAD
 from ..sparsity.policies import where_kept
 from ..threads import with_few_threads
@@ -209,7 +210,7 @@ def ffn_back(d: np.ndarray, at: Block) -> np.ndarray:
     if gate_pre is None:  # an FFN in gathered form computes only a part of these
         gate_pre = linear(x_gate, layer.gate_proj, layer.gate_bias)  # (T, F)
     gate = layer.act(gate_pre) if gate is None else gate  # (T, F)
-    up = linear(x_up, layer.up_proj, layer.up_bias) if up is None else up  # (T, F)
+    up = linear(x_up, layer.up, layer.up_bias) if up is None else up  # (T, F)
     mid_cut = at.value("mlp.mid_cut")  # (T, F)
     mid = at["mlp.mid"] if mid_cut is None else mid_cut  # (T, F)
 
@@ -263,6 +264,14 @@ def block_back(d: np.ndarray, at: Block, cos: np.ndarray, sin: np.ndarray) -> np
     return at.tap("resid_pre", d + at.norm_back("input_layernorm", d_x, at["resid_pre"]))  # (T, D)
 
 
+def check_wired_as_llama(model: Llama) -> None:
+    """Raise MinillmError for a model of a family whose blocks are not those of a Llama: they have no way back here."""
+    config = model.config
+    if (config.wiring, config.norm, config.gated) != ("pre_norm", "rms", True) or model.outer or config.other_rope:
+        families = "llama, mistral, qwen2, qwen3, phi3"
+        raise MinillmError(f"the family is {config.model_type}, expected one with a backward pass: {families}")
+
+
 @with_few_threads
 @no_warnings
 def backward(
@@ -277,6 +286,7 @@ def backward(
     with a tap, ``steps`` stays empty, because holding all of them takes as much memory as the forward pass.
     """
     ids = model.check_ids(ids)
+    check_wired_as_llama(model)
     loss_of = targets if callable(targets) else partial(cross_entropy, targets=targets)
     steps, weights = Saved(), dict[str, np.ndarray]()
     give_step, give = (steps, no_tap) if tap is None else (tap, tap)
@@ -287,6 +297,7 @@ def backward(
     loss, d = loss_of(saved["logits"])
     d, d_head = linear_back(give_step("logits", d), saved["final_norm"], model.lm_head)  # (T, D), (V, D)
     last = f"blocks.{len(model.layers) - 1}.resid_post"
+    assert model.norm is not None  # of a Llama
     d, d_weight = rms_norm_back(give_step("final_norm", d), saved[last], model.norm, model.config.rms_norm_eps)
     give_weight("model.norm.weight", d_weight)
 

@@ -39,7 +39,7 @@ GROUPING_TOKENS = 2000  # of the text that the order of the neurons is found on
 def in_order(layer: Layer, order: np.ndarray) -> Layer:
     """A layer with its neurons in another order: the same function, summed in that order.  order (F,): old places."""
     biases = {name: bias[order] for name in ("gate_bias", "up_bias") if (bias := getattr(layer, name)) is not None}
-    return replace(layer, gate_proj=layer.gate_proj[order], up_proj=layer.up_proj[order],
+    return replace(layer, gate_proj=layer.gate_proj[order], up_proj=layer.up[order],
                    down_proj=np.ascontiguousarray(layer.down_proj[:, order]), **biases)  # fmt: skip
 
 

@@ -21,14 +21,15 @@ from ..trace import Tap, no_tap
 from .finite import rows_are_numbers
 from .layer import Layer
 from .linear import linear
-from .ops import rms_norm, softmax
+from .ops import softmax
 from .rope import rope_table, rotate_halves
 
 
 class KVCache:
     """Keys and values of the positions seen so far, in memory that is allocated once.
 
-    keys, values: per layer (K, capacity, d); ``length`` positions are filled. cos, sin: the rotary table. In memory
+    keys, values: per layer (K, capacity, d); ``length`` positions are filled. tables: cos and sin of each of the
+    model's rotations. In memory
     the keys lie the other way round, (K, d, capacity): a query meets all keys at once, coordinate by coordinate, so the
     positions of one coordinate should be neighbours.
     ``capacity`` is the largest length of the whole text. It also decides which of longrope's two lists of
@@ -46,7 +47,7 @@ class KVCache:
         # empty, not zeros: the system hands out pages when they are first written, not before.
         self.keys = np.empty((layers, kv_heads, d, capacity), dtype).swapaxes(2, 3)  # a view: (L, K, capacity, d)
         self.values = np.empty((layers, kv_heads, capacity, d), dtype)
-        self.cos, self.sin = rope_table(config.rope, capacity, dtype)
+        self.tables = tuple(rope_table(rope, capacity, dtype) for rope in config.ropes)
         self.capacity, self.length = capacity, 0
 
     def append(self, layer: int, k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -110,7 +111,10 @@ def causal_mask(new: int, attended: int, window: int | None = None) -> np.ndarra
     return mask
 
 
-def attend(q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray | None, tap: Tap = no_tap) -> np.ndarray:
+def attend(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray | None, tap: Tap = no_tap,
+    scale: float | None = None, cap: float | None = None,
+) -> np.ndarray:  # fmt: skip
     """Mix the values v of all positions, weighted by how well their keys k match the queries q.
 
         z = softmax(q k^T / sqrt(d) + mask) v        for each query head, with the keys and values of its group
@@ -118,14 +122,17 @@ def attend(q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray | None,
     q (T, H, d); k, v (K, S, d); mask (T, S) bool, True where the score counts, -inf is added elsewhere
     ->  z (T, H, d). Query heads 0 .. H/K - 1 share the first key/value head, the next H/K the second, and so on.
     A mask (T, M) with M < S is for the last M positions: all before them are attended to. mask None: all are.
+    scale: in place of 1 / sqrt(d). cap: Gemma 2's, scores become cap tanh(scores / cap).
     """
     (new, heads, d), (kv_heads, attended, _) = q.shape, k.shape
     # The query heads of a group meet the same keys: stack them as rows, so that no key is ever repeated.
     if new > 1:
         q = q.reshape(new, kv_heads, -1, d).transpose(1, 2, 0, 3)  # (K, H/K, T, d)
     q = q.reshape(kv_heads, -1, d)  # (K, H/K * T, d)
-    scores = (q * (1 / math.sqrt(d))) @ k.transpose(0, 2, 1)  # (K, H/K * T, S)
+    scores = (q * (1 / math.sqrt(d) if scale is None else scale)) @ k.transpose(0, 2, 1)  # (K, H/K * T, S)
     scores = scores.reshape(heads, new, attended)
+    if cap is not None:
+        scores = cap * np.tanh(scores / cap)
     edited = tap("scores", scores)  # (H, T, S)
     scores = scores if edited is scores else edited.copy()  # what a tap returned may be its own: never write into it
     if mask is not None:
@@ -135,12 +142,13 @@ def attend(q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray | None,
     return z.reshape(heads, new, d).transpose(1, 0, 2)  # (T, H, d)
 
 
-def head_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
-    """rms_norm of each head: x (T, heads, d), weight (d,)  ->  (T, heads, d). NaN where squares outgrow the dtype.
+def head_norm(x: np.ndarray, weight: np.ndarray, layer: Layer) -> np.ndarray:
+    """The norm of each head: x (T, heads, d), weight (d,)  ->  (T, heads, d). NaN where squares outgrow the dtype.
 
-    The norm would give zeros there, and attention would hide them. A NaN ends the pass (finite.py).
+    The norm would give zeros there, and attention would hide them. A NaN ends the pass (finite.py). A weight of
+    (heads * d,) norms all heads at once (OLMo 2).
     """
-    y = rms_norm(x, weight, eps)
+    y = layer.norm(x.reshape(len(x), -1, len(weight)), weight, layer.eps).reshape(x.shape)
     return y if rows_are_numbers(x) else np.full_like(y, np.nan)
 
 
@@ -160,7 +168,7 @@ def attention(
     k = linear(x, layer.k_proj, layer.k_bias).reshape(new, -1, d)  # (T, K, d)
     v = linear(x, layer.v_proj, layer.v_bias).reshape(new, -1, d)  # (T, K, d)
     if layer.q_norm is not None and layer.k_norm is not None:
-        q, k = head_norm(q, layer.q_norm, layer.eps), head_norm(k, layer.k_norm, layer.eps)
+        q, k = head_norm(q, layer.q_norm, layer), head_norm(k, layer.k_norm, layer)
     q, k, v = tap("q", q), tap("k", k), tap("v", v)
     rotated = rotate_halves(np.concatenate([q, k], axis=1), cos, sin)  # (T, H + K, d), both in one go
     q = tap("rot_q", rotated[:, : q.shape[1]])  # (T, H, d)
@@ -172,5 +180,5 @@ def attention(
         mask = causal_mask(new, keys.shape[1], layer.window)  # (T, S)
     else:  # all before the new positions are attended to; a single new one attends to all
         mask = causal_mask(new, new) if new > 1 else None  # (T, T)
-    z = tap("z", attend(q, keys, values, mask, tap))  # (T, H, d)
+    z = tap("z", attend(q, keys, values, mask, tap, layer.scale, layer.cap))  # (T, H, d)
     return tap("out", linear(z.reshape(new, -1), layer.o_proj, layer.o_bias))  # (T, D)

@@ -6,7 +6,9 @@ up matrices and column j of the down matrix:
     y = sum_j  silu(x . gate_j) (x . up_j)  down_j
                `----- mid_j: the coefficient of neuron j -----'
 
-A neuron whose mid is zero adds nothing, and none of its three vectors had to be read. All that follows in the
+In a network without a gate (OPT, Phi-2) up is 1: mid = act(x . gate_j), and a neuron owns two vectors.
+
+A neuron whose mid is zero adds nothing, and none of its vectors had to be read. All that follows in the
 chapters on cutting, predicting and fetching is about which neurons those are.
 
 A *FeedForward* is any function (x, layer, position, tap) -> y. Dense, thresholded, predicted, prefetched: each is
@@ -66,8 +68,11 @@ def swiglu(x: np.ndarray, layer: Layer, position: int = 0, tap: Tap = no_tap) ->
     """
     gate_pre = tap("gate_pre", linear(x, layer.gate_proj, layer.gate_bias))  # (T, F)
     gate = tap("gate", layer.act(gate_pre))  # (T, F)
-    up = tap("up", linear(x, layer.up_proj, layer.up_bias))  # (T, F)
-    mid = tap("mid", gate * up)  # (T, F)
+    if layer.up_proj is None:  # up is 1
+        mid = tap("mid", gate)  # (T, F)
+    else:
+        up = tap("up", linear(x, layer.up_proj, layer.up_bias))  # (T, F)
+        mid = tap("mid", gate * up)  # (T, F)
     return tap("out", linear(mid, layer.down_proj, layer.down_bias))  # (T, D)
 
 
@@ -75,5 +80,7 @@ def mid_of(x: np.ndarray, layer: Layer, tap: Tap = no_tap) -> np.ndarray:
     """The first four lines of swiglu alone: the coefficient of every neuron.  x (T, D)  ->  mid (T, F)."""
     gate_pre = tap("gate_pre", linear(x, layer.gate_proj, layer.gate_bias))  # (T, F)
     gate = tap("gate", layer.act(gate_pre))  # (T, F)
+    if layer.up_proj is None:
+        return tap("mid", gate)  # (T, F)
     up = tap("up", linear(x, layer.up_proj, layer.up_bias))  # (T, F)
     return tap("mid", gate * up)  # (T, F)

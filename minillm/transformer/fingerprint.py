@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import MISSING, asdict
+from dataclasses import fields as fields_of
 
 import numpy as np
 
@@ -22,6 +23,10 @@ from ..loading.config import ModelConfig
 from .layer import Layer
 
 PIECE = 64  # numbers
+ORDER = """input_layernorm q_proj k_proj v_proj o_proj post_attention_layernorm gate_proj up_proj down_proj
+    q_bias k_bias v_bias o_bias q_norm k_norm gate_bias up_bias down_bias""".split()  # then the parts no Llama has
+YARN = ("beta_fast", "beta_slow", "truncate")
+NOT_OF_LLAMA = [field.name for field in fields_of(ModelConfig) if field.default is not MISSING]
 
 
 def fingerprint_of(name: str, config: ModelConfig, ends: Iterable[np.ndarray], layers: Iterable[Layer]) -> Fingerprint:
@@ -32,18 +37,23 @@ def fingerprint_of(name: str, config: ModelConfig, ends: Iterable[np.ndarray], l
     """
     import hashlib
 
-    c = config
-    sizes = [
+    c, fields = config, asdict(config)
+    sizes: list[object] = [
         c.vocab_size, c.hidden_size, c.intermediate_size, c.num_hidden_layers, c.num_attention_heads,
-        c.num_key_value_heads, c.head_dim, c.hidden_act, c.rms_norm_eps, c.sliding_windows, asdict(c.rope),
+        c.num_key_value_heads, c.head_dim, c.hidden_act, c.rms_norm_eps, c.sliding_windows,
     ]  # fmt: skip
+    sizes.append(
+        {name: value for name, value in asdict(c.rope).items() if name not in YARN or c.rope.rope_type == "yarn"}
+    )
+    # What is not as in a Llama. Nothing is added for a Llama, so that older files still know their model.
+    sizes += [[name, fields[name]] for name in NOT_OF_LLAMA if fields[name] != getattr(ModelConfig, name)]
     digest = hashlib.sha256(json.dumps(sizes).encode())
     for weight in ends:
         digest.update(_pieces(weight))
     for layer in layers:
-        for part, weight in vars(layer).items():
-            if isinstance(weight, np.ndarray):
-                digest.update(part.encode() + _pieces(weight))
+        parts = {part: weight for part, weight in vars(layer).items() if isinstance(weight, np.ndarray)}
+        for part in sorted(parts, key=lambda part: ORDER.index(part) if part in ORDER else len(ORDER)):
+            digest.update(part.encode() + _pieces(parts[part]))
     return Fingerprint(
         show(name, NAME_LIMIT), (c.num_hidden_layers, c.hidden_size, c.intermediate_size), digest.hexdigest()
     )

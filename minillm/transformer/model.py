@@ -6,7 +6,9 @@
     logits = rms_norm(h) W_head^T
 
 (Touvron et al. 2023, arXiv 2302.13971: pre-normalisation, rotary positions, SwiGLU.) Mistral, Qwen2, Qwen3 and
-Phi-3 are the same block with a window, biases, normed heads or fused files; the config says which.
+Phi-3 are the same block with a window, biases, normed heads or fused files; the config says which. Families that are
+wired otherwise (OPT, Phi-2, Pythia, Gemma, OLMo 2 and others) run here, too: loading/config.py lists what can differ,
+and blocks.py the wirings.
 """
 
 from __future__ import annotations
@@ -14,7 +16,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TypeAlias
@@ -31,17 +32,27 @@ from ..loading.tokenizer import Tokenizer, unused_bos
 from ..threads import look, with_few_threads
 from ..trace import Tap, Trace, no_tap, scoped
 from .attention import KVCache
-from .blocks import Positions, block
+from .blocks import Positions, block, positions_of
 from .ffn import FeedForward, swiglu
 from .fingerprint import fingerprint_of
 from .finite import are_numbers, first_problem, problem_of, report, rows_are_numbers
 from .layer import Layer
 from .linear import linear
-from .ops import no_warnings, rms_norm
-from .rope import rope_table
+from .ops import NORMS, no_warnings
 
 Ids: TypeAlias = Sequence[int] | np.ndarray  # (T,), whole numbers from 0 to V - 1
-PARTS = {"embed": "embedding", ".self_attn.": "attention", ".mlp.": "ffn", "norm": "norms", "lm_head": "head"}
+# Weights outside the layers that a Llama does not have.
+POSITIONS, IN, OUT = (f"model.{name}.weight" for name in ("embed_positions", "project_in", "project_out"))
+NORM_BIAS, HEAD_BIAS = "model.norm.bias", "lm_head.bias"
+OUTER = (POSITIONS, IN, OUT, NORM_BIAS, HEAD_BIAS)
+PARTS = {
+    "embed": "embedding",
+    "project": "embedding",
+    ".self_attn.": "attention",
+    ".mlp.": "ffn",
+    "norm": "norms",
+    "lm_head": "head",
+}
 
 
 class Llama:
@@ -55,8 +66,9 @@ class Llama:
         self.config, self.folder = config, folder
         self.embed_tokens = weights[EMBEDDING]  # (V, D)
         self.layers = [Layer.from_weights(config, weights, i) for i in range(config.num_hidden_layers)]
-        self.norm = weights["model.norm.weight"]  # (D,)
+        self.norm = weights.get("model.norm.weight")  # (D,); OPT-350m has none
         self.lm_head = weights.get(HEAD, self.embed_tokens)  # (V, D); tied heads share the embedding
+        self.outer = {name: weights[name] for name in OUTER if name in weights}  # of families that are no Llama
         self.dtype = self.embed_tokens.dtype
         self.bos: tuple[int, ...] | None = None  # what stands before every text, where ``use_bos`` has said it
         look()  # at BLAS, before anything limits it
@@ -86,7 +98,13 @@ class Llama:
     @cached_property
     def fingerprint(self) -> Fingerprint:
         """Of the config and some weights: what files made from this model carry. Read when it is first asked for."""
-        return fingerprint_of(self.name, self.config, (self.embed_tokens, self.norm, self.lm_head), self.layers)
+        return fingerprint_of(self.name, self.config, self.ends, self.layers)
+
+    @property
+    def ends(self) -> tuple[np.ndarray, ...]:
+        """All weights outside the layers: embedding (V, D), last norm (D,), head (V, D), and what a Llama has not."""
+        norm = () if self.norm is None else (self.norm,)
+        return (self.embed_tokens, *norm, self.lm_head, *self.outer.values())
 
     @property
     def has_tokenizer(self) -> bool:
@@ -116,7 +134,7 @@ class Llama:
     def parameters(self) -> dict[str, int]:
         """Number of weights of each part: embedding, attention, ffn, norms, head (0 when tied)."""
         count = dict.fromkeys(PARTS.values(), 0)
-        for name, shape in self.config.tensor_shapes().items():
+        for name, shape in self.config.weight_shapes().items():
             count[part_of(name)] += math.prod(shape)
         return count
 
@@ -126,7 +144,9 @@ class Llama:
         named = {EMBEDDING: self.embed_tokens}
         for layer in self.layers:
             named |= layer.weights()
-        named["model.norm.weight"] = self.norm
+        if self.norm is not None:
+            named["model.norm.weight"] = self.norm
+        named |= self.outer
         return named if self.lm_head is self.embed_tokens else named | {HEAD: self.lm_head}
 
     @cached_property
@@ -158,18 +178,15 @@ class Llama:
         """
         ids = self.check_ids(ids)
         self._check_whose(ffn, tap)
-        first = cache.length if cache else 0
         if cache:
             cache.check_room(len(ids))
             if cache.keys.dtype != self.dtype:  # one float64 table would turn every product after it into float64
                 raise MinillmError(f"the cache is {cache.keys.dtype}, the model {self.dtype}: expected the same dtype")
-            cos, sin = (table[first : first + len(ids)] for table in (cache.cos, cache.sin))  # (T, d/2)
         else:
             limit = self.config.max_position_embeddings
             if len(ids) > limit:
                 raise MinillmError(f"the text has {len(ids)} tokens, the model takes at most {limit}")
-            cos, sin = rope_table(self.config.rope, len(ids), self.dtype)  # (T, d/2)
-        positions = Positions(first, cos, sin, cache)
+        positions = positions_of(self.config, len(ids), self.dtype, cache)
         h = self.stream(ids, positions, ffn, tap)  # (T, D)
         if not rows_are_numbers(h):
             # The cache has not moved on, so the same blocks give the same numbers again.
@@ -177,7 +194,14 @@ class Llama:
             report(problem, self.dtype, tap)
         if cache:
             cache.advance(len(ids))
-        return tap("final_norm", rms_norm(h, self.norm, self.config.rms_norm_eps))  # (T, D)
+        return self.last_norm(h, tap)  # (T, D)
+
+    def last_norm(self, h: np.ndarray, tap: Tap = no_tap) -> np.ndarray:
+        """The norm in front of the head: h (T, D) -> (T, D). OPT-350m has a projection (T, E) in its place."""
+        if self.norm is not None:
+            more = (self.outer[NORM_BIAS],) if NORM_BIAS in self.outer else ()
+            h = tap("final_norm", NORMS[self.config.norm](h, self.norm, self.config.rms_norm_eps, *more))  # (T, D)
+        return tap("project_out", linear(h, self.outer[OUT])) if OUT in self.outer else h
 
     def _check_whose(self, ffn: FeedForward, tap: Tap) -> None:
         """Warn where the FFN was made for another model (error: of another shape); a Trace learns whose it is."""
@@ -189,15 +213,34 @@ class Llama:
 
     def stream(self, ids: np.ndarray, positions: Positions, ffn: FeedForward, tap: Tap) -> np.ndarray:
         """The residual stream from the embedding to behind the last block: ids (T,) -> h (T, D)."""
-        h = tap("embed", self.embed_tokens[ids])  # (T, D)
+        h = self.embed(ids, positions.first, tap)  # (T, D)
         for layer in self.layers:
             h = block(h, layer, positions, ffn, scoped(tap, f"blocks.{layer.index}"))
         return h  # (T, D)
 
+    def embed(self, ids: np.ndarray, first: int, tap: Tap) -> np.ndarray:
+        """What goes into the first block: a row of the embedding for each id, (T,) -> (T, D).
+
+        Gemma and Granite scale it. OPT adds a row of its table of positions: x_t = E[id_t] + P[t + 2].
+        """
+        h = self.embed_tokens[ids]  # (T, D)
+        if self.config.embedding_scale != 1:
+            h = h * self.dtype.type(self.config.embedding_scale)
+        h = tap("embed", h)
+        if IN in self.outer:  # (T, E) -> (T, D)
+            h = tap("project_in", linear(h, self.outer[IN]))
+        if POSITIONS in self.outer:
+            h = tap("embed_positions", h + self.outer[POSITIONS][2 + first :][: len(ids)])  # (T, D)
+        return h
+
     @no_warnings
     def head(self, hidden: np.ndarray, tap: Tap = no_tap) -> np.ndarray:
         """Logits from the values of final_norm: (T, D) -> (T, V). Raises MinillmError for one that is no number."""
-        logits = linear(hidden, self.lm_head)  # (T, V)
+        logits = linear(hidden, self.lm_head, self.outer.get(HEAD_BIAS))  # (T, V)
+        if self.config.logit_divisor != 1:  # Granite
+            logits /= self.dtype.type(self.config.logit_divisor)
+        if (cap := self.config.logit_cap) is not None:  # Gemma 2
+            logits = cap * np.tanh(logits / cap)
         if not are_numbers(logits):
             report(problem_of("logits", logits) or "", self.dtype, tap)
         return tap("logits", logits)  # (T, V)
@@ -230,8 +273,8 @@ def random_weights(
     out gives other numbers.
     """
     weights = {}
-    for name, shape in replace(config, model_type="llama").tensor_shapes().items():  # never Phi-3's fused names
-        center = np.float32(1 if "norm" in name else 0)
+    for name, shape in config.weight_shapes().items():
+        center = np.float32("norm" in name and not name.endswith(".bias") and config.norm != "rms_from_one")
         array = rng.standard_normal(shape, dtype=np.float32)
         weights[name] = (array * np.float32(std) + center).astype(dtype, copy=False)
     return weights

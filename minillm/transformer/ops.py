@@ -30,6 +30,23 @@ def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
     return y
 
 
+def rms_norm_from_one(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
+    """Gemma's form of ``rms_norm``: a stored weight w stands for the factor 1 + w.  x (..., n)  ->  (..., n)."""
+    return rms_norm(x, 1 + weight, eps)
+
+
+def layer_norm(x: np.ndarray, weight: np.ndarray, eps: float, bias: np.ndarray | None = None) -> np.ndarray:
+    """Centre each row, scale it to variance 1, then by a learned weight, and shift it (arXiv 1607.06450, eq. 4).
+
+        y = (x - mean(x)) / sqrt(mean((x - mean(x))^2) + eps) * w + b
+
+    x (..., n), weight and bias (n,)  ->  y (..., n).
+    """
+    centred = x - x.mean(axis=-1, keepdims=True)  # (..., n)
+    y = rms_norm(centred, weight, eps)  # (..., n): the mean of squares of what is centred is its variance
+    return y if bias is None else np.add(y, bias, out=y)
+
+
 def softmax(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     """Normalise exponentials over the last axis.
 
@@ -121,7 +138,14 @@ def erfc(x: np.ndarray) -> np.ndarray:
     return np.array([math.erfc(v) for v in x.ravel().tolist()], dtype=x.dtype).reshape(x.shape)
 
 
-# Hugging Face's names of the gated activations that minillm runs.
+# The norms of config.norm, as functions of (x, weight, eps).
+NORMS: dict[str, Callable[..., np.ndarray]] = {
+    "rms": rms_norm,
+    "rms_from_one": rms_norm_from_one,
+    "layer": layer_norm,
+}
+
+# Hugging Face's names of the activations that minillm runs.
 ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "silu": silu,
     "relu": relu,

@@ -33,6 +33,9 @@ def rope_frequencies(rope: RopeConfig, length: int, dtype=np.float32) -> np.ndar
         linear     f_j / factor                                   (Chen et al. 2023, arXiv 2306.15595)
         llama3     f_j where the wavelength 2 pi / f_j is short, f_j / factor where it is long,
                    a linear blend between (the released Llama 3.1 code)
+        yarn       a blend of both by the number of turns that pair j makes within the original context
+                   (Peng et al. 2023, arXiv 2309.00071, section 3.2; ``yarn_blend``)
+        dynamic    f_j: it begins to scale behind the model's context, and no text here is longer
         longrope   f_j / factor_j, with one list of factors for texts up to the original length and one for
                    longer texts (Ding et al. 2024, arXiv 2402.13753)
 
@@ -54,6 +57,9 @@ def rope_frequencies(rope: RopeConfig, length: int, dtype=np.float32) -> np.ndar
         blend = (dtype(original) / wavelength - dtype(low)) / dtype(high - low)  # 1 = keep, 0 = slow down
         blend = np.clip(blend, 0, 1)
         f = (1 - blend) * f / dtype(rope.factor) + blend * f
+    elif rope.rope_type == "yarn":
+        blend = yarn_blend(rope).astype(dtype)  # (d/2,), 1 = slow down in full
+        f = blend / (dtype(rope.factor) * power) + (1 - blend) * f
     elif rope.rope_type == "longrope":
         assert rope.original_max_position_embeddings is not None  # as above
         factors = rope.long_factor if length > rope.original_max_position_embeddings else rope.short_factor
@@ -61,11 +67,30 @@ def rope_frequencies(rope: RopeConfig, length: int, dtype=np.float32) -> np.ndar
     return f
 
 
+def yarn_blend(rope: RopeConfig) -> np.ndarray:
+    """How much yarn slows each pair down: 0 for pairs that turn often in the original context, 1 for slow ones.
+
+    Pair j makes n turns within the original context of S positions where  j = d ln(S / (2 pi n)) / (2 ln theta).  The
+    blend rises linearly between the j of beta_fast turns and that of beta_slow.  ->  (rotary_dim / 2,) float64.
+    """
+    d, original = rope.rotary_dim, rope.original_max_position_embeddings
+    assert original is not None and rope.beta_fast is not None and rope.beta_slow is not None  # rope_config.py
+    first, last = (
+        d * math.log(original / (2 * math.pi * turns)) / (2 * math.log(rope.theta))
+        for turns in (rope.beta_fast, rope.beta_slow)
+    )
+    if rope.truncate:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, d - 1)
+    width = last - first or 0.001  # as in the released code, where both are one pair
+    return np.clip((np.arange(d // 2) - first) / width, 0, 1)
+
+
 @no_warnings
 def rope_table(rope: RopeConfig, length: int, dtype=np.float32) -> tuple[np.ndarray, np.ndarray]:
     """Cosines and sines of every angle for positions 0 .. length - 1.
 
-    ->  cos, sin, each (length, rotary_dim / 2). longrope also stretches them by its attention factor. Raises
+    ->  cos, sin, each (length, rotary_dim / 2). longrope and yarn also stretch them by its attention factor. Raises
     ConfigError where an angle is no number, as with a theta of 1e-300.
     """
     dtype = np.dtype(dtype).type

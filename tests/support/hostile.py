@@ -163,7 +163,7 @@ PHI3 = {"model_type": "phi3", "architectures": ["Phi3ForCausalLM"], "num_key_val
 QWEN = {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "use_sliding_window": True, "sliding_window": 8}
 REFUSED_CONFIGS = {
     "model_type missing": ({"model_type": DELETE}, "model_type"),
-    "model_type unknown": ({"model_type": "gemma2"}, "llama, mistral, qwen2, qwen3, phi3"),
+    "model_type unknown": ({"model_type": "gpt2"}, "llama, mistral, qwen2, qwen3, phi3"),
     "model_type a list": ({"model_type": ["llama"]}, "model_type"),
     "architecture of a classifier": ({"architectures": ["LlamaForSequenceClassification"]}, "architectures"),
     "architectures a string": ({"architectures": "LlamaForCausalLM"}, "architectures"),
@@ -241,8 +241,11 @@ REFUSED_CONFIGS = {
     "rope a list": ({"rope_scaling": ["linear"]}, "rope_scaling"),
     "rope an empty list": ({"rope_parameters": []}, "rope_parameters is []"),
     "rope_type unknown": ({"rope_scaling": {"rope_type": "spiral", "factor": 2.0}}, "rope_type is 'spiral'"),
-    "rope_type dynamic": ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type is 'dynamic'"),
-    "rope_type yarn": ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope_type is 'yarn'"),
+    "rope_type mrope": ({"rope_scaling": {"type": "mrope", "factor": 2.0}}, "rope_type is 'mrope'"),
+    "yarn, slow above fast": ({"rope_scaling": {"type": "yarn", "factor": 2.0, "beta_slow": 40}}, "beta_slow is 40"),
+    "yarn with an unknown key": ({"rope_scaling": {"type": "yarn", "factor": 2.0, "turns": 4}}, "turns"),
+    "yarn, theta 1": ({"rope_theta": 1, "rope_scaling": {"type": "yarn", "factor": 2.0}}, "rope_theta is 1"),
+    "yarn without a stretch": ({"rope_scaling": {"type": "yarn", "factor": 0.5}}, "factor is 0.5"),
     "rope_type an object": ({"rope_scaling": {"rope_type": {}}}, "rope_type"),
     "rope types that differ": ({"rope_scaling": {"rope_type": "linear", "type": "default", "factor": 2.0}},
                                "rope_type"),

@@ -6,6 +6,9 @@ import inspect
 import sys
 import textwrap
 
+from minillm.transformer.blocks import WIRINGS
+from minillm.transformer.ops import NORMS
+
 
 def plant(monkeypatch, owner, name: str, old: str, new: str):
     """Change ``old`` into ``new`` in the source of owner.name, wherever minillm uses it, and give the function back."""
@@ -23,4 +26,7 @@ def plant(monkeypatch, owner, name: str, old: str, new: str):
     assert users
     for user in users:
         monkeypatch.setattr(user, name, space[name])
+    for table in (NORMS, WIRINGS):  # functions that are looked up by a name of the config
+        for key in [key for key, value in table.items() if value is function]:
+            monkeypatch.setitem(table, key, space[name])
     return space[name]

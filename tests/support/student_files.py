@@ -40,7 +40,7 @@ def attention(q, k, v):
 
     rows = {"q": heads, "k": kv_heads, "v": kv_heads}
     sizes = {f"{name}_proj": np.zeros((count * d, 1), q.dtype) for name, count in rows.items()}
-    none = dict.fromkeys(("q_bias", "k_bias", "v_bias", "o_bias", "q_norm", "k_norm", "window"))
+    none = dict.fromkeys(("q_bias", "k_bias", "v_bias", "o_bias", "q_norm", "k_norm", "window", "scale", "cap"))
     layer = SimpleNamespace(**sizes, **none, o_proj=np.zeros((1, heads * d), q.dtype), head_dim=d, eps=0, index=0)
     still = np.ones((length, d // 2), q.dtype)
     chapter.attention(np.zeros((length, 1), q.dtype), layer, still, 0 * still, None, tap)

@@ -24,13 +24,32 @@ FAMILIES = {  # what each adds to LLAMA: scaled positions, biases, normed heads,
     "phi3": {"model_type": "phi3", "rope_scaling": LONGROPE, "original_max_position_embeddings": 4,
              "tie_word_embeddings": True},
 }  # fmt: skip
+# Families whose blocks are not those of a Llama. "opt_350m" has its norms behind the sums and a narrow embedding.
+_WINDOW = {"sliding_window": 3, "head_dim": 4}
+OTHERS = {
+    "granite": {"model_type": "granite", "embedding_multiplier": 12.0, "logits_scaling": 8.0,
+                "residual_multiplier": 0.22, "attention_multiplier": 0.2},
+    "smollm3": {"model_type": "smollm3", "no_rope_layers": [0, 1], "tie_word_embeddings": True},
+    "olmo2": {"model_type": "olmo2"},
+    "gemma": {"model_type": "gemma", "hidden_act": "gelu_pytorch_tanh", "tie_word_embeddings": True},
+    "gemma2": {"model_type": "gemma2", **_WINDOW, "query_pre_attn_scalar": 6, "tie_word_embeddings": True},
+    "gemma3_text": {"model_type": "gemma3_text", **_WINDOW, "sliding_window_pattern": 2, "tie_word_embeddings": True},
+    "stablelm": {"model_type": "stablelm", "head_dim": 2, "use_qkv_bias": True, "partial_rotary_factor": 1.0},
+    "gpt_neox": {"model_type": "gpt_neox", "head_dim": 2, "rotary_pct": 1.0, "hidden_act": "gelu"},
+    "phi": {"model_type": "phi", "hidden_act": "gelu_new", "head_dim": 4},
+    "opt": {"model_type": "opt", "head_dim": 2, "ffn_dim": 12, "activation_function": "relu",
+            "tie_word_embeddings": True},
+    "opt_350m": {"model_type": "opt", "head_dim": 2, "ffn_dim": 12, "word_embed_proj_dim": 6,
+                 "do_layer_norm_before": False, "tie_word_embeddings": True},
+}  # fmt: skip
+GATED = [name for name in OTHERS if name not in ("gpt_neox", "phi", "opt", "opt_350m")]
 STORIES = ["Once upon a time, there was a cat.", "The cat sat on the mat. The end!", "A dog saw the sea.\nIt ran home.",
            "Tom and Ann had a red ball. They ran."]  # fmt: skip
 
 
 def config(family: str = "llama", **changes) -> ModelConfig:
     """The tiny config of a family, with changes. Without a family's name: a plain llama (no biases, no scaling)."""
-    return ModelConfig.from_dict({**LLAMA, **FAMILIES.get(family, {}), **changes})
+    return ModelConfig.from_dict({**LLAMA, **(FAMILIES | OTHERS).get(family, {}), **changes})
 
 
 def weights(config: ModelConfig, dtype=np.float64, seed: int = 0, std: float = 0.4) -> dict[str, np.ndarray]:

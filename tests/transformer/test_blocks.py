@@ -19,7 +19,7 @@ def test_a_block_adds_attention_and_then_the_feed_forward_network_of_normed_copi
     before = H.copy()
     middle = H + attention(rms_norm(H, layer.input_layernorm, layer.eps), layer, cos, sin)
     expected = middle + swiglu(rms_norm(middle, layer.post_attention_layernorm, layer.eps), layer)
-    assert np.array_equal(block(H, layer, Positions(0, cos, sin), swiglu, no_tap), expected)
+    assert np.array_equal(block(H, layer, Positions(0, ((cos, sin),)), swiglu, no_tap), expected)
     assert np.array_equal(H, before)
 
 
@@ -34,7 +34,7 @@ def test_the_feed_forward_network_gets_the_layer_and_the_first_position_and_taps
         return tap("out", np.zeros_like(x))
 
     with Trace() as trace:
-        out = block(H, model.layers[1], Positions(3, cos[3:], sin[3:], cache), ffn, trace)
+        out = block(H, model.layers[1], Positions(3, ((cos[3:], sin[3:]),), cache), ffn, trace)
     assert calls == [((5, 8), 1, 3)]
     names = list(trace)
     assert names[0] == "resid_pre" and names[-4:] == ["resid_mid", "mlp.norm", "mlp.out", "resid_post"]

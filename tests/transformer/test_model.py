@@ -18,7 +18,7 @@ IDS = [1, 5, 3, 9]
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_the_logits_are_the_head_of_the_normed_stream_behind_all_blocks(family):
     model = tiny.model(family)
-    h, positions = model.embed_tokens[IDS], Positions(0, *rope_table(model.config.rope, 4, np.float64))
+    h, positions = model.embed_tokens[IDS], Positions(0, (rope_table(model.config.rope, 4, np.float64),))
     for layer in model.layers:
         h = block(h, layer, positions, swiglu, lambda name, value: value)
     hidden = rms_norm(h, model.norm, model.config.rms_norm_eps)

@@ -12,13 +12,13 @@ from minillm.loading import checkpoint
 from minillm.sparsity.masked import masked_swiglu
 from minillm.sparsity.policies import POLICIES, Policy
 from minillm.trace import Trace
-from minillm.transformer import attention, ffn, model, ops, rope
+from minillm.transformer import attention, blocks, ffn, model, ops, rope
 from minillm.transformer import layer as layer_module
 from minillm.transformer.attention import KVCache
 
 # id: (owner, function, old, new, golden, the step that must be named first)
 ATTENTION, ATTEND = (attention, "attention"), (attention, "attend")
-ROPE, BLOCK = (rope, "rope_frequencies"), (model, "block")
+ROPE, BLOCK = (rope, "rope_frequencies"), (blocks, "pre_norm")
 BUGS = {
     "rope pairing": (
         *ATTENTION, "rotate_halves(np", "rotate_interleaved(np", "llama", "blocks.0.attn.rot_q"),
@@ -64,9 +64,10 @@ BUGS = {
         *ATTENTION, "linear(x, layer.k_proj, layer.k_bias)", "linear(x, layer.k_proj)",
         "qwen2_one_window_tied", "blocks.0.attn.k"),
     "norm order: the two norms of a block exchanged": (
-        *BLOCK, "layer.input_layernorm", "layer.post_attention_layernorm", "llama", "blocks.0.attn.norm"),
+        *BLOCK, 'normed(h, layer, "input_layernorm")', 'normed(h, layer, "post_attention_layernorm")', "llama",
+        "blocks.0.attn.norm"),
     "norm order: the FFN reads the stream un-normed": (
-        *BLOCK, 'tap("mlp.norm", rms_norm(h, layer.post_attention_layernorm, layer.eps))', 'tap("mlp.norm", h)',
+        *BLOCK, 'tap("mlp.norm", normed(h, layer, "post_attention_layernorm"))', 'tap("mlp.norm", h)',
         "llama", "blocks.0.mlp.norm"),
     "eps beside the root": (
         ops, "rms_norm", "np.sqrt(np.vecdot(x, x)[..., None] / n + eps)",
@@ -74,18 +75,20 @@ BUGS = {
     "eps of another family": (
         layer_module.Layer, "from_weights", "config.rms_norm_eps", "1e-6", "llama", "blocks.0.attn.norm"),
     "eps of another family in the last norm": (
-        model.Llama, "hidden", "self.config.rms_norm_eps", "1e-6", "llama", "final_norm"),
+        model.Llama, "last_norm", "self.config.rms_norm_eps", "1e-6", "llama", "final_norm"),
     "residual around the FFN left out": (
-        *BLOCK, "h + ffn(", "0 * h + ffn(", "llama", "blocks.0.resid_post"),
+        *BLOCK, '"resid_post", h + ffn(', '"resid_post", ffn(', "llama", "blocks.0.resid_post"),
     "gate and up exchanged": (
         ffn, "swiglu", "linear(x, layer.gate_proj, layer.gate_bias)", "linear(x, layer.up_proj, layer.up_bias)",
         "llama", "blocks.0.mlp.gate_pre"),
     "gate and up exchanged in the fused file": (
-        checkpoint, "split_fused", '{"gate_proj": config.intermediate_size, "up_proj"',
-        '{"up_proj": config.intermediate_size, "gate_proj"', "phi3_long", "blocks.0.mlp.gate_pre"),
+        checkpoint, "split_fused", "config.weight_shapes().items()",
+        "sorted(config.weight_shapes().items(), key=lambda item: 'gate_proj' in item[0])", "phi3_long",
+        "blocks.0.mlp.gate_pre"),
     "keys and values exchanged in the fused file": (
-        checkpoint, "split_fused", '"k_proj": kv, "v_proj": kv', '"v_proj": kv, "k_proj": kv',
-        "phi3_long", "blocks.0.attn.k"),
+        checkpoint, "split_fused", "config.weight_shapes().items()",
+        "sorted(config.weight_shapes().items(), key=lambda item: 'k_proj' in item[0])", "phi3_long",
+        "blocks.0.attn.k"),
     "activation on up": (
         ffn, "swiglu", '"mid", gate * up', '"mid", gate_pre * layer.act(up)', "llama", "blocks.0.mlp.mid"),
     "untied head ignored": (
@@ -95,7 +98,7 @@ BUGS = {
         model.Llama, "__init__", 'weights.get(HEAD, self.embed_tokens)', "self.embed_tokens[::-1]",
         "qwen3", "logits"),
     "last norm with the last block's weight": (
-        model.Llama, "__init__", 'weights["model.norm.weight"]', "self.layers[-1].input_layernorm",
+        model.Llama, "__init__", 'weights.get("model.norm.weight")', "self.layers[-1].input_layernorm",
         "llama", "final_norm"),
 }  # fmt: skip
 
@@ -117,16 +120,16 @@ CACHE_BUGS = {
     "mask counts from the chunk's start": (
         attention, "causal_mask", "np.arange(attended - new, attended)", "np.arange(new)", "mistral_window"),
     "positions start again in each chunk": (
-        model.Llama, "hidden", "first : first + len(ids)", "0 : len(ids)", "llama"),
+        blocks, "positions_of", "(cos[first:][:count], sin[first:][:count])", "(cos[:count], sin[:count])", "llama"),
     "every chunk is written to the front": (
         attention.KVCache, "append", "self.keys[layer, :, self.length : end]", "self.keys[layer, :, : len(k)]",
         "llama"),
     "no window for a single new position": (
         *ATTENTION, "if layer.window is not None:", "if layer.window is not None and new > 1:", "mistral_window"),
     "longrope looks at what has come so far": (
-        attention.KVCache, "__init__", "rope_table(config.rope, capacity, dtype)",
+        attention.KVCache, "__init__", "rope_table(rope, capacity, dtype)",
         "[np.concatenate([a[:8], b[8:]]) for a, b in "
-        "zip(rope_table(config.rope, 8, dtype), rope_table(config.rope, capacity, dtype))]", "phi3_long"),
+        "zip(rope_table(rope, 8, dtype), rope_table(rope, capacity, dtype))]", "phi3_long"),
 }  # fmt: skip
 
 
