@@ -3,6 +3,7 @@
     nll = sum of document_nll          tokens = sum of document_tokens
     perplexity = exp(nll / tokens)     bits_per_byte = nll / ln 2 / bytes     vs_dense = perplexity / the dense model's
     read_exact = mean of read_gate, read_up, read_down        read_known_mask = 1 - neuron_sparsity (of a policy)
+    stored = 1 (of a policy), or bytes of the smallest form over the dense model's
     achieved: what ``by`` counts, taken from the columns before        spec: policy, target and achieved in words
 
 score.py makes such rows, record.py reads them back. A cell that somebody has changed, or that a program has cut off,
@@ -82,6 +83,7 @@ COLUMNS = {
     "spec": TEXT,
     "document_nll": list_of(NOT_NEGATIVE, "a list of finite numbers, at least 0"),
     "document_tokens": list_of(whole(0), "a list of whole numbers"),
+    "stored": numbers(0, 8, "a share of the dense model's bytes").or_absent(),
     "model_sha256": SHA256,
     "calibration_sha256": SHA256,
     "test_sha256": SHA256,
@@ -94,6 +96,8 @@ def contradictions(row: dict) -> Iterable[str]:
     yield from _of_the_cut(row)
     yield from _of_the_score(row)
     yield from _of_the_reads(row)
+    if "stored" in row and row["by"] != WEIGHTS:
+        yield from unequal(row, {"stored": 1.0})
     if "fingerprint" in row and row["fingerprint"]["name"] != row["model"]:
         yield f"fingerprint names {row['fingerprint']['name']}, expected {row['model']}, as model says"
 
