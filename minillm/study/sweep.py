@@ -2,6 +2,7 @@
 
     (policy, by, target)          thresholds on the calibration text         ->  Variant  ->  row
     (method, "weights", target)   fit on the calibration text                ->  Variant  ->  row      (score.py)
+    (predictor, "reads", target)  tables and cutoffs on the same text        ->  Variant  ->  row      (predicted.py)
 
 Two texts are needed, one to find thresholds (or the norms of inputs) on and one to score. With one text, its first
 40 % of documents are the first and the rest the second: they are never mixed.
@@ -28,16 +29,17 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import show
-from ..methods.base import Variant, fit, method_named, stored_bytes
+from ..methods.base import Variant, fit, stored_bytes
 from ..sparsity.calibrate import calibrate
 from ..sparsity.magnitudes import Magnitudes, collect
 from ..sparsity.policies import policy_named
 from ..transformer.evaluation import Evaluation, perplexity
 from ..transformer.model import Llama
 from ..transformer.texts import Sample, checked_context
+from .predicted import is_predictor, predictor_variant
 from .record import DENSE, SAME, Record, key_of, named
 from .score import evaluation_of, policy_variant, row, score_variant
-from .sweep_rows import WEIGHTS
+from .sweep_rows import WEIGHTS, known
 from .workers import Workers, computed
 
 
@@ -59,11 +61,16 @@ def text_digest(documents: str | Sequence[str]) -> str:
 
 
 class SweepPoint(NamedTuple):
-    """What makes one row of a model: a policy or a method, and its target. by "weights": policy is a method's name."""
+    """What makes one row of a model: a policy, a method (by "weights") or a predictor (by "reads"), and its target."""
 
     policy: str
     by: str
     target: float
+
+
+def needs_magnitudes(cut: SweepPoint) -> bool:
+    """Whether a row is made from thresholds: that of a policy."""
+    return cut.by != WEIGHTS and not is_predictor(cut.policy)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +92,8 @@ class Shared:
         known = self.model, self.calibration
         if by == WEIGHTS:
             return fit(policy, *known, target, self.dense.context)
+        if is_predictor(policy):
+            return predictor_variant(policy, *known, target, self.dense.context)
         found = calibrate(*known, policy, target, self.dense.context, by, magnitudes=self.magnitudes)
         return policy_variant(self.model, found)
 
@@ -112,8 +121,8 @@ class Settings:
     @cached_property
     def tensors(self) -> list[str]:
         """The tensors that the policies cut."""
-        policies = {cut.policy for cut in self.cuts if cut.by != WEIGHTS}
-        return sorted({tensor for policy in policies for tensor in policy_named(policy).tensors})
+        policies = [policy_named(cut.policy) for cut in self.cuts if needs_magnitudes(cut)]
+        return sorted({tensor for policy in policies for tensor in policy.tensors})
 
     def same(self, model: Llama) -> dict:
         """The values under the keys SAME and the fingerprint, which all rows of one model share."""
@@ -159,7 +168,7 @@ def score_cuts(
 ) -> list[dict]:  # fmt: skip
     """Score each dense model, then all cuts of the settings; as ``sweep``, which says what the arguments mean."""
     for cut in settings.cuts:
-        (method_named if cut.by == WEIGHTS else policy_named)(cut.policy)
+        known(cut.policy, cut.by)
     same = [settings.same(model) for model in models]
     plan = [key_of(s | identity) for s in same for identity in (DENSE, *(cut._asdict() for cut in settings.cuts))]
     names = {tuple(s[key] for key in SAME): named(s) for s in same}
@@ -178,7 +187,7 @@ def _sweep_model(model: Llama, settings: Settings, same: dict, record: Record) -
         dense = record.add(row(model, score, score) | {"stored": 1.0} | same)
     left = [cut for cut in settings.cuts if record.get(same | cut._asdict()) is None]
     magnitudes = None
-    if any(cut.by != WEIGHTS for cut in left):
+    if any(map(needs_magnitudes, left)):
         magnitudes = collect(model, settings.calibration, settings.tensors, context)
         if not settings.workers.here:  # in other processes nobody may write to the arrays: what sorts them does it now
             magnitudes.thresholds(settings.tensors, 0.5)
