@@ -29,9 +29,9 @@ ORDER = """
     training/losses training/slopes training/backward training/batches training/fresh training/trainer
     training/distill training/tune
     methods/base methods/wanda methods/dsnot methods/qsparse methods/
-    study/describe study/bootstrap study/score study/sweep_rows study/record study/sweep study/prediction
-    study/variants study/overlap study/edits study/natural study/distributions study/buffers study/blocks
-    study/passes study/disk study/costs study/summary study/choice study/checkpoints study/laws
+    study/describe study/bootstrap study/score study/prediction study/predicted study/sweep_rows study/record
+    study/workers study/sweep study/variants study/overlap study/edits study/natural study/distributions study/buffers
+    study/blocks study/passes study/disk study/costs study/summary study/choice study/checkpoints study/laws
     bench/turns bench/linear bench/shapes bench/model bench/train bench/sparse bench/disk bench/token
     show/canvas show/labels show/primer show/map show/explain_values show/explain_passes show/results_distributions
     show/results_cuts show/results_predictors show/results_buffer show/svg show/html show/page_shared show/page_model

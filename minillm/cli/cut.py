@@ -56,9 +56,7 @@ def add_sweep(commands: flags.Commands) -> None:
         flags.flag("--policy", type=flags.names, default=",".join(flags.DEMO_POLICIES), help="comma-separated"),
         flags.flag("--sparsity", type=flags.shares, default="0.3,0.5,0.7", help="comma-separated"),
         flags.by(), flags.method(), flags.protocol(), flags.context(), flags.seed("of the intervals (default: 0)"),
-        flags.flag(
-            "--jobs", type=flags.positive, default=1, help="rows computed at the same time (needs joblib; default: 1)"
-        ),
+        flags.workers(),
         flags.output("rows as .csv or .json, written after every row; rows that the file has are not computed again"),
         flags.figure(), flags.running(),
         flags.calibration("text for thresholds (default: the first 40 %% of --text, or the embedded one)"),
@@ -116,7 +114,7 @@ def command_sweep(a: argparse.Namespace) -> int:
 
     policies = [name for name in a.policy if name]  # --policy '': methods alone
     plan = (models, calibration, test, policies, a.sparsity, a.by, a.protocol, a.context)
-    rows = sweep(*plan, methods=a.method, output=a.output, jobs=a.jobs, on_row=report)
+    rows = sweep(*plan, methods=a.method, output=a.output, jobs=a.jobs, cluster=a.cluster, on_row=report)
     rng = np.random.default_rng(a.seed)
     several = len(rows[0]["document_nll"]) > 1  # documents, of which an interval needs more than one
     compared = compare_policies(rows, a.baseline, rng) if several else []

@@ -194,6 +194,18 @@ def method() -> Parser:
     return flag("--method", type=names, metavar="NAMES", default=(), help=about)
 
 
+@cache
+def workers() -> Parser:
+    """--jobs and --cluster: who computes rows."""
+    parent = Parser(add_help=False)
+    who = parent.add_mutually_exclusive_group()
+    about = "rows computed at the same time (needs joblib; default: 1)"
+    who.add_argument("--jobs", type=positive, default=1, help=about)
+    about = "by the workers of the dask scheduler that runs there, such as tcp://127.0.0.1:8786 (needs dask)"
+    who.add_argument("--cluster", metavar="ADDRESS", help=about)
+    return parent
+
+
 def protocol() -> Parser:
     """--protocol: how a text becomes runs of tokens."""
     about = "score each document by itself, or the text as one stream (default: documents)"

@@ -101,6 +101,7 @@ def in_words(tensors: tuple[str, ...], comparison: str) -> str:
         "top-k": "the largest {} of each token",
         "top-p": "the largest {} of each token, up to a share of their sum",
         "statistical": "where {} > mean + std * Phi^-1(threshold), with the mean and std of its token",
+        "predicted": "the largest {} as a predictor guesses them",
         "prompt": "the neurons with the largest {} over the first tokens",
     }
     compared = tensors if comparison == "statistical" else [f"|{t}|" for t in tensors]

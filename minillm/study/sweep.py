@@ -2,6 +2,7 @@
 
     (policy, by, target)          thresholds on the calibration text         ->  Variant  ->  row
     (method, "weights", target)   fit on the calibration text                ->  Variant  ->  row      (score.py)
+    (predictor, "reads", target)  tables and cutoffs on the same text        ->  Variant  ->  row      (predicted.py)
 
 Two texts are needed, one to find thresholds (or the norms of inputs) on and one to score. With one text, its first
 40 % of documents are the first and the rest the second: they are never mixed.
@@ -10,12 +11,8 @@ Two texts are needed, one to find thresholds (or the norms of inputs) on and one
 row, and a row found there is not computed again. What makes a row the same is in the row itself: the hashes of the
 model's weights and of both texts, policy, target, by, protocol, context and dtype.
 
-**In parallel** (``jobs``), joblib hands out one row at a time. No backend is named, so that
-``joblib.parallel_config(backend="dask")`` around the call sends the rows to a cluster. The pass that collects
-magnitudes is done once per model, before the rows. joblib's own processes get no copies of them: it writes each array
-above 1 MB once to a file in shared memory, which every process maps (read-only, so they are sorted before). dask
-sends one copy to each worker, because ``Shared`` tells its size. Rows are the same bit for bit, serial or parallel,
-where the number of BLAS threads is the same: one in each worker, unless ``use_threads`` (threads.py) says another.
+**In parallel** (``jobs``, ``cluster``): workers.py. The pass that collects magnitudes is done once per model, before
+the rows. joblib's own processes get no copies of them, but map one file (read-only, so they are sorted before).
 
 How sure the difference between two rows is: bootstrap.py.
 """
@@ -23,30 +20,27 @@ How sure the difference between two rows is: bootstrap.py.
 from __future__ import annotations
 
 import hashlib
-import io
-import threading
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import BrokenExecutor
-from contextlib import redirect_stderr
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from ..errors import MinillmError, show
-from ..methods.base import Variant, fit, method_named
+from ..errors import show
+from ..methods.base import Variant, fit, stored_bytes
 from ..sparsity.calibrate import calibrate
 from ..sparsity.magnitudes import Magnitudes, collect
 from ..sparsity.policies import policy_named
-from ..threads import asked, use_threads
 from ..transformer.evaluation import Evaluation, perplexity
 from ..transformer.model import Llama
 from ..transformer.texts import Sample, checked_context
+from .predicted import is_predictor, predictor_variant
 from .record import DENSE, SAME, Record, key_of, named
 from .score import evaluation_of, policy_variant, row, score_variant
-from .sweep_rows import WEIGHTS
+from .sweep_rows import WEIGHTS, known
+from .workers import Workers, computed
 
 
 def model_digest(model: Llama) -> str:
@@ -67,11 +61,16 @@ def text_digest(documents: str | Sequence[str]) -> str:
 
 
 class SweepPoint(NamedTuple):
-    """What makes one row of a model: a policy or a method, and its target. by "weights": policy is a method's name."""
+    """What makes one row of a model: a policy, a method (by "weights") or a predictor (by "reads"), and its target."""
 
     policy: str
     by: str
     target: float
+
+
+def needs_magnitudes(cut: SweepPoint) -> bool:
+    """Whether a row is made from thresholds: that of a policy."""
+    return cut.by != WEIGHTS and not is_predictor(cut.policy)
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,23 +92,37 @@ class Shared:
         known = self.model, self.calibration
         if by == WEIGHTS:
             return fit(policy, *known, target, self.dense.context)
+        if is_predictor(policy):
+            return predictor_variant(policy, *known, target, self.dense.context)
         found = calibrate(*known, policy, target, self.dense.context, by, magnitudes=self.magnitudes)
         return policy_variant(self.model, found)
 
     def row(self, policy: str, by: str, target: float) -> dict:
         """One row: make the variant with one text, score it on the other."""
-        return score_variant(self.variant(policy, by, target), self.test, self.dense)
+        variant = self.variant(policy, by, target)
+        return score_variant(variant, self.test, self.dense) | {"stored": stored_share(self.model, variant)}
+
+
+def stored_share(model: Llama, variant: Variant) -> float:
+    """Bytes of the variant's file in its smallest form, over those of the dense model's at 16 bits per weight."""
+    dense = stored_bytes(model, model.layers)["dense"]
+    return min((variant.stored or {"dense": dense}).values()) / dense
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What all models of a sweep have in common. tensors: those that the policies cut."""
+    """What all models of a sweep have in common: two texts, the rows to compute, and who computes them."""
 
     calibration: str | Sequence[str]
     test: Sample
     cuts: Sequence[SweepPoint]
-    tensors: Sequence[str]
-    jobs: int | None
+    workers: Workers = Workers()
+
+    @cached_property
+    def tensors(self) -> list[str]:
+        """The tensors that the policies cut."""
+        policies = [policy_named(cut.policy) for cut in self.cuts if needs_magnitudes(cut)]
+        return sorted({tensor for policy in policies for tensor in policy.tensors})
 
     def same(self, model: Llama) -> dict:
         """The values under the keys SAME and the fingerprint, which all rows of one model share."""
@@ -133,25 +146,31 @@ def sweep(
     methods: Sequence[str] = (),
     output: str | Path | None = None,
     jobs: int | None = 1,
+    cluster: str | None = None,
     on_row: Callable[[dict], None] = lambda row: None,
 ) -> list[dict]:
     """Score each dense model, then every policy and method at every target; gives the rows in that order.
 
     calibration, test: documents that must be disjoint. by: what a target of the policies counts; one of ``methods``
     (methods/base.py) counts weights. output: a .csv or .json that is the record of the sweep, to be continued where it
-    was stopped. jobs: 1 computes row after row in this process, another number asks joblib for so many workers, None
-    leaves it to ``joblib.parallel_config``. on_row is called with each row when it is computed. Raises MinillmError,
-    for a file with rows of another model or text and an unknown policy or method before anything is computed.
+    was stopped. jobs, cluster: who computes (workers.py). on_row is called with each row when it is computed. Raises
+    MinillmError, for a file with rows of another model or text and an unknown policy or method before the work.
     """
-    models = [models] if isinstance(models, Llama) else list(models)
-    tensors = sorted({tensor for policy in policies for tensor in policy_named(policy).tensors})
-    for method in methods:
-        method_named(method)
     kinds = [(policy, by) for policy in policies] + [(method, WEIGHTS) for method in methods]
     cuts = [SweepPoint(*kind, target) for target in dict.fromkeys(sparsities) for kind in dict.fromkeys(kinds)]
-    settings = Settings(calibration, Sample(test, protocol, context), cuts, tensors, jobs)
+    settings = Settings(calibration, Sample(test, protocol, context), cuts, Workers(jobs, cluster))
+    return score_cuts([models] if isinstance(models, Llama) else models, settings, output, on_row)
+
+
+def score_cuts(
+    models: Sequence[Llama], settings: Settings, output: str | Path | None = None,
+    on_row: Callable[[dict], None] = lambda row: None,
+) -> list[dict]:  # fmt: skip
+    """Score each dense model, then all cuts of the settings; as ``sweep``, which says what the arguments mean."""
+    for cut in settings.cuts:
+        known(cut.policy, cut.by)
     same = [settings.same(model) for model in models]
-    plan = [key_of(s | identity) for s in same for identity in (DENSE, *(cut._asdict() for cut in cuts))]
+    plan = [key_of(s | identity) for s in same for identity in (DENSE, *(cut._asdict() for cut in settings.cuts))]
     names = {tuple(s[key] for key in SAME): named(s) for s in same}
     record = Record(plan, names, output, on_row)
     for model, s in zip(models, same, strict=True):
@@ -165,46 +184,13 @@ def _sweep_model(model: Llama, settings: Settings, same: dict, record: Record) -
     dense = record.get(same | DENSE)
     if dense is None:
         score = perplexity(model, documents, protocol, context)
-        dense = record.add(row(model, score, score) | same)
+        dense = record.add(row(model, score, score) | {"stored": 1.0} | same)
     left = [cut for cut in settings.cuts if record.get(same | cut._asdict()) is None]
     magnitudes = None
-    if any(cut.by != WEIGHTS for cut in left):
+    if any(map(needs_magnitudes, left)):
         magnitudes = collect(model, settings.calibration, settings.tensors, context)
+        if not settings.workers.here:  # in other processes nobody may write to the arrays: what sorts them does it now
+            magnitudes.thresholds(settings.tensors, 0.5)
     shared = Shared(model, settings.calibration, documents, magnitudes, evaluation_of(dense))
-    for found in _computed(shared, left, settings) if left else ():
+    for found in computed(shared, left, settings.workers):
         record.add(found | same)
-
-
-def _computed(shared: Shared, left: Sequence[SweepPoint], settings: Settings) -> Iterator[dict]:
-    """The rows that are left, each as soon as it is known: one after the other, or by joblib's workers."""
-    if settings.jobs == 1:
-        yield from (shared.row(*cut) for cut in left)
-        return
-    try:
-        from joblib import Parallel, delayed
-    except ImportError:
-        raise MinillmError("more than one job needs joblib: pip install '.[study]'") from None
-    # In processes of joblib's own, the arrays are files that nobody may write to: what sorts them does it now.
-    if shared.magnitudes is not None:
-        shared.magnitudes.thresholds(settings.tensors, 0.5)
-    # batch_size 1: each row comes back, and is recorded, when it is done.
-    parallel = Parallel(n_jobs=settings.jobs, batch_size=1, return_as="generator_unordered")
-    try:
-        threads = asked() or 1  # of BLAS in each worker: the jobs share the cores
-        for found, notes in parallel(delayed(_in_worker)(threads, shared, *cut) for cut in left):
-            for note in notes:
-                warnings.warn(note, stacklevel=3)
-            yield found
-    except BrokenExecutor:
-        sentence = "a worker ended before its row was done (killed, perhaps for its memory); what is done is recorded"
-        raise MinillmError(f"{sentence}: run the same sweep again, with fewer jobs") from None
-
-
-def _in_worker(threads: int, shared: Shared, policy: str, by: str, target: float) -> tuple[dict, list[str]]:
-    """A row, and the warnings that came with it, to be shown by the process that asked for it."""
-    with use_threads(threads):
-        if threading.current_thread() is not threading.main_thread():  # both of these are for a whole process
-            return shared.row(policy, by, target), []
-        with warnings.catch_warnings(record=True) as notes, redirect_stderr(io.StringIO()):  # no progress bars
-            warnings.simplefilter("always")
-            return shared.row(policy, by, target), sorted({str(note.message) for note in notes})

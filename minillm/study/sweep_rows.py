@@ -3,6 +3,7 @@
     nll = sum of document_nll          tokens = sum of document_tokens
     perplexity = exp(nll / tokens)     bits_per_byte = nll / ln 2 / bytes     vs_dense = perplexity / the dense model's
     read_exact = mean of read_gate, read_up, read_down        read_known_mask = 1 - neuron_sparsity (of a policy)
+    stored = 1 (of a policy), or bytes of the smallest form over the dense model's
     achieved: what ``by`` counts, taken from the columns before        spec: policy, target and achieved in words
 
 score.py makes such rows, record.py reads them back. A cell that somebody has changed, or that a program has cut off,
@@ -33,9 +34,18 @@ from ..rows import (
 )
 from ..sparsity.policies import policy_named
 from ..sparsity.spec import SparsityReport
+from .predicted import is_predictor
 from .score import evaluation_of
 
 WEIGHTS = "weights"  # what the target of a method counts, and the mark of a method's row
+
+
+def known(policy: str, by: str) -> None:
+    """Raise MinillmError for a name that is no policy's and no method's (by weights) or predictor's (by reads)."""
+    if by == WEIGHTS:
+        method_named(policy)
+    elif not (by == "reads" and is_predictor(policy)):
+        policy_named(policy)
 
 
 def _share_per_tensor(value: object) -> dict[str, float]:
@@ -82,6 +92,7 @@ COLUMNS = {
     "spec": TEXT,
     "document_nll": list_of(NOT_NEGATIVE, "a list of finite numbers, at least 0"),
     "document_tokens": list_of(whole(0), "a list of whole numbers"),
+    "stored": numbers(0, 8, "a share of the dense model's bytes").or_absent(),
     "model_sha256": SHA256,
     "calibration_sha256": SHA256,
     "test_sha256": SHA256,
@@ -94,6 +105,8 @@ def contradictions(row: dict) -> Iterable[str]:
     yield from _of_the_cut(row)
     yield from _of_the_score(row)
     yield from _of_the_reads(row)
+    if "stored" in row and row["by"] != WEIGHTS and not is_predictor(row["policy"]):
+        yield from unequal(row, {"stored": 1.0})
     if "fingerprint" in row and row["fingerprint"]["name"] != row["model"]:
         yield f"fingerprint names {row['fingerprint']['name']}, expected {row['model']}, as model says"
 
@@ -112,13 +125,13 @@ def _of_the_cut(row: dict) -> Iterable[str]:
         yield f"policy {policy} has by {by} and target {target}, expected both"
         return
     try:
-        (method_named if by == WEIGHTS else policy_named)(policy)
+        known(policy, by)
     except MinillmError as problem:
         yield str(problem)
     if not row["tensor_sparsity"]:
         yield "tensor_sparsity is empty, expected a share for each tensor that is cut"
-    if (row["level"] is None) != (by == WEIGHTS):
-        yield f"level is {row['level']}, expected a share for a policy and nothing for a method"
+    if (row["level"] is None) != (by == WEIGHTS or is_predictor(policy)):
+        yield f"level is {row['level']}, expected a share for a policy and nothing for a method or a predictor"
     if by == WEIGHTS and row["union_density"] is not None:
         yield f"union_density is {row['union_density']}, expected nothing for a method"
     if by == "tensor":

@@ -2,12 +2,10 @@
 where it was killed, and gives the same rows in parallel."""
 
 import math
-import os
 import re
 import subprocess
 import sys
 import warnings
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +16,7 @@ import tiny
 
 import minillm
 from minillm.errors import MinillmError
+from minillm.methods.base import fit
 from minillm.sparsity import magnitudes
 from minillm.study import sweep as module
 from minillm.study.bootstrap import compare_policies
@@ -30,7 +29,7 @@ STORIES = [f"{story} {number}" for number in range(3) for story in tiny.STORIES]
 TEXT = "\n<|endoftext|>\n".join(STORIES)
 KEYS = """model policy by target achieved level neuron_sparsity tensor_sparsity read_gate read_up read_down read_exact
 read_known_mask union_density union_window perplexity vs_dense bits_per_byte nll tokens bytes protocol context bos
-dtype spec document_nll document_tokens model_sha256 calibration_sha256 test_sha256 fingerprint""".split()
+dtype spec document_nll document_tokens stored model_sha256 calibration_sha256 test_sha256 fingerprint""".split()
 
 
 @pytest.fixture(scope="module")
@@ -316,6 +315,19 @@ def test_two_methods_are_compared_at_equal_weights_removed(both):
     assert all(r["share"] == r["baseline_share"] for r in compared)
 
 
+def test_what_a_row_stores_is_its_smallest_form_beside_the_dense_model(model, both):
+    assert {row["stored"] for row in both if row["by"] != "weights"} == {1.0}
+    made = fit("wanda", model, split_text(TEXT)[0], 0.6, 64)
+    found = next(row for row in both if (row["policy"], row["target"]) == ("wanda", 0.6))
+    assert found["stored"] == made.stored["bitmap"] / made.stored["dense"] < 1
+
+
+def test_a_file_that_is_older_than_a_column_is_gone_on_with(model, rows, tmp_path):
+    output = tmp_path / "rows.csv"
+    save_rows(output, [{key: value for key, value in row.items() if key != "stored"} for row in rows[:2]])
+    assert [row.get("stored") for row in swept(model, output)] == [None, None, *(row["stored"] for row in rows[2:])]
+
+
 # ---- in parallel -----------------------------------------------------------------------------------------------------
 
 
@@ -344,25 +356,6 @@ def test_a_note_of_a_worker_is_shown_and_an_error_is_one_sentence(model):
         swept(model, policies=("mid",), sparsities=(0.5,), by="reads", jobs=2)
 
 
-@pytest.mark.skipif(os.name == "nt", reason="a process is killed by its number")
-def test_a_worker_that_is_killed_leaves_a_record_and_a_sentence(model, rows, tmp_path):
-    import signal
-
-    from joblib.externals.loky import reusable_executor
-
-    def kill(row):
-        if row["policy"] != "dense":
-            for process in list(reusable_executor._executor._processes):
-                with suppress(ProcessLookupError):  # killed after an earlier row already
-                    os.kill(process, signal.SIGKILL)
-
-    output = tmp_path / "rows.csv"
-    with pytest.raises(MinillmError, match="a worker ended before its row was done .* run the same sweep again"):
-        swept(model, output, jobs=2, policies=(*POLICIES, "topk", "topp", "cett"), on_row=kill)
-    recorded = read_record(output)
-    assert recorded[0] == rows[0] and len(recorded) >= 2
-
-
 def test_without_joblib_one_job_runs_and_two_give_a_sentence(model, rows, monkeypatch):
     monkeypatch.setitem(sys.modules, "joblib", None)
     assert swept(model) == rows
@@ -380,18 +373,6 @@ def test_a_dask_cluster_gives_the_same_rows_and_each_worker_is_sent_what_they_sh
     calibration, test = split_text(TEXT)
     shared = module.Shared(model, calibration, test, None, None)
     assert sys.getsizeof(shared) > 1000  # what joblib's dask backend scatters
-
-
-def test_each_worker_has_one_thread_unless_another_number_is_asked_for():
-    from minillm.threads import asked, use_threads
-
-    class Rows:
-        def row(self, *cut):
-            return {"threads": asked(), "cut": cut}
-
-    assert module._in_worker(1, Rows(), "mid", "tensor", 0.5)[0] == {"threads": 1, "cut": ("mid", "tensor", 0.5)}
-    with use_threads(3):
-        assert module._in_worker(asked() or 1, Rows(), "mid", "tensor", 0.5)[0]["threads"] == 3
 
 
 def test_a_context_of_numpy_is_recorded_as_a_number(model, tmp_path):
