@@ -142,14 +142,19 @@ def fit(
     Raises MinillmError for an unknown method and a target out of range or out of reach.
     """
     make = method_named(name)
+    check(name, model, target)
+    made = make(model, documents, target, context=context)
+    return replace(made, name=name, spec=made.spec and replace(made.spec, policy=name))
+
+
+def check(name: str, model: Llama, target: float) -> None:
+    """Raise MinillmError where the model's FFNs have no gate, and for a target out of range."""
     if not model.config.gated:
         raise MinillmError(
             f"method {name} changes gate, up and down, and the model's FFNs have no gate, expected gated ones"
         )
     if not 0 <= target < 1:
         raise MinillmError(f"target is {target}, expected a share from 0 to below 1")
-    made = make(model, documents, target, context=context)
-    return replace(made, name=name, spec=made.spec and replace(made.spec, policy=name))
 
 
 # ---- changed weights -------------------------------------------------------------------------------------------------

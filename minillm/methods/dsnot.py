@@ -58,7 +58,7 @@ from ..transformer.layer import Layer
 from ..transformer.model import Llama
 from ..transformer.ops import no_warnings
 from ..transformer.texts import document_hashes, runs
-from .base import Variant, layer_by_layer, products, weights_variant
+from .base import Variant, check, layer_by_layer, products, weights_variant
 from .wanda import checked, removed_weights, scores, weights_spec
 
 CYCLES, ENOUGH = 50, 0.1  # the released constants: exchanges of a row, and the |e_i| at which it stops
@@ -181,6 +181,7 @@ def error_rows(
     risen: share of the rows whose |e_i| is larger afterwards. Arguments and errors are those of ``wanda.fit``. Needs
     the products of all pairs of inputs: n^2 numbers for each matrix.
     """
+    check("dsnot", model, target)
     rows: list[dict] = []
     change = _change(checked(target, matrices, rule.pattern), target, rule, rows)
 

@@ -40,7 +40,7 @@ from ..trace import Tap
 from ..transformer.layer import Layer
 from ..transformer.model import Llama
 from ..transformer.texts import document_hashes, runs
-from .base import INPUTS, WEIGHT_BYTES, Read, Variant, dense_bytes, layer_by_layer, products, stored_bytes
+from .base import INPUTS, WEIGHT_BYTES, Read, Variant, check, dense_bytes, layer_by_layer, products, stored_bytes
 from .qsparse import Groups, bytes_read, groups_of, top_inputs
 from .wanda import checked
 
@@ -82,9 +82,10 @@ def fit(
     """The dense model, run with cut inputs (module docstring).
 
     target: the share p of each input that every token cuts; 0 is the dense model. matrices: "ffn" (the inputs of three
-    matrices) or "all" (of seven). Raises MinillmError for other matrices and for a target that keeps nothing. It is
-    not in METHODS, because the tables of those methods compare weights that are removed for good.
+    matrices) or "all" (of seven). It is not in METHODS, because the tables of those methods compare weights that are
+    removed for good. Raises MinillmError for other matrices, FFNs without a gate, and a target that keeps nothing.
     """
+    check("larosa", model, target)
     steps = tuple(dict.fromkeys(INPUTS[name] for name in checked(target, matrices, None)))
     groups = {name: group for name, group in groups_of(model, target).items() if name.endswith(steps)}
     bases = bases_of(model, documents, context, [step for step in TURNED if step in steps]) if target else {}

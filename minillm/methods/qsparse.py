@@ -56,7 +56,7 @@ from ..training.losses import cross_entropy
 from ..training.trainer import Pass
 from ..transformer.layer import Layer
 from ..transformer.model import Llama
-from .base import INPUTS, WEIGHT_BYTES, Read, Variant, dense_bytes, stored_bytes
+from .base import INPUTS, WEIGHT_BYTES, Read, Variant, check, dense_bytes, stored_bytes
 
 # {"blocks.0.attn.norm": (N, M)}: of this step, the N largest of each M successive inputs stay.
 Groups: TypeAlias = Mapping[str, tuple[int, int]]
@@ -148,9 +148,10 @@ def fit(
 ) -> Variant:  # fmt: skip
     """A model, dense or trained for it, run with cut inputs. No text is read: documents and context have no effect.
 
-    target: the share of the inputs that each token cuts. pattern: (N, M). Raises as ``groups_of`` does. It is not in
-    METHODS, because the tables of those methods compare weights that are removed for good.
+    target: the share of the inputs that each token cuts. pattern: (N, M). It is not in METHODS, because the tables of
+    those methods compare weights that are removed for good. Raises as ``groups_of`` does, and for FFNs without a gate.
     """
+    check("qsparse", model, target)
     groups, reads = groups_of(model, target, pattern), {}
     for name in INPUTS:
         dense = sum(dense_bytes(getattr(layer, name)) for layer in model.layers)

@@ -42,7 +42,7 @@ from ..transformer.layer import FFN_MATRICES, Layer
 from ..transformer.linear import linear
 from ..transformer.model import Llama
 from ..transformer.texts import document_hashes
-from .base import WEIGHT_BYTES, Variant, stored_bytes
+from .base import WEIGHT_BYTES, Variant, check, stored_bytes
 
 ALPHA = 0.9
 SCALED = Policy("rsparse", ("in_gate_norm", "in_up_norm", "neuron_norm"), ">", "arXiv 2504.19449")
@@ -91,11 +91,11 @@ def fit(
     """The dense model with an FFN that reads a share 1 - target of its weights for each token (module docstring).
 
     alpha: the part of these reads that goes to exact columns, 0 to 1. Target 0 is the dense model. Thresholds come
-    from the values of the dense model. Raises MinillmError for a target or an alpha out of range. It is not in METHODS,
-    because the tables of those methods compare weights that are removed for good.
+    from the values of the dense model. Raises MinillmError for FFNs without a gate, and for a target or an alpha out of
+    range. It is not in METHODS, because the tables of those methods compare weights that are removed for good.
     """
     alpha = real_number("alpha", alpha, lambda share: 0 <= share <= 1, "a share from 0 to 1")
-    target = real_number("target", target, lambda share: 0 <= share < 1, "a share from 0 to below 1")
+    check("rsparse", model, target)
     alpha, reads = (alpha if target else 1.0), 1 - target
     policy = policy_named("teal") if alpha == 1 else SCALED
     found = collect(model, documents, policy.tensors, context)

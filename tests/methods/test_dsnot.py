@@ -177,6 +177,11 @@ def test_both_errors_are_logged_for_every_matrix(tmp_path):
         assert row["mean_part_before"] < row["true_before"] < 1
 
 
+def test_a_model_without_gates_is_refused_by_name():
+    with pytest.raises(MinillmError, match="method dsnot .* have no gate"):
+        error_rows(tiny.model("opt"), TEXT, 0.5)
+
+
 @pytest.fixture(scope="module")
 def published(shared):
     """The smallest published model, its calibration text and its test text."""

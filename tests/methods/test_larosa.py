@@ -96,6 +96,11 @@ def test_a_target_that_keeps_nothing_and_other_matrices_are_refused(model):
         larosa.fit(model, TEXT, 0.5, matrices="attention")
 
 
+def test_a_model_without_gates_is_refused_by_name():
+    with pytest.raises(MinillmError, match="method larosa .* have no gate"):
+        larosa.fit(tiny.model("opt"), TEXT, 0.5)
+
+
 @pytest.mark.shared
 @pytest.mark.slow
 def test_with_equally_many_inputs_turning_helps_and_its_own_bytes_are_more_than_it_is_worth(shared):

@@ -48,7 +48,7 @@ def test_kept_inputs_meet_the_matrix_and_all_others_its_low_rank(bias):
     np.testing.assert_allclose(none, linear(x * mask, w, b), rtol=1e-12)
 
 
-@pytest.mark.parametrize("family", ["plain", *tiny.FAMILIES])
+@pytest.mark.parametrize("family", ["plain", *tiny.FAMILIES, *tiny.GATED])
 def test_at_full_rank_it_is_the_dense_model_whatever_is_cut(family):
     model = tiny.model(family)
     for limit in (0.0, 0.3, math.inf):
@@ -110,6 +110,11 @@ def test_a_target_and_an_alpha_out_of_range_are_refused(model):
         rsparse.fit(model, TEXT, 1.0)
     with pytest.raises(MinillmError, match=r"alpha is 1\.5, expected a share from 0 to 1"):
         rsparse.fit(model, TEXT, 0.5, alpha=1.5)
+
+
+def test_a_model_without_gates_is_refused_by_name():
+    with pytest.raises(MinillmError, match="method rsparse .* have no gate"):
+        rsparse.fit(tiny.model("opt"), TEXT, 0.5)
 
 
 @pytest.mark.shared
