@@ -23,7 +23,8 @@ stops before an exchange that would turn the sign of e_i.
 
 Two rules say whether an exchange is made:
 
-    as released   always. e_i may jump over 0, and its size may rise.
+    as released   always. e_i may jump over 0, and its size may rise. (The released code can stop a row there, as it
+                  does for N:M, but not unless it is told to.)
     accept        only if |e_i| falls; otherwise the row stops. |e_i| never rises. The paper has no such rule.
 
 **Two errors.** e_i is an expected error: it knows the mean of each input and nothing else. The true error of a row,

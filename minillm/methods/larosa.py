@@ -36,6 +36,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ..sparsity.spec import SparsitySpec
+from ..threads import with_few_threads
 from ..trace import Tap
 from ..transformer.layer import Layer
 from ..transformer.model import Llama
@@ -76,6 +77,7 @@ def turned_top_inputs(groups: Groups, bases: Mapping[str, np.ndarray]) -> Tap:
     return tap
 
 
+@with_few_threads
 def fit(
     model: Llama, documents: str | Sequence[str], target: float, *, context: int | None = None, matrices: str = "ffn",
 ) -> Variant:  # fmt: skip

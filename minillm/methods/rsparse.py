@@ -37,6 +37,7 @@ from ..sparsity.calibrate import quantile_of
 from ..sparsity.magnitudes import collect
 from ..sparsity.policies import AFTER_BOTH, OF_GATE_INPUT, OF_UP_INPUT, Cut, Policy, policy_named, where_kept
 from ..sparsity.spec import SparsitySpec, tap_reads
+from ..threads import with_few_threads
 from ..trace import Tap, no_tap
 from ..transformer.layer import FFN_MATRICES, Layer
 from ..transformer.linear import linear
@@ -85,6 +86,7 @@ def shared(layer: Layer, low: Mapping[str, Factors]) -> list[float]:
     return [sum(part.size for part in low[name]) / getattr(layer, name).size for name in FFN_MATRICES]
 
 
+@with_few_threads
 def fit(
     model: Llama, documents: str | Sequence[str], target: float, *, context: int | None = None, alpha: float = ALPHA
 ) -> Variant:

@@ -43,6 +43,7 @@ import numpy as np
 from ..errors import MinillmError
 from ..predictors.quantise import factors
 from ..sparsity.spec import SparsitySpec
+from ..threads import with_few_threads
 from ..transformer.layer import Layer
 from ..transformer.model import Llama
 from ..transformer.texts import document_hashes, runs
@@ -59,6 +60,7 @@ def rank_of(shape: tuple[int, int], share: float) -> int:
     return rank
 
 
+@with_few_threads
 def fit(
     model: Llama, documents: str | Sequence[str], target: float, *, context: int | None = None,
     matrices: str = "ffn", whitened: bool = True,

@@ -161,6 +161,13 @@ def test_it_keeps_the_counts_of_wanda_and_the_dense_weights(name, tmp_path):
     assert not all(same)
 
 
+@pytest.mark.parametrize("name", ["dsnot", "dsnot-accept", "dsnot-all"])
+def test_target_0_changes_no_logit(name, tmp_path):
+    model = tiny.loaded(tmp_path / "m")
+    ids = model.tokenizer.encode("The cat sat.")
+    assert np.array_equal(fit(name, model, TEXT, 0.0).model.forward(ids), model.forward(ids))
+
+
 def test_a_pattern_takes_no_other_target(tmp_path):
     with pytest.raises(MinillmError, match=r"target is 0\.3, expected 0\.5"):
         fit("dsnot-2:4", tiny.loaded(tmp_path / "m"), TEXT, 0.3)

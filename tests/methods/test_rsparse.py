@@ -67,6 +67,10 @@ def test_alpha_0_is_plain_svd_also_for_inputs_larger_than_any_that_was_calibrate
     pairs = zip(model.layers, layers, strict=True)
     low = with_layers(model, [replace(layer, **{n: a @ b for n, (a, b) in of.items()}) for layer, of in pairs])
     np.testing.assert_allclose(model.forward(IDS, ffn=made.ffn), low.forward(IDS), rtol=0, atol=1e-5)
+    x = 1000 * np.random.default_rng(0).standard_normal((5, 8)).astype(np.float32)
+    for layer, other in zip(model.layers, low.layers, strict=True):
+        expected = minillm.swiglu(x, other)
+        np.testing.assert_allclose(made.ffn(x, layer), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
 def test_alpha_1_is_teal(model):
