@@ -63,6 +63,12 @@ from .base import Variant, check, layer_by_layer, products, weights_variant
 from .wanda import checked, removed_weights, scores, weights_spec
 
 CYCLES, ENOUGH = 50, 0.1  # the released constants: exchanges of a row, and the |e_i| at which it stops
+ERROR_COLUMNS = {  # of ``error_rows`` as a table (tables.py)
+    "layer": ("layer", "d"), "matrix": ("matrix", ""), "exchanges": ("exchanges", ".1f"),
+    "expected_before": ("expected", ".4f"), "expected_after": ("after", ".4f"),
+    "true_before": ("true", ".4f"), "true_after": ("after", ".4f"),
+    "mean_part_before": ("mean part", ".4f"), "mean_part_after": ("after", ".4f"), "risen": ("risen", ".0%"),
+}  # fmt: skip
 
 
 # ---- the inputs ------------------------------------------------------------------------------------------------------

@@ -8,8 +8,9 @@ import minillm
 from minillm.errors import MinillmError
 from minillm.methods import dsnot
 from minillm.methods.base import INPUTS, fit
-from minillm.methods.dsnot import RELEASED, Inputs, Rule, error_rows, exchanged, inputs_of, moments
+from minillm.methods.dsnot import ERROR_COLUMNS, RELEASED, Inputs, Rule, error_rows, exchanged, inputs_of, moments
 from minillm.methods.wanda import removed_weights, scores
+from minillm.tables import text_table
 from minillm.transformer.documents import split_documents
 
 TEXT = [f"{story} And {i} more." for i in range(2) for story in tiny.STORIES]
@@ -179,6 +180,7 @@ def test_both_errors_are_logged_for_every_matrix(tmp_path):
     assert [(row["layer"], row["matrix"]) for row in rows[:4]] == [
         (0, "gate_proj"), (0, "up_proj"), (0, "down_proj"), (1, "gate_proj"),
     ]  # fmt: skip
+    assert {*rows[0]} == {*ERROR_COLUMNS} and "mean part" in text_table(rows, ERROR_COLUMNS, names=2)
     for row in rows:
         assert row["risen"] == 0 and row["expected_after"] <= row["expected_before"]
         assert row["mean_part_before"] < row["true_before"] < 1
