@@ -32,7 +32,7 @@ ORDER = """
     study/describe study/bootstrap study/score study/prediction study/predicted study/sweep_rows study/record
     study/workers study/sweep study/variants study/overlap study/edits study/natural study/distributions study/buffers
     study/blocks study/passes study/disk study/costs study/summary study/choice study/checkpoints study/laws
-    bench/turns bench/linear bench/shapes bench/model bench/train bench/sparse bench/disk bench/token
+    bench/turns bench/linear bench/shapes bench/model bench/train bench/routed bench/sparse bench/disk bench/token
     show/canvas show/labels show/primer show/map show/explain_values show/explain_passes show/results_distributions
     show/results_cuts show/results_predictors show/results_buffer show/svg show/html show/page_shared show/page_model
     show/page_costs show/page_predictors show/page_buffer show/page show/display show/stepper

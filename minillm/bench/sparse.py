@@ -8,6 +8,9 @@ One token passes through a few layers, by the ways of prefetch/kernels.py: dense
 of g neighbours (views). The weights are cold in cache: before each turn, an array larger than the caches is read. (The
 numbers mean nothing, so one array per layer serves every layout; what counts is how many bytes lie where.)
 
+Somebody must choose the blocks. In the rows "routed" a router does so for each token and layer, and its time counts
+(routed.py).
+
     speedup       time of the dense FFN over this one's, in the same round
     whole_token   what that is worth to a token, of which the FFN is only a part: the FFN's share s of the bytes that a
                   token reads, at that shape (clock.py):  1 / (1 - s + s / speedup)
@@ -21,7 +24,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -39,6 +42,7 @@ from ..threads import use_threads
 from ..transformer.ffn import swiglu
 from ..transformer.layer import Layer
 from ..transformer.ops import silu
+from .routed import HIDDEN, Router, routed, router_numbers, router_of
 from .shapes import config_at, resident_in_words
 from .turns import environment, in_turns, largest_cache, speeds
 
@@ -53,15 +57,15 @@ def bench_ffn(
 ) -> dict[str, Any]:  # fmt: skip
     """Measure the ways of kernels.py in memory (module docstring). cache: bytes; None asks the system.
 
-    Rows: method ("dense", "gather", "tiled", "blocks"), group, sparsity, touched (share of the neurons), milliseconds
-    per layer, speedup, low, high, whole_token, chosen (whether kernels.choose would take this method there).
-    Raises MinillmError.
+    Rows: method ("dense", "gather", "tiled", "blocks", "routed"), group, sparsity, touched (share of the neurons),
+    milliseconds per layer, speedup, low, high, whole_token, chosen (whether kernels.choose would take this method
+    there). Raises MinillmError.
     """
     config, rng = config_at(shape), np.random.default_rng(0)
     nbytes = 3 * config.hidden_size * config.intermediate_size * 4
     cache = largest_cache() if cache is None else cache
     copies = max(2, -(-TURN // nbytes))
-    check_memory(copies * nbytes + 2 * cache)
+    check_memory(copies * (nbytes + 4 * router_numbers(config)) + 2 * cache)
     clock = ColdClock(threads, cache, copies)
     layers = RandomLayers.of(config, copies, rng)
     rows: list[dict[str, Any]] = [{"method": "dense", "group": 1, "sparsity": 0.0, "touched": 1.0}]
@@ -74,7 +78,7 @@ def bench_ffn(
         row["whole_token"] = whole_token(row["speedup"], ffn_share(config))
     result = result_head("ffn", config, rounds, threads) | {"layers": copies, "cache": cache}
     result |= {"clock": clock.name, "own_time": float(clock.spent[0] / clock.spent[1]), "rows": rows}
-    return result | {"kernels": for_kernels(rows, nbytes)}
+    return result | {"router": config.hidden_size // HIDDEN, "kernels": for_kernels(rows, nbytes)}
 
 
 def sparse_rows(shape: tuple[int, int], sparsities: Sequence[float], groups: Sequence[int]) -> list[dict[str, Any]]:
@@ -89,7 +93,7 @@ def sparse_rows(shape: tuple[int, int], sparsities: Sequence[float], groups: Seq
             touched = kept_count(blocks, 1 - sparsity) / blocks
             if abs(touched - (1 - sparsity)) > 0.2 * (1 - sparsity):
                 continue
-            for method in ("gather", "tiled") if group == 1 else ("blocks",):
+            for method in ("gather", "tiled") if group == 1 else ("blocks", "routed"):
                 row = {"method": method, "group": group, "sparsity": sparsity, "touched": touched}
                 rows.append(row | {"chosen": choose(shape, touched, group) == method})
     return rows
@@ -118,26 +122,31 @@ class ColdClock:
 
 @dataclass(frozen=True, eq=False)
 class RandomLayers:
-    """Random FFNs of one shape, and the input x (D,) of all: arrays holds one (3 F, D) per layer, for every layout."""
+    """Random FFNs of one shape, and the input x (D,) of all: arrays holds one (3 F, D) per layer, for every layout.
+
+    routers: one (H (D + F),) per layer, likewise.
+    """
 
     layers: list[Layer]
     major: list[NeuronMajor]
     arrays: list[np.ndarray]
+    routers: list[np.ndarray]
     x: np.ndarray
 
     @classmethod
     def of(cls, config: ModelConfig, count: int, rng: np.random.Generator) -> RandomLayers:
         """As many layers of a shape as asked for."""
         hidden, neurons = config.hidden_size, config.intermediate_size
-        arrays, scale = [], np.float32(hidden**-0.5)  # outputs near 1: no sums that become denormal
+        arrays, routers, scale = [], [], np.float32(hidden**-0.5)  # outputs near 1: no sums that become denormal
         for _ in range(count):
             rows = rng.standard_normal((3 * neurons, hidden), dtype=np.float32)
             rows *= scale
             arrays.append(rows)
+            routers.append(scale * rng.standard_normal(router_numbers(config), dtype=np.float32))
         x = rng.standard_normal(hidden, dtype=np.float32)
         layers = [bare_layer(config, index, rows) for index, rows in enumerate(arrays)]
         major = [NeuronMajor(a[:neurons], a[neurons : 2 * neurons], a[2 * neurons :], silu) for a in arrays]
-        return cls(layers, major, arrays, x)
+        return cls(layers, major, arrays, routers, x)
 
     def calls(self, row: dict[str, Any], rng: np.random.Generator) -> Calls:
         """The calls of one turn by a row's method; each layer uses other neurons (or blocks), drawn anew."""
@@ -146,12 +155,22 @@ class RandomLayers:
         group = row["group"]
         blocks = -(-len(self.major[0].gate) // group)
         kept = kept_count(blocks, 1 - row["sparsity"])
+        if row["method"] == "routed":
+            return [partial(routed, *each, kept) for each in self._with_routers(group, blocks, rng)]
         chosen = [np.sort(rng.permutation(blocks)[:kept]) for _ in self.layers]
         if row["method"] == "blocks":
             each = zip(self.arrays, self.layers, chosen, strict=True)
             return [partial(block_views, self.x, Blocks(rows, group, layer), some) for rows, layer, some in each]
         kernel = gather if row["method"] == "gather" else tiled_gather
         return [partial(kernel, self.x, weights, some) for weights, some in zip(self.major, chosen, strict=True)]
+
+    def _with_routers(
+        self, group: int, count: int, rng: np.random.Generator
+    ) -> Iterator[tuple[np.ndarray, Blocks, Router]]:
+        """For each layer another input, so that other blocks are chosen, its ``count`` blocks, and a router of them."""
+        for layer, rows, numbers in zip(self.layers, self.arrays, self.routers, strict=True):
+            x = rng.standard_normal(len(self.x), dtype=numbers.dtype)
+            yield x, Blocks(rows, group, layer), router_of(numbers, len(x), count)
 
 
 def bare_layer(config: ModelConfig, index: int, rows: np.ndarray) -> Layer:
@@ -240,6 +259,7 @@ def ffn_text(result: dict[str, Any]) -> str:
         "before each turn",
         f"clock: the {result['clock']}'s; this process had a processor for {result['own_time']:.0%} of the time",
         "\nThe FFN alone: times as fast as the dense one, median (middle half of the rounds); *: kernels.choose",
+        f"routed: the blocks are chosen by a router with {result['router']} hidden numbers, and its time is included",
         alone,
         f"\nThe whole token; the FFN's are {result['ffn_share']:.0%} of the bytes that it reads ({result['token']})",
         whole,
@@ -256,7 +276,7 @@ def _by_sparsity(rows: Sequence[dict[str, Any]], cell: Callable[[dict[str, Any]]
     names = {"gather": "any neurons, gather", "tiled": "any neurons, tiled"}
     lines: dict[tuple[str, int], dict[str, str]] = {}
     for row in rows:
-        name = names.get(row["method"], f"blocks of {row['group']}")
+        name = names.get(row["method"], f"blocks of {row['group']}" + ", routed" * (row["method"] == "routed"))
         line = lines.setdefault((row["method"], row["group"]), {"neurons": name})
         line[str(row["sparsity"])] = cell(row)
     sparsities = sorted({row["sparsity"] for row in rows})

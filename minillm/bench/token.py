@@ -188,7 +188,7 @@ def token_rows(measured: Measured, sparsities: Sequence[float], rounds: int) -> 
     """Measure all rows in turns (keys: ``bench_token``)."""
     _, hidden, neurons = shape_of(measured.model)
     groups = [group for group in measured.weights if group > 1]
-    ways = [row for row in sparse_rows((neurons, hidden), sparsities, groups) if row["method"] != "gather"]
+    ways = [row for row in sparse_rows((neurons, hidden), sparsities, groups) if row["method"] in ("tiled", "blocks")]
     rows: list[Row] = [{"method": "dense", "group": 1, "chosen_by": "", "sparsity": 0.0}]
     for way in ways:
         found = {key: way[key] for key in ("method", "group", "sparsity")}

@@ -116,7 +116,7 @@ def expected_speeds(groups: Sequence[int] = GROUPS, sparsities: Sequence[float] 
 
 
 SPEED_COLUMNS = {  # of a row of `minillm bench ffn --json`; older files and rows of one's own have only the first six
-    "method": one_of("dense", "gather", "tiled", "blocks"),
+    "method": one_of("dense", "gather", "tiled", "blocks", "routed"),
     "group": whole(1),
     "sparsity": SHARE,
     "speedup": numbers(1e-6, 1e6, "a speed-up above 0"),
@@ -130,7 +130,7 @@ SPEED_COLUMNS = {  # of a row of `minillm bench ffn --json`; older files and row
     "milliseconds": NOT_NEGATIVE.or_absent(),
 }
 HEAD_COLUMNS = {key: SPEED_COLUMNS[key] for key in ("shape", "ffn_share")}  # of the whole result: what its rows share
-OTHER_FIELDS = "what rounds environment token layers cache clock own_time kernels rows".split()  # not used here
+OTHER_FIELDS = "what rounds environment token layers cache router clock own_time kernels rows".split()  # not used here
 
 
 def read_speeds(path: str | Path) -> list[dict]:
@@ -161,7 +161,7 @@ def read_speeds(path: str | Path) -> list[dict]:
 
 def _check_speed(row: dict, where: str) -> None:
     """Raise MinillmError where the figures of a row contradict each other."""
-    if (row["method"] == "blocks") != (row["group"] > 1):
+    if (row["method"] in ("blocks", "routed")) != (row["group"] > 1):
         raise MinillmError(f"{where}: group is {row['group']} of {row['method']}, expected 1, or more for blocks")
     if not row["low"] <= row["speedup"] <= row["high"]:
         found = f"{row['low']:g}, {row['speedup']:g} and {row['high']:g}"
@@ -211,8 +211,12 @@ def joint_rows(
 
 
 def _fastest(speeds: Sequence[dict], group: int, sparsity: float) -> dict:
-    """The row of the fastest method for that block size and sparsity; {} where none was measured."""
+    """The row of the fastest method for that block size and sparsity; {} where none was measured.
+
+    Rows with a router are left out: an oracle's choice takes no time.
+    """
     fits = [row for row in speeds if row["group"] == group and abs(row["sparsity"] - sparsity) < 1e-6]
+    fits = [row for row in fits if row["method"] != "routed"]
     best = max(fits, key=lambda row: row["speedup"], default={})
     if best and best.get("whole_token") is None:
         best = best | {"whole_token": whole_token(best["speedup"], best.get("ffn_share", ffn_share(LARGE)))}

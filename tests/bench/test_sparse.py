@@ -24,7 +24,8 @@ def test_rows_for_every_way_group_and_sparsity_beside_the_dense_one():
     assert dense["method"] == "dense" and dense["speedup"] == dense["low"] == dense["high"] == dense["whole_token"] == 1
     found = [(row["method"], row["group"], row["sparsity"], row["touched"]) for row in rows]
     assert found == [
-        ("gather", 1, 0.5, 0.5), ("tiled", 1, 0.5, 0.5), ("blocks", 4, 0.5, 0.5), ("blocks", 16, 0.5, 0.5),
+        ("gather", 1, 0.5, 0.5), ("tiled", 1, 0.5, 0.5), ("blocks", 4, 0.5, 0.5), ("routed", 4, 0.5, 0.5),
+        ("blocks", 16, 0.5, 0.5), ("routed", 16, 0.5, 0.5),
         ("gather", 1, 0.9, 6 / 64), ("tiled", 1, 0.9, 6 / 64),  # a tenth of 4 or 16 blocks cannot be had
     ]  # fmt: skip
     share = ffn_share(config_at(SHAPE))
@@ -51,6 +52,7 @@ def test_each_call_gets_other_neurons_as_many_as_the_sparsity_leaves(monkeypatch
     for name in ("gather", "tiled_gather", "block_views"):
         monkeypatch.setattr(bench_sparse, name, watched(name, getattr(bench_sparse, name)))
     bench_ffn(SHAPE, (0.5,), (4,), rounds=3)
+    assert len(seen) == 3
     for name, calls in seen.items():
         count, kept = (16, 8) if name == "block_views" else (F, 32)
         assert len(calls) == 2 * 4  # two layers, three rounds and one for warming up
@@ -76,7 +78,7 @@ def test_before_each_turn_more_than_the_caches_hold_is_read(monkeypatch):
 def test_what_kernels_choose_would_take_is_marked(monkeypatch):
     monkeypatch.setattr(bench_sparse, "choose", lambda shape, density, group: "blocks" if group > 1 else "tiled")
     result = bench_ffn(SHAPE, (0.5,), (4,), rounds=1)
-    assert [row.get("chosen") for row in result["rows"]] == [None, False, True, True]
+    assert [row.get("chosen") for row in result["rows"]] == [None, False, True, True, False]
     marked = [line for line in ffn_text(result).splitlines() if line.endswith("*")]
     assert len(marked) == 2 and "tiled" in marked[0] and "blocks of 4" in marked[1]
 
@@ -116,7 +118,7 @@ def test_the_command_measures_a_shape_and_prints_a_table_or_json(capsys):
     status, out, _ = run(capsys, "bench ffn --shape 16 64 --groups 4 --sparsity 0.5 --rounds 1")
     assert status == 0 and out.startswith("ffn, random 16 x 64") and "threads 1" in out
     found = json.loads(run(capsys, "bench ffn --shape 16 64 --groups 4 --sparsity 0.5 --rounds 1 --json")[1])
-    assert [row["method"] for row in found["rows"]] == ["dense", "gather", "tiled", "blocks"]
+    assert [row["method"] for row in found["rows"]] == ["dense", "gather", "tiled", "blocks", "routed"]
     assert found["rows"][1].keys() >= {"method", "group", "sparsity", "speedup", "low", "high", "whole_token"}
 
 

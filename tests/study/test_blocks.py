@@ -108,6 +108,13 @@ def test_speeds_are_read_alone_or_in_their_result(tmp_path):
         read_speeds(tmp_path / "absent.json")
 
 
+def test_an_oracle_s_row_takes_no_speed_that_holds_a_router_s_time(model):
+    routed = SPEEDS[2] | {"method": "routed", "speedup": 9.0, "low": 9.0, "high": 9.0}
+    for speeds, expected in (([*SPEEDS, routed], 1.8), ([routed], None)):
+        (row, *_) = joint_rows(model, TRAINING, Sample(TEST), speeds, BlockSettings((4,), 100), (0.5,))
+        assert row["speedup"] == expected
+
+
 def test_what_the_bench_writes_is_read(tmp_path):
     result = bench_ffn((16, 64), (0.5,), (4,), rounds=1, cache=0)
     (tmp_path / "speed.json").write_text(json.dumps(result), encoding="utf-8")
@@ -130,6 +137,7 @@ def test_what_the_bench_writes_is_read(tmp_path):
         ([SPEEDS[0] | {"speedup": 0.8}], "row 1: low, speedup and high are 0.5, 0.8 and 0.7"),
         ([SPEEDS[0] | {"speed": 0.8}], "row 1 holds 'speed'"),
         ([SPEEDS[0] | {"group": 4}], "row 1: group is 4 of gather"),
+        ([SPEEDS[0] | {"method": "routed"}], "row 1: group is 1 of routed"),
         ([SPEEDS[0], SPEEDS[0]], "row 2: gather, group 1, sparsity 0.5 was there before"),
         ([SPEEDS[1] | {"ffn_share": 0.5}], "row 1: whole_token is 1.1, expected 1.09"),
     ],
