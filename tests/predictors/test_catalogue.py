@@ -26,7 +26,7 @@ def test_every_name_that_is_evaluated_by_default_is_known_once():
     assert {entry_of(name)[0] for name in EVALUATED} == set(CATALOGUE) - {
         "oracle",
         "router",
-    }  # the oracle is scored anyway
+    }  # it is scored anyway
     assert "shadow-3" in EVALUATED and entry_of("shadow-3") == ("shadow-BITS", 3)
 
 
