@@ -22,12 +22,12 @@ ORDER = """
     sparsity/selected sparsity/sparse sparsity/magnitudes sparsity/allocate sparsity/calibrate
     predictors/layout predictors/protocol predictors/select predictors/metrics predictors/cutoffs predictors/catalogue
     predictors/files predictors/oracle predictors/baselines predictors/quantise predictors/sign predictors/copies
-    predictors/planes predictors/coded predictors/ahead predictors/learned predictors/train predictors/memory
-    predictors/clusters predictors/workshop
+    predictors/planes predictors/coded predictors/ahead predictors/learned predictors/train predictors/router
+    predictors/memory predictors/clusters predictors/workshop
     prefetch/bundle prefetch/kernels prefetch/reorder prefetch/eviction prefetch/traffic prefetch/buffer prefetch/clock
     prefetch/system prefetch/reader prefetch/fetched prefetch/feedforward prefetch/record prefetch/replay
     training/losses training/slopes training/backward training/batches training/fresh training/trainer
-    training/distill training/tune
+    training/distill training/route training/tune
     methods/base methods/wanda methods/dsnot methods/qsparse methods/
     study/describe study/bootstrap study/score study/prediction study/predicted study/sweep_rows study/record
     study/workers study/sweep study/variants study/overlap study/edits study/natural study/distributions study/buffers

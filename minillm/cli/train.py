@@ -11,15 +11,16 @@ import json
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import show
 from . import flags
 from .shared import check_new, learnt_and_held_out, load_model, say, wrapped
 
 if TYPE_CHECKING:
-    from ..sparsity.thresholds import Thresholds
-    from ..training.trainer import Plan
+    from ..training.batches import Batches
+    from ..training.trainer import Plan, Trained
+    from ..training.tune import Settings
     from ..transformer.ffn import FeedForward
     from ..transformer.model import Llama
 
@@ -47,6 +48,16 @@ def add(commands: flags.Commands) -> None:
                       help="what --sparsity counts (default: neuron)")  # fmt: skip
     tune.add_argument("--block", type=flags.positive, metavar="G", help="cut blocks of G neurons, the best of each "
                       "token kept, in place of a policy; the neurons are put into an order for it")  # fmt: skip
+    tune.add_argument(
+        "--router",
+        type=flags.whole,
+        default=64,
+        metavar="R",
+        help="hidden units of the router that "
+        "chooses the blocks of --block and learns with the model; 0: an oracle chooses (default: 64)",
+    )
+    tune.add_argument("--no-control", action="store_true", help="leave out the control, a dense model that is trained "
+                      "further for the same time")  # fmt: skip
     tune.add_argument("--teacher", metavar="MODEL", help="whose probabilities are learnt (default: --model, dense)")
     tune.add_argument("--straight", action="store_true", help="straight-through instead of masked gradients")
 
@@ -128,60 +139,136 @@ def command_train(a: argparse.Namespace) -> int:
 # ---- tune ------------------------------------------------------------------------------------------------------------
 
 
-def the_cut(a: argparse.Namespace, model: Llama, training: list[str]) -> tuple[Llama, FeedForward, Thresholds | None]:
-    """The model to tune, the FFN in its loop and its thresholds; for blocks the model in their order, and None."""
-    from ..prefetch.reorder import BlockOracle
+class Tuning(NamedTuple):
+    """What a tuning begins with: the models, the documents to train on and others to score, the batches, the plan."""
+
+    given: Llama
+    teacher: Llama
+    training: list[str]
+    held: list[str]
+    batches: Batches
+    plan: Plan
+    checkpoint: Path
+
+
+class Tuned(NamedTuple):
+    """What it ends with: the model, the rows of the table, and the FFN's settings for the folder."""
+
+    trained: Trained
+    rows: list[dict]
+    settings: Settings
+
+
+def scored(a: argparse.Namespace, name: str, model: Llama, ffn: FeedForward, held: list[str]) -> dict:
+    """The row of a model with an FFN."""
+    from ..sparsity.spec import SparsityMeter
+    from ..transformer.evaluation import perplexity
+
+    meter = SparsityMeter()
+    score = perplexity(model, held, context=a.context, ffn=ffn, tap=meter).perplexity
+    return {"model": name, "perplexity": score, "neurons cut": meter.report().neuron_sparsity}
+
+
+def tune_policy(a: argparse.Namespace, t: Tuning) -> Tuned:
+    """A policy in the loop, at thresholds that are found before and stay."""
     from ..sparsity.calibrate import calibrate
     from ..sparsity.sparse import policy_ffn
-    from ..training.tune import grouped
+    from ..training.distill import distill
+    from ..training.tune import Settings
+    from ..transformer.ffn import swiglu
     from ..transformer.texts import first_tokens
 
-    if a.block:
-        say(f"neurons are put into an order for blocks of {a.block}")
-        kept = 1 - a.sparsity
-        return grouped(model, training, a.block, kept, a.seed), BlockOracle(a.block, kept).ffn(), None
-    known = first_tokens(model, training, CUT_TOKENS, a.context)
-    thresholds = calibrate(model, known, a.policy, a.sparsity, a.context, a.by)
-    return model, policy_ffn(model, thresholds), thresholds
+    known = first_tokens(t.given, t.training, CUT_TOKENS, a.context)
+    thresholds = calibrate(t.given, known, a.policy, a.sparsity, a.context, a.by)
+    ffn = policy_ffn(t.given, thresholds)
+    trained = distill(t.given, t.batches, ffn, t.plan, teacher=t.teacher, straight=a.straight, checkpoint=t.checkpoint)
+    thresholds = replace(thresholds, model=trained.model.fingerprint)
+    rows = [
+        scored(a, "dense", t.given, swiglu, t.held), scored(a, "cut", t.given, ffn, t.held),
+        scored(a, "tuned, dense", trained.model, swiglu, t.held),
+        scored(a, "tuned, cut", trained.model, policy_ffn(trained.model, thresholds), t.held),
+    ]  # fmt: skip
+    if thresholds.by == "neuron":
+        thresholds = replace(thresholds, spec=replace(thresholds.spec, achieved=rows[-1]["neurons cut"]))
+    return Tuned(trained, rows, Settings(thresholds))
+
+
+def tune_blocks(a: argparse.Namespace, t: Tuning) -> Tuned:
+    """Blocks in the loop, chosen by a router that learns with the model; with --router 0 by an oracle, a bound."""
+    from ..predictors.router import Router
+    from ..prefetch.reorder import BlockOracle, kept_count
+    from ..sparsity.calibrate import calibrate
+    from ..training.distill import distill
+    from ..training.route import distill_routed, routed_ffn
+    from ..training.tune import Settings, grouped
+    from ..transformer.ffn import swiglu
+    from ..transformer.model import shape_of
+    from ..transformer.texts import first_tokens
+
+    say(f"neurons are put into an order for blocks of {a.block}")
+    share, known = 1 - a.sparsity, first_tokens(t.given, t.training, CUT_TOKENS, a.context)
+    model, oracle = grouped(t.given, t.training, a.block, share, a.seed), BlockOracle(a.block, share).ffn()
+    rows = [scored(a, "dense", t.given, swiglu, t.held), scored(a, "cut, oracle", model, oracle, t.held)]
+    if not a.router:
+        trained = distill(model, t.batches, oracle, t.plan, teacher=t.teacher, straight=a.straight,
+                          checkpoint=t.checkpoint)  # fmt: skip
+        rows += [
+            scored(a, "tuned, dense", trained.model, swiglu, t.held),
+            scored(a, "tuned, oracle", trained.model, oracle, t.held),
+        ]
+        return Tuned(trained, rows, Settings())
+    kept = kept_count(-(-shape_of(model)[2] // a.block), share)
+    router = Router.fit(model, t.training, a.block, kept, a.router, a.seed, a.context)
+    rows.append(scored(a, "cut, router", model, routed_ffn(router), t.held))
+    trained, router = distill_routed(model, t.batches, router, t.plan, teacher=t.teacher, straight=a.straight,
+                                     checkpoint=t.checkpoint)  # fmt: skip
+    rows += [
+        scored(a, "tuned, dense", trained.model, swiglu, t.held),
+        scored(a, "tuned, oracle", trained.model, oracle, t.held),
+        scored(a, "tuned, router", trained.model, routed_ffn(router), t.held),
+    ]
+    truth = calibrate(trained.model, known, "mid", a.sparsity, a.context, "neuron")
+    return Tuned(trained, rows, Settings(truth, router))
+
+
+def control(a: argparse.Namespace, t: Tuning) -> list[dict]:
+    """The row of the dense model, trained further on the same text for the same time: what training alone changes."""
+    from ..training.trainer import train
+    from ..transformer.ffn import swiglu
+
+    if a.no_control:
+        return []
+    say("the control: the dense model, trained further on the same text")
+    checkpoint = t.checkpoint.with_name(f"{t.checkpoint.name.removesuffix('.npz')}-control.npz")
+    further = train(t.given, t.batches, t.plan, checkpoint=checkpoint)
+    row = scored(a, "dense, trained", further.model, swiglu, t.held)
+    with suppress(OSError):
+        checkpoint.unlink()
+    return [row]
 
 
 def command_tune(a: argparse.Namespace) -> int:
     """Train a model with a sparse FFN in the loop, from a dense teacher; write it as a Hugging Face folder."""
     import minillm
 
-    from ..sparsity.sparse import policy_ffn
-    from ..sparsity.spec import SparsityMeter
     from ..training.batches import batches_of
-    from ..training.distill import distill
-    from ..training.tune import save_trained
-    from ..transformer.evaluation import perplexity
-    from ..transformer.ffn import swiglu
+    from ..training.tune import ROUTER, THRESHOLDS, save_trained
     from .shared import with_bos
 
     checkpoint, plan, given = checkpoint_of(a.folder), plan_of(a), load_model(a)
     teacher = given if a.teacher is None else with_bos(a, minillm.load(a.teacher, dtype=a.dtype))
     training, held = learnt_and_held_out(a.text, given, a.context)
-    model, ffn, thresholds = the_cut(a, given, training)
-    batches = batches_of(model, training, a.batch, a.seed, a.context)
-    trained = distill(model, batches, ffn, plan, teacher=teacher, straight=a.straight, checkpoint=checkpoint)
-    after = ffn
-    if thresholds is not None:
-        thresholds = replace(thresholds, model=trained.model.fingerprint)
-        after = policy_ffn(trained.model, thresholds)
-    rows, meter = [], SparsityMeter()
-    for name, each, cut in (
-        ("dense", model, swiglu), ("cut", model, ffn), ("tuned, dense", trained.model, swiglu),
-        ("tuned, cut", trained.model, after),
-    ):  # fmt: skip
-        meter = SparsityMeter()
-        score = perplexity(each, held, context=a.context, ffn=cut, tap=meter).perplexity
-        rows.append({"model": name, "perplexity": score, "neurons cut": meter.report().neuron_sparsity})
+    batches = batches_of(given, training, a.batch, a.seed, a.context)
+    t = Tuning(given, teacher, training, held, batches, plan, checkpoint)
+    trained, rows, settings = (tune_blocks if a.block else tune_policy)(a, t)
+    rows[1:1] = control(a, t)
     about = {"block": a.block, "sparsity": a.sparsity, "teacher": teacher.name, "straight": a.straight, "scores": rows}
-    if thresholds is not None:
-        spec = replace(thresholds.spec, achieved=meter.report().achieved(thresholds.by))
-        thresholds = replace(thresholds, spec=spec)
-    save_trained(a.folder, trained, given.fingerprint, about, thresholds)
+    about |= {"router": a.router if a.block else None}
+    save_trained(a.folder, trained, given.fingerprint, about, settings)
     with suppress(OSError):
         checkpoint.unlink()
     report(a, rows, trained.curve[-1]["tokens"])
+    if settings.thresholds and not a.json:
+        more = f" --predictor {a.folder}/{ROUTER}" if settings.router else ""
+        print(wrapped(f"to run it: minillm perplexity -m {a.folder} --thresholds {a.folder}/{THRESHOLDS}{more}"))
     return 0

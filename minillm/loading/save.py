@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -26,6 +26,9 @@ from .tensors import save_tensors
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 SMALL_FILES = ("config.json", "generation_config.json", *TOKENIZER)
+
+
+Content: TypeAlias = str | Callable[[Path], None]
 
 
 def copy_files(source: Path, folder: Path, names: tuple[str, ...], error: type[MinillmError]) -> None:
@@ -84,13 +87,13 @@ def source_fields(source: str | Path) -> dict[str, Any]:
 
 def save_model(
     out: str | Path, weights: Mapping[str, np.ndarray], source: str | Path, fields: Mapping[str, Any] | None = None,
-    more: Mapping[str, str] | None = None,
+    more: Mapping[str, Content] | None = None,
 ) -> Path:  # fmt: skip
     """Write a model as a new folder, complete or not at all; gives its path.
 
     weights: as for ``write_model``. source: the folder whose tokenizer and generation settings are copied. fields: of
-    config.json; None: those of the source, with the dtype that is written. more {name: text}: further files. Raises
-    CheckpointError where the folder exists or cannot be written.
+    config.json; None: those of the source, with the dtype that is written. more {name: text, or a function that
+    writes a file at a path}: further files. Raises CheckpointError where the folder exists or cannot be written.
     """
     out, source = Path(out), Path(source)
     fields = {**(source_fields(source) if fields is None else fields), "dtype": "float32"}
@@ -98,8 +101,11 @@ def save_model(
         try:
             copy_files(source, beside, SMALL_FILES, CheckpointError)
             write_model(beside, fields, weights)
-            for name, text in (more or {}).items():
-                (beside / name).write_text(text, encoding="utf-8")
+            for name, content in (more or {}).items():
+                if callable(content):
+                    content(beside / name)
+                else:
+                    (beside / name).write_text(content, encoding="utf-8")
         except CheckpointError as problem:  # the user knows the folder by its final name only
             raise CheckpointError(str(problem).replace(str(beside), str(out))) from None
     return out

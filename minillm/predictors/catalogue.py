@@ -44,6 +44,7 @@ CATALOGUE: dict[str, Entry] = {
     "learned-hidden": Entry("learned", "learned:Learned", "trained on |mid|, a hidden layer between the maps"),
     "learned-ahead": Entry("learned", "learned:Learned", "two maps, one layer ahead"),
     "ahead-BITS": Entry("ahead", "ahead:Ahead", "a shadow, one layer ahead", (4,), True),
+    "router": Entry("router", "router:Router", "blocks of 32 neurons, chosen by a small network", False),
     "library": Entry("library", "memory:Library", "votes of stored patterns", of_up=True),
     "clusters": Entry("clusters", "clusters:Clusters", "the nearest cluster of patterns"),
 }

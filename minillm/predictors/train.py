@@ -102,6 +102,14 @@ def loss_and_gradients(
     """
     z = logits(p, x, logs)  # (T, F)
     loss, d = cross_entropy(z, y, negative) if y.dtype == bool else squared_error(z, y)
+    gradients = gradients_of(p, x, d)
+    if logs is not None:
+        gradients["a"] = (d * logs).sum(axis=0)
+    return loss, gradients
+
+
+def gradients_of(p: Parameters, x: np.ndarray, d: np.ndarray) -> Parameters:
+    """Back through z = x A B + c (with a hidden layer where p has an h): x (T, D), d = dloss/dz (T, F)."""
     inner = hidden(p, x)  # (T, r)
     back = d @ p["B"].T  # (T, r)
     gradients = {"B": inner.T @ d, "c": d.sum(axis=0)}
@@ -109,9 +117,7 @@ def loss_and_gradients(
         back = back * (inner > 0)
         gradients["h"] = back.sum(axis=0)
     gradients["A"] = x.T @ back
-    if logs is not None:
-        gradients["a"] = (d * logs).sum(axis=0)
-    return loss, gradients
+    return gradients
 
 
 def initial_weights(

@@ -32,10 +32,11 @@ from .memory import Library
 from .oracle import Oracle
 from .protocol import Predictor
 from .quantise import second_moments
+from .router import Router
 from .sign import Sign
 from .train import train
 
-REFINED_RANK = 4
+REFINED_RANK, ROUTED = 4, 32  # neurons of a router's block
 P = TypeVar("P", bound=Predictor)
 
 
@@ -137,6 +138,10 @@ class Workshop:
                 return self.learned(rank, ahead=1)
             case "ahead-BITS":
                 return Ahead.fit(model, thresholds, training, bits, context)
+            case "router":
+                blocks = -(-intermediate // ROUTED)
+                kept = max(1, round((1 - (thresholds.spec.target or 0.5)) * blocks))
+                return Router.fit(model, training, min(ROUTED, intermediate), kept, seed=self.seed, context=context)
             case "library":
                 return Library.fit(model, thresholds, training, self._rng(), context=context)
             case "clusters":

@@ -34,6 +34,7 @@ from itertools import combinations
 
 import numpy as np
 
+from ..predictors.router import block_sums, neuron_energy
 from ..sparsity.magnitudes import sample_values
 from ..sparsity.policies import largest
 from ..sparsity.selected import NOTHING_READ, SelectedFFN
@@ -55,11 +56,6 @@ def recorded_mid(
     return [layer["mid"] for layer in sampled]
 
 
-def neuron_energy(mid: np.ndarray, layer: Layer) -> np.ndarray:
-    """m_j^2 ||down_j||^2, not yet divided by the token's sum.  mid (T, F)  ->  (T, F)."""
-    return mid**2 * np.vecdot(layer.down_proj.T, layer.down_proj.T)
-
-
 def energy_shares(mid: np.ndarray, layer: Layer) -> np.ndarray:
     """e: each neuron's share of the token's energy.  mid (T, F)  ->  (T, F), rows that sum to 1.
 
@@ -72,7 +68,7 @@ def energy_shares(mid: np.ndarray, layer: Layer) -> np.ndarray:
 
 def block_energy(energy: np.ndarray, order: np.ndarray, group: int) -> np.ndarray:
     """E of each block of ``group`` neighbours in that order.  energy (T, F), order (F,)  ->  (T, B)."""
-    return np.add.reduceat(energy[:, order], np.arange(0, len(order), group), axis=1)
+    return block_sums(energy[:, order], group)
 
 
 def kept_count(blocks: int, share: float) -> int:

@@ -50,8 +50,14 @@ def distill(
     is cut afterwards may be another one. teacher: None: the model itself. checkpoint: as for ``train``. Raises
     MinillmError for a teacher with another vocabulary.
     """
+    teacher = check_teacher(model, teacher)
+    return train(model, batches, plan, from_teacher(teacher, ffn, straight), checkpoint)
+
+
+def check_teacher(model: Llama, teacher: Llama | None) -> Llama:
+    """The teacher, None: the model itself. Raises MinillmError for one with another vocabulary."""
     teacher = model if teacher is None else teacher
     if teacher.config.vocab_size != model.config.vocab_size:
         found = f"the teacher's vocabulary has {teacher.config.vocab_size} ids"
         raise MinillmError(f"{found}, expected the model's {model.config.vocab_size}")
-    return train(model, batches, plan, from_teacher(teacher, ffn, straight), checkpoint)
+    return teacher

@@ -149,9 +149,14 @@ def train(
     """
     trainer = Trainer(trainable(model), batches, plan, one_pass)
     trainer.run(checkpoint)
-    trained = Llama(model.config, trainer.model.weights, model.folder)  # with a fingerprint of its own
-    trained.bos = model.bos
-    return Trained(trained, trainer.curve, plan, batches)
+    return trained_model(trainer)
+
+
+def trained_model(trainer: Trainer) -> Trained:
+    """What a training has made: the model, now with a fingerprint of its own, and how."""
+    model = Llama(trainer.model.config, trainer.model.weights, trainer.model.folder)
+    model.bos = trainer.model.bos
+    return Trained(model, trainer.curve, trainer.plan, trainer.batches)
 
 
 class Trainer:

@@ -36,9 +36,9 @@ def test_tune_writes_a_model_with_its_own_thresholds(run, tmp_path):
     folder = tmp_path / "tuned"
     options = ("--text", "stories.txt", "--steps", "4", "--batch", "60", "--sparsity", "0.75")
     status, out, err = run("tune", "-m", "m", *options, "-o", folder, "--json")
-    assert (status, err) == (0, "")
+    assert status == 0 and err.startswith("the control: ")
     rows = {row["model"]: row for row in json.loads(out)["rows"]}
-    assert list(rows) == ["dense", "cut", "tuned, dense", "tuned, cut"]
+    assert list(rows) == ["dense", "dense, trained", "cut", "tuned, dense", "tuned, cut"]
     assert rows["cut"]["neurons cut"] == pytest.approx(0.75, abs=0.05) and rows["dense"]["neurons cut"] == 0
     thresholds = minillm.Thresholds.load(folder / "thresholds.json")
     model = minillm.load(folder)
@@ -50,11 +50,27 @@ def test_tune_writes_a_model_with_its_own_thresholds(run, tmp_path):
     assert status == 0 and "another model" not in err
 
 
+def test_tune_for_blocks_writes_the_router_that_learnt_with_the_model(run, tmp_path):
+    folder = tmp_path / "tuned"
+    options = ("--text", "stories.txt", "--steps", "3", "--batch", "60", "--block", "4", "--router", "5")
+    status, out, _ = run("tune", "-m", "m", *options, "-o", folder)
+    assert status == 0
+    names = ["dense", "dense, trained", "cut, oracle", "cut, router", "tuned, dense", "tuned, oracle", "tuned, router"]
+    assert [line.split("  ")[0].strip() for line in out.splitlines() if "." in line][: len(names)] == names
+    ffn = ("--thresholds", folder / "thresholds.json", "--predictor", folder / "router.safetensors")
+    status, out, err = run("perplexity", "-m", folder, "--text", "one.txt", *ffn)
+    assert status == 0 and "router 8-5-3, 2 blocks of 4 kept" in err and "another model" not in err
+    assert run("generate", "-m", folder, "-p", "a cat", "-n", "3", *ffn)[0] == 0
+    about = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    assert about["router"] == 5 and [row["model"] for row in about["scores"]] == names
+    assert sorted(os.listdir(tmp_path)) == ["tuned"]
+
+
 def test_tune_for_blocks_stores_the_neurons_in_their_order(run, tmp_path):
     folder = tmp_path / "tuned"
-    options = ("--text", "stories.txt", "--steps", "2", "--batch", "60", "--block", "4", "--straight")
-    status, out, err = run("tune", "-m", "m", *options, "--teacher", "three", "-o", folder)
-    assert status == 0 and "blocks of 4" in err and "tuned, cut" in out
+    options = ("--text", "stories.txt", "--steps", "2", "--batch", "60", "--block", "4", "--straight", "--router", "0")
+    status, out, err = run("tune", "-m", "m", *options, "--no-control", "--teacher", "three", "-o", folder)
+    assert status == 0 and "blocks of 4" in err and "tuned, oracle" in out and "dense, trained" not in out
     assert not (folder / "thresholds.json").exists()
     about = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     assert (about["block"], about["teacher"], about["straight"]) == (4, "three", True)

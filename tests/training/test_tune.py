@@ -14,7 +14,7 @@ from minillm.sparsity.calibrate import calibrate
 from minillm.training.batches import batches_of
 from minillm.training.distill import distill
 from minillm.training.trainer import Plan, train
-from minillm.training.tune import grouped, in_order, save_trained
+from minillm.training.tune import Settings, grouped, in_order, save_trained
 from minillm.transformer.ffn import swiglu
 from minillm.transformer.texts import document_hashes
 
@@ -49,7 +49,7 @@ def test_a_folder_holds_model_thresholds_and_how_they_were_made(model, tmp_path)
     thresholds = calibrate(model, tiny.STORIES[:2], policy="mid", sparsity=0.5)
     batches = batches_of(model, tiny.STORIES, 40, seed=3)
     trained = distill(model, batches, cut(model, "mid"), Plan(steps=2))
-    out = save_trained(tmp_path / "out", trained, model.fingerprint, {"note": 1}, thresholds)
+    out = save_trained(tmp_path / "out", trained, model.fingerprint, {"note": 1}, Settings(thresholds))
     about = json.loads((out / "training.json").read_text(encoding="utf-8"))
     assert (about["format"], about["seed"], about["batch"], about["note"]) == ("minillm-trained", 3, 40, 1)
     assert about["documents_sha256"] == sorted(document_hashes(tiny.STORIES))
