@@ -28,7 +28,7 @@ ORDER = """
     prefetch/system prefetch/reader prefetch/fetched prefetch/feedforward prefetch/record prefetch/replay
     training/losses training/slopes training/backward training/batches training/fresh training/trainer
     training/distill training/route training/tune
-    methods/base methods/wanda methods/dsnot methods/qsparse methods/
+    methods/base methods/wanda methods/dsnot methods/structured methods/qsparse methods/
     study/describe study/bootstrap study/score study/prediction study/predicted study/sweep_rows study/record
     study/workers study/sweep study/variants study/overlap study/edits study/natural study/distributions study/buffers
     study/blocks study/passes study/disk study/costs study/summary study/choice study/checkpoints study/laws
