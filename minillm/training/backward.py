@@ -9,8 +9,9 @@ A forward pass names each of its values at a tap. So a pass that keeps them has 
     gradients.weights["model.layers.0.mlp.up_proj.weight"]       # dL / d W_up, (F, D), under Hugging Face's name
 
 ``d`` is always dL / d(output of a part). Each part of the forward pass has one function that takes d back to its
-inputs, with its equation: parts.py and blocks.py. ``backward`` calls them from the logits down to the embedding. Read them
-beside transformer/ops.py, attention.py, ffn.py, blocks.py and model.py: the order is reversed, the names are the same.
+inputs, with its equation: parts.py and blocks.py. ``backward`` calls them from the logits down to the embedding. Read
+them beside transformer/ops.py, attention.py, ffn.py, blocks.py and model.py: the order is reversed, the names are the
+same.
 
 **Cuts.** Each FeedForward that taps its masks can be trained through. A mask is a decision and has no gradient. With
 m_cut = m where the mask is True, else 0, there are two ways to go on:
