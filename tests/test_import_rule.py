@@ -26,8 +26,8 @@ ORDER = """
     predictors/memory predictors/clusters predictors/workshop
     prefetch/bundle prefetch/kernels prefetch/reorder prefetch/eviction prefetch/traffic prefetch/buffer prefetch/clock
     prefetch/system prefetch/reader prefetch/fetched prefetch/feedforward prefetch/record prefetch/replay
-    training/losses training/slopes training/backward training/batches training/fresh training/trainer
-    training/distill training/route training/tune
+    training/losses training/slopes training/parts training/blocks training/backward training/batches
+    training/fresh training/trainer training/distill training/route training/tune
     methods/base methods/wanda methods/dsnot methods/structured methods/qsparse methods/
     study/describe study/bootstrap study/score study/prediction study/predicted study/sweep_rows study/record
     study/workers study/sweep study/variants study/overlap study/edits study/natural study/distributions study/buffers

@@ -86,7 +86,7 @@ def attention(x: torch.Tensor, turn: torch.Tensor | None, block: Block) -> torch
 def ffn(x: torch.Tensor, block: Block) -> torch.Tensor:
     """act(x W_1^T) W_2^T, or the gated form.  (T, D) -> (T, D)."""
     config, values = block.config, {}
-    names = [getattr(config, name, None) for name in ("hidden_act", "activation_function", "hidden_activation")]
+    names = [getattr(config, name, None) for name in ("activation_function", "hidden_activation", "hidden_act")]
     act = ACTIVATIONS[next(name for name in names if name)]
     first, last = FFNS.get(config.model_type, ("mlp.gate_proj", "mlp.down_proj"))
     values["gate_pre"] = linear(x, block.weight, first)
@@ -123,14 +123,14 @@ def run_block(h: torch.Tensor, turn: torch.Tensor | None, block: Block) -> torch
         return factor * value
 
     block.record("resid_pre", h)
-    x = h if un_normed else normed(h, before)
+    x = first = h.clone() if un_normed else normed(h, before)  # a copy: each step has a gradient of its own
     block.record("attn.norm", x)
     a = part("attn", attention(x, turn, block), "post_attention_layernorm")
     if not side_by_side:
         h = h + a
         h = normed(h, before) if behind_sums else h
         block.record("resid_mid", h)
-    x = h if un_normed else normed(h, between)
+    x = h.clone() if un_normed else first.clone() if between == before else normed(h, between)
     block.record("mlp.norm", x)
     y = part("mlp", ffn(x, block), "post_feedforward_layernorm")
     h = h + y + (a if side_by_side else 0)

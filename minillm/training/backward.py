@@ -8,10 +8,10 @@ A forward pass names each of its values at a tap. So a pass that keeps them has 
     gradients.steps["blocks.0.mlp.mid"]                          # dL / d mid, (T, F), under the step's own name
     gradients.weights["model.layers.0.mlp.up_proj.weight"]       # dL / d W_up, (F, D), under Hugging Face's name
 
-Below, ``d`` is always dL / d(output of a part). Each part of the forward pass has one function that takes d back to its
-inputs, with its equation. ``backward`` calls them from the logits down to the embedding. Read them beside
-transformer/ops.py, attention.py, ffn.py, blocks.py and model.py: the order is reversed, the names are the same. The
-slopes of the activations are in slopes.py.
+``d`` is always dL / d(output of a part). Each part of the forward pass has one function that takes d back to its
+inputs, with its equation: parts.py and blocks.py. ``backward`` calls them from the logits down to the embedding. Read
+them beside transformer/ops.py, attention.py, ffn.py, blocks.py and model.py: the order is reversed, the names are the
+same.
 
 **Cuts.** Each FeedForward that taps its masks can be trained through. A mask is a decision and has no gradient. With
 m_cut = m where the mask is True, else 0, there are two ways to go on:
@@ -28,26 +28,24 @@ there, kept, or added to what other passes of the batch gave.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from ..errors import MinillmError
 from ..loading.names import EMBEDDING, HEAD
-from ..sparsity.policies import where_kept
 from ..threads import with_few_threads
 from ..trace import Tap, no_tap
-from ..transformer.layer import Layer, weight_name
-from ..transformer.linear import linear
-from ..transformer.model import Llama
+from ..transformer.blocks import positions_of
+from ..transformer.model import HEAD_BIAS, IN, NORM_BIAS, OUT, POSITIONS, Llama
 from ..transformer.ops import no_warnings
-from ..transformer.rope import rope_table, rotate_halves
+from .blocks import Block, block_back
 from .losses import LossOf, cross_entropy
+from .parts import NORMS_BACK, cap_back, embedding_back, linear_back
 from .slopes import SLOPES
+
+GiveWeight: TypeAlias = Callable[[str, np.ndarray], None]
 
 
 class Saved(dict[str, np.ndarray]):
@@ -70,208 +68,6 @@ class Gradients(NamedTuple):
     steps: dict[str, np.ndarray]
 
 
-# ---- one function for each part --------------------------------------------------------------------------------------
-
-
-def linear_back(d: np.ndarray, x: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """y = x W^T (+ b):    dx = d W    dW = d^T x    (db = sum_t d_t)
-
-    d (T, out), x (T, in), weight (out, in)  ->  dx (T, in), dW (out, in).
-    """
-    return d @ weight, d.T @ x
-
-
-def rms_norm_back(d: np.ndarray, x: np.ndarray, weight: np.ndarray, eps: float) -> tuple[np.ndarray, np.ndarray]:
-    """y = u * w, u = r x, r = 1 / sqrt(mean(x^2) + eps):    dw = sum_t d * u    dx = r (g - u mean(g * u)), g = d * w
-
-    d, x (..., n), weight (n,)  ->  dx (..., n), dw (n,). The second term of dx is there because r depends on x, too.
-    """
-    n = x.shape[-1]
-    r = 1 / np.sqrt(np.vecdot(x, x)[..., None] / n + eps)  # (..., 1)
-    u = x * r  # (..., n)
-    g = d * weight  # (..., n)
-    d_weight = (d * u).reshape(-1, n).sum(axis=0)  # (n,)
-    return r * (g - u * (np.vecdot(g, u)[..., None] / n)), d_weight
-
-
-def softmax_back(d: np.ndarray, p: np.ndarray) -> np.ndarray:
-    """p = softmax(x):    dx_i = p_i (d_i - sum_j d_j p_j)
-
-    d, p (..., n)  ->  dx (..., n). Where p is 0 (a masked position), dx is 0.
-    """
-    d_x = d - np.vecdot(d, p)[..., None]  # (..., n)
-    d_x *= p
-    return d_x
-
-
-def rotate_back(d: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
-    """y = R x, a rotation of each pair by its angle:    dx = R^T d, the rotation by the opposite angle
-
-    d (T, heads, d), cos and sin (T, rotary_dim / 2)  ->  dx (T, heads, d).
-    """
-    return rotate_halves(d, cos, -sin)
-
-
-def attend_back(
-    d: np.ndarray, q: np.ndarray, k: np.ndarray, v: np.ndarray, pattern: np.ndarray, tap: Tap = no_tap
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """z = P v, P = softmax(S), S = q k^T / sqrt(d):
-
-        dv = P^T dz    dP = dz v^T    dS = softmax_back(dP)    dq = dS k / sqrt(d)    dk = dS^T q / sqrt(d)
-
-    d (T, H, d) for each query head; q (T, H, d); k, v (T, K, d); pattern (H, T, T)  ->  dq, dk, dv. The H / K query
-    heads of a group share one key and value head, so dk and dv are sums over the group: its heads are stacked as rows.
-    """
-    (new, heads, size), kv_heads = q.shape, k.shape[1]
-    scale = 1 / math.sqrt(size)
-
-    def stacked(x: np.ndarray) -> np.ndarray:
-        return x.reshape(new, kv_heads, -1, size).transpose(1, 2, 0, 3).reshape(kv_heads, -1, size)
-
-    d, q, k, v = stacked(d), stacked(q), k.transpose(1, 0, 2), v.transpose(1, 0, 2)  # (K, H/K * T, d), (K, T, d)
-    p = pattern.reshape(kv_heads, -1, new)  # (K, H/K * T, T)
-    d_v = p.transpose(0, 2, 1) @ d  # (K, T, d)
-    d_pattern = tap("pattern", (d @ v.transpose(0, 2, 1)).reshape(pattern.shape))  # (H, T, T)
-    d_scores = tap("scores", softmax_back(d_pattern, pattern)).reshape(p.shape)  # (K, H/K * T, T)
-    d_q = (d_scores @ k) * scale  # (K, H/K * T, d)
-    d_k = d_scores.transpose(0, 2, 1) @ (q * scale)  # (K, T, d)
-    d_q = d_q.reshape(heads, new, size).transpose(1, 0, 2)  # (T, H, d)
-    return d_q, d_k.transpose(1, 0, 2), d_v.transpose(1, 0, 2)
-
-
-def embedding_back(d: np.ndarray, ids: np.ndarray, vocabulary: int) -> np.ndarray:
-    """x_t = E[id_t]:    dE[i] = sum of d_t over the t where id_t is i
-
-    d (T, D), ids (T,)  ->  dE (V, D).
-    """
-    d_embedding = np.zeros((vocabulary, d.shape[1]), d.dtype)
-    np.add.at(d_embedding, ids, d)
-    return d_embedding
-
-
-# ---- from the parts to the model -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Block:
-    """One layer on the way back: its weights, its saved values under short names, and where its gradients go."""
-
-    layer: Layer
-    saved: Mapping[str, np.ndarray]
-    slope: Callable[[np.ndarray], np.ndarray]
-    straight: bool
-    give_step: Callable[[str, np.ndarray], np.ndarray]
-    give_weight: Callable[[str, np.ndarray], None]
-
-    def value(self, step: str) -> np.ndarray | None:
-        """A value of the forward pass; None where it was not tapped."""
-        return self.saved.get(f"blocks.{self.layer.index}.{step}")
-
-    def __getitem__(self, step: str) -> np.ndarray:
-        return self.saved[f"blocks.{self.layer.index}.{step}"]
-
-    def tap(self, step: str, d: np.ndarray) -> np.ndarray:
-        """Give out dL / d step."""
-        return self.give_step(f"blocks.{self.layer.index}.{step}", d)
-
-    def weight(self, part: str, d: np.ndarray) -> None:
-        """Give out dL / d weight."""
-        self.give_weight(weight_name(self.layer.index, part), d)
-
-    def linear_back(self, name: str, d: np.ndarray, x: np.ndarray) -> np.ndarray:
-        """``linear_back`` of the layer's matrix and bias of this name ("up").  d (T, out), x (T, in) -> dx (T, in)."""
-        d_x, d_weight = linear_back(d, x, getattr(self.layer, f"{name}_proj"))
-        self.weight(f"{name}_proj", d_weight)
-        if getattr(self.layer, f"{name}_bias") is not None:
-            self.weight(f"{name}_bias", d.sum(axis=0))
-        return d_x
-
-    def norm_back(self, part: str, d: np.ndarray, x: np.ndarray) -> np.ndarray:
-        """``rms_norm_back`` of the layer's norm of this name.  d, x (..., n)  ->  dx (..., n)."""
-        d_x, d_weight = rms_norm_back(d, x, getattr(self.layer, part), self.layer.eps)
-        self.weight(part, d_weight)
-        return d_x
-
-    def through(self, mask: str, d: np.ndarray) -> np.ndarray:
-        """Back through a cut: 0 where the mask is False; straight-through and where nothing was cut, d itself."""
-        return d if self.straight else where_kept(self.value(mask), d)
-
-
-def ffn_back(d: np.ndarray, at: Block) -> np.ndarray:
-    """g = x W_gate^T    a = act(g)    u = x W_up^T    m = a * u    y = m W_down^T, and what a sparse FFN cuts of it:
-
-        dm = dy W_down    da = dm * u    du = dm * a    dg = da * act'(g)    dx = dg W_gate + du W_up
-
-    d (T, D)  ->  dx (T, D). The inputs x, the neurons m and the outputs y may each be cut by a mask (sparsity/masked).
-    """
-    layer, x = at.layer, at["mlp.norm"]  # (T, D)
-    x_gate, x_up = (where_kept(at.value(f"mlp.mask_in_{name}"), x) for name in ("gate", "up"))
-    gate_pre, gate, up = (at.value(f"mlp.{name}") for name in ("gate_pre", "gate", "up"))
-    if gate_pre is None:  # an FFN in gathered form computes only a part of these
-        gate_pre = linear(x_gate, layer.gate_proj, layer.gate_bias)  # (T, F)
-    gate = layer.act(gate_pre) if gate is None else gate  # (T, F)
-    up = linear(x_up, layer.up, layer.up_bias) if up is None else up  # (T, F)
-    mid_cut = at.value("mlp.mid_cut")  # (T, F)
-    mid = at["mlp.mid"] if mid_cut is None else mid_cut  # (T, F)
-
-    d_out = at.tap("mlp.out", at.through("mlp.mask_out", d))  # (T, D)
-    d_mid = at.linear_back("down", d_out, mid)  # (T, F)
-    if mid_cut is not None:
-        d_mid = at.through("mlp.mask", at.tap("mlp.mid_cut", d_mid))  # (T, F)
-    d_mid = at.tap("mlp.mid", d_mid)  # (T, F)
-    d_up = at.tap("mlp.up", d_mid * gate)  # (T, F)
-    d_gate = at.tap("mlp.gate", d_mid * up)  # (T, F)
-    d_gate_pre = at.tap("mlp.gate_pre", d_gate * at.slope(gate_pre))  # (T, F)
-    d_x_gate = at.through("mlp.mask_in_gate", at.linear_back("gate", d_gate_pre, x_gate))  # (T, D)
-    d_x_up = at.through("mlp.mask_in_up", at.linear_back("up", d_up, x_up))  # (T, D)
-    return d_x_gate + d_x_up  # (T, D)
-
-
-def attention_back(d: np.ndarray, at: Block, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
-    """q, k, v = x W_q^T, x W_k^T, x W_v^T    z = attend(R q, R k, v)    out = z W_o^T:
-
-        dx = dq W_q + dk W_k + dv W_v        (Qwen3: first back through the norms of q and k)
-
-    d (T, D); cos, sin (T, rotary_dim / 2)  ->  dx (T, D).
-    """
-    layer, x, z = at.layer, at["attn.norm"], at["attn.z"]
-    new, d_head = len(x), layer.head_dim
-    d_z = at.linear_back("o", at.tap("attn.out", d), z.reshape(new, -1)).reshape(z.shape)  # (T, H, d)
-    d_z = at.tap("attn.z", d_z)
-    q, k, v = at["attn.rot_q"], at["attn.rot_k"], at["attn.v"]
-    d_q, d_k, d_v = attend_back(d_z, q, k, v, at["attn.pattern"], lambda name, d: at.tap(f"attn.{name}", d))
-    d_v = at.tap("attn.v", d_v)  # (T, K, d)
-    d_k = at.tap("attn.k", rotate_back(at.tap("attn.rot_k", d_k), cos, sin))  # (T, K, d)
-    d_q = at.tap("attn.q", rotate_back(at.tap("attn.rot_q", d_q), cos, sin))  # (T, H, d)
-    if layer.q_norm is not None:  # the steps q and k are those behind the norms
-        d_q = at.norm_back("q_norm", d_q, linear(x, layer.q_proj, layer.q_bias).reshape(new, -1, d_head))
-        d_k = at.norm_back("k_norm", d_k, linear(x, layer.k_proj, layer.k_bias).reshape(new, -1, d_head))
-    d_x = at.linear_back("q", d_q.reshape(new, -1), x)  # (T, D)
-    d_x += at.linear_back("k", d_k.reshape(new, -1), x)
-    d_x += at.linear_back("v", d_v.reshape(new, -1), x)
-    return d_x
-
-
-def block_back(d: np.ndarray, at: Block, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
-    """h_mid = h + attention(norm(h))    h_post = h_mid + ffn(norm(h_mid)):    each sum hands d on to both of its terms
-
-    d (T, D) of the stream behind the block  ->  d (T, D) of the stream before it.
-    """
-    d = at.tap("resid_post", d)
-    d_x = at.tap("mlp.norm", ffn_back(d, at))  # (T, D)
-    d = at.tap("resid_mid", d + at.norm_back("post_attention_layernorm", d_x, at["resid_mid"]))  # (T, D)
-    d_x = at.tap("attn.norm", attention_back(d, at, cos, sin))  # (T, D)
-    return at.tap("resid_pre", d + at.norm_back("input_layernorm", d_x, at["resid_pre"]))  # (T, D)
-
-
-def check_wired_as_llama(model: Llama) -> None:
-    """Raise MinillmError for a model of a family whose blocks are not those of a Llama: they have no way back here."""
-    config = model.config
-    if (config.wiring, config.norm, config.gated) != ("pre_norm", "rms", True) or model.outer or config.other_rope:
-        families = "llama, mistral, qwen2, qwen3, phi3"
-        raise MinillmError(f"the family is {config.model_type}, expected one with a backward pass: {families}")
-
-
 @with_few_threads
 @no_warnings
 def backward(
@@ -286,7 +82,6 @@ def backward(
     with a tap, ``steps`` stays empty, because holding all of them takes as much memory as the forward pass.
     """
     ids = model.check_ids(ids)
-    check_wired_as_llama(model)
     loss_of = targets if callable(targets) else partial(cross_entropy, targets=targets)
     steps, weights = Saved(), dict[str, np.ndarray]()
     give_step, give = (steps, no_tap) if tap is None else (tap, tap)
@@ -295,21 +90,63 @@ def backward(
         weights[name] = give(name, d)
 
     loss, d = loss_of(saved["logits"])
-    d, d_head = linear_back(give_step("logits", d), saved["final_norm"], model.lm_head)  # (T, D), (V, D)
-    last = f"blocks.{len(model.layers) - 1}.resid_post"
-    assert model.norm is not None  # of a Llama
-    d, d_weight = rms_norm_back(give_step("final_norm", d), saved[last], model.norm, model.config.rms_norm_eps)
-    give_weight("model.norm.weight", d_weight)
+    d, d_head = head_back(give_step("logits", d), model, saved, give_step, give_weight)  # (T, D), (V, D)
 
-    slope = SLOPES[model.config.hidden_act]
-    cos, sin = rope_table(model.config.rope, len(ids), model.dtype)  # (T, rotary_dim / 2)
+    slope, norm = SLOPES[model.config.hidden_act], NORMS_BACK[model.config.norm]
+    tables = positions_of(model.config, len(ids), model.dtype).tables
     for layer in reversed(model.layers):
-        d = block_back(d, Block(layer, saved, slope, straight, give_step, give_weight), cos, sin)  # (T, D)
+        block = Block(layer, saved, slope, norm, straight, give_step, give_weight)
+        d = block_back(d, block, *tables[layer.rope])  # (T, D)
 
-    d_embedding = embedding_back(give_step("embed", d), ids, len(model.embed_tokens))  # (V, D)
+    d_embedding = embed_back(d, ids, model, saved, give_step, give_weight)  # (V, D)
     if model.lm_head is model.embed_tokens:  # one matrix, used twice
         d_embedding += d_head
     else:
         give_weight(HEAD, d_head)
     give_weight(EMBEDDING, d_embedding)
     return Gradients(loss, weights, steps)
+
+
+def head_back(
+    d: np.ndarray, model: Llama, saved: Mapping[str, np.ndarray], give_step: Tap, give_weight: GiveWeight
+) -> tuple[np.ndarray, np.ndarray]:
+    """logits = norm(h) W_head^T:  d (T, V)  ->  dh (T, D), dW_head (V, D). Some families scale, cap or project, too."""
+    config, last = model.config, saved[f"blocks.{len(model.layers) - 1}.resid_post"]
+    if config.logit_cap is not None:
+        d = cap_back(d, saved["logits"], config.logit_cap)
+    if config.logit_divisor != 1:
+        d = d / d.dtype.type(config.logit_divisor)
+    normed = last if model.norm is None else saved["final_norm"]
+    d_x, d_head = linear_back(d, saved.get("project_out", normed), model.lm_head)  # (T, D), (V, D)
+    if HEAD_BIAS in model.outer:
+        give_weight(HEAD_BIAS, d.sum(axis=0))
+    if OUT in model.outer:
+        d_x, d_out = linear_back(give_step("project_out", d_x), normed, model.outer[OUT])  # (T, D), (E, D)
+        give_weight(OUT, d_out)
+    if model.norm is None:
+        return d_x, d_head
+    d_x = give_step("final_norm", d_x)
+    if NORM_BIAS in model.outer:
+        give_weight(NORM_BIAS, d_x.sum(axis=0))
+    d_x, d_weight = NORMS_BACK[config.norm](d_x, last, model.norm, config.rms_norm_eps)
+    give_weight("model.norm.weight", d_weight)
+    return d_x, d_head
+
+
+def embed_back(
+    d: np.ndarray, ids: np.ndarray, model: Llama, saved: Mapping[str, np.ndarray], give_step: Tap,
+    give_weight: GiveWeight,
+) -> np.ndarray:  # fmt: skip
+    """x_t = E[id_t]:  d (T, D)  ->  dE (V, D). Other families add positions, project and scale, too."""
+    if POSITIONS in model.outer:
+        d = give_step("embed_positions", d)
+        d_positions = np.zeros_like(model.outer[POSITIONS])
+        d_positions[2 : 2 + len(ids)] = d  # position t is row t + 2
+        give_weight(POSITIONS, d_positions)
+    if IN in model.outer:
+        d, d_in = linear_back(give_step("project_in", d), saved["embed"], model.outer[IN])  # (T, E), (D, E)
+        give_weight(IN, d_in)
+    d = give_step("embed", d)
+    if model.config.embedding_scale != 1:
+        d = d * d.dtype.type(model.config.embedding_scale)
+    return embedding_back(d, ids, len(model.embed_tokens))

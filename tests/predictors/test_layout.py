@@ -79,7 +79,8 @@ def test_a_table_is_read_from_its_place_in_the_file(tmp_path):
 SETTINGS = {"shape": [2, 8, 3], "seed": 0, "hidden_act": "silu", "act": "silu", "gate_bits": 3, "up_bits": 4,
             "ahead": 1, "k": 2, "level": 0.5, "row_bits": 20, "group": 2, "kept": 1}  # fmt: skip
 OWN = {"chance": ["shape", "seed"], "svd": ["shape", "hidden_act"], "learned": ["shape", "ahead"],
-       "router": ["shape", "group", "kept"], "library": ["k", "level", "act"], "coded": ["shape", "hidden_act", "row_bits"],
+       "router": ["shape", "group", "kept"], "library": ["k", "level", "act"],
+       "coded": ["shape", "hidden_act", "row_bits"],
        **dict.fromkeys(["static", "previous-token", "sign", "clusters"], ["shape"]),
        **dict.fromkeys(["shadow", "refined", "ahead"], ["shape", "hidden_act", "gate_bits", "up_bits"])}  # fmt: skip
 WRONG = {"shape": [2, 8], "seed": -1, "hidden_act": "tanh", "act": None, "gate_bits": 9, "up_bits": 0, "ahead": True,

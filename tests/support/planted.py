@@ -6,6 +6,8 @@ import inspect
 import sys
 import textwrap
 
+from minillm.training.blocks import WIRINGS_BACK
+from minillm.training.parts import NORMS_BACK
 from minillm.transformer.blocks import WIRINGS
 from minillm.transformer.ops import NORMS
 
@@ -26,7 +28,7 @@ def plant(monkeypatch, owner, name: str, old: str, new: str):
     assert users
     for user in users:
         monkeypatch.setattr(user, name, space[name])
-    for table in (NORMS, WIRINGS):  # functions that are looked up by a name of the config
+    for table in (NORMS, WIRINGS, NORMS_BACK, WIRINGS_BACK):  # functions that are looked up by a name of the config
         for key in [key for key, value in table.items() if value is function]:
             monkeypatch.setitem(table, key, space[name])
     return space[name]

@@ -12,6 +12,7 @@ from planted import plant
 import minillm.training.backward as module
 from minillm.sparsity.selected import SelectedFFN, StaticSet
 from minillm.trace import Trace, chained
+from minillm.training import blocks, parts
 from minillm.training.backward import Saved, backward
 from minillm.training.losses import cross_entropy, distillation
 from minillm.transformer.ops import ACTIVATIONS
@@ -19,7 +20,7 @@ from minillm.transformer.ops import ACTIVATIONS
 # ---- dense -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", ["plain", *tiny.FAMILIES])
+@pytest.mark.parametrize("family", ["plain", *tiny.FAMILIES, *tiny.OTHERS])
 def test_every_gradient_of_every_family_is_that_of_central_differences(family):
     model = tiny.model(family)
     saved, found = passed(model)
@@ -208,9 +209,20 @@ BUGS = {  # function, old, new, family, the first gradient that must be wrong
     "tied head counted once": ("backward", "d_embedding += d_head", "pass", "qwen2", EMBEDDING),
     "a token that comes twice counted once": (
         "embedding_back", "np.add.at(d_embedding, ids, d)", "d_embedding[ids] = d", "plain", EMBEDDING),
-    "residual around the FFN left out": ("block_back", "d + at.norm_back(\"post", "at.norm_back(\"post", "plain",
+    "residual around the FFN left out": ("pre_norm_back", "d + at.norm_back(\"post", "at.norm_back(\"post", "plain",
                                          "blocks.1.resid_mid"),
     "gate and up exchanged": ("ffn_back", '"mlp.up", d_mid * gate', '"mlp.up", d_mid * up', "plain", "blocks.1.mlp.up"),
+    "LayerNorm without its mean": ("layer_norm_back", "- d_centred.mean(axis=-1, keepdims=True)", "", "stablelm",
+                                   "blocks.1.resid_post"),
+    "Gemma's factor is w": ("rms_norm_from_one_back", "1 + weight", "weight", "gemma", "blocks.1.resid_post"),
+    "cap of the scores left out": (
+        "attend_back", "if cap is not None", "if False", "gemma2", "blocks.1.attn.rot_k"),
+    "the FFN of a parallel block left out": (
+        "parallel_back", "d + d_ffn + d_attention", "d + d_attention", "gpt_neox", "blocks.1.resid_pre"),
+    "one norm for two parts, once": (
+        "parallel_one_norm_back", "d_x + attention_back", "attention_back", "phi", "blocks.1.attn.norm"),
+    "positions counted from row 0": ("embed_back", "d_positions[2 : 2", "d_positions[0 : 0", "opt",
+                                     "model.embed_positions.weight"),
     "slope of the activation left out": (
         "ffn_back", "d_gate * at.slope(gate_pre)", "d_gate", "plain", "blocks.1.mlp.gate_pre"),
 }  # fmt: skip
@@ -219,7 +231,8 @@ BUGS = {  # function, old, new, family, the first gradient that must be wrong
 @pytest.mark.parametrize("bug", BUGS)
 def test_central_differences_name_the_gradient_of(monkeypatch, bug):
     name, old, new, family, first = BUGS[bug]
-    plant(monkeypatch, module, name, old, new)
+    owner = next(part for part in (parts, blocks, module) if vars(part).get(name, plant).__module__ == part.__name__)
+    plant(monkeypatch, owner, name, old, new)
     if name == "backward":
         monkeypatch.setattr("gradients.backward", module.backward)
     assert wrong(tiny.model(family))[0] == first
