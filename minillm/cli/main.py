@@ -35,6 +35,7 @@ COMMANDS = {  # each file of commands -> the commands it adds, as --help lists t
     "prune": ("prune",),
     "train": ("train", "tune"),
     "predict": ("predict",),
+    "activations": ("activations",),
     "disk": ("bundle",),
     "prefetch": ("prefetch",),
     "study": ("patterns", "report"),

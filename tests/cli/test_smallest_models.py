@@ -21,8 +21,9 @@ COMMANDS = {
     "replay": ("prefetch", "replay", "--text", "stories.txt"), "table": ("prefetch", "table", "--text", "stories.txt"),
     "predict": ("predict", "eval", "--text", "stories.txt", "--predictor", "svd,shadow-3,ahead-3,learned,clusters"),
     "demo": ("demo", "--text", "stories.txt"), "patterns": ("patterns", "--text", "stories.txt"),
+    "activations": ("activations", "--text", "stories.txt"),
 }  # fmt: skip
-SLOW = {"sizes", "demo", "table", "predict", "replay"}
+SLOW = {"sizes", "demo", "table", "predict", "replay", "activations"}
 
 
 @pytest.mark.parametrize("command", [pytest.param(c, marks=[pytest.mark.slow] if c in SLOW else []) for c in COMMANDS])

@@ -22,6 +22,7 @@ LINES = {
     "drop": "prefetch replay -m m --text stories.txt --tokens 20 --miss drop --capacity 0.5",
     "table": "prefetch table -m m --text stories.txt --tokens 40 --predictor previous-token,shadow-4 --capacity 0,0.5",
     "blocks": "prefetch blocks -m m --text stories.txt --tokens 40 --groups 1,4 --sparsity 0.5,0.9",
+    "activations": "activations -m m -m three --text stories.txt",
     "simulate": "prefetch simulate -m m --text stories.txt -n 3 --events all",
     "bundle": "bundle -m m -o bundle --group 3",
     "real": "prefetch real bundle --text stories.txt --tokens 8 --predictor chance",

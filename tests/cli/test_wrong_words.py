@@ -27,6 +27,7 @@ NEEDS = {
     "predict eval": "-m m --text text.txt --predictor sign", "bundle": "-m m --group 4 -o {new}",
     "prefetch simulate": "-m m -n 3", "prefetch replay": "-m m --text text.txt --tokens 20 --capacity 0.5",
     "prefetch real": "bundle -n 3", "prefetch blocks": "-m m --text text.txt --sparsity 0.5",
+    "activations": "-m m --text text.txt --tokens 50",
     "patterns": "-m m --text text.txt", "report": "-m m --text text.txt --tokens 50 -o {new}.html",
     "grade": "answer.py",
 }  # fmt: skip
