@@ -147,7 +147,7 @@ def findings(found: Sequence[dict], share: float = HALF, rng: np.random.Generato
     """What the rows say at that share of the bytes, for each model and for all of them, as sentences."""
     rng = rng or np.random.default_rng(0)
     sentences, oracles, others = [], [], []
-    where = f"At {share:.0%} of the FFNs' bytes per token"
+    where = f"At {100 * share:.0f} % of the FFNs' bytes per token"
     for model in dict.fromkeys(row["model_sha256"] for row in found):
         rows = best(found, model, share)
         oracle = next((row for row in rows if row["family"] == "oracle"), None)
