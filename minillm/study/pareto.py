@@ -8,6 +8,7 @@ weights (16 bits each, bitmaps counted, the attention left as it is). What is th
     inputs         TEAL: inputs near zero are not multiplied; needs nobody to tell it
     unstructured   single weights are removed                        removes 1 - R + 1/16: the bitmap takes a sixteenth
     2:4            at most two of four successive weights stay       reads 1/2 + 1/16, and nothing else
+    structured     whole neurons are removed for good                keeps R of the weights
     SVD            matrices of low rank                              keeps R of the weights
 
 A family is as good as its best member at about that share: ``best``. What is stored is another question: the first
@@ -66,6 +67,7 @@ FAMILIES = (
     Family("inputs", ("teal",), "reads"),
     Family("unstructured", ("magnitude", "wanda", "dsnot"), WEIGHTS, BITMAP, weights=True),
     Family("2:4", ("magnitude-2:4", "wanda-2:4"), WEIGHTS, only=0.5, weights=True),
+    Family("structured", ("neurons", "neurons-norm", "neurons-random"), WEIGHTS, weights=True),
     Family("SVD", ("svd", "svd-whitened"), WEIGHTS, weights=True),
 )
 ORDERINGS = (  # what a paper says: the first is better than the second at the same target
