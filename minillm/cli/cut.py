@@ -6,7 +6,7 @@ import argparse
 import json
 
 from . import flags
-from .shared import enough_documents, load_model, say, text_or_embedded, two_texts, with_bos, wrapped, write_figure
+from .shared import enough_documents, load_model, models_of, say, text_or_embedded, two_texts, wrapped, write_figure
 
 SWEEP_COLUMNS = {
     "policy": ("policy", ""), "by": ("by", ""), "target": ("target", ".2f"), "achieved": ("achieved", ".3f"),
@@ -49,10 +49,7 @@ def add_sweep(commands: flags.Commands) -> None:
     """Add ``minillm sweep``, which takes several models, policies and sparsities."""
     sweep = flags.command(
         commands, "sweep", command_sweep,
-        flags.flag(
-            "--model", "-m", action="append", help="as for other commands (default: default); repeatable"
-        ),
-        flags.text(),
+        flags.models(), flags.text(),
         flags.flag("--policy", type=flags.names, default=",".join(flags.DEMO_POLICIES), help="comma-separated"),
         flags.flag("--sparsity", type=flags.shares, default="0.3,0.5,0.7", help="comma-separated"),
         flags.by(), flags.method(), flags.protocol(), flags.context(), flags.seed("of the intervals (default: 0)"),
@@ -88,8 +85,6 @@ def command_sweep(a: argparse.Namespace) -> int:
     """Score policies and methods at several sparsities; a stopped sweep continues from the rows in its -o file."""
     import numpy as np
 
-    import minillm
-
     from ..show.canvas import check_figure
     from ..show.results_cuts import sweep_figure
     from ..study.bootstrap import compare_policies, with_intervals
@@ -100,7 +95,7 @@ def command_sweep(a: argparse.Namespace) -> int:
         check_ending(a.output)
     if a.figure:
         check_figure(a.figure)
-    models = [with_bos(a, minillm.load(source, dtype=a.dtype)) for source in a.model or ["default"]]
+    models = models_of(a)
     calibration, test = two_texts(a.text, a.calibration)
     if tokens := a.tokens or (None if a.text else flags.DEMO_TOKENS):
         test = enough_documents(models, test, tokens, a.context)

@@ -133,6 +133,11 @@ def model() -> Parser:
     return flag("--model", "-m", default="default", help=f"{about} (default: default)")
 
 
+def models() -> Parser:
+    """--model of a command that takes several."""
+    return flag("--model", "-m", action="append", help="as for other commands (default: default); repeatable")
+
+
 def text(about: str = TEXT) -> Parser:
     """--text: a file to read."""
     return flag("--text", metavar="FILE", help=about)

@@ -33,6 +33,7 @@ COMMANDS = {  # each file of commands -> the commands it adds, as --help lists t
     "download": ("download",),
     "cut": ("calibrate", "sweep"),
     "prune": ("prune",),
+    "pareto": ("pareto",),
     "train": ("train", "tune"),
     "predict": ("predict",),
     "activations": ("activations",),

@@ -152,6 +152,14 @@ def load_model(arguments: argparse.Namespace) -> Llama:
     return with_bos(arguments, minillm.load(arguments.model, dtype=arguments.dtype))
 
 
+def models_of(arguments: argparse.Namespace) -> list[Llama]:
+    """The models of a --model that may be given several times, as ``load_model`` loads one."""
+    import minillm
+
+    sources = arguments.model or ["default"]
+    return [with_bos(arguments, minillm.load(source, dtype=arguments.dtype)) for source in sources]
+
+
 def with_bos(arguments: argparse.Namespace, model: Llama) -> Llama:
     """A model that puts the BOS of --bos in front of every text, where one is given."""
     if (asked := getattr(arguments, "bos", None)) is not None:

@@ -16,7 +16,7 @@ the name of a setting is not comparable, since each policy counts something else
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -85,8 +85,10 @@ def in_words(value: float, low: float | None, high: float | None, form: str = "+
     return f"{value:{form}}{unit} ({low:{form}} to {high:{form}}{unit})"
 
 
-def _paired(row: dict[str, Any], other: dict[str, Any], rng: np.random.Generator, samples: int) -> dict[str, float]:
-    """ln(perplexity / other's perplexity) of two rows that scored the same documents, with its interval."""
+def paired(
+    row: Mapping[str, Any], other: Mapping[str, Any], rng: np.random.Generator, samples: int = 2000
+) -> dict[str, float]:
+    """log_ratio = ln(perplexity / other's perplexity) of two rows that scored the same documents, with low and high."""
     if row["document_tokens"] != other["document_tokens"]:
         raise MinillmError(f"{row['policy']} and {other['policy']} were not scored on the same documents")
     low, high = paired_bootstrap(row["document_nll"], other["document_nll"], row["document_tokens"], rng, samples)
@@ -114,7 +116,7 @@ def compare_policies(
         if r["by"] not in EQUAL or r["policy"] == baseline or other is None:
             continue
         ours, theirs = r[EQUAL[r["by"]]], other[EQUAL[r["by"]]]
-        result = _paired(r, other, rng, samples)
+        result = paired(r, other, rng, samples)
         verdict = "worse" if result["low"] > 0 else "better" if result["high"] < 0 else "undecided"
         verdict = verdict if abs(ours - theirs) <= SLACK else "not equal"
         comparison = {key: r[key] for key in ("model", "by", "target", "policy")} | {"baseline": baseline, **result}
@@ -137,7 +139,7 @@ def with_intervals(
     for r in rows:
         limits = {}
         if base := dense.get(_model(r)):
-            paired = _paired(r, base, rng, samples)
-            limits = {f"perplexity_{end}": base["perplexity"] * math.exp(paired[end]) for end in ("low", "high")}
+            cost = paired(r, base, rng, samples)
+            limits = {f"perplexity_{end}": base["perplexity"] * math.exp(cost[end]) for end in ("low", "high")}
         banded.append({**r, **limits})
     return banded

@@ -40,7 +40,7 @@ from .predicted import is_predictor, predictor_variant
 from .record import DENSE, SAME, Record, key_of, named
 from .score import evaluation_of, policy_variant, row, score_variant
 from .sweep_rows import WEIGHTS, known
-from .workers import Workers, computed
+from .workers import HERE, Workers, computed
 
 
 def model_digest(model: Llama) -> str:
@@ -116,7 +116,7 @@ class Settings:
     calibration: str | Sequence[str]
     test: Sample
     cuts: Sequence[SweepPoint]
-    workers: Workers = Workers()
+    workers: Workers = HERE
 
     @cached_property
     def tensors(self) -> list[str]:

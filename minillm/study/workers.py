@@ -44,6 +44,9 @@ class Workers(NamedTuple):
         return self.jobs == 1 and self.cluster is None
 
 
+HERE = Workers()
+
+
 class Rows(Protocol):
     """What workers are given once; ``row`` computes one row from a few plain values."""
 

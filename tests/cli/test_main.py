@@ -16,8 +16,8 @@ from minillm.cli import inspect
 from minillm.cli import main as cli
 
 COMMANDS = (
-    "demo", "generate", "perplexity", "inspect", "trace", "compare", "download", "calibrate", "sweep", "prune", "train",
-    "tune", "predict", "activations", "bundle", "prefetch", "patterns", "report", "grade", "bench",
+    "demo", "generate", "perplexity", "inspect", "trace", "compare", "download", "calibrate", "sweep", "prune",
+    "pareto", "train", "tune", "predict", "activations", "bundle", "prefetch", "patterns", "report", "grade", "bench",
 )  # fmt: skip
 POSIX = pytest.mark.skipif(os.name == "nt", reason="signals, file size limits and /dev are POSIX's")
 
