@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..errors import show
+from ..errors import MinillmError, show
 from . import flags
 from .shared import check_new, learnt_and_held_out, load_model, say, wrapped
 
@@ -56,10 +56,21 @@ def add(commands: flags.Commands) -> None:
         help="hidden units of the router that "
         "chooses the blocks of --block and learns with the model; 0: an oracle chooses (default: 64)",
     )
+    tune.add_argument("--inputs", type=inputs, metavar="all|N:M", help="in place of a policy, cut the inputs of all "
+                      "seven matrices (Q-Sparse): of all inputs, or of each M successive ones, --sparsity")  # fmt: skip
     tune.add_argument("--no-control", action="store_true", help="leave out the control, a dense model that is trained "
                       "further for the same time")  # fmt: skip
     tune.add_argument("--teacher", metavar="MODEL", help="whose probabilities are learnt (default: --model, dense)")
     tune.add_argument("--straight", action="store_true", help="straight-through instead of masked gradients")
+
+
+def inputs(word: str) -> str:
+    """--inputs: all, or N:M."""
+    with flags.expecting("all or N:M, such as 16:32", word):
+        if word != "all":
+            kept, of = (flags.positive(part) for part in word.split(":"))
+            return f"{kept}:{of}"
+    return word
 
 
 def common(about: str) -> tuple[flags.Parser, ...]:
@@ -231,6 +242,33 @@ def tune_blocks(a: argparse.Namespace, t: Tuning) -> Tuned:
     return Tuned(trained, rows, Settings(truth, router))
 
 
+def tune_inputs(a: argparse.Namespace, t: Tuning) -> Tuned:
+    """The largest inputs of all seven matrices in the loop (methods/qsparse.py); the text is learnt, not a teacher."""
+    from ..methods import qsparse
+    from ..training.trainer import train
+    from ..training.tune import Settings
+    from ..transformer.evaluation import perplexity
+    from ..transformer.ffn import swiglu
+
+    if a.block or a.teacher:
+        raise MinillmError(f"--inputs and --{'block' if a.block else 'teacher'} were both given, expected one of them")
+    kept, _, of = a.inputs.partition(":")
+    pattern = (int(kept), int(of)) if of else None
+    cut = qsparse.fit(t.given, t.training, a.sparsity, pattern=pattern)
+    groups = qsparse.groups_of(t.given, a.sparsity, pattern)
+    trained = train(t.given, t.batches, t.plan, qsparse.sparse_language(groups, a.straight), t.checkpoint)
+    rows = [
+        {
+            "model": name,
+            "perplexity": perplexity(model, t.held, context=a.context, tap=cut.tap).perplexity,
+            "neurons cut": cut.removed,  # a token's inputs of down that are cut
+        }
+        for name, model in (("cut", t.given), ("tuned, cut", trained.model))
+    ]
+    dense, tuned = scored(a, "dense", t.given, swiglu, t.held), scored(a, "tuned, dense", trained.model, swiglu, t.held)
+    return Tuned(trained, [dense, rows[0], tuned, rows[1]], Settings())
+
+
 def control(a: argparse.Namespace, t: Tuning) -> list[dict]:
     """The row of the dense model, trained further on the same text for the same time: what training alone changes."""
     from ..training.trainer import train
@@ -260,10 +298,10 @@ def command_tune(a: argparse.Namespace) -> int:
     training, held = learnt_and_held_out(a.text, given, a.context)
     batches = batches_of(given, training, a.batch, a.seed, a.context)
     t = Tuning(given, teacher, training, held, batches, plan, checkpoint)
-    trained, rows, settings = (tune_blocks if a.block else tune_policy)(a, t)
+    trained, rows, settings = (tune_inputs if a.inputs else tune_blocks if a.block else tune_policy)(a, t)
     rows[1:1] = control(a, t)
     about = {"block": a.block, "sparsity": a.sparsity, "teacher": teacher.name, "straight": a.straight, "scores": rows}
-    about |= {"router": a.router if a.block else None}
+    about |= {"router": a.router if a.block else None, "inputs": a.inputs}
     save_trained(a.folder, trained, given.fingerprint, about, settings)
     with suppress(OSError):
         checkpoint.unlink()

@@ -2,13 +2,16 @@
 
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 from commands import one_sentence
 
 import minillm
+from minillm.methods import qsparse
 from minillm.training import trainer
+from minillm.transformer.texts import split_text
 
 
 def test_train_from_scratch_and_further_writes_models(run, tmp_path):
@@ -122,3 +125,25 @@ def test_what_cannot_be_done_is_one_sentence_and_leaves_nothing(run, here, comma
     status, out, err = run(command, "-m", "m", *text, *options)
     assert (status, out) == (1, "") and what in one_sentence(err)
     assert sorted(os.listdir(here)) == before
+
+
+def test_tune_with_cut_inputs_of_all_matrices_shows_them_beside_the_dense_control(run, tmp_path):
+    folder = tmp_path / "tuned"
+    options = ("--text", "stories.txt", "--steps", "3", "--batch", "60", "--inputs")
+    status, out, err = run("tune", "-m", "m", *options, "2:4", "--straight", "-o", folder, "--json")
+    assert status == 0, err
+    rows = {row["model"]: row for row in json.loads(out)["rows"]}
+    assert list(rows) == ["dense", "dense, trained", "cut", "tuned, dense", "tuned, cut"]
+    assert rows["cut"]["neurons cut"] == 0.5 and rows["cut"]["perplexity"] != rows["dense"]["perplexity"]
+    tap = qsparse.fit(minillm.load(folder), "", 0.5, pattern=(2, 4)).tap
+    held = split_text(Path("stories.txt").read_text(encoding="utf-8"), 0.9)[1]
+    assert minillm.perplexity(minillm.load(folder), held, tap=tap).perplexity == rows["tuned, cut"]["perplexity"]
+    assert json.loads((folder / "training.json").read_text(encoding="utf-8"))["inputs"] == "2:4"
+    for words, says in (
+        (("2:4", "--sparsity", "0.75"), "the pattern is 2:4"), (("all", "--block", "4"), "--inputs and --block"),
+        (("all", "--teacher", "three"), "--inputs and --teacher"),
+    ):  # fmt: skip
+        status, _, err = run("tune", "-m", "m", *options, *words, "-o", tmp_path / "no")
+        assert status == 1 and says in one_sentence(err)
+    assert run("tune", "-m", "m", *options, "4", "-o", tmp_path / "no")[0] == 2
+    assert sorted(os.listdir(tmp_path)) == ["tuned"]
