@@ -28,7 +28,8 @@ ORDER = """
     prefetch/system prefetch/reader prefetch/fetched prefetch/feedforward prefetch/record prefetch/replay
     training/losses training/slopes training/parts training/blocks training/backward training/batches
     training/fresh training/trainer training/distill training/route training/tune
-    methods/base methods/wanda methods/dsnot methods/structured methods/qsparse methods/
+    methods/base methods/wanda methods/dsnot methods/structured methods/pipeline methods/pipeline_server
+    methods/qsparse methods/
     study/describe study/bootstrap study/score study/prediction study/predicted study/sweep_rows study/record
     study/workers study/sweep study/pareto study/variants study/overlap study/edits study/natural study/distributions
     study/buffers
@@ -42,8 +43,8 @@ ORDER = """
     course/differences course/attempt course/check course/wire course/limits course/cells course/child course/mistakes
     course/assignment course/block course/judge course/grade course/classroom course/notebook
     cli/parser cli/flags cli/outputs cli/shared cli/demo cli/model cli/inspect cli/download cli/cut cli/prune cli/pareto
-    cli/train cli/predict cli/activations cli/disk cli/simulate cli/prefetch cli/study cli/course cli/bench cli/main
-    __main__
+    cli/pipeline cli/train cli/predict cli/activations cli/disk cli/simulate cli/prefetch cli/study cli/course cli/bench
+    cli/main __main__
 """.split()
 HEAVY = {"torch", "transformers"}
 

@@ -34,6 +34,7 @@ COMMANDS = {  # each file of commands -> the commands it adds, as --help lists t
     "cut": ("calibrate", "sweep"),
     "prune": ("prune",),
     "pareto": ("pareto",),
+    "pipeline": ("pipeline",),
     "train": ("train", "tune"),
     "predict": ("predict",),
     "activations": ("activations",),

@@ -17,7 +17,8 @@ from minillm.cli import main as cli
 
 COMMANDS = (
     "demo", "generate", "perplexity", "inspect", "trace", "compare", "download", "calibrate", "sweep", "prune",
-    "pareto", "train", "tune", "predict", "activations", "bundle", "prefetch", "patterns", "report", "grade", "bench",
+    "pareto", "pipeline", "train", "tune", "predict", "activations", "bundle", "prefetch", "patterns", "report",
+    "grade", "bench",
 )  # fmt: skip
 POSIX = pytest.mark.skipif(os.name == "nt", reason="signals, file size limits and /dev are POSIX's")
 
