@@ -82,6 +82,8 @@ METHODS = {
     "search-mask": "search:fit_mask",
     "search-admm": "search:fit_admm",
     "search-reformed": "search:fit_reformed",
+    "wanda+mid": "combined:fit",
+    "wanda+mid-dense": "combined:fit_dense_thresholds",
     "svd": "svd:fit_plain",
     "svd-all": "svd:fit_plain_all",
     "svd-whitened": "svd:fit",

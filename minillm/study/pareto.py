@@ -9,11 +9,12 @@ weights (16 bits each, bitmaps counted, the attention left as it is). What is th
     unstructured   single weights are removed                        removes 1 - R + 1/16: the bitmap takes a sixteenth
     2:4            at most two of four successive weights stay       reads 1/2 + 1/16, and nothing else
     structured     whole neurons are removed for good                keeps R of the weights
+    Wanda + mid    weights are removed, and the mask of mid is known for what is left: a bound, too
     SVD            matrices of low rank                              keeps R of the weights
 
 A family is as good as its best member at about that share: ``best``. What is stored is another question: the first
-three store the whole model (and the copy), the others store what they read. Differences are paired over documents
-(bootstrap.py), and each sentence of ``findings`` is computed from the rows.
+three store the whole model (and the copy), the others what is left of the weights. Differences are paired over
+documents (bootstrap.py), and each sentence of ``findings`` is computed from the rows.
 
 The rows are those of a sweep (sweep.py), so a page may be stopped, continued, computed in parallel, and its file is
 the file of a sweep.
@@ -67,7 +68,8 @@ FAMILIES = (
     Family("inputs", ("teal",), "reads"),
     Family("unstructured", ("magnitude", "wanda", "dsnot"), WEIGHTS, BITMAP, weights=True),
     Family("2:4", ("magnitude-2:4", "wanda-2:4"), WEIGHTS, only=0.5, weights=True),
-    Family("structured", ("neurons", "neurons-norm", "neurons-random"), WEIGHTS, weights=True),
+    Family("structured", ("neurons", "neurons-random"), WEIGHTS, weights=True),
+    Family("Wanda + mid", ("wanda+mid", "wanda+mid-dense"), WEIGHTS, read="read_known_mask"),
     Family("SVD", ("svd", "svd-whitened"), WEIGHTS, weights=True),
 )
 ORDERINGS = (  # what a paper says: the first is better than the second at the same target

@@ -20,6 +20,7 @@ from ..sparsity.spec import SparsityMeter, SparsityReport
 from ..sparsity.thresholds import Thresholds
 from ..trace import Tap, no_tap
 from ..transformer.evaluation import Evaluation, perplexity
+from ..transformer.ffn import swiglu
 from ..transformer.layer import FFN_MATRICES
 from ..transformer.model import Llama
 
@@ -51,18 +52,30 @@ def _after(first: Tap, second: Tap) -> Tap:
 
 
 def accounted(variant: Variant, measured: SparsityReport) -> SparsityReport:
-    """The accounting of a run, with the figures of weights that were removed for good in place of those of masks."""
+    """The accounting of a run, with what weights that were removed for good leave to be read.
+
+    Where each token also cuts neurons of the changed weights (methods/combined.py), both shares count: a token reads
+    the share of the rows and columns that its mask needs, of the bytes that are left. The target of such a variant is
+    the share of the bytes that is not read where the mask is known, so this is what is achieved.
+    """
     if variant.reads is None:
         return measured
     gate, up, down = (variant.reads[name] for name in FFN_MATRICES)
-    cut = {} if variant.spec is None or variant.spec.achieved is None else {"weights": variant.spec.achieved}
-    return replace(
-        measured,
-        neuron_sparsity=variant.removed,
-        tensor_sparsity=cut,
-        read_exact=(gate.exact / gate.dense, up.exact / up.dense, down.exact / down.dense),
-        read_known_mask=(gate.known_mask / gate.dense, up.known_mask / up.dense, down.known_mask / down.dense),
-    )
+    exact, known = measured.read_exact, measured.read_known_mask
+    report = replace(
+        measured, neuron_sparsity=max(variant.removed, measured.neuron_sparsity), tensor_sparsity={},
+        union_density=None,
+        read_exact=(gate.exact / gate.dense * exact[0], up.exact / up.dense * exact[1],
+                    down.exact / down.dense * exact[2]),
+        read_known_mask=(gate.known_mask / gate.dense * known[0], up.known_mask / up.dense * known[1],
+                         down.known_mask / down.dense * known[2]),
+    )  # fmt: skip
+    if variant.spec is None:
+        return report
+    achieved = variant.spec.achieved
+    if achieved is None and variant.ffn is not swiglu:
+        achieved = 1 - report.weight_reads_known_mask
+    return report if achieved is None else replace(report, tensor_sparsity={"weights": achieved})
 
 
 def row(
