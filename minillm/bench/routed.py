@@ -2,6 +2,7 @@
 
     score of the B blocks = W2 max(W1 x + h, 0) + c        W1 (H, D), W2 (B, H), H = D / 2; then the K largest scores
 
+This is the router of predictors/router.py for one token, with its matrices stored row by row, as all others are here.
 Random tables, whose numbers mean nothing. An FFN of three matrices (F, D) in blocks of g has B = F / g, so beside its
 3 F D multiply-adds the router's D (D + F / g) / 2 are few, but they come first and cannot be left out.
 """
@@ -13,11 +14,9 @@ from typing import NamedTuple
 import numpy as np
 
 from ..loading.config import ModelConfig
-from ..prefetch.kernels import Blocks, block_views
+from ..prefetch.kernels import ROUTER, Blocks, block_views
 from ..sparsity.policies import largest
 from ..transformer.linear import one_row
-
-HIDDEN = 2  # D / H: a router's hidden layer has half as many numbers as its input
 
 
 class Router(NamedTuple):
@@ -41,12 +40,12 @@ def routed(x: np.ndarray, weights: Blocks, router: Router, kept: int) -> np.ndar
 
 def router_numbers(config: ModelConfig) -> int:
     """How many numbers routers of one layer share: H (D + F), enough for blocks of any size."""
-    return config.hidden_size // HIDDEN * (config.hidden_size + config.intermediate_size)
+    return config.hidden_size // ROUTER * (config.hidden_size + config.intermediate_size)
 
 
 def router_of(numbers: np.ndarray, hidden: int, blocks: int) -> Router:
     """A router of so many blocks, without a copy.  numbers (H (D + F),)."""
-    H = hidden // HIDDEN
+    H = hidden // ROUTER
     inner, outer = numbers[: H * hidden], numbers[H * hidden :][: blocks * H]
     nothing = np.zeros(max(H, blocks), numbers.dtype)
     return Router(inner.reshape(H, hidden), nothing[:H], outer.reshape(blocks, H), nothing[:blocks])

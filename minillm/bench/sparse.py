@@ -35,14 +35,14 @@ import numpy as np
 from ..errors import MinillmError
 from ..loading.config import ModelConfig
 from ..prefetch.clock import ffn_share, whole_token
-from ..prefetch.kernels import DENSITIES, Blocks, NeuronMajor, block_views, choose, gather, tiled_gather
+from ..prefetch.kernels import DENSITIES, ROUTER, Blocks, NeuronMajor, block_views, choose, gather, tiled_gather
 from ..prefetch.reorder import kept_count
 from ..tables import Columns, text_table
 from ..threads import use_threads
 from ..transformer.ffn import swiglu
 from ..transformer.layer import Layer
 from ..transformer.ops import silu
-from .routed import HIDDEN, Router, routed, router_numbers, router_of
+from .routed import Router, routed, router_numbers, router_of
 from .shapes import config_at, resident_in_words
 from .turns import environment, in_turns, largest_cache, speeds
 
@@ -78,7 +78,7 @@ def bench_ffn(
         row["whole_token"] = whole_token(row["speedup"], ffn_share(config))
     result = result_head("ffn", config, rounds, threads) | {"layers": copies, "cache": cache}
     result |= {"clock": clock.name, "own_time": float(clock.spent[0] / clock.spent[1]), "rows": rows}
-    return result | {"router": config.hidden_size // HIDDEN, "kernels": for_kernels(rows, nbytes)}
+    return result | {"router": config.hidden_size // ROUTER, "kernels": for_kernels(rows, nbytes)}
 
 
 def sparse_rows(shape: tuple[int, int], sparsities: Sequence[float], groups: Sequence[int]) -> list[dict[str, Any]]:

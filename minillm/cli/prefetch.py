@@ -1,20 +1,21 @@
 """The command about a small fast memory for neurons, and its actions replay, table and blocks.
 
-``prefetch simulate`` is in simulate.py. ``prefetch real`` runs from disk instead of simulating; it is in disk.py.
+``prefetch simulate`` is in simulate.py, ``prefetch tuned`` in tuned.py. ``prefetch real`` runs from disk instead of
+simulating; it is in disk.py.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import MinillmError
 from . import flags
 from .disk import add_real
-from .shared import load_model, mid_thresholds, say, tell, two_texts, wrapped, write_figure
+from .shared import load_model, mid_thresholds, print_result, print_words, say, tell, two_texts, write_figure
 from .simulate import add_simulate
+from .tuned import add_tuned
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,13 +36,14 @@ class Texts(NamedTuple):
 
 
 def add(commands: flags.Commands) -> None:
-    """Add the command of this file, with its five actions."""
+    """Add the command of this file, with its six actions."""
     prefetch = flags.actions(
         commands, "prefetch", "Keep neurons in a small fast memory: simulate it, or run a model from a disk."
     )
     add_simulate(prefetch)
     add_replay_and_table(prefetch)
     add_blocks(prefetch)
+    add_tuned(prefetch)
     add_real(prefetch)
 
 
@@ -297,21 +299,3 @@ def kept(making: Iterable[dict], output: str | None, report: Callable[[dict], No
         if output:
             save_rows(output, rows)
     return rows
-
-
-def print_result(a: argparse.Namespace, rows: list[dict], table: str, about: str, sentences: list[str]) -> None:
-    """Print rows and sentences as JSON, or a table of them, its explanation and the sentences."""
-    from ..tables import json_rows
-
-    if a.json:
-        print(f'{{"rows": {json_rows(rows)},\n"sentences": {json.dumps(sentences)}}}')
-        return
-    print(table)
-    print_words(about, sentences)
-
-
-def print_words(about: str, sentences: list[str]) -> None:
-    """Print the explanation of a table, and the sentences that follow from it."""
-    print("\n" + wrapped(about))
-    for sentence in sentences:
-        print(wrapped(f"{sentence}."))

@@ -7,6 +7,7 @@ inside the functions, after --threads has been read.
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import sys
 import textwrap
@@ -214,6 +215,24 @@ def check_new(folder: str) -> Path:
     if not path.absolute().parent.is_dir():
         raise MinillmError(f"{folder}: its folder {path.absolute().parent} does not exist, expected one that does")
     return path.absolute()
+
+
+def print_result(a: argparse.Namespace, rows: list[dict], table: str, about: str, sentences: list[str]) -> None:
+    """Print rows and sentences as JSON, or a table of them, its explanation and the sentences."""
+    from ..tables import json_rows
+
+    if a.json:
+        print(f'{{"rows": {json_rows(rows)},\n"sentences": {json.dumps(sentences)}}}')
+        return
+    print(table)
+    print_words(about, sentences)
+
+
+def print_words(about: str, sentences: list[str]) -> None:
+    """Print the explanation of a table, and the sentences that follow from it."""
+    print("\n" + wrapped(about))
+    for sentence in sentences:
+        print(wrapped(f"{sentence}."))
 
 
 def write_figure(path: str, *panels: Axes | Figure) -> None:

@@ -180,6 +180,21 @@ def expected_speedup(shape: tuple[int, int], density: float, group: int = 1, ite
     return speedups
 
 
+ROUTER = 2  # D / H: the hidden layer of a router that chooses blocks has half as many numbers as its input
+
+
+def with_router(speedup: float, shape: tuple[int, int], group: int) -> float:
+    """The speed-up of blocks once a router's time is added, if its tables are read as fast as the dense FFN's.
+
+        1 / (1 / speedup + H (D + B) / (3 F D))        H = D / ROUTER, B = F / group blocks
+
+    shape (F, D).
+    """
+    neurons, hidden = shape
+    tables = hidden // ROUTER * (hidden + -(-neurons // group))
+    return 1 / (1 / speedup + tables / (3 * neurons * hidden))
+
+
 def choose(shape: tuple[int, int], density: float, group: int = 1, itemsize: int = 4) -> str:
     """The fastest of dense, gather, tiled and blocks for that shape (F, D), density and block size, as measured."""
     speedup = expected_speedup(shape, density, group, itemsize)

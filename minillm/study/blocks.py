@@ -17,7 +17,7 @@ ffn_share, shape, speed_from. Where a speed was not measured, the keys from meth
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from ..errors import MinillmError
 from ..fields import JSON_LIMIT, brief, parse_value
 from ..files import read_text
 from ..prefetch.clock import LARGE, ffn_share, whole_token
-from ..prefetch.kernels import expected_speedup
+from ..prefetch.kernels import expected_speedup, with_router
 from ..prefetch.reorder import BlockOracle, clustered, dropped_means, energy_shares, recorded_mid, retained
 from ..rows import NOT_NEGATIVE, SHARE, TEXT, YES_OR_NO, checked_row, numbers, one_of, whole
 from ..transformer.evaluation import perplexity
@@ -108,7 +108,9 @@ def expected_speeds(groups: Sequence[int] = GROUPS, sparsities: Sequence[float] 
     for group in groups:
         for sparsity in sparsities:
             speedups = expected_speedup(shape, 1 - sparsity, group)
-            for method in ("gather", "tiled") if group == 1 else ("blocks",):
+            if group > 1:
+                speedups["routed"] = with_router(speedups["blocks"], shape, group)
+            for method in ("gather", "tiled") if group == 1 else ("blocks", "routed"):
                 speed = speedups[method]
                 rows.append({"method": method, "group": group, "sparsity": sparsity, "speedup": speed})
                 rows[-1] |= {"low": speed, "high": speed, "whole_token": whole_token(speed, ffn_share(LARGE))}
@@ -191,7 +193,7 @@ def joint_rows(
     with tqdm(total=total, desc="blocks", unit="step", leave=False, disable=None) as bar:
         for sparsity in sparsities:
             for row in _block_rows(model, calibration, test, settings, 1 - sparsity, bar.update):
-                fastest = _fastest(speeds, row["group"], sparsity)
+                fastest = speed_of(speeds, ("gather", "tiled", "blocks"), row["group"], sparsity)
                 for means, suffix in ((False, ""), (True, "_with_means")):
                     score, increase = row[f"perplexity{suffix}"], row[f"increase{suffix}"]
                     yield {
@@ -203,24 +205,25 @@ def joint_rows(
                         "perplexity": score,
                         "dense_perplexity": score / (1 + increase),
                         "increase": increase,
-                        **{key: fastest.get(key) for key in ("method", "speedup", "low", "high", "whole_token")},
-                        "ffn_share": fastest.get("ffn_share", ffn_share(LARGE)),
-                        "shape": fastest.get("shape", f"{LARGE.hidden_size} x {LARGE.intermediate_size}"),
+                        **fastest,
                         "speed_from": where,
                     }
 
 
-def _fastest(speeds: Sequence[dict], group: int, sparsity: float) -> dict:
-    """The row of the fastest method for that block size and sparsity; {} where none was measured.
+def speed_of(speeds: Sequence[dict], methods: Collection[str], group: int, sparsity: float) -> dict:
+    """The speed of the fastest of some methods for that block size and sparsity.
 
-    Rows with a router are left out: an oracle's choice takes no time.
+    Keys: method, speedup, low, high, whole_token (None where none was measured), ffn_share, shape.
     """
     fits = [row for row in speeds if row["group"] == group and abs(row["sparsity"] - sparsity) < 1e-6]
-    fits = [row for row in fits if row["method"] != "routed"]
+    fits = [row for row in fits if row["method"] in methods]
     best = max(fits, key=lambda row: row["speedup"], default={})
+    share = best.get("ffn_share", ffn_share(LARGE))
     if best and best.get("whole_token") is None:
-        best = best | {"whole_token": whole_token(best["speedup"], best.get("ffn_share", ffn_share(LARGE)))}
-    return best
+        best = best | {"whole_token": whole_token(best["speedup"], share)}
+    found = {key: best.get(key) for key in ("method", "speedup", "low", "high", "whole_token")}
+    shape = best.get("shape", f"{LARGE.hidden_size} x {LARGE.intermediate_size}")
+    return found | {"ffn_share": share, "shape": shape}
 
 
 JOINT_COLUMNS = {

@@ -11,7 +11,7 @@ from minillm.cli import main as cli
 from minillm.cli.parser import Parser
 
 ACTIONS = {
-    "predict": ("train", "eval"), "prefetch": ("simulate", "replay", "table", "blocks", "real"),
+    "predict": ("train", "eval"), "prefetch": ("simulate", "replay", "table", "blocks", "tuned", "real"),
     "bench": ("decode", "perplexity", "start", "ffn", "disk"),
 }  # fmt: skip
 EACH = [(command, action) for command, actions in ACTIONS.items() for action in actions]

@@ -33,7 +33,7 @@ def test_simulate_and_replay_draw_what_they_found_and_table_says_that_it_does_no
     assert status == 0 and "Hit rate against the buffer's capacity" in said and "fetched per token" in said
     assert (tmp_path / "hits.png").stat().st_size > 1000
     status, _, said = run("prefetch", "table", *how, "--figure", tmp_path / "none.png")
-    assert status == 2 and "(of simulate, replay, blocks)" in said
+    assert status == 2 and "(of simulate, replay, blocks, tuned)" in said
     status, _, said = run("prefetch", "simulate", *model, "--figure", tmp_path / "bars.gif")
     assert status == 1 and "the name ends in .gif, expected .png or .svg" in said
 
@@ -78,7 +78,7 @@ def test_blocks_are_printed_written_and_drawn(measured, capsys, tmp_path):
         ("simulate --text a --calibration b", "not allowed with argument"),
         ("blocks --device x", "(of simulate, replay, table)"),
         ("blocks --thresholds x", "(of simulate, replay, table, real)"),
-        ("replay --speed x", "(of blocks)"),
+        ("replay --speed x", "(of blocks, tuned)"),
         ("real --device x folder", "(of simulate, replay, table)"),
     ],
 )

@@ -23,12 +23,14 @@ LINES = {
     "table": "prefetch table -m m --text stories.txt --tokens 40 --predictor previous-token,shadow-4 --capacity 0,0.5",
     "blocks": "prefetch blocks -m m --text stories.txt --tokens 40 --groups 1,4 --sparsity 0.5,0.9",
     "activations": "activations -m m -m three --text stories.txt",
+    "tuned": "prefetch tuned tuned",
     "simulate": "prefetch simulate -m m --text stories.txt -n 3 --events all",
     "bundle": "bundle -m m -o bundle --group 3",
     "real": "prefetch real bundle --text stories.txt --tokens 8 --predictor chance",
     "continued": "prefetch real bundle --calibration stories.txt -n 4",
 }
 BEFORE = {  # what a line needs to have been run before it
+    "tuned": ["tune -m m --text stories.txt --block 4 --router 5 --steps 2 --batch 60 -o tuned"],
     "perplexity": ["calibrate"], "compare": ["trace -m m -p cat -o a.npz"], "real": ["bundle"], "continued": ["bundle"],
 }  # fmt: skip
 

@@ -15,6 +15,7 @@ from minillm.prefetch.kernels import (
     expected_speedup,
     gather,
     tiled_gather,
+    with_router,
 )
 from minillm.sparsity.gathered import columns_of, rows_of
 from minillm.transformer.ffn import swiglu
@@ -126,3 +127,9 @@ def test_the_choice_follows_what_was_measured():
     half, tenth = MEASURED[138]["tiled"]
     between = expected_speedup((5632, 2048), (0.5 * 0.1) ** 0.5)["tiled"]  # half way, in logarithms
     assert between == pytest.approx((half * tenth) ** 0.5, rel=5e-3)
+
+
+def test_a_router_costs_its_tables_share_of_the_dense_time():
+    dense, router = 3 * 24 * 8, 4 * 8 + 3 * 4  # weights of D = 8, F = 24; W1 (4, 8), W2 (3, 4) of blocks of 8
+    assert with_router(2.0, (24, 8), 8) == pytest.approx(dense / (dense / 2 + router))
+    assert with_router(2.0, (24, 8), 9) == with_router(2.0, (24, 8), 8)  # the last block has fewer

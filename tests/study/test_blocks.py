@@ -72,7 +72,7 @@ def test_without_a_measurement_the_table_of_the_kernels_stands_in(model):
     assert "kernels.py" in row["speed_from"]
     assert row["whole_token"] == pytest.approx(whole_token(row["speedup"], ffn_share(LARGE)))
     assert row["whole_token"] < 1 / (1 - ffn_share(LARGE)) < row["speedup"]  # Amdahl's limit
-    assert {row["method"] for row in expected_speeds((1, 8), (0.5,))} == {"gather", "tiled", "blocks"}
+    assert {row["method"] for row in expected_speeds((1, 8), (0.5,))} == {"gather", "tiled", "blocks", "routed"}
 
 
 def point(group, speedup, increase, means=False):
