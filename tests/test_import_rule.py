@@ -38,10 +38,8 @@ ORDER = """
     bench/turns bench/linear bench/shapes bench/model bench/train bench/routed bench/sparse bench/disk bench/token
     show/canvas show/labels show/primer show/map show/explain_values show/explain_passes show/results_distributions
     show/results_cuts show/results_tuned show/results_pareto show/results_predictors show/results_buffer
-    show/results_activations
-    show/svg show/html
-    show/page_shared show/page_model show/page_costs show/page_predictors show/page_buffer show/page show/display
-    show/stepper
+    show/results_activations show/results_laws show/svg show/html show/page_shared show/page_model show/page_costs
+    show/page_predictors show/page_buffer show/page show/display show/stepper
     course/differences course/attempt course/check course/wire course/limits course/cells course/child course/mistakes
     course/assignment course/block course/judge course/grade course/classroom course/notebook
     cli/parser cli/flags cli/outputs cli/shared cli/demo cli/model cli/inspect cli/download cli/cut cli/prune cli/pareto

@@ -5,6 +5,7 @@ One training per activation is stopped at some numbers of tokens. At each stop, 
     loss        nats per token of the dense model, on the test text
     loss_cut    the same, of the model cut at one fixed CETT (policy cett, sparsity/allocate.py)
     kept        the activation ratio of the cut model: the share of (token, neuron) pairs that stay
+    zeros       share of (token, neuron) pairs whose mid is exactly 0 in the dense model (of SiLU: none)
 
 (Luo et al. 2024, arXiv 2411.02335, section 4; laws.py fits its two curves to tokens and kept.) The same CETT counts at
 all checkpoints. A CETT that is searched anew at each one, for an equal loss in perplexity, is large at the early ones,
@@ -25,6 +26,7 @@ from ..threads import few_threads
 from ..training.trainer import Trainer
 from ..transformer.evaluation import perplexity
 from ..transformer.model import Llama
+from .natural import exact_zeros
 
 
 class Texts(NamedTuple):
@@ -36,7 +38,7 @@ class Texts(NamedTuple):
 
 
 def curve(trainer: Trainer, at: Sequence[int], texts: Texts, cett: float) -> list[dict[str, float]]:
-    """Train, stop at each number of tokens, and measure: a row per checkpoint with tokens and the three figures.
+    """Train, stop at each number of tokens, and measure: a row per checkpoint with tokens and the four figures.
 
     at: rising numbers of tokens; a checkpoint is the first step that reaches one. cett: one CETT for all checkpoints;
     each has the thresholds that reach it on the calibration text.
@@ -73,4 +75,5 @@ def _measured(model: Llama, texts: Texts, cett: float) -> dict[str, float]:
     dense = perplexity(model, texts.test, context=texts.context)
     cut = perplexity(model, texts.test, context=texts.context, ffn=ffn, tap=meter)
     losses = {"loss": dense.nll / dense.tokens, "loss_cut": cut.nll / cut.tokens}
-    return losses | {"kept": 1 - meter.report().neuron_sparsity}
+    zeros = exact_zeros(model, texts.test, texts.context)
+    return losses | {"kept": 1 - meter.report().neuron_sparsity, "zeros": zeros}

@@ -49,3 +49,8 @@ def natural_sparsity(model: Llama, documents: str | Sequence[str], context: int 
         | {key: count[key] / (count["tokens"] * model.config.intermediate_size) for key in keys}
         for layer, count in sorted(counts.items())
     ]
+
+
+def exact_zeros(model: Llama, documents: str | Sequence[str], context: int | None = None) -> float:
+    """Share of (token, neuron) pairs whose mid is exactly 0, nothing being cut; mean over layers."""
+    return float(np.mean([row["mid_zeros"] for row in natural_sparsity(model, documents, context)]))

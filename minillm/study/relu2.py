@@ -46,7 +46,7 @@ from ..sparsity.sparse import policy_ffn
 from ..transformer.model import Llama
 from ..transformer.texts import Sample, runs
 from .checkpoints import Texts
-from .natural import natural_sparsity
+from .natural import exact_zeros
 from .prediction import PredictionSettings, prediction_rows
 from .sweep import Settings, SweepPoint, score_cuts
 
@@ -76,13 +76,8 @@ def tradeoff_rows(models: Sequence[Llama], texts: Texts, cetts: Sequence[float] 
     """
     cuts = [SweepPoint("cett", "cett", cett) for cett in cetts] + [SweepPoint("cett", "ppl", PRICE)]
     rows = score_cuts(models, Settings(texts.calibration, Sample(texts.test, context=texts.context), cuts))
-    zeros = {model.name: exact_zeros(model, texts) for model in models}
+    zeros = {model.name: exact_zeros(model, texts.test, texts.context) for model in models}
     return [row | ({"zeros": zeros[row["model"]]} if row["policy"] == "dense" else {}) for row in rows]
-
-
-def exact_zeros(model: Llama, texts: Texts) -> float:
-    """Share of (token, neuron) pairs whose mid is exactly 0 on the test text, nothing being cut; mean over layers."""
-    return float(np.mean([row["mid_zeros"] for row in natural_sparsity(model, texts.test, texts.context)]))
 
 
 # ---- 2. predictivity -------------------------------------------------------------------------------------------------

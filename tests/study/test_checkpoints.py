@@ -9,6 +9,7 @@ from minillm.sparsity.calibrate import calibrate
 from minillm.sparsity.sparse import policy_ffn
 from minillm.sparsity.spec import SparsityMeter
 from minillm.study.checkpoints import Texts, curve
+from minillm.study.natural import exact_zeros
 from minillm.training.batches import batches_of
 from minillm.training.fresh import new_model
 from minillm.training.trainer import Plan, Trainer, trainable
@@ -33,7 +34,9 @@ def test_a_curve_is_the_training_stopped_and_measured_at_one_cett(made, tmp_path
     cut = perplexity(made.model, TEXTS.test, ffn=policy_ffn(made.model, thresholds), tap=meter)
     dense = perplexity(made.model, TEXTS.test)
     expected = {"tokens": 240, "loss": np.log(dense.perplexity), "loss_cut": np.log(cut.perplexity)}
-    assert rows[-1] == pytest.approx(expected | {"kept": 1 - meter.report().neuron_sparsity})
+    assert rows[-1] == pytest.approx(
+        expected | {"kept": 1 - meter.report().neuron_sparsity, "zeros": exact_zeros(made.model, TEXTS.test)}
+    )
     assert all(0 < row["kept"] < 0.6 for row in rows)  # ReLU: about half are zero by themselves
 
 

@@ -11,6 +11,7 @@ from minillm.loading.embedded import embedded_text
 from minillm.sparsity.calibrate import calibrate
 from minillm.study import relu2
 from minillm.study.checkpoints import Texts
+from minillm.study.natural import exact_zeros
 from minillm.study.relu2 import Level
 from minillm.trace import Trace
 from minillm.transformer.documents import split_documents
@@ -126,9 +127,9 @@ def test_the_rows_of_the_three_axes_are_of_one_level(small):
 
 # ---- the embedded twins ----------------------------------------------------------------------------------------------
 def test_a_squared_relu_has_fewer_exact_zeros():
-    texts = Texts("", embedded_text("test"))
-    assert relu2.exact_zeros(minillm.load("default-relu"), texts) == pytest.approx(0.694, abs=0.005)
-    assert relu2.exact_zeros(minillm.load("default-relu2"), texts) == pytest.approx(0.584, abs=0.005)
+    text = embedded_text("test")
+    assert exact_zeros(minillm.load("default-relu"), text) == pytest.approx(0.694, abs=0.005)
+    assert exact_zeros(minillm.load("default-relu2"), text) == pytest.approx(0.584, abs=0.005)
 
 
 @pytest.mark.slow
