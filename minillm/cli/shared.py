@@ -112,10 +112,17 @@ def enough_documents(models: list[Llama], text: str | list[str], tokens: int, co
     return found
 
 
-def learnt_and_held_out(path: str | None, model: Llama, context: int | None) -> tuple[list[str], list[str]]:
-    """The documents that a model is changed with, and others to score: the last tenth of --text, or embedded texts."""
+def learnt_and_held_out(
+    path: str | None, model: Llama, context: int | None, held_out: str | None = None
+) -> tuple[list[str], list[str]]:
+    """The documents that a model is changed with, and others to score: the last tenth of --text, or embedded texts.
+
+    held_out: a file of its own to score, all of it; then all of --text is there to learn.
+    """
     from ..transformer.texts import as_documents, split_text
 
+    if held_out:
+        return as_documents(text_or_embedded(path, "calibration")), as_documents(read_text(held_out))
     if path:
         known, held = split_text(read_text(path), 1 - HELD_OUT)
     else:

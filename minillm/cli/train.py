@@ -83,7 +83,8 @@ def common(about: str) -> tuple[flags.Parser, ...]:
                           help="of the rate (default: constant; cosine needs --steps)")  # fmt: skip
     batch = flags.flag("--batch", type=flags.positive, default=1024, help="tokens of a step (default: 1024)")
     text = flags.text(f"{about}; a tenth of its documents is held out and scored (default: the embedded texts)")
-    own = folder, end, steps, rate, schedule, batch, flags.context()
+    held = flags.flag("--held-out", metavar="FILE", help="score this text, all of it, and learn all of --text")
+    own = held, folder, end, steps, rate, schedule, batch, flags.context()
     return (flags.model(), text, *own, flags.seed(), flags.running())
 
 
@@ -128,7 +129,7 @@ def command_train(a: argparse.Namespace) -> int:
     from ..transformer.evaluation import perplexity
 
     checkpoint, plan, given = checkpoint_of(a.folder), plan_of(a), load_model(a)
-    training, held = learnt_and_held_out(a.text, given, a.context)
+    training, held = learnt_and_held_out(a.text, given, a.context, a.held_out)
     fields, model = None, given
     if a.size:
         fields = fresh_fields(a.size, a.act, given)
@@ -295,7 +296,7 @@ def command_tune(a: argparse.Namespace) -> int:
 
     checkpoint, plan, given = checkpoint_of(a.folder), plan_of(a), load_model(a)
     teacher = given if a.teacher is None else with_bos(a, minillm.load(a.teacher, dtype=a.dtype))
-    training, held = learnt_and_held_out(a.text, given, a.context)
+    training, held = learnt_and_held_out(a.text, given, a.context, a.held_out)
     batches = batches_of(given, training, a.batch, a.seed, a.context)
     t = Tuning(given, teacher, training, held, batches, plan, checkpoint)
     trained, rows, settings = (tune_inputs if a.inputs else tune_blocks if a.block else tune_policy)(a, t)

@@ -41,8 +41,8 @@ def prefetch_tuned(a: argparse.Namespace) -> int:
     if a.figure:
         draw_tuned(rows, a.figure)
     about = (
-        "Perplexity: on the documents that each tuning held out. dense: of a tuned model's row, the dense model that "
-        "was trained further for the same time, where the folder has it; of the others, the dense model as it was. An "
+        "Perplexity: on the documents that each tuning held out. dense: the dense model as it was; in a tuned model's "
+        "row the dense model that was trained further for the same time, where the folder has one and it is better. An "
         f"oracle's choice is a bound. speedup: times as fast as dense, of one FFN of {rows[0]['shape']}, "
         f"{rows[0]['speed_from']}, the router's time included; token: the same of a whole token, where the FFNs hold "
         f"{rows[0]['ffn_share']:.0%} of the bytes that a token reads."

@@ -6,13 +6,14 @@ For each folder there are up to four rows:
     chosen_by   tuned   perplexity is over                               speed
     oracle      no      the dense model as it was                        of the blocks alone: a bound
     router      no      the dense model as it was                        with the router's time
-    oracle      yes     the dense model, trained further for that time   of the blocks alone: a bound
-    router      yes     the dense model, trained further for that time   with the router's time
+    oracle      yes     the better of two dense models                   of the blocks alone: a bound
+    router      yes     the better of two dense models                   with the router's time
 
     increase = perplexity / dense_perplexity - 1
 
-Training alone changes a dense model, too. So a tuned model is compared with one that had the same text and time. (Where
-a folder was made without this control, both stand over the dense model as it was.)
+Training alone changes a dense model, too. So a tuned model is compared with the better of two: the dense model as it
+was, and the control, which was trained further on the same text for the same time. (A text of another kind can make the
+control worse.) Where a folder was made without a control, it stands over the dense model as it was.
 
 Keys of a row: model, group, sparsity, chosen_by, tuned, minutes and tokens (of the training), control (bool: whether
 the dense model was trained, too), perplexity, dense_perplexity, increase, and those of a speed (study/blocks.py):
@@ -61,7 +62,7 @@ def tuned_rows(folders: Sequence[str | Path], speeds: Sequence[dict] | None = No
         for name, (chosen_by, tuned) in WAYS.items():
             if name not in scores:
                 continue
-            dense = scores[CONTROL if tuned and CONTROL in scores else DENSE]
+            dense = min(scores[DENSE], scores.get(CONTROL, scores[DENSE])) if tuned else scores[DENSE]
             yield {
                 **{key: value for key, value in about.items() if key != "scores"},
                 "chosen_by": chosen_by,

@@ -11,7 +11,7 @@ from commands import one_sentence
 import minillm
 from minillm.methods import qsparse
 from minillm.training import trainer
-from minillm.transformer.texts import split_text
+from minillm.transformer.texts import document_hashes, split_text
 
 
 def test_train_from_scratch_and_further_writes_models(run, tmp_path):
@@ -147,3 +147,15 @@ def test_tune_with_cut_inputs_of_all_matrices_shows_them_beside_the_dense_contro
         assert status == 1 and says in one_sentence(err)
     assert run("tune", "-m", "m", *options, "4", "-o", tmp_path / "no")[0] == 2
     assert sorted(os.listdir(tmp_path)) == ["tuned"]
+
+
+@pytest.mark.parametrize("words", [("train",), ("tune",), ("tune", "--block", "4", "--router", "5")])
+def test_another_text_is_scored_whole_and_all_of_the_first_is_learnt(words, run, tmp_path):
+    options = ("--text", "stories.txt", "--held-out", "one.txt", "--steps", "2", "--batch", "60", "--json")
+    status, out, err = run(*words, "-m", "m", *options, "-o", tmp_path / "made")
+    assert status == 0, err
+    text, first = Path("one.txt").read_text(encoding="utf-8"), json.loads(out)["rows"][0]
+    assert first["perplexity"] == minillm.perplexity(minillm.load("m"), text).perplexity
+    about = json.loads((tmp_path / "made" / "training.json").read_text(encoding="utf-8"))
+    everything = Path("stories.txt").read_text(encoding="utf-8")
+    assert about["documents_sha256"] == sorted(set(document_hashes(everything)))

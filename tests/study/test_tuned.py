@@ -35,6 +35,13 @@ def test_a_tuned_model_stands_over_the_control_and_the_others_over_the_dense_mod
     assert "tuned, router" in text and "+10.0%" in text and text.count("1.5 ") == 2  # minutes of tuned rows alone
 
 
+def test_a_control_that_became_worse_is_no_excuse(tmp_path):
+    fields = made.about(4, 0.5)
+    fields["scores"][1]["perplexity"] = 12.0
+    rows = list(tuned_rows([made.write(tmp_path / "tuned", fields)], SPEEDS))
+    assert {row["dense_perplexity"] for row in rows} == {10.0} and rows[-1]["increase"] == pytest.approx(8.8 / 10 - 1)
+
+
 def test_without_a_control_or_a_router_the_rest_is_there(tmp_path):
     rows = rows_of(tmp_path, control=False, scores=(11.0,))
     assert [(row["chosen_by"], row["control"], row["dense_perplexity"]) for row in rows] == [("oracle", False, 10)]
