@@ -9,7 +9,8 @@ weights (16 bits each, bitmaps counted, the attention left as it is). What is th
     unstructured   single weights are removed                        removes 1 - R + 1/16: the bitmap takes a sixteenth
     2:4            at most two of four successive weights stay       reads 1/2 + 1/16, and nothing else
     structured     whole neurons are removed for good                keeps R of the weights
-    Wanda + mid    weights are removed, and the mask of mid is known for what is left: a bound, too
+    Wanda + mid    weights are removed, and the mask of mid is known for what is left: a bound, too; with thresholds
+                   of the changed model, or ("dense mid") of the dense one, which then read another share
     SVD            matrices of low rank                              keeps R of the weights
 
 A family is as good as its best member at about that share: ``best``. What is stored is another question: the first
@@ -69,7 +70,8 @@ FAMILIES = (
     Family("unstructured", ("magnitude", "wanda", "dsnot"), WEIGHTS, BITMAP, weights=True),
     Family("2:4", ("magnitude-2:4", "wanda-2:4"), WEIGHTS, only=0.5, weights=True),
     Family("structured", ("neurons", "neurons-random"), WEIGHTS, weights=True),
-    Family("Wanda + mid", ("wanda+mid", "wanda+mid-dense"), WEIGHTS, read="read_known_mask"),
+    Family("Wanda + mid", ("wanda+mid",), WEIGHTS, read="read_known_mask"),
+    Family("Wanda + dense mid", ("wanda+mid-dense",), WEIGHTS, read="read_known_mask"),
     Family("SVD", ("svd", "svd-whitened"), WEIGHTS, weights=True),
 )
 ORDERINGS = (  # what a paper says: the first is better than the second at the same target

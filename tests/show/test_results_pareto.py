@@ -7,7 +7,17 @@ from minillm.errors import MinillmError
 from minillm.show.canvas import alt_text, figure_of
 from minillm.show.results_pareto import HIGHEST, cost_of_families, pareto_figure
 
-FAMILIES = ("oracle", "predictor", "inputs", "unstructured", "2:4", "structured", "SVD", "wanda + mid")
+FAMILIES = (
+    "oracle",
+    "predictor",
+    "inputs",
+    "unstructured",
+    "2:4",
+    "structured",
+    "Wanda + mid",
+    "Wanda + dense mid",
+    "SVD",
+)
 UNITS = ("(%)", "(per token), log scale")
 
 
