@@ -78,7 +78,7 @@ def common(about: str) -> tuple[flags.Parser, ...]:
     folder = flags.flag("--output", "-o", dest="folder", required=True, metavar="FOLDER", help="must not exist yet")
     end = flags.flag("--minutes", type=flags.above_zero, help="of training (default: 1, where there is no --steps)")
     steps = flags.flag("--steps", type=flags.positive, help="of training; a given number gives the same weights again")
-    rate = flags.flag("--rate", type=flags.above_zero, default=1e-3, help="Adam's step size (default: 0.001)")
+    rate = flags.flag("--rate", type=flags.above_zero, help="Adam's step size (default: 0.001; from scratch 0.003)")
     schedule = flags.flag("--schedule", choices=("constant", "cosine"), default="constant",
                           help="of the rate (default: constant; cosine needs --steps)")  # fmt: skip
     batch = flags.flag("--batch", type=flags.positive, default=1024, help="tokens of a step (default: 1024)")
@@ -93,10 +93,12 @@ def common(about: str) -> tuple[flags.Parser, ...]:
 
 def plan_of(a: argparse.Namespace) -> Plan:
     """The plan of --steps, --minutes, --rate and --schedule."""
+    from ..training.fresh import RATE
     from ..training.trainer import Plan
 
     minutes = 1.0 if a.minutes is None and a.steps is None else a.minutes
-    return Plan(a.steps, minutes, a.rate, a.schedule)
+    rate = a.rate or (RATE if getattr(a, "size", None) else Plan.rate)
+    return Plan(a.steps, minutes, rate, a.schedule)
 
 
 def checkpoint_of(folder: str) -> Path:

@@ -10,6 +10,19 @@ One training per activation is stopped at some numbers of tokens. At each stop, 
 (Luo et al. 2024, arXiv 2411.02335, section 4; laws.py fits its two curves to tokens and kept.) The same CETT counts at
 all checkpoints. A CETT that is searched anew at each one, for an equal loss in perplexity, is large at the early ones,
 whose perplexity hardly depends on the FFN: they would look sparse.
+
+Measured, size twin, rate 0.003, batches of 1,024 tokens of stories, CETT 0.2, seed 0:
+
+    tokens           60,000   120,000   200,000   300,000   420,000   600,000
+    relu, zeros        .617      .650      .703      .737      .744      .770
+    relu, kept         .086      .080      .072      .069      .068      .065
+    silu, kept         .172      .162      .183      .187      .196      .208
+    silu, loss         5.66      4.81      4.42      4.15      3.98      3.77
+
+ReLU becomes sparser and SiLU denser, as the paper says; but SiLU only after about 120,000 tokens. Before that a model
+still learns how frequent the tokens are, and the law does not describe it: the paper leaves the beginning out, too. A
+smaller rate makes the beginning longer and the change smaller: relu's zeros at a rate of 0.001 rise from .558 to .597.
+The fits of such curves have small errors and parameters that mean nothing (laws.py).
 """
 
 from __future__ import annotations

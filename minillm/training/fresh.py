@@ -1,6 +1,13 @@
 """A model to train from scratch: sizes by name, a given activation, the tokenizer of another model.
 
 The weights are those of the usual initialisation: matrices normal with deviation 0.02, norms 1, biases 0.
+
+A model from scratch needs a larger rate of Adam than a trained one, RATE. Measured, size twin with relu, nats per
+token of stories that were not trained on:
+
+    after tokens     60,000    200,000    600,000
+    rate 0.001         5.83       4.70       3.98
+    rate 0.003         5.62       4.41       3.73
 """
 
 from __future__ import annotations
@@ -14,6 +21,7 @@ from ..errors import MinillmError
 from ..loading.config import ModelConfig
 from ..transformer.model import Llama, random_weights
 
+RATE = 3e-3  # Adam's, from scratch
 SIZES = {  # of the embedded models: 1.7 and 0.4 million weights with a vocabulary of 1,024
     "default": {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 8}
     | {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32},

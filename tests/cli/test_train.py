@@ -31,6 +31,8 @@ def test_train_from_scratch_and_further_writes_models(run, tmp_path):
     about = json.loads((two / "training.json").read_text(encoding="utf-8"))
     assert about["began_with"] == made.fingerprint.asdict() and about["scores"] == rows
     assert [row["step"] for row in about["curve"]] == [1, 2, 3] and about["plan"]["schedule"] == "cosine"
+    from_scratch = json.loads((one / "training.json").read_text(encoding="utf-8"))
+    assert (from_scratch["plan"]["rate"], about["plan"]["rate"]) == (0.003, 0.001)
     assert sorted(os.listdir(tmp_path)) == ["one", "two"]
     assert run("generate", "-m", two, "-p", "a cat", "-n", "2")[0] == 0
 
