@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from typing import TYPE_CHECKING
 
 from ..errors import MinillmError
@@ -32,16 +33,18 @@ def share_or_all(word: str) -> float:
     return 1.0 if word.strip() in ("1", "1.0") else flags.share(word)
 
 
-def speeds(word: str) -> list[float]:
+def numbers(word: str) -> list[float]:
     """Numbers above 0, separated by commas."""
     return [flags.above_zero(part) for part in word.split(",")]
 
 
 def add(commands: flags.Commands) -> None:
     """Add the command of this file."""
-    fast = flags.flag("--speeds", type=speeds, default="1,1,2,1", metavar="NUMBERS",
+    fast = flags.flag("--speeds", type=numbers, default="1,1,2,1", metavar="NUMBERS",
                       help="gigaflops of each server, with commas; they decide who gets how many layers "
                       "(default: 1,1,2,1)")  # fmt: skip
+    memory = flags.flag("--memory", type=numbers, metavar="NUMBERS",
+                        help="megabytes of each server, with commas (default: enough for all layers)")  # fmt: skip
     liar = flags.flag("--liar", type=flags.positive, metavar="N",
                       help=f"server N gives wrong answers, a share of {LIES:g}")  # fmt: skip
     kill = flags.flag("--kill", type=flags.positive, metavar="N", help="server N is killed in the middle of the text")
@@ -51,8 +54,9 @@ def add(commands: flags.Commands) -> None:
                       help="send hidden states as K numbers each, and score the loss (default: whole)")  # fmt: skip
     text = flags.text("with --rank: the text for the directions, of which a tenth is scored (default: embedded)")
     flags.command(
-        commands, "pipeline", command_pipeline, flags.model(), flags.prompt(), flags.length(NEW), fast, liar, kill,
-        checked, rank, text, flags.context(), flags.seed("of which answers are checked (default: 0)"), flags.running(),
+        commands, "pipeline", command_pipeline, flags.model(), flags.prompt(), flags.length(NEW), fast, memory, liar,
+        kill, checked, rank, text, flags.context(), flags.seed("of which answers are checked (default: 0)"),
+        flags.running(),
         example="minillm pipeline --liar 2 --kill 3",
     )  # fmt: skip
 
@@ -68,12 +72,15 @@ def command_pipeline(a: argparse.Namespace) -> int:
 
     if len(a.speeds) > MOST:
         raise MinillmError(f"--speeds has {len(a.speeds)} servers, expected at most {MOST}: each is a process")
+    if a.memory is not None and len(a.memory) != len(a.speeds):
+        raise MinillmError(f"--memory has {len(a.memory)} numbers, expected {len(a.speeds)}, as many as --speeds")
     for name, number in (("--liar", a.liar), ("--kill", a.kill)):
         if number is not None and number > len(a.speeds):
             raise MinillmError(f"{name} is {number}, expected 1 to {len(a.speeds)}, the number of servers")
+    room = a.memory or [math.inf] * len(a.speeds)
     servers = [
-        Server(f"{number}", speed * 1e9, lies=LIES if number == a.liar else 0.0)
-        for number, speed in enumerate(a.speeds, start=1)
+        Server(f"{number}", speed * 1e9, size * 1e6, lies=LIES if number == a.liar else 0.0)
+        for number, (speed, size) in enumerate(zip(a.speeds, room, strict=True), start=1)
     ]
     model = load_model(a)
     ids = prompt_ids(model, a.prompt)

@@ -4,6 +4,8 @@
         logits = chain.forward(ids)            the prompt: (T,) -> (T, V)
         logits = chain.forward([token])        and so on, token by token
 
+A script has to do so under ``if __name__ == "__main__":``, since each server imports it once more (multiprocessing).
+
 The client stands between any two servers: each answer comes back to it and goes on to the next. (In the paper a server
 sends straight to the next one, which saves half of the bytes. But who checks answers, and who replaces a server, has to
 have them.) What is sent for a chunk of T positions, in hidden states of n numbers (D, or the rank k):
@@ -149,7 +151,8 @@ class Chain:
                 end = time.monotonic() + SECONDS
                 while len(sockets) < len(servers):
                     if time.monotonic() > end or not all(process.is_alive() for process in processes):
-                        raise MinillmError(f"{len(sockets)} of {len(servers)} servers started, expected all of them")
+                        found = f"{len(sockets)} of {len(servers)} servers started, expected all of them"
+                        raise MinillmError(f"{found} (a script needs: if __name__ == '__main__')")
                     with suppress(TimeoutError):
                         self._welcome(listener.accept()[0], password, sockets)
         except BaseException:

@@ -65,7 +65,7 @@ class Settings(NamedTuple):
     population: int = 20
     parents: int = 5
     generations: int = 15
-    tokens: int = 4_000
+    tokens: int = 2_000
     seed: int = 0
 
 

@@ -31,6 +31,8 @@ def test_the_table_has_a_line_for_each_server_and_the_rank_its_price(run):
         (("--liar", "5"), "--liar is 5, expected 1 to 4"),
         (("--kill", "3", "--speeds", "1,1"), "--kill is 3, expected 1 to 2"),
         (("--speeds", ",".join("1" * 17)), "--speeds has 17 servers, expected at most 16"),
+        (("--memory", "1,1"), "--memory has 2 numbers, expected 4"),
+        (("--memory", "1e-4,1e-4,1e-3,1e-4"), "the 4 servers cannot hold the 2 layers"),
         (("--rank", "9"), "rank is 9, expected 1 to 8"),
         (("-n", "1000"), "1000 more were asked for, the model's context holds 128"),
     ],

@@ -1,7 +1,12 @@
 """A text through real processes: the same bits, counted bytes, a killed server, a liar, and nothing left behind."""
 
 import multiprocessing
+import os
+import signal
 import socket
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -51,6 +56,9 @@ def test_the_logits_are_those_of_one_process_and_the_bytes_those_of_the_formula(
         return plain_receive(link, count)
 
     with Chain(model, [Server("a"), Server("b"), Server("c")], 12) as chain:
+        port = chain.links[0].socket.getsockname()[1]
+        with pytest.raises(ConnectionRefusedError):  # nobody listens once all servers are there
+            socket.create_connection(("127.0.0.1", port), 5).close()
         chain.forward(IDS[:1])  # all servers have their weights
         monkeypatch.setattr(socket.socket, "sendall", sendall)
         monkeypatch.setattr(wire, "received", received)
@@ -113,3 +121,50 @@ def test_servers_that_cannot_hold_the_model_or_do_not_start_are_refused(model, m
     monkeypatch.setattr("multiprocessing.process.BaseProcess.is_alive", lambda process: False)
     with pytest.raises(MinillmError, match="0 of 1 servers started"):
         Chain(model, [Server("a")], 12)
+
+
+SCRIPT = """
+import time
+import minillm
+from minillm.methods.pipeline import Server
+from minillm.methods.pipeline_chain import Chain
+
+if __name__ == "__main__":
+    with Chain(minillm.load("default"), [Server("a"), Server("b")], 10) as chain:
+        print(*(link.process.pid for link in chain.links), flush=True)
+        time.sleep(60)
+"""
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="signals are POSIX's")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGKILL"])
+def test_no_server_outlives_its_client(tmp_path, name):
+    (tmp_path / "script.py").write_text(SCRIPT, encoding="utf-8")
+    client = subprocess.Popen(
+        [sys.executable, "script.py"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    servers = [int(word) for word in client.stdout.readline().split()]
+    assert len(servers) == 2 and all(map(alive, servers))
+    client.send_signal(getattr(signal, name))
+    client.wait(20)
+    end = time.monotonic() + 20
+    while any(map(alive, servers)) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not any(map(alive, servers))
+
+
+@pytest.mark.slow
+def test_a_script_without_a_guard_is_told_of_it(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT.replace('if __name__ == "__main__"', "if True"), encoding="utf-8")
+    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "0 of 2 servers started, expected all of them" in done.stderr
+    assert "__main__" in done.stderr.splitlines()[-1]

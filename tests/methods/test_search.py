@@ -53,6 +53,20 @@ def test_moves_and_crossings_keep_the_sum_and_no_layer_ends_empty():
     assert len(widths) > 50
 
 
+def test_a_crossing_takes_layers_of_both_parents_and_repairs_few():
+    rng = np.random.default_rng(3)
+    scores, a, b = rng.random((4, 20)), candidate(rng), candidate(rng, (18, 16, 4, 10))
+    taken = set()
+    for _ in range(100):
+        child = crossed(a, b, scores, rng)
+        of = tuple("a" if np.array_equal(c, x) else "b" if np.array_equal(c, y) else "new"
+                   for c, x, y in zip(child, a, b, strict=True))  # fmt: skip
+        taken.add(of)
+    assert any({"a", "b"} <= set(of) for of in taken) and len(taken) > 8
+    thin, other = candidate(rng, (2, 2, 1, 1)), candidate(rng, (1, 1, 2, 2))  # no layer has anything to spare
+    assert {int(crossed(thin, other, scores, rng).sum()) for _ in range(50)} == {6}
+
+
 def test_the_least_important_go_and_the_most_important_come():
     mask, scores = np.array([True, True, False, False, True]), np.array([3.0, 1, 5, 4, 2])
     assert grown(mask, scores, -2).tolist() == [True, False, False, False, False]
