@@ -82,6 +82,7 @@ METHODS = {
     "search-mask": "search:fit_mask",
     "search-admm": "search:fit_admm",
     "search-reformed": "search:fit_reformed",
+    "search-mid": "search:fit_mid",
     "wanda+mid": "combined:fit",
     "wanda+mid-dense": "combined:fit_dense_thresholds",
     "svd": "svd:fit_plain",

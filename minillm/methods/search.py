@@ -44,8 +44,8 @@ from ..transformer.texts import document_hashes, first_tokens, runs
 from .base import Variant, layer_by_layer
 from .structured import (
     CORRECTIONS,
+    SCORES,
     Sums,
-    importance_scores,
     kept_count,
     largest,
     narrow,
@@ -60,13 +60,19 @@ LEAST = 0.1  # of a layer's neurons: what no move goes below
 
 
 class Settings(NamedTuple):
-    """How long is searched. tokens: of the calibration text, on which candidates are scored."""
+    """How is searched, and for how long.
+
+    tokens: of the calibration text, on which candidates are scored. score: what ranks the neurons of a layer
+    (structured.py). reformed: whether candidates are corrected before they are scored.
+    """
 
     population: int = 20
     parents: int = 5
     generations: int = 15
     tokens: int = 2_000
     seed: int = 0
+    score: str = "importance"
+    reformed: bool = False
 
 
 USUAL = Settings()
@@ -173,9 +179,12 @@ def evolve(
 
 def search(
     model: Llama, documents: str | Sequence[str], target: float, *, context: int | None = None,
-    settings: Settings = USUAL, reformed: bool = False,
+    settings: Settings = USUAL,
 ) -> Found:  # fmt: skip
     """The masks that keep L * kept_count(F, target) neurons; nothing is corrected yet. Arguments: see ``fit``."""
+    if settings.score not in SCORES:
+        raise MinillmError(f"score is {settings.score!r}, expected one of {', '.join(SCORES)}")
+    rank, correct = SCORES[settings.score], CORRECTIONS["least squares" if settings.reformed else "none"]
     sums: list[Sums] = []
 
     def look(layer: Layer, of_layer: Sums) -> Layer:
@@ -183,12 +192,9 @@ def search(
         return layer
 
     layer_by_layer(model, runs(model, documents, "documents", context), products_and_sizes, look)
-    scores = np.array(
-        [importance_scores(layer, each) for layer, each in zip(model.layers, sums, strict=True)]
-    )  # (L, F)
+    scores = np.array([rank(layer, each) for layer, each in zip(model.layers, sums, strict=True)])  # (L, F)
     count, neurons = kept_count(scores.shape[1], target), scores.shape[1]
     start = np.array([np.isin(np.arange(neurons), largest(row, count)) for row in scores])
-    correct = CORRECTIONS["least squares" if reformed else "none"]
     some = first_tokens(model, documents, settings.tokens, context)
 
     def fitness(masks: np.ndarray) -> float:
@@ -203,16 +209,16 @@ def search(
 
 def fit(
     model: Llama, documents: str | Sequence[str], target: float, *, context: int | None = None,
-    settings: Settings = USUAL, reformed: bool = False, correction: str = "least squares",
+    settings: Settings = USUAL, correction: str = "least squares",
 ) -> Variant:  # fmt: skip
     """Search for the neurons to keep, and correct the columns of down (module docstring).
 
-    target: the share of all neurons that goes. reformed: whether candidates are corrected before they are scored.
-    correction: of the one that was found; none, least squares or ADMM. Raises MinillmError for other names.
+    target: the share of all neurons that goes. correction: of what was found; none, least squares or ADMM. Raises
+    MinillmError for other names.
     """
     if correction not in CORRECTIONS:
         raise MinillmError(f"correction is {correction!r}, expected one of {', '.join(CORRECTIONS)}")
-    masks = search(model, documents, target, context=context, settings=settings, reformed=reformed).masks
+    masks = search(model, documents, target, context=context, settings=settings).masks
 
     def change(layer: Layer, sums: Sums) -> Layer:
         keep = np.flatnonzero(masks[layer.index])
@@ -221,11 +227,12 @@ def fit(
         return narrow(layer, keep, CORRECTIONS[correction](layer.down_proj, sums["down_proj"][:-1], keep))
 
     layers = layer_by_layer(model, runs(model, documents, "documents", context), products_and_sizes, change)
-    fitness = "after least squares" if reformed else "as masked"
-    how = f"neurons that a search found, candidates scored {fitness}; correction of down: {correction}"
+    fitness = "after least squares" if settings.reformed else "as masked"
+    how = f"neurons by a search from {settings.score}, candidates scored {fitness}; correction of down: {correction}"
     return neurons_variant("search", model, layers, target, how, frozenset(document_hashes(documents)))
 
 
 fit_mask = partial(fit, correction="none")
 fit_admm = partial(fit, correction="ADMM")
-fit_reformed = partial(fit, reformed=True)
+fit_reformed = partial(fit, settings=Settings(reformed=True))
+fit_mid = partial(fit, settings=Settings(score="mid"))

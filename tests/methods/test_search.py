@@ -103,7 +103,7 @@ def test_a_population_needs_more_than_its_parents():
 @pytest.mark.parametrize("reformed", [False, True])
 @pytest.mark.parametrize("correction", CORRECTIONS)
 def test_the_result_is_a_smaller_dense_model(model, tmp_path, reformed, correction):
-    made = search.fit(model, TEXT, 0.5, settings=SHORT, reformed=reformed, correction=correction)
+    made = search.fit(model, TEXT, 0.5, settings=SHORT._replace(reformed=reformed), correction=correction)
     widths = [len(layer.gate_proj) for layer in made.model.layers]
     assert sum(widths) == 20 and made.removed == made.spec.achieved == 0.5 and made.spec.policy == "search"
     assert made.reads["down_proj"].exact == 2 * 8 * 20 and made.reads["down_proj"].dense == 2 * 8 * 40
@@ -116,6 +116,8 @@ def test_the_result_is_a_smaller_dense_model(model, tmp_path, reformed, correcti
 def test_target_0_is_the_dense_model_and_an_unknown_correction_is_refused(model):
     made = search.fit(model, TEXT, 0.0, settings=SHORT)
     assert np.array_equal(made.model.forward(IDS), model.forward(IDS)) and made.spec.achieved == 0
+    with pytest.raises(MinillmError, match="score is 'size', expected one of norm, mid, importance"):
+        search.fit(model, TEXT, 0.5, settings=SHORT._replace(score="size"))
     with pytest.raises(MinillmError, match="correction is 'OBS', expected one of none, least squares, ADMM"):
         search.fit(model, TEXT, 0.5, correction="OBS")
 
@@ -124,6 +126,22 @@ def test_it_is_no_worse_than_where_it_started_on_its_own_text(model):
     found = search.search(model, TEXT, 0.5, settings=SHORT)
     start = minillm.perplexity(fit("neurons-importance-mask", model, TEXT, 0.5).model, TEXT).perplexity
     assert found.history[0] <= start * (1 + 1e-9)
+
+
+@pytest.mark.shared
+@pytest.mark.slow
+@pytest.mark.parametrize(("correction", "expected"), [("none", 57), ("least squares", 50)])
+def test_perplexities_are_those_of_an_independent_search(shared, correction, expected):
+    """Its figures are rounded, and a search ends where its seed takes it: within half of one and one percent."""
+    model = minillm.load(shared / "models" / "tinystories-656k")
+    train, test = (
+        split_documents((shared / "text" / f"tinystories-{part}.txt").read_text(encoding="utf-8"))
+        for part in ("train", "valid")
+    )
+    made = search.fit(model, train[:100], 0.5, context=512, settings=Settings(score="mid"), correction=correction)
+    assert minillm.perplexity(made.model, test, context=512).perplexity == pytest.approx(
+        expected, abs=0.5 + 0.01 * expected
+    )
 
 
 @pytest.mark.shared
