@@ -41,7 +41,7 @@ from ..threads import use_threads
 from ..trace import no_tap
 from ..transformer.model import Ids, Llama
 from . import pipeline_server as wire
-from .pipeline import Server, Slice, Trust, is_right, layer_costs, layers_of, partition, stage_time
+from .pipeline import Server, Slice, Trust, cut_places, is_right, layer_costs, layers_of, partition, stage_time
 from .pipeline_server import Held, Lost, Message, Start
 
 SECONDS = 60.0  # that a server may take to start, and to answer
@@ -99,7 +99,7 @@ class Chain:
 
     capacity: the longest text. checked: share of the answers that are computed again. bases: of hidden states
     (``bases_of``), None: they are sent whole. rng: which answers are checked. Raises MinillmError where the servers
-    cannot hold the model, do not start, or none is left.
+    cannot hold the model, do not start, or none is left, and for bases of another plan.
     """
 
     def __init__(
@@ -112,6 +112,8 @@ class Chain:
         width = model.config.hidden_size if bases is None else next(iter(bases.values())).shape[1]
         self.sent = 2 * width * model.dtype.itemsize  # bytes of a token to a server and back
         slices = partition(servers, self.costs, self.sent)
+        if bases is not None and sorted(bases) != cut_places(slices):
+            raise MinillmError(f"bases are for the places {sorted(bases)}, expected {cut_places(slices)}")
         self.links: list[Link] = []
         try:
             self._start(servers)

@@ -117,6 +117,8 @@ def test_hidden_states_of_low_rank_give_what_the_model_gives_with_them(model):
 def test_servers_that_cannot_hold_the_model_or_do_not_start_are_refused(model, monkeypatch):
     with pytest.raises(MinillmError, match="the 1 servers cannot hold the 3 layers"):
         Chain(model, [Server("small", memory=100.0)], 12)
+    with pytest.raises(MinillmError, match=r"bases are for the places \[0\], expected \[0, 3\]"):
+        Chain(model, [Server("a")], 12, bases=bases_of(model, tiny.STORIES, [0], 5))
     monkeypatch.setattr(wire, "serve", int)  # a process that ends with an error
     monkeypatch.setattr("multiprocessing.process.BaseProcess.is_alive", lambda process: False)
     with pytest.raises(MinillmError, match="0 of 1 servers started"):
