@@ -34,8 +34,10 @@ trained for 60 steps of 1,024 tokens of other stories, without an average of the
 
 Pitfalls. Columns lie apart in a matrix stored row by row, so bytes are saved only where it is stored by columns. Tokens
 that are computed together read the union of their columns. The share of zero inputs is not the share of idle neurons:
-only the input of down has neurons. That straight-through gradients are the better ones was seen where a dense model is
-tuned; nothing follows from it for a training from scratch.
+only the input of down has neurons. That straight-through gradients are the better ones holds where a dense model is
+tuned and much is cut: with three quarters kept both are alike, and from scratch masked ones are better (after 30 steps
+at keep 0.5 by 0.04 to 0.10 in three seeds). Any training on a text lowers the nll on its like, so a dense model that
+was trained as long belongs beside each figure (``minillm tune --inputs`` prints it).
 """
 
 from __future__ import annotations
