@@ -137,16 +137,17 @@ def best(found: Sequence[dict], model: str, share: float | None = None) -> list[
 # ---- in words --------------------------------------------------------------------------------------------------------
 
 
-def in_percent(log_ratio: float) -> str:
-    """ln(perplexity / another one) as an increase: "+3.2 %"."""
-    return f"{100 * np.expm1(log_ratio):+.1f} %"
+def increase(log_ratio: float) -> str:
+    """ln(perplexity / another one) as an increase in percent: "+3.2", and "+312" from 100 on."""
+    percent = 100 * np.expm1(log_ratio)
+    return f"{percent:+.1f}" if percent < 99.95 else f"{percent:+.0f}"
 
 
 def with_limits(row: Row, key: str) -> str:
-    """An increase with its interval: "+3.2 % (+2.9 % to +3.5 %)"."""
+    """An increase with its interval: "+3.2 % (+2.9 to +3.5 %)"."""
     if row["low"] is None:
-        return in_percent(row[key])
-    return f"{in_percent(row[key])} ({in_percent(row['low'])} to {in_percent(row['high'])})"
+        return f"{increase(row[key])} %"
+    return f"{increase(row[key])} % ({increase(row['low'])} to {increase(row['high'])} %)"
 
 
 def findings(found: Sequence[dict], share: float = HALF, rng: np.random.Generator | None = None) -> list[str]:
@@ -172,7 +173,7 @@ def findings(found: Sequence[dict], share: float = HALF, rng: np.random.Generato
             if real := next((row for row in rows if row["family"] == family), None):
                 sentences[-1] += f"; without an oracle, {real['policy']} costs {with_limits(real, 'over_dense')}"
     if len(oracles) > 1:
-        ends = [f"{in_percent(min(some))} to {in_percent(max(some))}" for some in (oracles, others)]
+        ends = [f"{increase(min(some))} to {increase(max(some))} %" for some in (oracles, others)]
         sentences.append(f"{where} the oracle costs {ends[0]}, the best method that changes weights {ends[1]}")
     return sentences
 

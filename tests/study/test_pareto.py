@@ -8,7 +8,7 @@ import tiny
 
 import minillm
 from minillm.study import pareto as module
-from minillm.study.pareto import FAMILIES, ORDERINGS, best, findings, in_percent, orderings, pareto, points
+from minillm.study.pareto import FAMILIES, ORDERINGS, best, findings, increase, orderings, pareto, points
 from minillm.study.record import read_record
 from minillm.study.sweep import SweepPoint, sweep
 from minillm.study.sweep_rows import WEIGHTS, known
@@ -86,13 +86,13 @@ def test_the_sentences_are_the_numbers():
     one, two, both = findings(points([*by_hand(), *by_hand("b", 1.036, 3.6, 4)]))
     assert "oracle costs +1.0 %" in one and "weights, wanda, +40.0 %" in one and "+38.6 %" in one  # 1.4 / 1.01
     assert "shadow-3 costs +3.0 %" in one and "teal costs +10.0 %" in one
-    assert "b: at 50 %" in two and "+260.0 %" in two
+    assert "b: at 50 %" in two and "+260 %" in two
     assert both == (
-        "At 50 % of the FFNs' bytes per token the oracle costs +1.0 % to +3.6 %, the best method that changes weights "
-        "+40.0 % to +260.0 %"
+        "At 50 % of the FFNs' bytes per token the oracle costs +1.0 to +3.6 %, the best method that changes weights "
+        "+40.0 to +260 %"
     )
     assert findings(points(by_hand()), 0.25) == []  # nothing of the weights reads so little
-    assert in_percent(math.log(1.5)) == "+50.0 %" and in_percent(math.log(0.9)) == "-10.0 %"
+    assert [increase(math.log(ratio)) for ratio in (1.5, 0.9, 16.6)] == ["+50.0", "-10.0", "+1560"]
 
 
 def test_orderings_are_counted_and_an_interval_around_0_decides_nothing(monkeypatch):
