@@ -228,7 +228,7 @@ def fit(
 
     layers = layer_by_layer(model, runs(model, documents, "documents", context), products_and_sizes, change)
     fitness = "after least squares" if settings.reformed else "as masked"
-    how = f"neurons by a search from {settings.score}, candidates scored {fitness}; correction of down: {correction}"
+    how = f"a search from the {settings.score} score, candidates {fitness} (correction of down: {correction})"
     return neurons_variant("search", model, layers, target, how, frozenset(document_hashes(documents)))
 
 

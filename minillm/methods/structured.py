@@ -221,7 +221,7 @@ def fit(
     else:
         layers = layer_by_layer(model, runs(model, documents, "documents", context), products_and_sizes, change)
         seen = frozenset(document_hashes(documents))
-    how = f"neurons by {score}, the smallest of each layer go; correction of down: {correction}"
+    how = f"the {score} score of their neuron, the smallest of each layer go (correction of down: {correction})"
     return neurons_variant(f"neurons-{score}", model, layers, target, how, seen)
 
 
