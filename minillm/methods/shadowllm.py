@@ -26,7 +26,8 @@ correlation.
 **Masks.** Of each layer the largest share (local), or of the whole model (global).
 
 Differs from the paper: one model of stories in place of seven tasks, and the score is the loss of the continuation.
-Pitfalls. Min-max for each sequence takes away how large the sequences are beside each other. The mean of the targets,
+Pitfalls. The scores of a network for each layer have each layer's own scale: they say nothing of one layer beside
+another, so their ranks over the model and their global masks are poor. Min-max for each sequence takes away how large the sequences are beside each other. The mean of the targets,
 the same mask for every sequence, is a strong baseline: a predictor has to beat it before it is worth anything. The most
 predictable criterion need not be the best one. **The released input is that of the last token of prompt and
 continuation together: it has seen the answer** (``sees_answer``).
