@@ -1,4 +1,7 @@
-"""Commands about predictors: predict train makes one and writes it, predict eval scores many beside the oracle."""
+"""Commands about predictors: predict train makes one and writes it, predict eval scores many beside the oracle.
+
+predict sequence asks another question: what can one look at a prompt say of its whole continuation?
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ from .shared import (
     write_figure,
 )
 
+CRITERIA = ("l2", "grad", "plainact", "taylor", "fisher", "weights")  # those of methods/shadowllm.py
 COLUMNS = {
     "predictor": ("predictor", ""), "recall": ("recall", ".3f"), "precision": ("precision", ".3f"), "f1": ("F1", ".3f"),
     "iou": ("IoU", ".3f"), "selected": ("selected", ".3f"), "own_bytes": ("own bytes", ","),
@@ -29,8 +33,15 @@ COLUMNS = {
 }  # fmt: skip
 
 
+SEQUENCE_COLUMNS = {
+    "criterion": ("criterion", ""), "from": ("known from", ""), "spearman": ("Spearman", ".3f"),
+    "dense": ("dense", ".3f"), "local": ("local", ".3f"), "global": ("global", ".3f"),
+    "multiply_adds": ("multiply-adds", ","),
+}  # fmt: skip
+
+
 def add(commands: flags.Commands) -> None:
-    """Add the command of this file, with its two actions."""
+    """Add the command of this file, with its actions."""
     predict = flags.actions(commands, "predict", "Make predictors of the neurons that a token needs, and score them.")
     truth = flags.flag(
         "--thresholds", metavar="FILE", help="the truth: thresholds of policy mid (default: found for --sparsity)"
@@ -67,6 +78,51 @@ def add(commands: flags.Commands) -> None:
         flags.tokens(f"{flags.DEMO_TOKENS:,}"), flags.calibration_tokens(f"{flags.DEMO_TOKENS:,}"),
         example="minillm predict eval --predictor static,shadow-4",
     )  # fmt: skip
+    sequence = flags.command(
+        predict, "sequence", predict_sequence, flags.model(),
+        flags.text("the text whose sequences are asked for (default: the embedded one)"),
+        flags.calibration("text to learn from (default: the first 40 %% of --text, or the embedded one)"),
+        flags.flag("--sparsity", type=flags.share, default=0.5, help="share of the neurons left out (default: 0.5)"),
+        flags.running(), example="minillm predict sequence --criteria l2,plainact",
+    )  # fmt: skip
+    sequence.add_argument("--criteria", type=flags.names, metavar="NAMES", default=",".join(CRITERIA),
+                          help=f"what makes a neuron important: {', '.join(CRITERIA)} (default: all)")  # fmt: skip
+    for name, value, about in (("--sequences", 500, "at most so many to learn from, and a fifth to ask for"),
+                               ("--prompt-tokens", 32, "tokens of a prompt"),
+                               ("--answer-tokens", 32, "tokens that follow it"),
+                               ("--hidden", 64, "hidden units of the network")):  # fmt: skip
+        sequence.add_argument(name, type=flags.positive, default=value, help=f"{about} (default: {value})")
+
+
+def predict_sequence(a: argparse.Namespace) -> int:
+    """ShadowLLM's question: can a prompt say once which neurons of all layers its continuation needs?"""
+    from tqdm.auto import tqdm
+
+    from ..methods.shadowllm import prompted, rows_of, verdict
+    from ..tables import json_rows, text_table
+
+    model = load_model(a)
+    calibration, test = two_texts(a.text, a.calibration)
+    texts = [prompted(model, text, a.prompt_tokens, a.answer_tokens) for text in (calibration, test)]
+    training, asked = texts[0][: a.sequences], texts[1][: max(1, a.sequences // 5)]
+    making = rows_of(model, training, asked, 1 - a.sparsity, a.criteria, a.hidden)
+    rows = list(
+        tqdm(making, desc="criteria", unit="row", total=5 * len(a.criteria), leave=False, delay=2, disable=None)
+    )
+    if a.json:
+        print(f'{{"rows": {json_rows(rows)},\n"verdict": {json.dumps(verdict(rows))}}}')
+        return 0
+    print(text_table(rows, SEQUENCE_COLUMNS) + "\n")
+    for sentence in verdict(rows):
+        print(wrapped(f"{sentence}."))
+    about = (
+        f"{len(training)} training and {len(asked)} test sequences of {a.prompt_tokens} tokens and {a.answer_tokens} "
+        f"that follow; {1 - a.sparsity:.0%} of the neurons are kept, the same for the whole sequence. Spearman: of the "
+        "scores' ranks with those of the truth, over all neurons. Local, global: nats per token of the continuation, "
+        "with the largest share of each layer kept, or of the model."
+    )
+    print("\n" + wrapped(about))
+    return 0
 
 
 def predict_train(a: argparse.Namespace) -> int:
