@@ -27,10 +27,10 @@ correlation.
 
 Differs from the paper: one model of stories in place of seven tasks, and the score is the loss of the continuation.
 Pitfalls. The scores of a network for each layer have each layer's own scale: they say nothing of one layer beside
-another, so their ranks over the model and their global masks are poor. Min-max for each sequence takes away how large the sequences are beside each other. The mean of the targets,
-the same mask for every sequence, is a strong baseline: a predictor has to beat it before it is worth anything. The most
-predictable criterion need not be the best one. **The released input is that of the last token of prompt and
-continuation together: it has seen the answer** (``sees_answer``).
+another, so their ranks over the model and their global masks are poor. Min-max for each sequence takes away how large
+the sequences are beside each other. The mean of the targets, the same mask for every sequence, is a strong baseline: a
+predictor has to beat it before it is worth anything. The most predictable criterion need not be the best one. **The
+released input is that of the last token of prompt and continuation: it has seen the answer** (``sees_answer``).
 """
 
 from __future__ import annotations
