@@ -28,8 +28,8 @@ ORDER = """
     prefetch/system prefetch/reader prefetch/fetched prefetch/feedforward prefetch/record prefetch/replay
     training/losses training/slopes training/parts training/blocks training/backward training/batches
     training/fresh training/trainer training/distill training/route training/tune
-    methods/base methods/wanda methods/dsnot methods/structured methods/pipeline methods/pipeline_server
-    methods/qsparse methods/
+    methods/base methods/wanda methods/sparsegpt methods/dsnot methods/structured methods/pipeline
+    methods/pipeline_server methods/qsparse methods/
     study/describe study/bootstrap study/score study/prediction study/predicted study/sweep_rows study/record
     study/workers study/sweep study/pareto study/variants study/overlap study/edits study/natural study/distributions
     study/buffers

@@ -1,6 +1,6 @@
 """Both at once: some weights are removed for good, and of what is left each token reads the neurons it needs.
 
-A method removes single weights (wanda.py), and policy mid cuts neurons of the changed model for each token:
+A method removes single weights (wanda.py, sparsegpt.py). Of the changed model, policy mid cuts neurons for each token:
 
     mid_j = 0 where |mid_j| <= t             gate, up, down: the changed weights
 
@@ -70,3 +70,5 @@ def fit(
 
 
 fit_dense_thresholds = partial(fit, thresholds_of="dense model")
+fit_sparsegpt = partial(fit, method="sparsegpt")
+fit_sparsegpt_dense_thresholds = partial(fit, method="sparsegpt", thresholds_of="dense model")

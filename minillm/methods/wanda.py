@@ -62,9 +62,15 @@ def removed_weights(values: np.ndarray, target: float, pattern: tuple[int, int] 
     if pattern is None:
         return smallest(values, math.floor(round(target * inputs, 9)))  # 0.29 * 100 is 28.999999999999996
     kept, group = pattern
+    check_pattern(inputs, pattern)
+    return smallest(values.reshape(rows, -1, group), group - kept).reshape(rows, inputs)
+
+
+def check_pattern(inputs: int, pattern: tuple[int, int]) -> None:
+    """Raise MinillmError where the M of (N, M) does not divide the number of inputs."""
+    kept, group = pattern
     if inputs % group:
         raise MinillmError(f"a matrix has {inputs} inputs, expected a multiple of {group} for {kept}:{group}")
-    return smallest(values.reshape(rows, -1, group), group - kept).reshape(rows, inputs)
 
 
 def pruned(layer: Layer, norms: dict[str, np.ndarray | float], target: float, pattern: tuple[int, int] | None) -> Layer:

@@ -10,7 +10,8 @@ weights (16 bits each, bitmaps counted, the attention left as it is). What is th
     2:4            at most two of four successive weights stay       reads 1/2 + 1/16, and nothing else
     structured     whole neurons are removed for good                keeps R of the weights
     Wanda + mid    weights are removed, and the mask of mid is known for what is left: a bound, too; with thresholds
-                   of the changed model, or ("dense mid") of the dense one, which then read another share
+                   of the changed model, or ("dense mid") of the dense one, which then read another share;
+                   SparseGPT + mid: the same with its weights
     SVD            matrices of low rank                              keeps R of the weights
 
 A family is as good as its best member at about that share: ``best``. What is stored is another question: the first
@@ -67,16 +68,20 @@ FAMILIES = (
     Family("oracle", ("mid",), "neuron", read="read_known_mask"),
     Family("predictor", ("shadow-2", "shadow-3"), "reads"),
     Family("inputs", ("teal",), "reads"),
-    Family("unstructured", ("magnitude", "wanda", "dsnot"), WEIGHTS, BITMAP, weights=True),
-    Family("2:4", ("magnitude-2:4", "wanda-2:4"), WEIGHTS, only=0.5, weights=True),
+    Family("unstructured", ("magnitude", "wanda", "sparsegpt", "dsnot"), WEIGHTS, BITMAP, weights=True),
+    Family("2:4", ("magnitude-2:4", "wanda-2:4", "sparsegpt-2:4"), WEIGHTS, only=0.5, weights=True),
     Family("structured", ("neurons", "neurons-random"), WEIGHTS, weights=True),
     Family("Wanda + mid", ("wanda+mid",), WEIGHTS, read="read_known_mask"),
     Family("Wanda + dense mid", ("wanda+mid-dense",), WEIGHTS, read="read_known_mask"),
+    Family("SparseGPT + mid", ("sparsegpt+mid",), WEIGHTS, read="read_known_mask"),
+    Family("SparseGPT + dense mid", ("sparsegpt+mid-dense",), WEIGHTS, read="read_known_mask"),
     Family("SVD", ("svd", "svd-whitened"), WEIGHTS, weights=True),
 )
 ORDERINGS = (  # what a paper says: the first is better than the second at the same target
     ("wanda", "magnitude", "arXiv 2306.11695"),
     ("wanda-2:4", "magnitude-2:4", "arXiv 2306.11695"),
+    ("sparsegpt", "wanda", "arXiv 2301.00774"),
+    ("sparsegpt-2:4", "wanda-2:4", "arXiv 2301.00774"),
     ("dsnot", "wanda", "arXiv 2310.08915"),
     ("svd-whitened", "svd", "arXiv 2403.07378"),
 )

@@ -16,6 +16,8 @@ FAMILIES = (
     "structured",
     "Wanda + mid",
     "Wanda + dense mid",
+    "SparseGPT + mid",
+    "SparseGPT + dense mid",
     "SVD",
 )
 UNITS = ("(%)", "(per token), log scale")
