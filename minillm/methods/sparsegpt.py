@@ -18,7 +18,9 @@ after it, which are still free, move by the best amount (Optimal Brain Surgeon):
 of 128, the smallest share p of the block's weights is chosen, all rows together, on the weights as they are by then.
 With a pattern N:M, each group of M chooses in every row, when its first column is reached.
 
-    W (out, in), H (in, in)  ->  W with floor(p * out * 128) zeros in each block; other weights are new
+    W (out, in), H (in, in)  ->  W with out * floor(p * in) zeros, as many as Wanda makes; other weights are new
+
+Of them, out * (floor(p * b) - floor(p * a)) lie in the block of the columns from a to b.
 
 **ISC** (Shao et al. 2023, One-Shot Sensitivity-Aware Mixed Sparsity Pruning, arXiv 2310.09499, eq. 4) is another choice
 with the same updates:
@@ -41,7 +43,8 @@ Pitfalls. A smaller error of a layer's output is no promise for the perplexity. 
 columns and on the size of the block. Since the weights change, there is nothing of the dense model to go back to. With
 H = 1 nothing is updated: that is magnitude pruning, but per block and not per row.
 
-Differs from the released code: exactly floor(p * size) weights of a block go; there, the weight at the limit goes too.
+Differs from the released code: a matrix loses as many weights as with Wanda, so that both can be compared. There, a
+block loses floor(p * size) and the weight at the limit, which is more: at p = 0.7 and 64 inputs 0.700, not 0.688.
 Differs from the released code: inputs that never occur are damped like others; there, their weights are set to zero.
 Differs from the released code of ISC: [H^-1]_jj is the diagonal of the inverse, as in the paper; there, it is U_jj.
 """
@@ -61,7 +64,7 @@ from ..transformer.layer import Layer
 from ..transformer.model import Llama
 from ..transformer.texts import document_hashes, runs
 from .base import Variant, layer_by_layer, products, weights_variant
-from .wanda import check_pattern, checked, removed_weights, scores, weights_spec
+from .wanda import check_pattern, checked, count_of, removed_weights, scores, smallest, weights_spec
 
 BLOCK = 128  # columns whose weights are compared with each other
 Saliency = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -104,7 +107,8 @@ def compensated(
         end = min(start + block, inputs)
         if pattern is None:
             values = np.square(rest[start:end]) * weight[start:end]  # (block, out)
-            gone[start:end] = removed_weights(values.reshape(1, -1), target).reshape(values.shape)
+            count = len(matrix) * (count_of(target, end) - count_of(target, start))
+            gone[start:end] = smallest(values.ravel(), count).reshape(values.shape)
         errors = np.zeros((end - start, len(matrix)))  # e of every column and row
         for j in range(start, end):
             if pattern is not None and j % pattern[1] == 0:
@@ -136,7 +140,7 @@ def fit(
 ) -> Variant:  # fmt: skip
     """Prune and compensate (module docstring).
 
-    target: the share of each block's weights that goes. matrices: "ffn" (three per layer) or "all" (seven). pattern:
+    target: the share of the weights that goes. matrices: "ffn" (three per layer) or "all" (seven). pattern:
     (N, M). saliency: "OBS" or "ISC". Raises MinillmError for other names and for a target that is not that of the
     pattern.
     """

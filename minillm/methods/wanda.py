@@ -53,6 +53,11 @@ def smallest(values: np.ndarray, count: int) -> np.ndarray:
     return mask
 
 
+def count_of(target: float, inputs: int) -> int:
+    """floor(target * inputs), where 0.29 * 100 = 28.999999999999996 counts as 29."""
+    return math.floor(round(target * inputs, 9))
+
+
 def removed_weights(values: np.ndarray, target: float, pattern: tuple[int, int] | None = None) -> np.ndarray:
     """Which weights go, by their scores: floor(target * in) of each row, or with a pattern (N, M) all but N of each M.
 
@@ -60,7 +65,7 @@ def removed_weights(values: np.ndarray, target: float, pattern: tuple[int, int] 
     """
     rows, inputs = values.shape
     if pattern is None:
-        return smallest(values, math.floor(round(target * inputs, 9)))  # 0.29 * 100 is 28.999999999999996
+        return smallest(values, count_of(target, inputs))
     kept, group = pattern
     check_pattern(inputs, pattern)
     return smallest(values.reshape(rows, -1, group), group - kept).reshape(rows, inputs)

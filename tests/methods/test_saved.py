@@ -75,7 +75,9 @@ def test_what_is_more_than_its_weights_is_refused(model, tmp_path):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("method", ["wanda", "magnitude-2:4", "svd-whitened", "narrow", "neurons", "search"])
+@pytest.mark.parametrize(
+    "method", ["wanda", "magnitude-2:4", "sparsegpt", "svd-whitened", "narrow", "neurons", "search"]
+)
 def test_transformers_gives_the_same_logits(tmp_path, method):
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     model = tiny.loaded(tmp_path / "m", "float32", hidden_size=16, pad_token_id=0)
