@@ -119,6 +119,20 @@ def allocated(sensitivities: Mapping[str, float], sizes: Mapping[str, int], targ
     return shares
 
 
+def in_columns(shares: Mapping[str, float], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, float]:
+    """The shares as whole numbers of inputs: what is rounded off at one matrix is made up for at the next.
+
+    shapes: (out, in) of each matrix. So the share of all weights stays what it was, but for less than one input.
+    """
+    whole, left = {}, 0.0
+    for name, share in shares.items():
+        rows, inputs = shapes[name]
+        wanted = share * rows * inputs + left
+        count = min(inputs - 1, max(0, round(wanted / rows)))
+        whole[name], left = count / inputs, wanted - count * rows
+    return whole
+
+
 # ---- a whole model ---------------------------------------------------------------------------------------------------
 def fit(
     model: Llama, documents: str | Sequence[str], target: float, *, context: int | None = None, matrices: str = "ffn"
@@ -136,6 +150,7 @@ def fit(
     if target:
         found = traces(model, beginning(pieces, TOKENS), list(names))
         shares = allocated({name: found[name] / size for name, size in names.items()}, names, target)
+        shares = in_columns(shares, {name: model.weights[name].shape for name in names})
     else:
         shares = dict.fromkeys(names, 0.0)
 
