@@ -36,7 +36,6 @@ NOT_RUN = {  # a command -> why, and where else it is checked
     "minillm bench token": "measures speed for minutes; a small one stands beside it in the README",
     "minillm bench decode": "measures speed for minutes; see there",
     "minillm pareto --cluster tcp://HOST:8786 -o rows.csv": "needs a cluster; see tests/study/test_workers.py",
-    "minillm prune METHOD": "a row of the table; see tests/cli/test_prune.py",
     "minillm train -o FOLDER": "trains the embedded model for a minute; see tests/cli/test_train.py",
     "minillm tune -o FOLDER": "trains the embedded model for a minute; a small one stands in the README",
     "minillm patterns --released FOLDER": "needs the paper's files; see tests/study/test_variants.py",

@@ -25,6 +25,11 @@ interruption the same command continues from it and gives the same result.
 Three modules beside this script hold its parts: training_text.py (documents, tokenizer, batches), training_model.py
 (the model, and what makes it fast) and training_optimizers.py (Muon, and the learning rate at each step).
 
+It stays with torch, though minillm has a backward pass of its own: 48 million tokens are needed. NumPy trains about
+4,000 tokens of this model in a second on one core, which is torch's speed there (``minillm bench train``). That would
+take three hours for each run of an experiment, and the optimiser of the matrices (Muon) and products in bfloat16 would
+be missing.
+
 Needs torch and transformers: pip install ".[parity]"
 """
 

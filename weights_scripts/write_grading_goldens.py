@@ -25,7 +25,8 @@ import torch
 import torch.nn.functional as F
 import transformers
 from dump_reference import random_state
-from torch_reference import rms_norm, rotate, run_torch64
+from torch_families import run_torch64
+from torch_reference import rms_norm, rotate
 
 FOLDER = Path(__file__).parents[1] / "minillm" / "data" / "goldens"
 SEED = 7

@@ -42,13 +42,15 @@ Protocol documents, context {context}, BOS {bos}.
 |---|---|---|---|
 {scores}
 
-What cutting half of the neurons costs (thresholds from the embedded calibration text, scored on the test text):
+What cutting half of the neurons costs (thresholds from the embedded calibration text, scored on the same part of
+the test text):
 
 | policy | neuron sparsity | FFN weights read: mask computed / known | perplexity | vs dense |
 |---|---|---|---|---|
 {cuts}
 
-Natural sparsity without any cut, on the embedded test text (per cent of the root mean square of the token's own gates):
+Natural sparsity without any cut, on the same part of the test text (per cent of the root mean square of the token's own
+gates):
 
 | layer | gate exactly 0 | gate below 1 % | gate below 10 % |
 |---|---|---|---|
@@ -138,7 +140,8 @@ def size_fields(model: Llama, folder: Path) -> dict[str, object]:
 def measured_fields(model: Llama, valid: list[str]) -> dict[str, object]:
     """The card's three tables, measured now: perplexity, the cost of cutting half of the neurons, natural sparsity."""
     test = first_tokens(model, as_documents(minillm.embedded_text("test")), 20_000)
-    texts = {"TinyStories, validation": valid, "embedded test text": test}
+    whole = sum(len(model.tokenizer.encode(text, bos=False)) for text in as_documents(minillm.embedded_text("test")))
+    texts = {"TinyStories, validation": valid, f"embedded test text, the first stories of its {whole:,} tokens": test}
     scores = {text: minillm.perplexity(model, documents, context=512) for text, documents in texts.items()}
     calibration = minillm.embedded_text("calibration")
     cuts = sweep(model, calibration, test, ("dhar", "cats", "mid"), (0.5,), "neuron", "documents", 512)

@@ -247,4 +247,7 @@ def write_figure(path: str, *panels: Axes | Figure) -> None:
     from ..show.canvas import alt_text, save_figure
 
     save_figure(panels[0], path)
-    say(f"figure: {path}: {' '.join(alt_text(panel) for panel in panels)}")
+    of_a_figure = panels[0].axes
+    for panel in of_a_figure if isinstance(of_a_figure, list) else panels:
+        if text := alt_text(panel):  # a line for each: a very long one would be shortened
+            say(f"figure: {path}: {text}")

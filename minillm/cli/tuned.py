@@ -15,7 +15,7 @@ def add_tuned(prefetch: flags.Commands) -> None:
         flags.flag("--speed", metavar="FILE", help="of `minillm bench ffn --json` (default: a table in kernels.py)"),
         flags.output("rows as .csv or .json"),
         flags.figure("also draw speed against perplexity: a .png or .svg (needs matplotlib)"),
-        example="minillm prefetch tuned tuned-50 tuned-75 --figure tuned.png",
+        example="minillm tune --block 32 --steps 2 --no-control -o tuned && minillm prefetch tuned tuned",
     )  # fmt: skip
     tuned.add_argument("folders", nargs="+", metavar="FOLDER", help="of `minillm tune --block`")
 

@@ -70,6 +70,8 @@ METHODS = {
     "sparsegpt-2:4": "sparsegpt:fit_2_4",
     "sparsegpt-4:8": "sparsegpt:fit_4_8",
     "sparsegpt-all": "sparsegpt:fit_all",
+    "mixed": "mixed:fit",
+    "mixed-all": "mixed:fit_all",
     "isc": "sparsegpt:fit_isc",
     "isc-all": "sparsegpt:fit_isc_all",
     "dsnot": "dsnot:fit",

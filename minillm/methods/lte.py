@@ -3,7 +3,7 @@
 Zheng et al. 2024 (Learn To be Efficient: Build Structured Sparsity in Large Language Models, arXiv 2402.06126). The
 neurons of an FFN are dealt into N blocks of g, and one gate for each block looks at the FFN's input:
 
-    G_b = sigmoid(x . w_b + c_b)                    x (D,), w_b (D,)
+    G_b = sigmoid(10 (x . w_b + c_b))               x (D,), w_b (D,)
     y   = sum_b  gate_b  (what block b gives)       soft: gate_b = G_b        hard: gate_b = 1 where G_b > tau, else 0
 
 Unlike the K best blocks of a router (predictors/router.py), the number of open gates differs from token to token and
@@ -17,10 +17,13 @@ away from tau, then hard ones: the gates are frozen, and the rest of the model g
 (a straight-through estimator). So training and use are the same from the first step, and neither L_sep nor a second
 stage is needed.
 
-    d gate_b = sum over the block of d(m_j gate) m_j        d(x . w_b + c_b) = d gate_b G_b (1 - G_b)
+    d gate_b = sum over the block of d(m_j gate) m_j        d(x . w_b + c_b) = 10 d gate_b G_b (1 - G_b)
+
+The 10 lets the gates learn ten times as fast as the weights: Adam's steps are of one length, whatever the gradient's.
+(The released scripts give the router a rate of 0.01.)
 
 **A wall.** L_sep is recalled, not published with its code: at tau it is infinite, and its slope is 2 / |G - tau|^3.
-Where gates begin above tau (c_b = 1, so G = 0.73), a weight of 0.5 gives a slope of 81 upwards beside one of 1.5 eta
+Where gates begin above tau (c_b = 0.1, so G = 0.73), a weight of 0.5 gives a slope of 81 upwards beside one of 1.5 eta
 downwards, so that no gate ever crosses tau and nothing gets sparse (``wall`` measures it).
 
 **Grouping.** Balanced k-means of the rows of gate, each divided by its length: clusters of exactly g neurons.
@@ -55,7 +58,8 @@ from ..transformer.linear import linear
 from ..transformer.model import Llama, shape_of
 
 TAU = 0.5  # a gate above it is open
-OPEN = 1.0  # c_b at the beginning: G = 0.73
+OPEN = 1.0  # 10 c_b at the beginning: G = 0.73
+FASTER = 10.0  # than the weights
 NEAREST = 1e-2  # |G - tau| is taken for at least this, since L_sep has no value at tau
 TURNS = 20  # of k-means, at most
 
@@ -122,14 +126,15 @@ class Gates:
         if not 1 <= group <= neurons:
             raise MinillmError(f"group is {group}, expected 1 to {neurons}")
         blocks = -(-neurons // group)
-        made = [{"W": np.zeros((blocks, width), model.dtype), "c": np.full(blocks, OPEN, model.dtype)}
+        made = [{"W": np.zeros((blocks, width), model.dtype), "c": np.full(blocks, OPEN / FASTER, model.dtype)}
                 for _ in range(layers)]  # fmt: skip
         return cls(made, group)
 
     def values(self, index: int, x: np.ndarray) -> np.ndarray:
         """G of each block: x (T, D)  ->  (T, N)."""
         tables = self.layers[index]
-        return 1 / (1 + np.exp(-np.maximum(linear(x, tables["W"], tables["c"]), -80)))
+        z = x.dtype.type(FASTER) * linear(x, tables["W"], tables["c"])  # (T, N)
+        return 1 / (1 + np.exp(-np.maximum(z, -80)))
 
     def of_neurons(self, blocks: np.ndarray, neurons: int) -> np.ndarray:
         """A value for each neuron from one for each block: (T, N)  ->  (T, F)."""
@@ -198,7 +203,7 @@ class GatesBack:
             x, mid = (self.saved[f"blocks.{at.layer}.mlp.{step}"] for step in ("norm", "mid"))
             G = self.gates.values(at.layer, x)  # (T, N)
             d_gate = block_sums(d * mid, self.gates.group) + self.share * self.price.slope(G)  # (T, N)
-            self.d_logits[at.layer] = (d_gate * G * (1 - G)).astype(d.dtype, copy=False)
+            self.d_logits[at.layer] = (FASTER * d_gate * G * (1 - G)).astype(d.dtype, copy=False)
         if at is not None and at.step == "mlp.norm":
             d_logits, tables = self.d_logits.pop(at.layer), self.gates.layers[at.layer]
             self.give(f"gates.{at.layer}.W", d_logits.T @ self.saved[name])
@@ -262,7 +267,7 @@ def wall(model: Llama, batches: Batches, group: int, plan: Plan, ids: np.ndarray
     kept: share of open gates on the text ids (T,). upwards, downwards: the slopes of L_sep and of L_eff where the
     gates begin.
     """
-    start = 1 / (1 + np.exp(-OPEN))
+    start = float(1 / (1 + np.exp(-OPEN)))
     for separability in (0.0, 5e-4, 0.5):
         for eta in (0.3, 1.0):
             trained, gates = learn(model, batches, group, Price(eta, separability), plan, hard=False)

@@ -49,7 +49,7 @@ show(you_are_here())
 # compute a score for every token of the vocabulary.
 
 # %%
-show_source(Llama.stream, Llama.hidden, Llama.head, Llama.forward)
+show_source(Llama.embed, Llama.stream, Llama.hidden, Llama.last_norm, Llama.head, Llama.forward)
 
 # %%
 model = minillm.load("default", dtype="float64")
@@ -59,7 +59,7 @@ cos, sin = rope_table(config.rope, len(ids), model.dtype)
 
 h = model.embed_tokens[ids]  # (T, D)
 for layer in model.layers:
-    h = block(h, layer, Positions(0, cos, sin), minillm.swiglu, lambda name, value: value)
+    h = block(h, layer, Positions(0, ((cos, sin),)), minillm.swiglu, lambda name, value: value)
 logits = linear(rms_norm(h, model.norm, config.rms_norm_eps), model.lm_head)  # (T, V)
 
 assert np.array_equal(logits, model.forward(ids))

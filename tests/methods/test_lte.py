@@ -24,7 +24,7 @@ def model_and_gates(seed: int = 0):
     rng = np.random.default_rng(seed)
     for tables in gates.layers:
         for table in tables.values():
-            table += rng.standard_normal(table.shape) * 0.6
+            table += rng.standard_normal(table.shape) * 0.1
     return model, gates
 
 
@@ -110,7 +110,7 @@ def test_hard_gates_get_the_gradient_of_their_sigmoid():
     model.forward(IDS[:-1], ffn=gates.hard_ffn, tap=lambda name, value: saved.setdefault(name, value))
     mid, x = saved["blocks.1.mlp.mid"], saved["blocks.1.mlp.norm"]
     G = gates.values(1, x)
-    d_logits = (d * mid).reshape(len(x), -1, 4).sum(axis=2) * G * (1 - G)
+    d_logits = 10 * (d * mid).reshape(len(x), -1, 4).sum(axis=2) * G * (1 - G)
     np.testing.assert_allclose(found["gates.1.W"], d_logits.T @ x, rtol=1e-12, atol=1e-15)
     assert not saved["blocks.1.mlp.mask"].all() and saved["blocks.1.mlp.mask"].any()
 
@@ -153,7 +153,7 @@ def test_nothing_crosses_the_wall_of_the_separability_term(twin):
     """Without it more of the gates close at a higher price; with a weight of 5e-4, and of 0.5, hardly one does."""
     model, batches, scored = twin
     ids = np.array(model.tokenizer.encode(scored[0])[:200])
-    rows = list(wall(model, batches, 32, Plan(steps=60), ids))
+    rows = list(wall(model, batches, 32, Plan(steps=150), ids))
     kept = {(row["separability"], row["eta"]): row["kept"] for row in rows}
     assert kept[0.0, 1.0] < kept[0.0, 0.3] - 0.1
     assert min(kept[5e-4, 0.3], kept[0.5, 0.3], kept[0.5, 1.0]) > 0.99
@@ -165,7 +165,7 @@ def test_nothing_crosses_the_wall_of_the_separability_term(twin):
 def test_gates_that_are_hard_from_the_start_need_no_second_stage(twin):
     """At about the same share of open gates, the loss is below that of soft gates that are made hard."""
     model, batches, scored = twin
-    plan = Plan(steps=60)
+    plan = Plan(steps=150)
     hard, gates = learn(model, batches, 32, Price(0.3), plan, teacher=model)
     soft, soft_gates = learn(model, batches, 32, Price(0.3), plan, hard=False, teacher=model)
     after = perplexity(hard.model, scored, ffn=gates.hard_ffn).perplexity

@@ -178,11 +178,11 @@ def valid(rows: list[dict]) -> bool:
     """What a record may hold: every column, each figure in its range and agreeing with the others."""
     assert len({key_of(row) for row in rows}) == len(rows)
     for row in rows:
-        assert set(COLUMNS) - {"fingerprint"} <= set(row) <= set(COLUMNS)
+        assert set(COLUMNS) - {"fingerprint", "stored"} <= set(row) <= set(COLUMNS)
         assert row["nll"] == pytest.approx(sum(row["document_nll"]), rel=1e-6)
         assert row["tokens"] == sum(row["document_tokens"]) and len(row["document_nll"]) == len(row["document_tokens"])
         shares = ("neuron_sparsity", *(f"read_{part}" for part in ("gate", "up", "down", "exact", "known_mask")))
-        assert all(0 <= row[key] <= 1 or row["by"] == "weights" for key in shares)
+        assert all(0 <= (row[key] or 0) <= 1 or row["by"] == "weights" for key in shares)
         assert json.loads(json.dumps(row, allow_nan=False)) == row
     return True
 
