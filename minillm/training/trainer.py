@@ -56,8 +56,8 @@ class Plan:
     """How long and how fast. ``steps`` or ``minutes`` end the training, whichever comes first.
 
     rate: Adam's lr; schedule: "constant" or "cosine" (which needs ``steps``), both after ``warmup`` steps of a linear
-    rise. clip: the largest length of a gradient. average: the memory of the running average of the weights in steps; 0:
-    the result is the last weights. betas, decay: Adam's.
+    rise. clip: the largest length of a gradient. average: the memory of the running average of the weights in steps, at
+    least; it grows to a quarter of the steps done. 0: the result is the last weights. betas, decay: Adam's.
     """
 
     steps: int | None = None
@@ -203,7 +203,7 @@ class Trainer:
         factor = self.plan.factor(number)
         self.adam.step(self.gradients, factor)
         if self.average:
-            average_in(self.average, self.parameters, number + 1, self.plan.average)
+            average_in(self.average, self.parameters, number + 1, max(self.plan.average, (number + 1) // 4))
         tokens = count + (self.curve[-1]["tokens"] if self.curve else 0)
         values = (number + 1, tokens, self.seconds, loss, norm, self.plan.rate * factor)
         self.curve.append(dict(zip(CURVE, values, strict=True)))
