@@ -6,7 +6,7 @@ import argparse
 import json
 
 from . import flags
-from .shared import enough_documents, say, two_texts, with_bos, wrapped, write_figure
+from .shared import say, two_samples, with_bos, wrapped, write_figure
 
 MODELS = ("default-silu", "default-gelu", "default-relu", "default-relu2")  # they differ in the activation alone
 TRADEOFF_COLUMNS = {
@@ -52,9 +52,7 @@ def command_activations(a: argparse.Namespace) -> int:
 
         check_figure(a.figure)
     models = [with_bos(a, minillm.load(source, dtype=a.dtype)) for source in a.model or MODELS]
-    known, test = two_texts(a.text, a.calibration)
-    known = enough_documents(models, known, a.calibration_tokens or flags.DEMO_TOKENS, a.context)
-    test = enough_documents(models, test, a.tokens or flags.DEMO_TOKENS, a.context)
+    known, test = two_samples(a, models, flags.DEMO_TOKENS)
     texts, level = Texts(known, test, a.context), relu2.Level(a.by, a.sparsity)
     say("sparsity against performance")
     tradeoff = relu2.tradeoff_rows(models, texts)

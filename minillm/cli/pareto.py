@@ -6,7 +6,7 @@ import argparse
 import json
 
 from . import flags
-from .shared import enough_documents, models_of, say, two_texts, wrapped, write_figure
+from .shared import models_of, say, two_samples, wrapped, write_figure
 
 TOKENS = 10_000  # scored, and as many to calibrate on: three small models take a few minutes
 COLUMNS = {
@@ -51,9 +51,7 @@ def command_pareto(a: argparse.Namespace) -> int:
     if a.figure:
         check_figure(a.figure)
     models = models_of(a)
-    calibration, test = two_texts(a.text, a.calibration)
-    test = enough_documents(models, test, a.tokens or TOKENS, a.context)
-    calibration = enough_documents(models, calibration, a.calibration_tokens or TOKENS, a.context)
+    calibration, test = two_samples(a, models, TOKENS)
 
     def report(row: dict) -> None:
         target = "" if row["target"] is None else f" {row['target']:.3f}"

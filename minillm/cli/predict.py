@@ -18,6 +18,7 @@ from .shared import (
     load_model,
     say,
     text_or_embedded,
+    two_samples,
     two_texts,
     wrapped,
     write_figure,
@@ -175,9 +176,7 @@ def predict_eval(a: argparse.Namespace) -> int:
 
         check_figure(a.figure)
     model = load_model(a)
-    calibration, test = two_texts(a.text, a.calibration)
-    test = enough_documents([model], test, a.tokens or flags.DEMO_TOKENS, a.context)
-    calibration = enough_documents([model], calibration, a.calibration_tokens or flags.DEMO_TOKENS, a.context)
+    calibration, test = two_samples(a, [model], flags.DEMO_TOKENS)
     rows: list[dict] = []
     thresholds, wanted = given_thresholds(a), a.predictor
     for sparsity in a.sparsity:

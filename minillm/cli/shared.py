@@ -87,6 +87,16 @@ def text_or_embedded(path: str | None, name: str) -> str:
     return text
 
 
+def two_samples(a: argparse.Namespace, models: list[Llama], tokens: int) -> tuple[list[str], list[str]]:
+    """Documents of --text and --calibration, as many as hold --tokens and --calibration-tokens (``tokens`` without).
+
+    ->  those to calibrate on, those to score.
+    """
+    calibration, test = two_texts(a.text, a.calibration)
+    test = enough_documents(models, test, a.tokens or tokens, a.context)
+    return enough_documents(models, calibration, a.calibration_tokens or tokens, a.context), test
+
+
 def two_texts(path: str | None, calibration: str | None = None) -> tuple[str | list[str], str | list[str]]:
     """A text to calibrate on and a text to score: the two parts of --text where it stands alone, else two texts.
 

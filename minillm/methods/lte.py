@@ -43,8 +43,7 @@ import numpy as np
 
 from ..errors import MinillmError
 from ..predictors.router import block_sums
-from ..sparsity.policies import where_kept
-from ..sparsity.selected import NOTHING_READ
+from ..sparsity.selected import NOTHING_READ, SelectedFFN
 from ..steps import place
 from ..trace import Tap, no_tap
 from ..training.backward import Saved, backward
@@ -107,7 +106,7 @@ def in_blocks(model: Llama, group: int, seed: int = 0) -> Llama:
 
 @dataclass(frozen=True, eq=False)
 class Gates:
-    """The gates of all layers: a Selector (hard), and with ``ffn`` a FeedForward (hard or soft).
+    """The gates of all layers: a Selector (hard: ``SelectedFFN(gates)`` runs it), and with ``soft_ffn`` a FeedForward.
 
     layers: per layer W (N, D) and c (N,). group: g. calibrated_on: hashes of the documents that they learnt from.
     """
@@ -149,12 +148,6 @@ class Gates:
         mid = mid_of(x, layer, tap)  # (T, F)
         gate = tap("mask", self.of_neurons(self.values(layer.index, x), mid.shape[1]))  # (T, F), 0 to 1
         return tap("out", linear(tap("mid_cut", mid * gate), layer.down_proj, layer.down_bias))  # (T, D)
-
-    def hard_ffn(self, x: np.ndarray, layer: Layer, position: int = 0, tap: Tap = no_tap) -> np.ndarray:
-        """The FeedForward with hard gates."""
-        mid = mid_of(x, layer, tap)  # (T, F)
-        mid_cut = tap("mid_cut", where_kept(tap("mask", self(x, layer)), mid))  # (T, F)
-        return tap("out", linear(mid_cut, layer.down_proj, layer.down_bias))  # (T, D)
 
     def parameters(self) -> dict[str, np.ndarray]:
         """Their tables by names of their own, for a Trainer."""
@@ -218,7 +211,7 @@ def with_gates(gates: Gates, price: Price, hard: bool = True, teacher: Llama | N
     hard: with the straight-through gradient of the module's docstring; else soft. teacher: whose probabilities are
     learnt; None: the next token.
     """
-    ffn = gates.hard_ffn if hard else gates.soft_ffn
+    ffn = SelectedFFN(gates) if hard else gates.soft_ffn
 
     def one_pass(model: Llama, ids: np.ndarray, count: int, tap: Tap) -> float:
         saved, layers = Saved(), model.layers

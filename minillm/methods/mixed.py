@@ -40,11 +40,10 @@ from functools import partial
 import numpy as np
 
 from ..errors import MinillmError
-from ..training.backward import Saved, backward
-from ..training.losses import cross_entropy
+from ..training.trainer import language
 from ..transformer.layer import Layer, weight_name
 from ..transformer.model import Llama
-from ..transformer.texts import Run, document_hashes, runs
+from ..transformer.texts import Run, document_hashes, first_runs, runs
 from .base import Variant, check, layer_by_layer, products, weights_variant
 from .sparsegpt import WORDS, compensated, isc
 from .wanda import checked, weights_spec
@@ -57,20 +56,17 @@ STEP = 1e-4  # e, beside weights of about 0.1
 # ---- sensitivity -----------------------------------------------------------------------------------------------------
 def gradient(model: Llama, pieces: Sequence[Run], names: Sequence[str]) -> dict[str, np.ndarray]:
     """The gradient of the mean next-token loss on some texts, by these weights {name: array like the weight}."""
-    count = sum(len(run.ids) - 1 for run in pieces)
-    total: dict[str, np.ndarray] = {}
+    count, one_pass = sum(len(run.ids) - 1 for run in pieces), language()
+    total = {name: np.zeros_like(model.weights[name]) for name in names}
+
+    def add(name: str, d: np.ndarray) -> np.ndarray:
+        if name in total:
+            total[name] += d
+        return d
+
     for run in pieces:
-        ids, saved = np.array(run.ids), Saved()
-        model.forward(ids[:-1], tap=saved)
-        found = backward(model, ids[:-1], partial(cross_entropy, targets=ids[1:], count=count), saved, tap=_nothing)
-        for name in names:
-            total[name] = total.get(name, 0) + found.weights[name]
+        one_pass(model, np.array(run.ids), count, add)
     return total
-
-
-def _nothing(name: str, d: np.ndarray) -> np.ndarray:
-    """A tap that keeps nothing: the gradients of the steps are not wanted."""
-    return d
 
 
 def traces(
@@ -148,7 +144,7 @@ def fit(
     for layer in model.layers:
         names |= {weight_name(layer.index, part): getattr(layer, part).size for part in parts}
     if target:
-        found = traces(model, beginning(pieces, TOKENS), list(names))
+        found = traces(model, first_runs(pieces, TOKENS), list(names))
         shares = allocated({name: found[name] / size for name, size in names.items()}, names, target)
         shares = in_columns(shares, {name: model.weights[name].shape for name in names})
     else:
@@ -165,12 +161,6 @@ def fit(
     spec = weights_spec("mixed", WORDS["ISC"], target, matrices, None)
     spec = replace(spec, comparison=f"{WORDS['ISC']}; a share of each matrix by its rank; the others make up for them")
     return weights_variant(model, layers, spec, parts, frozenset(document_hashes(documents)))
-
-
-def beginning(pieces: Sequence[Run], tokens: int) -> Sequence[Run]:
-    """The first pieces that hold so many tokens, or all."""
-    ends = np.cumsum([len(run.ids) for run in pieces])
-    return pieces[: int(np.searchsorted(ends, tokens)) + 1]
 
 
 fit_all = partial(fit, matrices="all")

@@ -45,7 +45,7 @@ import numpy as np
 from ..errors import MinillmError
 from ..optim import Adam, cosine
 from ..predictors.learned import logits
-from ..predictors.train import Parameters, gradients_of, initial_weights, min_max, squared_error
+from ..predictors.train import Parameters, gradients_of, initial_weights, scaled, squared_error
 from ..sparsity.policies import largest
 from ..sparsity.selected import SelectedFFN, StaticSet
 from ..threads import few_threads
@@ -129,12 +129,6 @@ def answer_loss(z: np.ndarray, text: Prompted) -> Loss:
 
 
 # ---- the predictor ---------------------------------------------------------------------------------------------------
-
-
-def scaled(rows: np.ndarray) -> np.ndarray:
-    """Each row brought to 0 ... 1: (n, D)  ->  (n, D)."""
-    low, high = rows.min(axis=1, keepdims=True), rows.max(axis=1, keepdims=True)
-    return (rows - low) / np.maximum(high - low, np.finfo(rows.dtype).tiny)
 
 
 def learnt(x: np.ndarray, targets: np.ndarray, hidden: int, seed: int = 0) -> Parameters:
@@ -257,7 +251,7 @@ def _ways(
     shape: tuple[int, int, int], seen: Sequence[Seen], criterion: str, hidden: int
 ) -> dict[str, tuple[Callable[[Seen], np.ndarray], int]]:
     """Each way to know a criterion: a function of what a sequence shows, and its multiply-adds."""
-    means = np.mean([min_max(one.criteria[criterion].reshape(1, -1)) for one in seen], axis=0)  # (1, L F)
+    means = np.mean([scaled(one.criteria[criterion].reshape(1, -1)) for one in seen], axis=0)  # (1, L F)
     ways: dict[str, tuple[Callable[[Seen], np.ndarray], int]] = {
         "oracle": (partial(_true_scores, criterion=criterion), 0),
         "static": (partial(_same_scores, scores=means.reshape(shape[0], -1)), 0),

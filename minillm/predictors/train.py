@@ -87,9 +87,13 @@ def min_max(mid: np.ndarray) -> np.ndarray:
     >>> min_max(np.array([[-1.0, 3.0, 5.0]]))
     array([[0. , 0.5, 1. ]])
     """
-    size = np.abs(mid)
-    low, high = (pick(size, axis=1, keepdims=True) for pick in (np.min, np.max))
-    return (size - low) / np.maximum(high - low, np.finfo(size.dtype).tiny)
+    return scaled(np.abs(mid))
+
+
+def scaled(rows: np.ndarray) -> np.ndarray:
+    """Each row brought to 0 ... 1: (n, m)  ->  (n, m). Zeros where all values of a row are equal."""
+    low, high = (pick(rows, axis=1, keepdims=True) for pick in (np.min, np.max))
+    return (rows - low) / np.maximum(high - low, np.finfo(rows.dtype).tiny)
 
 
 def loss_and_gradients(

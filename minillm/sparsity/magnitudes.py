@@ -16,7 +16,7 @@ from ..threads import with_few_threads
 from ..transformer.evaluation import pass_over
 from ..transformer.ffn import FeedForward, swiglu
 from ..transformer.model import Llama
-from ..transformer.texts import Run, runs
+from ..transformer.texts import Run, first_runs, runs
 from .policies import TENSORS, column_norms, magnitude
 
 EXACT_BYTES = 1 << 30  # above this, magnitudes are counted in buckets and not kept
@@ -180,7 +180,6 @@ def sample_values(
         return value
 
     if tokens is not None:
-        sizes = np.cumsum([len(run.ids) for run in pieces])
-        pieces = pieces[: int(np.searchsorted(sizes, tokens)) + 1]
+        pieces = first_runs(pieces, tokens)
     pass_over(model, pieces, tap, ffn, what="sampling")
     return [{step: np.concatenate(parts)[:tokens] for step, parts in layer.items()} for layer in values]

@@ -90,6 +90,12 @@ class Sample(NamedTuple):
     context: int | None = None
 
 
+def first_runs(pieces: Sequence[Run], tokens: int) -> Sequence[Run]:
+    """The first runs that hold so many tokens, or all of them."""
+    ends = np.cumsum([len(run.ids) for run in pieces])
+    return pieces[: int(np.searchsorted(ends, tokens)) + 1]
+
+
 class Runs(Sequence[Run]):
     """The runs of a text. Held are the ids of the whole text, two or four bytes each; a Run is made when asked.
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import one_sentence
+from stopped import stopped_behind_a_checkpoint
 
 import minillm
 from minillm.methods import qsparse
-from minillm.training import trainer
 from minillm.transformer.texts import document_hashes, split_text
 
 
@@ -90,15 +90,7 @@ def test_the_same_command_goes_on_from_its_checkpoint(run, tmp_path, monkeypatch
         return ("train", "-m", "m", "--text", "stories.txt", "--steps", "4", "--batch", "60", "-o", tmp_path / name)
 
     assert run(*command("whole"))[0] == 0
-    save = trainer.Trainer.save
-
-    def stopped(self, path):
-        save(self, path)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer, "CHECKPOINT_SECONDS", 0)
-        patch.setattr(trainer.Trainer, "save", stopped)
+    with stopped_behind_a_checkpoint(monkeypatch):
         assert run(*command("again"))[0] == 130
     assert sorted(os.listdir(tmp_path)) == ["again.checkpoint.npz", "whole"]
     status, _, err = run(*command("again"), "--seed", "1")  # the checkpoint is of seed 0

@@ -50,7 +50,7 @@ def test_another_order_of_the_neurons_is_the_same_model():
 def test_open_gates_give_the_dense_model_bit_for_bit():
     model, gates = model_and_gates()
     open_gates = Gates(gates.layers, 4, tau=-1.0)
-    assert np.array_equal(model.forward(IDS, ffn=open_gates.hard_ffn), model.forward(IDS))
+    assert np.array_equal(model.forward(IDS, ffn=SelectedFFN(open_gates)), model.forward(IDS))
     for tables in gates.layers:
         tables["W"][:], tables["c"][:] = 0, 800  # G is exactly 1
     assert np.array_equal(model.forward(IDS, ffn=gates.soft_ffn), model.forward(IDS))
@@ -58,8 +58,7 @@ def test_open_gates_give_the_dense_model_bit_for_bit():
 
 def test_hard_gates_are_a_selector():
     model, gates = model_and_gates()
-    hard, selected = model.forward(IDS, ffn=gates.hard_ffn), model.forward(IDS, ffn=SelectedFFN(gates))
-    assert np.array_equal(hard, selected)
+    hard = model.forward(IDS, ffn=SelectedFFN(gates))
     gathered = model.forward(IDS, ffn=SelectedFFN(gates, "gathered"))
     np.testing.assert_allclose(gathered, hard, rtol=1e-12, atol=1e-12)
     meter = SparsityMeter()
@@ -107,7 +106,7 @@ def test_hard_gates_get_the_gradient_of_their_sigmoid():
     with_gates(gates, Price(0.0))(model, IDS, len(IDS) - 1, lambda key, d: found.setdefault(key, d))
     mid, d = None, found["blocks.1.mlp.mid_cut"]  # (T, F)
     saved = {}
-    model.forward(IDS[:-1], ffn=gates.hard_ffn, tap=lambda name, value: saved.setdefault(name, value))
+    model.forward(IDS[:-1], ffn=SelectedFFN(gates), tap=lambda name, value: saved.setdefault(name, value))
     mid, x = saved["blocks.1.mlp.mid"], saved["blocks.1.mlp.norm"]
     G = gates.values(1, x)
     d_logits = 10 * (d * mid).reshape(len(x), -1, 4).sum(axis=2) * G * (1 - G)
@@ -168,6 +167,6 @@ def test_gates_that_are_hard_from_the_start_need_no_second_stage(twin):
     plan = Plan(steps=150)
     hard, gates = learn(model, batches, 32, Price(0.3), plan, teacher=model)
     soft, soft_gates = learn(model, batches, 32, Price(0.3), plan, hard=False, teacher=model)
-    after = perplexity(hard.model, scored, ffn=gates.hard_ffn).perplexity
-    jump = perplexity(soft.model, scored, ffn=soft_gates.hard_ffn).perplexity
+    after = perplexity(hard.model, scored, ffn=SelectedFFN(gates)).perplexity
+    jump = perplexity(soft.model, scored, ffn=SelectedFFN(soft_gates)).perplexity
     assert after < jump

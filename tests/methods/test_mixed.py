@@ -6,10 +6,10 @@ import tiny
 
 from minillm.errors import MinillmError
 from minillm.methods.base import fit
-from minillm.methods.mixed import allocated, beginning, gradient, in_columns, traces
+from minillm.methods.mixed import allocated, gradient, in_columns, traces
 from minillm.methods.sparsegpt import fit as sparsegpt
 from minillm.transformer.model import Llama
-from minillm.transformer.texts import Run, runs
+from minillm.transformer.texts import Run, first_runs, runs
 
 NAMES = ["model.layers.0.mlp.gate_proj.weight", "model.layers.0.mlp.down_proj.weight"]
 
@@ -93,4 +93,4 @@ def test_a_target_of_0_is_the_dense_model(tmp_path):
 def test_the_beginning_of_a_text(tmp_path):
     model = tiny.loaded(tmp_path / "m")
     pieces = runs(model, tiny.STORIES, "documents", None)
-    assert (len(beginning(pieces, 1)), len(beginning(pieces, 10**6))) == (1, len(pieces))
+    assert (len(first_runs(pieces, 1)), len(first_runs(pieces, 10**6))) == (1, len(pieces))

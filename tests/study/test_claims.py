@@ -101,16 +101,20 @@ PRUNED = {
 }
 
 
+def pruned_perplexities(model, stories, names, published) -> dict[str, float]:
+    """Of these methods at 50 %, and of those with a published figure for this model, which is then scored in full."""
+    calibration, test = stories
+    test = test if model.name in published else first_tokens(model, test, 8_000)
+    found = {}
+    for name in (*names, *published.get(model.name, ())):
+        made = fit(name, model, calibration, 0.5, 512)
+        found[name] = minillm.perplexity(made.model, test, "documents", 512).perplexity
+    return found
+
+
 def test_wanda_beats_magnitude_on_all_matrices_and_has_the_figures_of_an_independent_prototype(model, stories):
     """On the FFN of tinystories-656k alone it does not: the inputs of its matrices have nearly equal norms."""
-    calibration, test = stories
-    test = test if model.name in PRUNED else first_tokens(model, test, 8_000)
-
-    def perplexity(name):
-        made = fit(name, model, calibration, 0.5, 512)
-        return minillm.perplexity(made.model, test, "documents", 512).perplexity
-
-    found = {name: perplexity(name) for name in ("wanda-all", "magnitude-all", *PRUNED.get(model.name, ()))}
+    found = pruned_perplexities(model, stories, ("wanda-all", "magnitude-all"), PRUNED)
     assert found["wanda-all"] < 0.97 * found["magnitude-all"]
     for name, published in PRUNED.get(model.name, {}).items():
         assert found[name] == pytest.approx(published, rel=5e-3), name
@@ -124,14 +128,7 @@ COMPENSATED = {
 
 
 def test_sparsegpt_beats_wanda_and_has_the_figures_of_an_independent_prototype(model, stories):
-    calibration, test = stories
-    test = test if model.name in COMPENSATED else first_tokens(model, test, 8_000)
-
-    def perplexity(name):
-        made = fit(name, model, calibration, 0.5, 512)
-        return minillm.perplexity(made.model, test, "documents", 512).perplexity
-
-    found = {name: perplexity(name) for name in ("wanda", "sparsegpt", *COMPENSATED.get(model.name, ()))}
+    found = pruned_perplexities(model, stories, ("wanda", "sparsegpt"), COMPENSATED)
     assert found["sparsegpt"] < 0.97 * found["wanda"]
     for name, published in COMPENSATED.get(model.name, {}).items():
         assert found[name] == pytest.approx(published, rel=1e-2), name

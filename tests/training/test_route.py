@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import tiny
 from gradients import IDS
+from stopped import stopped_behind_a_checkpoint
 
 from minillm.predictors.router import Router, energies
-from minillm.training import trainer
 from minillm.training.backward import Saved, backward
 from minillm.training.batches import batches_of
 from minillm.training.losses import distillation
@@ -50,17 +50,8 @@ def trained(model, text, router, checkpoint=None, steps=6):
 def test_after_a_stop_the_model_and_the_router_are_the_same_bit_for_bit(tmp_path, monkeypatch):
     model, text = tiny.loaded(tmp_path / "m", "float32"), tiny.STORIES
     whole, router = trained(model, text, new_router(model))
-    save = trainer.Trainer.save
-
-    def stopped(self, path):
-        save(self, path)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer, "CHECKPOINT_SECONDS", 0)
-        patch.setattr(trainer.Trainer, "save", stopped)
-        with pytest.raises(KeyboardInterrupt):
-            trained(model, text, new_router(model), tmp_path / "c.npz")
+    with stopped_behind_a_checkpoint(monkeypatch), pytest.raises(KeyboardInterrupt):
+        trained(model, text, new_router(model), tmp_path / "c.npz")
     again, router_again = trained(model, text, new_router(model, seed=5), tmp_path / "c.npz")
     assert all(np.array_equal(again.model.weights[name], w) for name, w in whole.model.weights.items())
     assert all(np.array_equal(router_again.arrays()[name], a) for name, a in router.arrays().items())
